@@ -1,0 +1,1 @@
+"""Adversarial face de-identification in JAX."""

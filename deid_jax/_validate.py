@@ -1,0 +1,60 @@
+"""Checks of user input: each raises `InputError` with one line that names what is wrong."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class InputError(ValueError):
+    """Bad input: the message is one line that a user can act on."""
+
+
+def _is_concrete_number(value: Any) -> bool:
+    """True for what can be looked at now: no tracers, no pytree placeholders."""
+    return isinstance(value, int | float | np.ndarray | np.generic)
+
+
+def non_negative(name: str, value: Any) -> None:
+    """Refuses NaN, infinities below zero and negative numbers; tracers pass unseen."""
+    if _is_concrete_number(value) and not np.all(np.asarray(value) >= 0):
+        raise InputError(f"{name} must be a number >= 0, got {value}")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Refuses everything but numbers in (0, 1]."""
+    if _is_concrete_number(value) and not 0 < value <= 1:
+        raise InputError(f"{name} must be a number > 0 and <= 1, got {value}")
+
+
+def finite_non_negative(name: str, value: Any) -> None:
+    """Like `non_negative`, and infinity is refused too."""
+    non_negative(name, value)
+    if _is_concrete_number(value) and not np.all(np.isfinite(value)):
+        raise InputError(f"{name} must be finite, got {value}")
+
+
+def count(name: str, value: Any, *, least: int = 0) -> None:
+    """Refuses everything but an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{name} must be an integer >= {least}, got {value}")
+
+
+def images(name: str, value: Any) -> None:
+    """Refuses arrays that are not float[B, H, W, C] with finite pixels in [0, 1].
+
+    Under `jit` and `vmap` only rank and dtype can be checked; the values pass unseen.
+    """
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if array.ndim != 4:
+        raise InputError(f"{name} must be [B, H, W, C], got shape {tuple(array.shape)}")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{name} must be floating point in [0, 1], got dtype {array.dtype}")
+    if isinstance(array, jax.core.Tracer) or array.size == 0:
+        return
+    low, high = float(array.min()), float(array.max())
+    if math.isnan(low) or math.isnan(high):
+        raise InputError(f"{name} must be finite, got NaN")
+    if low < 0 or high > 1:
+        raise InputError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}")

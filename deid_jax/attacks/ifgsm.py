@@ -1,0 +1,60 @@
+"""I-FGSM, the Iterative Fast Gradient Sign Method (also BIM): a baseline of the paper.
+
+Kurakin, Goodfellow, Bengio: "Adversarial examples in the physical world", 2016.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax import _validate
+from deid_jax.attacks.loop import descend
+from deid_jax.types import AttackResult, Objective
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IFGSMConfig:
+    """Settings of `ifgsm`.
+
+    Attributes:
+      step_size: α ≥ 0, the change of every pixel in one step.
+      epsilon: ε ≥ 0, the largest change of a pixel; infinity means no bound.
+      num_steps: number of gradient steps.
+
+    Raises:
+      InputError: a setting is negative or NaN.
+    """
+
+    step_size: float | jax.Array = 0.002
+    epsilon: float | jax.Array = 0.03
+    num_steps: int = dataclasses.field(default=50, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _validate.finite_non_negative("step_size", self.step_size)
+        _validate.non_negative("epsilon", self.epsilon)
+        _validate.count("num_steps", self.num_steps)
+
+
+def ifgsm(
+    objective: Objective,
+    images: jax.Array,
+    config: IFGSMConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(∇l(x̂)) ) ), with sign(0) = 0.
+
+    See `deid_jax.types.Attack` for arguments, result and errors.
+    """
+    alpha, epsilon = config.step_size, config.epsilon
+
+    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+        moved = adversarial - alpha * jnp.sign(gradient)
+        return jnp.clip(moved, images - epsilon, images + epsilon)
+
+    return descend(
+        update, objective, images, key, num_steps=config.num_steps, initial=initial
+    )

@@ -1,0 +1,62 @@
+"""P-FGVM, the Penalized Fast Gradient Value Method: the paper's attack.
+
+Chatzikyriakidis, Papaioannidis, Pitas: "Adversarial Face De-Identification", ICIP 2019.
+"""
+
+import dataclasses
+
+import jax
+
+from deid_jax import _validate
+from deid_jax.attacks.loop import descend
+from deid_jax.types import AttackResult, Objective
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PFGVMConfig:
+    """Settings of `pfgvm`.
+
+    Attributes:
+      step_size: α ≥ 0.
+      penalty_weight: λ ≥ 0, the weight of the 'realism' term; stable while α·λ < 2.
+      num_steps: number of gradient steps.
+
+    Raises:
+      InputError: a setting is negative or NaN.
+    """
+
+    step_size: float | jax.Array = 0.1
+    penalty_weight: float | jax.Array = 0.3
+    num_steps: int = dataclasses.field(default=50, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _validate.finite_non_negative("step_size", self.step_size)
+        _validate.finite_non_negative("penalty_weight", self.penalty_weight)
+        _validate.count("num_steps", self.num_steps)
+
+
+def pfgvm(
+    objective: Objective,
+    images: jax.Array,
+    config: PFGVMConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """x̂ ← clip₀₁( x̂ − α ( ∇l(x̂) + λ (x̂ − x) ) ).
+
+    Projected gradient descent on l(x̂) + (λ/2)‖x̂ − x‖². For a constant gradient g and no
+    clipping, x̂ₙ − x = −(g/λ)(1 − (1 − αλ)ⁿ): it converges to −g/λ for 0 < αλ < 2 and
+    diverges beyond. With λ = 0 it is I-FGVM with ε = ∞, bit for bit.
+
+    See `deid_jax.types.Attack` for arguments, result and errors.
+    """
+    alpha, penalty = config.step_size, config.penalty_weight
+
+    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+        return adversarial - alpha * (gradient + penalty * (adversarial - images))
+
+    return descend(
+        update, objective, images, key, num_steps=config.num_steps, initial=initial
+    )

@@ -1,0 +1,30 @@
+"""Data sets by name. A new one is one file here and one line in `DATASETS`."""
+
+import importlib
+
+from deid_jax._validate import InputError
+from deid_jax.data.dataset import SPLITS, DataOptions, FaceDataset, Loader
+
+# name -> module:function; imported only when asked for.
+DATASETS = {
+    "synthetic": "deid_jax.data.synthetic:load",
+    "folder": "deid_jax.data.folder:load",
+    "celeba": "deid_jax.data.celeba:load",
+    "lfw": "deid_jax.data.lfw:load",
+}
+
+
+def load_dataset(name: str, options: DataOptions) -> FaceDataset:
+    """Loads one split of a data set.
+
+    Raises:
+      InputError: the name is unknown or the loader cannot use what it was given.
+    """
+    if name not in DATASETS:
+        raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {name}")
+    module, function = DATASETS[name].split(":")
+    loader: Loader = getattr(importlib.import_module(module), function)
+    return loader(options)
+
+
+__all__ = ["DATASETS", "SPLITS", "DataOptions", "FaceDataset", "Loader", "load_dataset"]

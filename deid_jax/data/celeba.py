@@ -1,0 +1,143 @@
+"""CelebA: 30 persons with 30 pictures each, drawn by seed.
+
+Ziwei Liu, Ping Luo, Xiaogang Wang, Xiaoou Tang, "Deep Learning Face Attributes in the Wild",
+ICCV 2015. Pictures are aligned, 178x218.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from deid_jax._validate import InputError
+from deid_jax.data import prepared, selection
+from deid_jax.data.dataset import DataOptions, FaceDataset
+from deid_jax.data.pictures import Source, build_dataset
+
+_IMAGE_FOLDERS = ("img_align_celeba", "Img/img_align_celeba")
+_ANNOTATION_FOLDERS = (".", "Anno")
+_IDENTITIES = "identity_CelebA.txt"
+_ATTRIBUTES = "list_attr_celeba.txt"
+_ADVICE = (
+    f"; or name a --data_dir that holds img_align_celeba and {_IDENTITIES}"
+    " (as downloaded from mmlab.ie.cuhk.edu.hk/projects/CelebA.html)"
+)
+
+
+def load(options: DataOptions) -> FaceDataset:
+    """Loads the subset that `deid_jax.data.selection.choose` draws by `options.seed`.
+
+    Two places are tried. (a) The download: `img_align_celeba/` and `identity_CelebA.txt` under
+    `data_dir`, or in its `Img/` and `Anno/`; attributes come from `list_attr_celeba.txt` if it
+    is there. (b) TFDS's `celeb_a` under `data_dir` (default ~/tensorflow_datasets), prepared on
+    first use where TensorFlow is installed. Both draw the same persons; the pictures of
+    persons with more than 30 differ, since TFDS keeps no file names.
+
+    `provenance["selection"]` is {person: [picture, ...]} of all splits; `attributes` are
+    bool[N] by CelebA's names.
+
+    Raises:
+      InputError: neither place has the data, an annotation file is damaged, too few persons
+        have 30 pictures, or what `build_dataset` raises.
+    """
+    if options.data_dir is not None:
+        root = Path(options.data_dir)
+        if not root.is_dir():
+            raise InputError(f"data_dir {root} is not a folder")
+        for folder in _IMAGE_FOLDERS:
+            if (root / folder).is_dir():
+                return _load_download(root, root / folder, options)
+    return _load_tfds(options)
+
+
+def _load_download(root: Path, folder: Path, options: DataOptions) -> FaceDataset:
+    identities = _annotation(root, _IDENTITIES)
+    if identities is None:
+        raise InputError(
+            f"{folder} has pictures, but {_IDENTITIES}, which says whose, is not in {root}"
+        )
+    chosen = selection.choose("celeba", _read_identities(identities), options.seed)
+    table = _annotation(root, _ATTRIBUTES)
+    wanted = {name for names in chosen.values() for name in names}
+    attributes = {} if table is None else _read_attributes(table, wanted)
+    sources = [
+        Source(
+            person=person,
+            name=Path(name).stem,
+            content=folder / name,
+            title=str(folder / name),
+            attributes=attributes.get(name, {}),
+        )
+        for person, names in chosen.items()
+        for name in names
+    ]
+    facts = {"origin": "img_align_celeba", "selection": chosen}
+    return build_dataset("celeba", sources, options, facts)
+
+
+def _annotation(root: Path, name: str) -> Path | None:
+    """The annotation file of that name, if there is one."""
+    paths = [root / folder / name for folder in _ANNOTATION_FOLDERS]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _lines(path: Path) -> Iterable[tuple[int, list[str]]]:
+    """(line number, words) of each line that is not blank."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error
+    numbered = enumerate(text.splitlines(), start=1)
+    return [(number, line.split()) for number, line in numbered if line.strip()]
+
+
+def _read_identities(path: Path) -> dict[str, list[str]]:
+    """Person -> file names; lines are "000001.jpg 2880"."""
+    pictures: dict[str, list[str]] = {}
+    seen = set()
+    for number, words in _lines(path):
+        if len(words) != 2 or not words[1].isdecimal() or "/" in words[0]:
+            raise InputError(f"{path} line {number} must be a file name and a person's number")
+        if words[0] in seen:
+            raise InputError(f"{path} line {number} names {words[0]} again")
+        seen.add(words[0])
+        pictures.setdefault(words[1], []).append(words[0])
+    return pictures
+
+
+def _read_attributes(path: Path, wanted: set[str]) -> dict[str, dict[str, bool]]:
+    """File name -> attribute -> whether it holds, for the files wanted.
+
+    The first line is a count, the second names the attributes, the others are a file name
+    and 1 or -1 for each attribute.
+    """
+    lines = list(_lines(path))
+    if len(lines) < 2:
+        raise InputError(
+            f"{path} must have a count, names of attributes, then lines of 1 and -1"
+        )
+    names = lines[1][1]
+    attributes = {}
+    for number, words in lines[2:]:
+        if words[0] not in wanted:
+            continue
+        if len(words) != len(names) + 1 or not {"1", "-1"} >= set(words[1:]):
+            raise InputError(
+                f"{path} line {number} must be a file name and {len(names)} times 1 or -1"
+            )
+        holds = (word == "1" for word in words[1:])
+        attributes[words[0]] = dict(zip(names, holds, strict=True))
+    missing = sorted(wanted - attributes.keys())
+    if missing:
+        raise InputError(f"{path} has no line for {missing[0]}")
+    return attributes
+
+
+def _load_tfds(options: DataOptions) -> FaceDataset:
+    return prepared.load_subset(
+        "celeba",
+        prepared.PreparedSet("celeb_a", options.data_dir, _ADVICE),
+        options,
+        {"identity": {"Identity_No": np.int64}},
+        lambda example: str(example["identity"]["Identity_No"]),
+    )

@@ -1,0 +1,179 @@
+"""From a picture file to the square face crop that the models see.
+
+Pixels are uint8[H, W, 3] in sRGB; boxes are (left, top, right, bottom) in pixels, right and
+bottom exclusive. Colour profiles are ignored, as recognisers' training sets ignore them.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from deid_jax._validate import InputError
+
+Box = tuple[int, int, int, int]
+
+# Pillow's modules for other formats are not let near the files: fewer surprises.
+FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+MIN_PIXELS_A_SIDE = 8
+MAX_PIXELS = 89_478_485  # Pillow's own bound, 2**30 // 12, of which Pillow only warns
+THUMBNAIL_SIZE = 24
+FILTER = Image.Resampling.LANCZOS
+
+_CELEBA_SIZE = (178, 218)
+_CELEBA_BOX = (25, 62, 153, 190)
+
+
+def decode_image(path_or_bytes: Path | str | bytes, name: str) -> np.ndarray:
+    """The first frame of a picture, upright.
+
+    EXIF orientation is applied; grey, 1-bit, palette and CMYK pictures become RGB; 16-bit grey
+    is divided by 257 and rounded; what is transparent shows white.
+
+    Args:
+      path_or_bytes: the file, or its content.
+      name: what messages call the picture.
+
+    Returns:
+      uint8[H, W, 3].
+
+    Raises:
+      InputError: not a whole picture of one of `FORMATS`, under 8 pixels wide or high, or over
+        `MAX_PIXELS`. The message is one line.
+    """
+    if isinstance(path_or_bytes, bytes):
+        source: Path | io.BytesIO = io.BytesIO(path_or_bytes)
+    else:
+        source = Path(path_or_bytes)
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            _check_size(image, name)
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"{name} has more than {MAX_PIXELS} pixels") from error
+    except Image.UnidentifiedImageError as error:
+        empty = (
+            "an empty file" if _is_empty(path_or_bytes) else "not a picture in a known format"
+        )
+        raise InputError(f"{name} is {empty}") from error
+    except Exception as error:  # Pillow's decoders raise all sorts on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        raise InputError(f"{name} cannot be read: {reason}") from error
+
+
+def _is_empty(path_or_bytes: Path | str | bytes) -> bool:
+    if isinstance(path_or_bytes, bytes):
+        return not path_or_bytes
+    return Path(path_or_bytes).stat().st_size == 0
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name} has more than {MAX_PIXELS} pixels: {width}x{height}")
+    if min(width, height) < MIN_PIXELS_A_SIDE:
+        raise InputError(
+            f"{name} is {width}x{height}: a picture needs {MIN_PIXELS_A_SIDE} pixels a side"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB; 16-bit grey and alpha as `decode_image` says."""
+    if image.mode == "F":
+        raise ValueError("pixels are floating point, of unknown range")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # "I" holds 16 bits here: PGM with more than 255 levels, scaled to 65535 by Pillow.
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Silences Pillow's warnings (damaged metadata, bombs: refused anyway) while many load.
+
+    Warning filters belong to the whole process, so this is for the thread that starts the
+    others, not for each of them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _square(width: int, height: int) -> Box:
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _celeba(width: int, height: int) -> Box:
+    scales = (width / _CELEBA_SIZE[0], height / _CELEBA_SIZE[1]) * 2
+    left, top, right, bottom = (
+        round(edge * scale) for edge, scale in zip(_CELEBA_BOX, scales, strict=True)
+    )
+    return left, top, right, bottom
+
+
+def _none(width: int, height: int) -> Box:
+    return 0, 0, width, height
+
+
+def _auto(width: int, height: int) -> Box:
+    aligned = (width, height) == _CELEBA_SIZE
+    return _celeba(width, height) if aligned else _square(width, height)
+
+
+# name -> (width, height) -> box.
+#   square: the largest centred square.
+#   celeba: x 25..153 of 178, y 62..190 of 218 (a square there; scaled with other pictures):
+#     the face from hairline to chin in CelebA's aligned geometry, eyes at (69, 111.5) and
+#     (108, 111.5), mouth at y = 152.5.
+#   none: the whole picture; `resize` then ignores its aspect.
+#   auto: celeba for pictures of exactly 178x218, square for all others.
+CROPS: dict[str, Callable[[int, int], Box]] = {
+    "auto": _auto,
+    "celeba": _celeba,
+    "none": _none,
+    "square": _square,
+}
+
+
+def crop(pixels: np.ndarray, name: str) -> np.ndarray:
+    """The part of uint8[H, W, 3] that the crop called `name` keeps, a view.
+
+    Raises:
+      InputError: no crop has that name.
+    """
+    if name not in CROPS:
+        raise InputError(f"crop must be one of {', '.join(CROPS)}, got {name}")
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = CROPS[name](width, height)
+    return pixels[top:bottom, left:right]
+
+
+def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
+    """uint8[H, W, 3] to uint8[image_size, image_size, 3], down or up.
+
+    Pillow's LANCZOS, which widens with the reduction and so antialiases. A picture of that
+    size comes back as it is.
+    """
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.array(image.resize((image_size, image_size), FILTER))
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 3] to grey uint8[24, 24], area-averaged: for finding near-duplicates."""
+    grey = Image.fromarray(pixels).convert("L")
+    return np.array(grey.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX))

@@ -1,0 +1,37 @@
+"""Labeled Faces in the Wild: 30 of the 34 persons with 30 pictures or more, drawn by seed.
+
+Gary B. Huang, Manu Ramesh, Tamara Berg, Erik Learned-Miller, "Labeled Faces in the Wild",
+University of Massachusetts, Amherst, Technical Report 07-49, 2007. Pictures are 250x250, the
+face in the middle.
+"""
+
+from deid_jax.data import prepared
+from deid_jax.data.dataset import DataOptions, FaceDataset
+
+
+def load(options: DataOptions) -> FaceDataset:
+    """Loads the subset that `deid_jax.data.selection.choose` draws by `options.seed`.
+
+    It is read from TFDS's `lfw` under `data_dir` (default ~/tensorflow_datasets), prepared on
+    first use where TensorFlow is installed. `provenance["selection"]` is
+    {person: [picture, ...]} of all splits; pictures are named as `deid_jax.data.prepared` says.
+
+    Raises:
+      InputError: the data is not there and cannot be prepared, too few persons have 30
+        pictures, or what `build_dataset` raises.
+    """
+    import tensorflow_datasets as tfds
+
+    return prepared.load_subset(
+        "lfw",
+        prepared.PreparedSet("lfw", options.data_dir, _ADVICE),
+        options,
+        {"label": tfds.features.Text()},
+        lambda example: bytes(example["label"]).decode(),
+    )
+
+
+_ADVICE = (
+    "; or download the pictures yourself and use --dataset=folder with --data_dir naming the"
+    " folder of persons"
+)

@@ -1,0 +1,153 @@
+"""A `FaceDataset` from a list of picture files: decoding, near-duplicates, split, cache."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deid_jax import _validate
+from deid_jax._validate import InputError
+from deid_jax.data import images, splits
+from deid_jax.data.dataset import DataOptions, FaceDataset
+
+MAX_CACHED_BYTES = 2**30  # larger sets are decoded again whenever a picture is read
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One picture before it is decoded.
+
+    Attributes:
+      person: who it shows.
+      name: unique within the person.
+      content: its file, or the file's bytes.
+      title: what messages call it.
+      attributes: what is known of it; the same keys for all pictures of a set.
+    """
+
+    person: str
+    name: str
+    content: Path | bytes
+    title: str
+    attributes: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+
+
+def build_dataset(
+    name: str,
+    sources: Sequence[Source],
+    options: DataOptions,
+    provenance: Mapping[str, Any],
+) -> FaceDataset:
+    """Decodes all sources once and returns the split asked for.
+
+    The cropped pictures stay in memory if all of them, of whatever split, fit
+    `MAX_CACHED_BYTES` (1 GiB); `read` decodes on demand otherwise.
+
+    Args:
+      name: the data set's name.
+      sources: the pictures of all splits, in any order.
+      options: size, crop, split, seed, and what to do about unreadable pictures.
+      provenance: facts to which the ones found here are added.
+
+    Raises:
+      InputError: an option is out of range, a picture cannot be read (and `skip_unreadable`
+        is off), fewer than two persons are left, or one cannot be divided as the split needs.
+    """
+    _validate.count("image_size", options.image_size, least=1)
+    _validate.count("seed", options.seed)
+    if options.crop not in images.CROPS:
+        raise InputError(f"crop must be one of {', '.join(images.CROPS)}, got {options.crop}")
+    ordered = sorted(sources, key=lambda source: (source.person, source.name))
+    readable, thumbnails, cache, unreadable = _decode_all(ordered, options)
+    persons = tuple(sorted({source.person for source in readable}))
+    if len(persons) < 2:
+        raise InputError(
+            f"{name} needs readable pictures of two persons or more, found {len(persons)}"
+        )
+    position = {person: label for label, person in enumerate(persons)}
+    labels = np.array([position[source.person] for source in readable], dtype=np.int32)
+    pairs = splits.near_duplicate_pairs(thumbnails, labels)
+    groups = splits.group_pairs(len(labels), pairs)
+    chosen = splits.split_indices(labels, options.split, options.seed, groups, persons)
+    facts = {
+        "crop": options.crop,
+        "resize": images.FILTER.name.lower(),
+        "seed": options.seed,
+        "num_pictures": len(readable),
+        "num_persons": len(persons),
+        "num_near_duplicate_pairs": len(pairs),
+        "num_unreadable": len(unreadable),
+        "unreadable": unreadable,
+    }
+    whole = FaceDataset(
+        name=name,
+        persons=persons,
+        labels=labels,
+        names=tuple(source.name for source in readable),
+        read=_reader(readable, cache, options),
+        image_size=options.image_size,
+        split=options.split,
+        attributes=_attributes(readable),
+        provenance={**provenance, **facts},
+    )
+    return whole if options.split == "all" else whole.take(chosen)
+
+
+def _decode_all(
+    sources: Sequence[Source], options: DataOptions
+) -> tuple[list[Source], np.ndarray, np.ndarray | None, list[str]]:
+    """The readable sources, their thumbnails, their crops if these fit, the others' names."""
+    size = options.image_size
+    keep = len(sources) * size * size * 3 <= MAX_CACHED_BYTES
+
+    def decode(source: Source) -> tuple[np.ndarray, np.ndarray | None] | InputError:
+        try:
+            pixels = images.decode_image(source.content, source.title)
+        except InputError as error:
+            return error
+        face = images.resize(images.crop(pixels, options.crop), size) if keep else None
+        return images.thumbnail(pixels), face
+
+    readable, thumbnails, faces, unreadable = [], [], [], []
+    with images.quiet_pillow(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for source, result in zip(sources, pool.map(decode, sources), strict=True):
+            if isinstance(result, InputError):
+                if not options.skip_unreadable:
+                    pool.shutdown(cancel_futures=True)
+                    raise InputError(f"{result}; --skip_unreadable leaves such pictures out")
+                unreadable.append(f"{source.person}/{source.name}")
+                continue
+            readable.append(source)
+            thumbnails.append(result[0])
+            faces.append(result[1])
+    if not keep or not readable:
+        return readable, np.array(thumbnails), None, unreadable
+    cache = np.stack([face for face in faces if face is not None])
+    cache.setflags(write=False)
+    return readable, np.stack(thumbnails), cache, unreadable
+
+
+def _reader(
+    sources: Sequence[Source], cache: np.ndarray | None, options: DataOptions
+) -> Callable[[int], np.ndarray]:
+    """Position -> uint8[H, W, 3], from the cache or from the source."""
+    if cache is not None:
+        return cache.__getitem__
+
+    def read(index: int) -> np.ndarray:
+        pixels = images.decode_image(sources[index].content, sources[index].title)
+        return images.resize(images.crop(pixels, options.crop), options.image_size)
+
+    return read
+
+
+def _attributes(sources: Sequence[Source]) -> dict[str, np.ndarray]:
+    """Bool[N] by name."""
+    return {
+        name: np.array([source.attributes[name] for source in sources], dtype=bool)
+        for name in sources[0].attributes
+    }

@@ -1,0 +1,46 @@
+"""The paper's subset of a larger data set: 30 persons with 30 pictures each."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deid_jax import _validate
+from deid_jax._validate import InputError
+
+NUM_PERSONS = 30
+NUM_PICTURES = 30
+
+
+def choose(name: str, pictures: Mapping[str, Sequence[str]], seed: int) -> dict[str, list[str]]:
+    """Draws `NUM_PERSONS` persons, and `NUM_PICTURES` pictures of each.
+
+    The draw depends on the names and the seed, not on the order in which they come; which
+    pictures of a person are drawn does not depend on the other persons.
+
+    Args:
+      name: the data set's name, for the message.
+      pictures: person -> picture names.
+      seed: an integer >= 0.
+
+    Returns:
+      person -> picture names, both sorted.
+
+    Raises:
+      InputError: too few persons have that many pictures, or the seed is negative.
+    """
+    _validate.count("seed", seed)
+    eligible = sorted(person for person in pictures if len(pictures[person]) >= NUM_PICTURES)
+    if len(eligible) < NUM_PERSONS:
+        raise InputError(
+            f"{name} has {len(eligible)} persons with {NUM_PICTURES} pictures or more, "
+            f"{NUM_PERSONS} are needed"
+        )
+    persons = np.random.default_rng([seed, 0]).choice(eligible, NUM_PERSONS, replace=False)
+    chosen = {}
+    for person in sorted(str(person) for person in persons):
+        generator = np.random.default_rng([seed, 1, zlib.crc32(person.encode())])
+        names = sorted(pictures[person])
+        drawn = generator.choice(len(names), NUM_PICTURES, replace=False)
+        chosen[person] = [names[position] for position in sorted(drawn)]
+    return chosen

@@ -1,0 +1,237 @@
+"""Pictures of synthetic people: rays are marched to the surface, shaded, and photographed.
+
+`render` is a pure function of a person, a picture's circumstances and the size; `vmap` it over
+the first two. The picture is rendered at twice its size and filtered down.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax.data.synthetic import paint, scenery
+from deid_jax.data.synthetic.geometry import (
+    Figure,
+    Point,
+    body_distance,
+    bump,
+    hair_distance,
+    head_distance,
+    rotation_matrix,
+    smooth_min,
+    to_head,
+)
+from deid_jax.data.synthetic.identity import Identity
+from deid_jax.data.synthetic.texture import cover, mix, tone
+from deid_jax.data.synthetic.variation import Camera, Light, Variation
+
+_SUPERSAMPLING = 2
+_MARCH_STEPS = 14
+_DISTANCE = 6.5  # of the camera from the head
+_HALF_VIEW = 1.30  # half of the picture's height at the head
+_NORMAL_STEP = 0.012
+
+
+class _Layers(NamedTuple):
+    """Distances to the three materials."""
+
+    head: jax.Array
+    body: jax.Array
+    hair: jax.Array
+
+
+def _layers(figure: Figure, point: Point) -> _Layers:
+    """Signed distances at camera coordinates."""
+    local = to_head(figure, point)
+    relative = tuple(p - figure.centre[i] for i, p in enumerate(point))
+    identity = figure.identity
+    return _Layers(
+        head_distance(figure, local),
+        body_distance(figure, relative),  # type: ignore[arg-type]
+        hair_distance(identity.hair, identity.head, local),
+    )
+
+
+def _distance(figure: Figure, point: Point) -> jax.Array:
+    """Distance to the nearest surface."""
+    layers = _layers(figure, point)
+    return jnp.minimum(smooth_min(layers.head, layers.body, 0.06), layers.hair)
+
+
+def _rays(size: int) -> tuple[jax.Array, jax.Array]:
+    """Directions [N, 3] as a point of components, from pixel centres; and (u, v) in [-1, 1]."""
+    line = (jnp.arange(size) + 0.5) / size * 2 - 1
+    u, v = jnp.meshgrid(line, -line)
+    return u.reshape(-1), v.reshape(-1)
+
+
+def _march(figure: Figure, u: jax.Array, v: jax.Array) -> Point:
+    """Sphere tracing from a plane before the face; points that miss end far behind."""
+    slope = _HALF_VIEW / _DISTANCE
+    dx, dy = u * slope, v * slope
+    norm = jax.lax.rsqrt(dx * dx + dy * dy + 1.0)
+    direction = (dx * norm, dy * norm, -norm)
+
+    def at(t: jax.Array) -> Point:
+        return t * direction[0], t * direction[1], _DISTANCE + t * direction[2]
+
+    def step(_: int, t: jax.Array) -> jax.Array:
+        return t + jnp.clip(_distance(figure, at(t)), -0.1, 0.7)
+
+    start = (_DISTANCE - 1.15) / norm
+    return at(jax.lax.fori_loop(0, _MARCH_STEPS, step, start))
+
+
+def _normal(figure: Figure, point: Point) -> tuple[Point, jax.Array]:
+    """Unit normal by four distances at the corners of a tetrahedron, and their mean."""
+    signs = jnp.array([[1.0, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
+
+    def probe(sign: jax.Array) -> jax.Array:
+        moved = tuple(p + _NORMAL_STEP * sign[i] for i, p in enumerate(point))
+        relief = bump(figure, to_head(figure, moved))  # type: ignore[arg-type]
+        return _distance(figure, moved) + relief  # type: ignore[arg-type]
+
+    values = jax.lax.map(probe, signs)
+    x, y, z = (jnp.sum(signs[:, i, None] * values, 0) for i in range(3))
+    norm = jax.lax.rsqrt(x * x + y * y + z * z + 1e-12)
+    return (x * norm, y * norm, z * norm), jnp.mean(values, 0)
+
+
+def _visibility(figure: Figure, point: Point, normal: Point, aim: jax.Array) -> jax.Array:
+    """Soft shadow of the key light and ambient occlusion -> [2, N] in [0, 1].
+
+    Shadow: least 7 d / t at steps t along the light. Occlusion: lack of free distance along
+    the normal.
+    """
+    base = tuple(p + 0.025 * n for p, n in zip(point, normal, strict=True))
+
+    def shadow(t: jax.Array) -> jax.Array:
+        moved = tuple(p + t * aim[i] for i, p in enumerate(base))
+        return 7.0 * _distance(figure, moved) / t  # type: ignore[arg-type]
+
+    def open_space(h: jax.Array) -> jax.Array:
+        moved = tuple(p + h * n for p, n in zip(point, normal, strict=True))
+        return _distance(figure, moved) / h  # type: ignore[arg-type]
+
+    steps = jnp.array([0.06, 0.13, 0.22, 0.36, 0.6])
+    lit = jnp.clip(jnp.min(jax.lax.map(shadow, steps), 0), 0.0, 1.0)
+    free = jnp.clip(jax.lax.map(open_space, jnp.array([0.09, 0.26])), 0.0, 1.0)
+    return jnp.stack([lit, 0.25 + 0.75 * (0.45 * free[0] + 0.55 * free[1])])
+
+
+def _light_direction(light: Light) -> jax.Array:
+    """Unit vector [3] to the key light in camera coordinates."""
+    azimuth, elevation = jnp.deg2rad(light.azimuth), jnp.deg2rad(light.elevation)
+    flat = jnp.cos(elevation)
+    return jnp.stack(
+        [flat * jnp.sin(azimuth), jnp.sin(elevation), flat * jnp.cos(azimuth)]
+    )
+
+
+def _dot(a: Point, b: jax.Array) -> jax.Array:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _lighten(surface: paint.Surface, light: Light, normal: Point, seen: jax.Array) -> jax.Array:
+    """Lambert light wrapped redly around the edge of shadow, sky light, gloss, rim light."""
+    aim = _light_direction(light)
+    slope = _dot(normal, aim)
+    wrap = jnp.array([0.22, 0.10, 0.07])[:, None]
+    diffuse = jnp.clip((slope[None] + wrap) / (1.0 + wrap), 0.0, 1.0) * seen[0][None]
+    sky = (0.72 + 0.28 * normal[1]) * seen[1]
+    half = aim + jnp.array([0.0, 0.0, 1.0])
+    half = half / jnp.linalg.norm(half)
+    shine = jnp.clip(_dot(normal, half), 0.0, 1.0)
+    edge = (1.0 - jnp.clip(normal[2], 0.0, 1.0)) ** 3
+    gloss = surface.gloss * seen[0] * (0.16 * shine**14 + 0.22 * shine**60 + 0.10 * edge)
+    lamp, ambient = tone(light.key), tone(light.ambient)
+    colour = surface.colour * (lamp * diffuse + ambient * sky[None])
+    rim = light.rim * edge * seen[1] * jnp.clip(0.6 - slope, 0.0, 1.0)
+    return colour + lamp * gloss[None] + lamp * (surface.glint + rim)[None]
+
+
+def _shade_hair(figure: Figure, local: Point, normal: Point, variation: Variation) -> tuple:
+    """Hair colour, and its highlight where strands are square to the light (Kajiya-Kay)."""
+    colour, strands = paint.hair(figure, local)
+    aim = _light_direction(variation.light)
+    half = aim + jnp.array([0.0, 0.0, 1.0])
+    half = half / jnp.linalg.norm(half)
+    up = figure.rotation[:, 1]
+    lean = _dot(normal, up)
+    along = tuple(up[i] - lean * normal[i] for i in range(3))
+    norm = jax.lax.rsqrt(_dot_points(along, along) + 1e-4)
+    cosine = _dot(along, half) * norm + 0.35 * (strands - 0.5)  # type: ignore[arg-type]
+    band = jnp.clip(1.0 - cosine * cosine, 0.0, 1.0) ** 10
+    return colour, band * (0.35 + strands)
+
+
+def _dot_points(a: tuple, b: tuple) -> jax.Array:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+def _figure(identity: Identity, variation: Variation) -> Figure:
+    pose = variation.pose
+    centre = jnp.stack([pose.shift[0], pose.shift[1] - 0.06, jnp.zeros(())])
+    return Figure(identity, variation.expression, rotation_matrix(pose), centre)
+
+
+def _person(figure: Figure, variation: Variation, u: jax.Array, v: jax.Array) -> tuple:
+    """Radiance [3, N] of the person and coverage [N]."""
+    point = _march(figure, u, v)
+    normal, gap = _normal(figure, point)
+    aim = _light_direction(variation.light)
+    seen = _visibility(figure, point, normal, aim)
+    layers, local = _layers(figure, point), to_head(figure, point)
+    surface = paint.face(figure, local, aim[:2])
+    relative = tuple(p - figure.centre[i] for i, p in enumerate(point))
+    clothes = scenery.clothing(variation.wear, relative)  # type: ignore[arg-type]
+    body = cover(layers.body - layers.head, 0.02)
+    dressed = body * clothes[1]
+    skin = mix(surface.colour, tone(figure.identity.skin.colour), body)
+    colour = mix(skin, clothes[0], dressed)
+    hair, band = _shade_hair(figure, local, normal, variation)
+    rough = 0.05 * (2.0 * paint.hair_edge(local) - 1.0)
+    hairy = cover(layers.hair - jnp.minimum(layers.head, layers.body) + rough, 0.03)
+    colour = mix(colour, hair, hairy)
+    bare = (1 - hairy) * (1 - dressed)
+    lit = paint.Surface(colour, surface.gloss * bare, surface.glint * bare * (1 - body))
+    radiance = _lighten(lit, variation.light, normal, seen)
+    sheen = (0.06 + 0.9 * figure.identity.hair.colour)[:, None] * tone(variation.light.key)
+    radiance = radiance + 0.30 * sheen * (hairy * band * seen[0] * seen[1])[None]
+    radiance = scenery.glasses(radiance, figure, variation, (point, u, v))
+    return radiance, cover(gap - 0.03, 0.02)
+
+
+def _filter(size: int, blur: jax.Array) -> jax.Array:
+    """Rows of a Gaussian filter [size, supersampled size]: down-sampling and lens blur."""
+    fine = size * _SUPERSAMPLING
+    places = (jnp.arange(fine) + 0.5) / fine
+    centres = (jnp.arange(size) + 0.5) / size
+    width = jnp.sqrt(blur**2 + (0.42 / size) ** 2)
+    weights = jnp.exp(-0.5 * ((places[None] - centres[:, None]) / width) ** 2)
+    return weights / jnp.sum(weights, 1, keepdims=True)
+
+
+def _develop(radiance: jax.Array, camera: Camera) -> jax.Array:
+    """Linear [H, W, 3] -> sRGB in [0, 1]: exposure, white balance, shoulder, contrast, noise."""
+    light = radiance * camera.exposure * camera.white[None, None]
+    light = 1.0 - jnp.exp(-1.35 * light)
+    grey = jnp.mean(light, -1, keepdims=True)
+    light = jnp.clip(grey + camera.saturation * (light - grey), 1e-4, 1.0)
+    picture = light ** (1 / 2.2)
+    picture = 0.5 + camera.contrast * (picture - 0.5)
+    grain = jax.random.normal(camera.key, picture.shape)
+    return jnp.clip(picture + camera.noise * grain, 0.0, 1.0)
+
+
+def render(identity: Identity, variation: Variation, image_size: int) -> jax.Array:
+    """One picture, float32[image_size, image_size, 3], sRGB in [0, 1]."""
+    fine = image_size * _SUPERSAMPLING
+    u, v = _rays(fine)
+    figure = _figure(identity, variation)
+    radiance, coverage = _person(figure, variation, u, v)
+    picture = mix(scenery.background(variation.scene, u, v), radiance, coverage)
+    planes = picture.reshape(3, fine, fine)
+    rows = _filter(image_size, variation.camera.blur)
+    planes = jnp.einsum("ih,chw,jw->ijc", rows, planes, rows)
+    return _develop(planes, variation.camera)

@@ -1,0 +1,60 @@
+"""Metrics of de-identification, one value per image.
+
+Pictures are float32[B, H, W, C] in [0, 1]; every result is [B]. The mean over the pictures of
+a run is taken once, on the host, over real (not padding) entries: `summarise`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def l2(images: jax.Array, originals: jax.Array) -> jax.Array:
+    """‖x̂ − x‖₂ over all pixels and channels, pixels in [0, 1]: the paper's L2."""
+    return jnp.sqrt(jnp.sum(jnp.square(images - originals), axis=(1, 2, 3)))
+
+
+def linf(images: jax.Array, originals: jax.Array) -> jax.Array:
+    """‖x̂ − x‖∞: the largest change of a pixel's channel."""
+    return jnp.max(jnp.abs(images - originals), axis=(1, 2, 3))
+
+
+def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
+    """Mean structural similarity, the paper's SI.
+
+    11×11 Gaussian window of σ = 1.5, K₁ = 0.01, K₂ = 0.03, data range 1, windows that lie
+    wholly inside the picture, mean over channels. Wang, Bovik, Sheikh, Simoncelli: "Image
+    Quality Assessment", 2004. Pictures must be at least 11 pixels wide and high.
+    """
+    from dm_pix import ssim
+
+    return ssim(images, originals)
+
+
+def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """argmax f(x̂) ≠ y as bool[B]; its mean is the misclassification rate MR."""
+    return jnp.argmax(logits, axis=-1) != labels
+
+
+def summarise(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """Means over per-image records, in float64.
+
+    Args:
+      records: one mapping per image.
+      names: the entries to average: numbers or booleans.
+
+    Returns:
+      name -> mean; a share of 0 to 1 for booleans.
+
+    Raises:
+      ValueError: there are no records.
+    """
+    if not records:
+        raise ValueError("records must hold at least one image, got none")
+    return {
+        name: float(np.mean([record[name] for record in records], dtype=np.float64))
+        for name in names
+    }

@@ -1,0 +1,114 @@
+"""Convolution and max-pooling that stay fast inside `lax.scan` on the CPU.
+
+Values and gradients are those of `flax.linen.Conv` and `flax.linen.max_pool`; layout is NHWC
+for images and HWIO for kernels.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    return lax.conv_general_dilated(
+        images, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """Stride-1 convolution whose input gradient is again an NHWC/HWIO convolution.
+
+    Autodiff writes that gradient with transposed dimension numbers, for which XLA on the CPU
+    has only a slow path inside loop bodies (https://github.com/jax-ml/jax/issues/12868).
+    """
+    return _convolve(images, kernel, padding)
+
+
+def _conv_forward(
+    images: jax.Array, kernel: jax.Array, padding: Padding
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(images, kernel, padding), (images, kernel)
+
+
+def _conv_backward(
+    padding: Padding, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    images, kernel = residuals
+    # ∂/∂x of x ⋆ w is the full correlation with w turned by 180°, channels swapped. Without
+    # the barrier XLA folds the swap into the convolution's dimension numbers: the slow path.
+    turned = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+    full = tuple(
+        (size - 1 - low, size - 1 - high)
+        for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)
+    )
+    images_gradient = _convolve(gradient, turned, full)
+    # Not computed (dead code) where only the input's gradient is asked for, as in attacks.
+    _, kernel_vjp = jax.vjp(lambda kernel: _convolve(images, kernel, padding), kernel)
+    return images_gradient, kernel_vjp(gradient)[0]
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **kwargs: Any,
+) -> jax.Array:
+    """Stands in for `lax.conv_general_dilated` in `nn.Conv(conv_general_dilated=...)`.
+
+    Fast for what the recognisers here are made of: stride 1, no dilation, one group. Anything
+    else goes to `lax.conv_general_dilated` unchanged.
+    """
+    plain = (
+        tuple(window_strides) == (1, 1)
+        and kwargs.get("feature_group_count", 1) == 1
+        and all(tuple(kwargs.get(name) or (1, 1)) == (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
+    )
+    if not plain:
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], (1, 1), padding)
+    (top, bottom), (left, right) = padding
+    return _conv(lhs, rhs, ((top, bottom), (left, right)))
+
+
+def conv(features: int, size: int, name: str) -> nn.Conv:
+    """A size×size convolution of stride 1 with 'same' padding, bias and He initialisation."""
+    return nn.Conv(
+        features,
+        (size, size),
+        kernel_init=nn.initializers.he_normal(),
+        conv_general_dilated=conv_general_dilated,
+        name=name,
+    )
+
+
+def max_pool(images: jax.Array) -> jax.Array:
+    """2×2 max-pooling of stride 2; an odd last row or column is left out ('valid').
+
+    The maximum over four strided slices: the gradient of `nn.max_pool` (select-and-scatter)
+    takes forty times as long on the CPU. Where several of the four are largest, they share
+    the gradient, while `nn.max_pool` gives it to the first.
+
+    Args:
+      images: float[B, H, W, C].
+
+    Returns:
+      float[B, H // 2, W // 2, C].
+    """
+    height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
+    images = images[:, :height, :width]
+    top = jnp.maximum(images[:, 0::2, 0::2], images[:, 0::2, 1::2])
+    bottom = jnp.maximum(images[:, 1::2, 0::2], images[:, 1::2, 1::2])
+    return jnp.maximum(top, bottom)

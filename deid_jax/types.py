@@ -1,0 +1,96 @@
+"""The contracts that attacks, objectives and metrics share.
+
+Layout is [B, H, W, C], RGB; pixels are float32 in [0, 1]; labels are int32; a PRNG key is a
+typed key array (`jax.random.key`). Every per-image quantity is [B]: one entry per image, so
+that batches can be padded, split and sharded freely.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+
+class Batch(NamedTuple):
+    """One padded batch of pictures.
+
+    Attributes:
+      image: float32[B, H, W, C] in [0, 1]; padding repeats the last picture.
+      label: int32[B], the person's class index.
+      index: int32[B], the picture's position in its data set.
+      mask: bool[B], False where an entry is padding.
+    """
+
+    image: jax.Array
+    label: jax.Array
+    index: jax.Array
+    mask: jax.Array
+
+
+class Objective(Protocol):
+    """What an attack minimises, evaluated by one forward pass."""
+
+    def __call__(self, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Judges a batch.
+
+        Entry b of both results depends on image b and key b alone.
+
+        Args:
+          images: float32[B, H, W, C] in [0, 1].
+          key: key[B], one per image and fresh at every step: random transformations of the
+            input live in the objective.
+
+        Returns:
+          loss: float32[B], to be minimised.
+          success: bool[B], whether the attack's goal is reached.
+        """
+        ...
+
+
+class AttackResult(NamedTuple):
+    """What an attack returns.
+
+    Attributes:
+      images: float32[B, H, W, C] in [0, 1], the de-identified pictures.
+      loss: float32[B], the objective's loss at `images`.
+      success: bool[B], the objective's verdict at `images`.
+      num_gradients: int32[B], gradient evaluations spent on each image.
+      num_forwards: int32[B], forward passes spent on each image beside those of gradients.
+    """
+
+    images: jax.Array
+    loss: jax.Array
+    success: jax.Array
+    num_gradients: jax.Array
+    num_forwards: jax.Array
+
+
+class Attack(Protocol):
+    """A de-identification method: a pure function, ready for `jit`, `vmap` and sharding."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        images: jax.Array,
+        config: Any,
+        key: jax.Array,
+        *,
+        initial: jax.Array | None = None,
+    ) -> AttackResult:
+        """De-identifies a batch.
+
+        Args:
+          objective: what to minimise; it alone knows models and labels.
+          images: float32[B, H, W, C] in [0, 1], the originals x.
+          config: the method's frozen config; its floats are pytree leaves (traced, so that
+            another value needs no compilation), what changes the program is static.
+          key: one key for the batch or key[B], one per image.
+          initial: float32[B, H, W, C] in [0, 1], the first iterate x̂₀; the originals if None.
+
+        Returns:
+          The result; `images` has the originals' shape and dtype and lies in [0, 1].
+
+        Raises:
+          InputError: `images` or `initial` is not a batch of pictures (values are checked
+            where they are concrete, shapes and dtypes always).
+        """
+        ...

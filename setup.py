@@ -1,0 +1,52 @@
+"""Packaging of deid_jax: metadata, dependencies and optional extras."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+    # Preparing CelebA or LFW once; reading what is prepared needs none of it.
+    "tfds": ["tensorflow-cpu", "importlib_resources"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist",
+        "scikit-image>=0.24",
+        "scipy",
+        "ruff",
+        "mypy",
+    ],
+}
+
+setup(
+    name="deid_jax",
+    version="0.1.0",
+    description="Adversarial face de-identification in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["deid_jax", "deid_jax.*", "experiments", "experiments.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "dm-pix>=0.4.4",
+        "flax>=0.12",
+        "grain>=0.2.11",
+        "jax>=0.10",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "pillow>=11",
+        "rich>=13",
+        "tensorflow-datasets>=4.9.9",
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
