@@ -35,7 +35,7 @@ def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
 
 
 def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """argmax f(x̂) ≠ y as bool[B]; its mean is the misclassification rate MR."""
+    """Whether argmax f(x̂) ≠ y, bool[B]; its mean is the misclassification rate MR."""
     return jnp.argmax(logits, axis=-1) != labels
 
 

@@ -16,13 +16,13 @@ class Batch(NamedTuple):
     Attributes:
       image: float32[B, H, W, C] in [0, 1]; padding repeats the last picture.
       label: int32[B], the person's class index.
-      index: int32[B], the picture's position in its data set.
+      position: int32[B], the picture's position in its data set.
       mask: bool[B], False where an entry is padding.
     """
 
     image: jax.Array
     label: jax.Array
-    index: jax.Array
+    position: jax.Array
     mask: jax.Array
 
 

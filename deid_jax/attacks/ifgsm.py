@@ -55,6 +55,4 @@ def ifgsm(
         moved = adversarial - alpha * jnp.sign(gradient)
         return jnp.clip(moved, images - epsilon, images + epsilon)
 
-    return descend(
-        update, objective, images, key, num_steps=config.num_steps, initial=initial
-    )
+    return descend(update, objective, images, key, num_steps=config.num_steps, initial=initial)

@@ -51,6 +51,4 @@ def ifgvm(
     def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
         return jnp.clip(adversarial - alpha * gradient, images - epsilon, images + epsilon)
 
-    return descend(
-        update, objective, images, key, num_steps=config.num_steps, initial=initial
-    )
+    return descend(update, objective, images, key, num_steps=config.num_steps, initial=initial)

@@ -57,6 +57,4 @@ def pfgvm(
     def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
         return adversarial - alpha * (gradient + penalty * (adversarial - images))
 
-    return descend(
-        update, objective, images, key, num_steps=config.num_steps, initial=initial
-    )
+    return descend(update, objective, images, key, num_steps=config.num_steps, initial=initial)

@@ -5,7 +5,6 @@ float32 in [0, 1].
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -71,9 +70,9 @@ class FaceDataset:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example: image float32[H, W, 3] in [0, 1], label int32, index int32."""
+        """One example: image float32[H, W, 3] in [0, 1], label int32, position int32."""
         image = self.read(int(index)).astype(np.float32) / np.float32(255)
-        return {"image": image, "label": self.labels[index], "index": np.int32(index)}
+        return {"image": image, "label": self.labels[index], "position": np.int32(index)}
 
     def __repr__(self) -> str:
         return (
@@ -82,13 +81,12 @@ class FaceDataset:
         )
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 over person and picture names: tells whether two sets hold the same pictures."""
-        pairs = sorted(
+    def pictures(self) -> tuple[str, ...]:
+        """ "person/name" of every picture, unique in the set."""
+        return tuple(
             f"{self.persons[label]}/{name}"
             for label, name in zip(self.labels, self.names, strict=True)
         )
-        return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "FaceDataset":
         """The same set with only the pictures at `indices`, in that order."""

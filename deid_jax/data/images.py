@@ -18,7 +18,7 @@ from deid_jax._validate import InputError
 Box = tuple[int, int, int, int]
 
 # Pillow's modules for other formats are not let near the files: fewer surprises.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MIN_PIXELS_A_SIDE = 8
 MAX_PIXELS = 89_478_485  # Pillow's own bound, 2**30 // 12, of which Pillow only warns
 THUMBNAIL_SIZE = 24

@@ -8,6 +8,11 @@ face in the middle.
 from deid_jax.data import prepared
 from deid_jax.data.dataset import DataOptions, FaceDataset
 
+_ADVICE = (
+    "; or download the pictures yourself and use --dataset=folder with --data_dir naming the"
+    " folder of persons"
+)
+
 
 def load(options: DataOptions) -> FaceDataset:
     """Loads the subset that `deid_jax.data.selection.choose` draws by `options.seed`.
@@ -29,9 +34,3 @@ def load(options: DataOptions) -> FaceDataset:
         {"label": tfds.features.Text()},
         lambda example: bytes(example["label"]).decode(),
     )
-
-
-_ADVICE = (
-    "; or download the pictures yourself and use --dataset=folder with --data_dir naming the"
-    " folder of persons"
-)

@@ -1,6 +1,7 @@
 """Batches of a data set, read ahead by Grain while the device computes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -15,6 +16,11 @@ _READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
 def num_batches(num_images: int, batch_size: int) -> int:
     """How many batches hold `num_images` pictures."""
     return -(-num_images // batch_size)
+
+
+def num_full_batches(num_images: int, batch_size: int) -> int:
+    """How many batches `shuffled` gives."""
+    return num_images // min(batch_size, num_images)
 
 
 def even_batch_size(num_images: int, batch_size: int) -> int:
@@ -48,6 +54,6 @@ def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def _pad(examples: dict[str, np.ndarray], batch_size: int) -> Batch:
     count = len(examples["label"])
-    positions = np.minimum(np.arange(batch_size), count - 1)
-    image, label, index = (examples[name][positions] for name in ("image", "label", "index"))
-    return Batch(image, label.astype(np.int32), index, np.arange(batch_size) < count)
+    repeated = np.minimum(np.arange(batch_size), count - 1)
+    fields: list[Any] = [examples[name][repeated] for name in ("image", "label", "position")]
+    return Batch(*fields, mask=np.arange(batch_size) < count)  # type: ignore[arg-type]

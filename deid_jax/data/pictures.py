@@ -57,10 +57,7 @@ def build_dataset(
       InputError: an option is out of range, a picture cannot be read (and `skip_unreadable`
         is off), fewer than two persons are left, or one cannot be divided as the split needs.
     """
-    _validate.count("image_size", options.image_size, least=1)
-    _validate.count("seed", options.seed)
-    if options.crop not in images.CROPS:
-        raise InputError(f"crop must be one of {', '.join(images.CROPS)}, got {options.crop}")
+    _check_options(options)
     ordered = sorted(sources, key=lambda source: (source.person, source.name))
     readable, thumbnails, cache, unreadable = _decode_all(ordered, options)
     persons = tuple(sorted({source.person for source in readable}))
@@ -68,8 +65,7 @@ def build_dataset(
         raise InputError(
             f"{name} needs readable pictures of two persons or more, found {len(persons)}"
         )
-    position = {person: label for label, person in enumerate(persons)}
-    labels = np.array([position[source.person] for source in readable], dtype=np.int32)
+    labels = np.searchsorted(persons, [source.person for source in readable]).astype(np.int32)
     pairs = splits.near_duplicate_pairs(thumbnails, labels)
     groups = splits.group_pairs(len(labels), pairs)
     chosen = splits.split_indices(labels, options.split, options.seed, groups, persons)
@@ -84,17 +80,24 @@ def build_dataset(
         "unreadable": unreadable,
     }
     whole = FaceDataset(
-        name=name,
-        persons=persons,
-        labels=labels,
-        names=tuple(source.name for source in readable),
-        read=_reader(readable, cache, options),
-        image_size=options.image_size,
-        split=options.split,
-        attributes=_attributes(readable),
-        provenance={**provenance, **facts},
+        name,
+        persons,
+        labels,
+        tuple(source.name for source in readable),
+        _reader(readable, cache, options),
+        options.image_size,
+        options.split,
+        _attributes(readable),
+        {**provenance, **facts},
     )
     return whole if options.split == "all" else whole.take(chosen)
+
+
+def _check_options(options: DataOptions) -> None:
+    _validate.count("image_size", options.image_size, least=1)
+    _validate.count("seed", options.seed)
+    if options.crop not in images.CROPS:
+        raise InputError(f"crop must be one of {', '.join(images.CROPS)}, got {options.crop}")
 
 
 def _decode_all(

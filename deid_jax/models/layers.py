@@ -45,10 +45,9 @@ def _conv_backward(
     # ∂/∂x of x ⋆ w is the full correlation with w turned by 180°, channels swapped. Without
     # the barrier XLA folds the swap into the convolution's dimension numbers: the slow path.
     turned = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    full = tuple(
-        (size - 1 - low, size - 1 - high)
-        for size, (low, high) in zip(kernel.shape[:2], padding, strict=True)
-    )
+    (top, bottom), (left, right) = padding
+    height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
+    full = ((height - top, height - bottom), (width - left, width - right))
     images_gradient = _convolve(gradient, turned, full)
     # Not computed (dead code) where only the input's gradient is asked for, as in attacks.
     _, kernel_vjp = jax.vjp(lambda kernel: _convolve(images, kernel, padding), kernel)
@@ -73,7 +72,10 @@ def conv_general_dilated(
     plain = (
         tuple(window_strides) == (1, 1)
         and kwargs.get("feature_group_count", 1) == 1
-        and all(tuple(kwargs.get(name) or (1, 1)) == (1, 1) for name in ("lhs_dilation", "rhs_dilation"))
+        and all(
+            tuple(kwargs.get(name) or (1, 1)) == (1, 1)
+            for name in ("lhs_dilation", "rhs_dilation")
+        )
     )
     if not plain:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)

@@ -1,7 +1,9 @@
-"""The shape of a person as signed distances, in head units, negative inside.
+"""The shape of a person as signed fields, in head units, negative inside.
 
-Distances of ellipsoids are the usual first-order ones, |p/r| (|p/r| - 1) / |p/r²|; parts are
-joined by the polynomial smooth minimum. A point is a tuple (x, y, z) of arrays of one shape,
+Fields are quadratic, (|p|² - r²) / 2r for a sphere: near the surface this is the distance d, a
+way off it grows to d + d² / 2r. That needs no square roots, which were most of the cost; who
+marches along a ray shortens its steps accordingly (`stride`). Parts are joined by the
+polynomial smooth minimum. A point is a tuple (x, y, z) of arrays of one shape,
 in the head's frame (see `identity`), or in the camera's frame where that is said.
 """
 
@@ -64,31 +66,44 @@ def smooth_max(a: jax.Array, b: jax.Array, k: float) -> jax.Array:
     return jnp.maximum(a, b) + h * h * (0.25 / k)
 
 
-def _norm(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
-    return jnp.sqrt(x * x + y * y + z * z + 1e-12)
+def _square(point: Point, centre: tuple) -> jax.Array:
+    """Squared distance to a point."""
+    x, y, z = (p - c for p, c in zip(point, centre, strict=True))
+    return x * x + y * y + z * z
 
 
 def _ellipsoid(point: Point, centre: tuple, radii: tuple) -> jax.Array:
-    """First-order distance to an ellipsoid along the axes."""
-    x, y, z = (p - c for p, c in zip(point, centre, strict=True))
-    i, j, k = (1.0 / r for r in radii)
-    x, y, z = x * i, y * j, z * k
-    near = _norm(x, y, z)
-    return near * (near - 1.0) / (_norm(x * i, y * j, z * k) + 1e-6)
+    """(|p/r|² - 1) min(r) / 2 of an ellipsoid along the axes."""
+    x, y, z = ((p - c) * (1.0 / r) for p, c, r in zip(point, centre, radii, strict=True))
+    least = jnp.minimum(jnp.minimum(radii[0], radii[1]), radii[2])
+    return (x * x + y * y + z * z - 1.0) * (0.5 * least)
 
 
 def _sphere(point: Point, centre: tuple, radius: jax.Array | float) -> jax.Array:
-    return _norm(*(p - c for p, c in zip(point, centre, strict=True))) - radius
+    """(|p|² - r²) / 2r."""
+    return _square(point, centre) * (0.5 / radius) - 0.5 * radius
 
 
 def _segment(point: Point, start: tuple, end: tuple, radii: tuple) -> jax.Array:
-    """Distance to a round stick whose radius goes from radii[0] to radii[1]."""
+    """The same for a round stick whose radius goes from radii[0] to radii[1]."""
     p = [a - b for a, b in zip(point, start, strict=True)]
     e = [b - a for a, b in zip(start, end, strict=True)]
-    along = sum(a * b for a, b in zip(p, e, strict=True)) / sum(a * a for a in e)
-    along = jnp.clip(along, 0.0, 1.0)
-    gap = _norm(*(a - along * b for a, b in zip(p, e, strict=True)))
-    return gap - radii[0] - (radii[1] - radii[0]) * along
+    inverse = 1.0 / sum(a * a for a in e)
+    along = jnp.clip(sum(a * b for a, b in zip(p, e, strict=True)) * inverse, 0.0, 1.0)
+    x, y, z = (a - along * b for a, b in zip(p, e, strict=True))
+    radius = radii[0] + (radii[1] - radii[0]) * along
+    return (x * x + y * y + z * z) / (2.0 * radius) - 0.5 * radius
+
+
+def _ripple(t: jax.Array) -> jax.Array:
+    """A cheap wave of period 1 in [0, 1], with a crease at whole numbers."""
+    u = t - jnp.floor(t)
+    return 4.0 * u * (1.0 - u)
+
+
+def stride(field: jax.Array) -> jax.Array:
+    """A safe step along a ray: the distance to a sphere of radius 1/4, or less."""
+    return field / (1.0 + 2.0 * jnp.maximum(field, 0.0))
 
 
 def mouth_height(identity: Identity) -> jax.Array:
@@ -112,7 +127,7 @@ def _skull(point: Point, head: Head, jaw_open: jax.Array) -> jax.Array:
 
 
 def head_distance(figure: Figure, point: Point) -> jax.Array:
-    """Distance to the skin of the head with nose, eyeballs and ears."""
+    """Field of the skin of the head with nose, eyeballs and ears."""
     identity, expression = figure.identity, figure.expression
     x, y, z = point
     mirrored = (jnp.sqrt(x * x + 4e-4), y, z)
@@ -142,7 +157,7 @@ def head_distance(figure: Figure, point: Point) -> jax.Array:
 
 
 def body_distance(figure: Figure, point: Point) -> jax.Array:
-    """Distance to neck and shoulders; point in camera coordinates relative to the head."""
+    """Field of neck and shoulders; point in camera coordinates relative to the head."""
     male = figure.identity.traits.male
     top = tuple(figure.rotation @ jnp.array([0.0, -0.5, -0.22]))
     width = 0.33 + 0.07 * male
@@ -152,7 +167,7 @@ def body_distance(figure: Figure, point: Point) -> jax.Array:
 
 
 def hair_distance(hair: Hair, head: Head, point: Point) -> jax.Array:
-    """Distance to the hair: a cap around the skull, tresses, a bun, and the face left open."""
+    """Field of the hair: a cap around the skull, tresses, a bun, and the face left open."""
     x, y, z = point
     volume = hair.volume
     cap = _ellipsoid(
@@ -172,12 +187,12 @@ def hair_distance(hair: Hair, head: Head, point: Point) -> jax.Array:
     bun = _sphere(point, (0.0, 1.08 * head.height + 0.04, -0.35), 0.27 * hair.bun)
     bun = jnp.where(hair.bun > 0, bun, 1.0)
     solid = smooth_min(smooth_min(cap, tress, 0.12), bun, 0.06)
-    bumps = jnp.sin(11.0 * x + 3.0 * z) * jnp.sin(10.0 * y + 1.0) * jnp.sin(11.0 * z)
-    solid = solid - 0.028 * hair.curl * bumps
+    bumps = _ripple(1.8 * x + 0.5 * z) * _ripple(1.6 * y + 0.3 * x) * _ripple(1.8 * z)
+    solid = solid - 0.05 * hair.curl * bumps
     aside = x - 0.5 * hair.part * jnp.maximum(y - 0.2, 0.0)
     rise = jnp.maximum(y + 0.30, 0.0) / (hair.hairline + 0.30)
     width = hair.temple + 0.02
-    opening = (jnp.sqrt((aside / width) ** 2 + rise * rise + 1e-9) - 1.0) * 0.5
+    opening = ((aside / width) ** 2 + rise * rise - 1.0) * 0.27
     opening = smooth_max(opening, -0.03 - z, 0.1)
     return smooth_max(solid, -opening, 0.07)
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax.data.synthetic.draws import Draws
+
 NUM_MOLES = 3
 
 # sRGB stops from fair to dark; hair stops: black, dark brown, brown, auburn, blond, grey.
@@ -166,40 +168,24 @@ def _palette(stops: tuple[tuple[int, int, int], ...], position: jax.Array) -> ja
     return table[low] * (1 - weight) + table[low + 1] * weight
 
 
-def _between(key: jax.Array, *ranges: tuple) -> list[jax.Array]:
-    """One uniform draw for each (low, high); the bounds may be arrays."""
-    draws = jax.random.uniform(key, (len(ranges),))
-    return [low + (high - low) * draws[i] for i, (low, high) in enumerate(ranges)]
-
-
-def _chance(key: jax.Array, probability: float | jax.Array) -> jax.Array:
-    """1.0 with the given probability, else 0.0."""
-    return (jax.random.uniform(key) < probability).astype(jnp.float32)
-
-
-def sample_traits(key: jax.Array) -> Traits:
+def _sample_traits(draws: Draws) -> Traits:
     """Draws gender presentation, age, melanin and hair colour class (0..5, as float)."""
-    keys = jax.random.split(key, 5)
-    male = _chance(keys[0], 0.5)
-    age = jax.random.uniform(keys[1])
-    melanin = jax.random.uniform(keys[2])
-    young_colour = jnp.floor(jax.random.uniform(keys[3]) * jnp.where(melanin > 0.6, 2.0, 5.0))
-    grey = jax.random.uniform(keys[4]) < jnp.clip(2.2 * age - 1.2, 0.0, 0.8)
-    return Traits(male, age, melanin, jnp.where(grey, 5.0, young_colour))
+    male, age, melanin = draws.chance(0.5), draws.between(0.0, 1.0), draws.between(0.0, 1.0)
+    colour = jnp.floor(draws.between(0.0, jnp.where(melanin > 0.6, 2.0, 5.0)))
+    grey = draws.chance(jnp.clip(2.2 * age - 1.2, 0.0, 0.8))
+    return Traits(male, age, melanin, jnp.where(grey > 0, 5.0, colour))
 
 
-def _sample_hair(key: jax.Array, traits: Traits) -> Hair:
+def _sample_hair(draws: Draws, traits: Traits) -> Hair:
     """Draws a hair style that fits the traits."""
-    keys = jax.random.split(key, 7)
     male = traits.male
-    jitter = jax.random.uniform(keys[0], (3,), minval=0.8, maxval=1.25)
-    colour = jnp.asarray(_linear(_HAIR_STOPS))[traits.hair_class.astype(jnp.int32)] * jitter
-    long_hair = _chance(keys[1], jnp.where(male > 0, 0.08, 0.72))
-    bald = _chance(keys[2], 0.14 * male)
-    afro = _chance(keys[3], jnp.where(traits.melanin > 0.6, 0.35, 0.1))
-    fringe = _chance(keys[4], jnp.where(male > 0, 0.15, 0.3))
-    volume, length, hairline, temple, part, curl = _between(
-        keys[5],
+    colour = jnp.asarray(_linear(_HAIR_STOPS))[traits.hair_class.astype(jnp.int32)]
+    colour = colour * draws.between(0.8, 1.25, (3,))
+    long_hair = draws.chance(jnp.where(male > 0, 0.08, 0.72))
+    bald = draws.chance(0.14 * male)
+    afro = draws.chance(jnp.where(traits.melanin > 0.6, 0.35, 0.1))
+    fringe = draws.chance(jnp.where(male > 0, 0.15, 0.3))
+    volume, length, hairline, temple, part, curl = draws.several(
         (0.05, 0.17),
         (0.45, 1.0),
         (0.52 + 0.04 * male, 0.66 + 0.08 * traits.age),
@@ -208,109 +194,118 @@ def _sample_hair(key: jax.Array, traits: Traits) -> Hair:
         (0.0, 0.5),
     )
     volume = jnp.where(bald > 0, -0.12, volume + 0.13 * afro)
-    hairline = jnp.where(fringe > 0, 0.33, hairline)
+    hairline = jnp.where(fringe > 0, 0.36, hairline)
     curl = jnp.where(afro > 0, 1.0, curl)
-    bun = _chance(keys[6], 0.35) * (1 - male) * (1 - long_hair)
+    bun = draws.chance(0.35) * (1 - male) * (1 - long_hair)
     return Hair(colour, volume, long_hair * length, hairline, temple, part, curl, bun)
 
 
-def _sample_beard(key: jax.Array, traits: Traits) -> Beard:
+def _sample_beard(draws: Draws, traits: Traits) -> Beard:
     """Draws facial hair, none for half of the men and all women."""
-    keys = jax.random.split(key, 4)
-    bearded = traits.male * _chance(keys[0], 0.55)
-    stubble = 0.75 * bearded + 0.22 * traits.male
-    full = _chance(keys[1], 0.5)
-    moustache = bearded * jnp.maximum(full, _chance(keys[2], 0.55))
-    chin = bearded * jnp.maximum(full, _chance(keys[3], 0.6))
-    return Beard(stubble * full + 0.2 * traits.male * (1 - full), moustache, chin, bearded * full)
+    bearded = traits.male * draws.chance(0.55)
+    full = draws.chance(0.5)
+    moustache = bearded * jnp.maximum(full, draws.chance(0.55))
+    chin = bearded * jnp.maximum(full, draws.chance(0.6))
+    stubble = full * (0.75 * bearded + 0.22 * traits.male) + 0.2 * traits.male * (1 - full)
+    return Beard(stubble, moustache, chin, bearded * full)
 
 
-def _sample_skin(key: jax.Array, traits: Traits) -> Skin:
+def _sample_skin(draws: Draws, traits: Traits) -> Skin:
     """Draws skin colour with undertone, freckles and moles."""
-    keys = jax.random.split(key, 5)
-    warm = jax.random.uniform(keys[0], (3,), minval=0.92, maxval=1.08)
-    colour = _palette(_SKIN_STOPS, traits.melanin) * warm
-    freckles = _chance(keys[1], 0.35) * (1 - traits.melanin)
-    spots = jax.random.uniform(keys[2], (NUM_MOLES, 3))
+    colour = _palette(_SKIN_STOPS, traits.melanin) * draws.between(0.92, 1.08, (3,))
+    freckles = draws.chance(0.35) * (1 - traits.melanin)
+    spots = draws.between(0.0, 1.0, (NUM_MOLES, 3))
     low, high = jnp.array([-0.45, -0.75, 0.0]), jnp.array([0.45, 0.45, 0.035])
     moles = low[None] + (high - low)[None] * spots
-    (blush,) = _between(keys[3], (0.1, 0.8))
     wrinkles = jnp.clip(1.7 * traits.age - 0.7, 0.0, 1.0)
-    return Skin(colour, blush, freckles, wrinkles, moles)
+    return Skin(colour, draws.between(0.1, 0.8), freckles, wrinkles, moles)
 
 
-def _sample_eyes(key: jax.Array, traits: Traits) -> Eyes:
+def _sample_head(draws: Draws, male: jax.Array) -> Head:
+    """Draws skull and jaw; men's jaws are wider."""
+    return Head(
+        *draws.several(
+            (0.62 + 0.02 * male, 0.74 + 0.02 * male),
+            (0.94, 1.06),
+            (0.02 * male, 0.09 + 0.06 * male),
+            (-0.08, 0.08),
+            (0.10 + 0.04 * male, 0.17 + 0.06 * male),
+            (-0.07, 0.09),
+            (0.0, 0.09),
+            (0.75, 1.3),
+        )
+    )
+
+
+def _sample_eyes(draws: Draws, traits: Traits) -> Eyes:
     """Draws eyes; dark skin mostly goes with dark irises."""
-    shape, colour = jax.random.split(key)
-    ranges = (
+    shape = draws.several(
         (0.255, 0.325),
-        (0.125 + 0.01 * (1 - traits.male), 0.17),
+        (0.135 - 0.01 * traits.male, 0.17),
         (-0.12, 0.24),
         (0.75, 1.3),
         (-0.03, 0.03),
         (0.2, 1.0),
-        (0.3 + 0.4 * (1 - traits.male), 1.0),
+        (0.7 - 0.4 * traits.male, 1.0),
     )
-    place = jax.random.uniform(colour) * jnp.where(traits.melanin > 0.5, 0.35, 1.0)
-    return Eyes(*_between(shape, *ranges), _palette(_IRIS_STOPS, place))
+    iris = draws.between(0.0, jnp.where(traits.melanin > 0.5, 0.35, 1.0))
+    return Eyes(*shape, _palette(_IRIS_STOPS, iris))
 
 
-def _sample_mouth(key: jax.Array, traits: Traits, skin: jax.Array) -> Mouth:
+def _sample_brows(draws: Draws, male: jax.Array) -> Brows:
+    """Draws eyebrows; men's are lower and thicker."""
+    return Brows(
+        *draws.several(
+            (0.19 - 0.02 * male, 0.27 - 0.02 * male),
+            (0.016 + 0.012 * male, 0.034 + 0.02 * male),
+            (0.0, 0.06),
+            (-0.12, 0.2),
+            (0.15, 0.21),
+            (0.45, 1.0),
+            (0.0, 0.03 + 0.03 * male),
+        )
+    )
+
+
+def _sample_nose(draws: Draws, male: jax.Array) -> Nose:
+    """Draws the nose."""
+    return Nose(
+        *draws.several(
+            (0.30, 0.44),
+            (0.085 + 0.01 * male, 0.155 + 0.02 * male),
+            (0.04, 0.075),
+            (0.07, 0.115),
+            (0.16, 0.30),
+            (-0.05, 0.05),
+        )
+    )
+
+
+def _sample_mouth(draws: Draws, male: jax.Array, skin: jax.Array) -> Mouth:
     """Draws the mouth; lips are a redder and darker skin colour, or painted."""
-    shape, tint, paint = jax.random.split(key, 3)
-    ranges = ((0.16, 0.25), (0.21, 0.31), (0.035, 0.085), (0.05, 0.11), (0.0, 0.5))
-    redness = jax.random.uniform(tint)
+    shape = draws.several(
+        (0.16, 0.25), (0.21, 0.31), (0.035, 0.085), (0.05, 0.11), (0.0, 0.5)
+    )
+    redness = draws.between(0.0, 1.0)
     natural = skin * jnp.array([0.82, 0.48, 0.5]) * (1.1 - 0.25 * redness)
     painted = jnp.array([0.42, 0.05, 0.07]) * (0.5 + redness)
-    lipstick = 0.75 * _chance(paint, 0.45) * (1 - traits.male)
-    return Mouth(*_between(shape, *ranges), natural * (1 - lipstick) + painted * lipstick)
+    lipstick = 0.75 * draws.chance(0.45) * (1 - male)
+    return Mouth(*shape, natural * (1 - lipstick) + painted * lipstick)
 
 
 def sample_identity(key: jax.Array) -> Identity:
     """Draws a person: key -> `Identity`, a pure function that can be vmapped."""
-    keys = jax.random.split(key, 8)
-    traits = sample_traits(keys[0])
-    male, skin = traits.male, _sample_skin(keys[1], traits)
-    head = (
-        (0.62 + 0.02 * male, 0.74 + 0.02 * male),
-        (0.94, 1.06),
-        (0.02 * male, 0.09 + 0.06 * male),
-        (-0.08, 0.08),
-        (0.10 + 0.04 * male, 0.17 + 0.06 * male),
-        (-0.07, 0.09),
-        (0.0, 0.09),
-        (0.75, 1.3),
-    )
-    brows = (
-        (0.19 - 0.02 * male, 0.27 - 0.02 * male),
-        (0.016 + 0.012 * male, 0.034 + 0.02 * male),
-        (0.0, 0.06),
-        (-0.12, 0.2),
-        (0.15, 0.21),
-        (0.45, 1.0),
-        (0.0, 0.03 + 0.03 * male),
-    )
-    nose = (
-        (0.30, 0.44),
-        (0.085 + 0.01 * male, 0.155 + 0.02 * male),
-        (0.04, 0.075),
-        (0.07, 0.115),
-        (0.16, 0.30),
-        (-0.05, 0.05),
-    )
+    draws = Draws(key, 96)
+    traits = _sample_traits(draws)
+    skin = _sample_skin(draws, traits)
     return Identity(
-        traits,
-        Head(*_between(keys[2], *head)),
-        _sample_eyes(keys[3], traits),
-        Brows(*_between(keys[4], *brows)),
-        Nose(*_between(keys[5], *nose)),
-        _sample_mouth(keys[6], traits, skin.colour),
-        skin,
-        *_sample_hairs(keys[7], traits),
+        traits=traits,
+        head=_sample_head(draws, traits.male),
+        eyes=_sample_eyes(draws, traits),
+        brows=_sample_brows(draws, traits.male),
+        nose=_sample_nose(draws, traits.male),
+        mouth=_sample_mouth(draws, traits.male, skin.colour),
+        skin=skin,
+        hair=_sample_hair(draws, traits),
+        beard=_sample_beard(draws, traits),
     )
-
-
-def _sample_hairs(key: jax.Array, traits: Traits) -> tuple[Hair, Beard]:
-    """Hair on the head and in the face."""
-    head, face = jax.random.split(key)
-    return _sample_hair(head, traits), _sample_beard(face, traits)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deid_jax.data.synthetic.draws import Draws
+
 NUM_SHAPES = 6
 
 
@@ -70,7 +72,7 @@ class Wear(NamedTuple):
 
 
 class Camera(NamedTuple):
-    """Exposure and contrast as factors, white balance [3], blur and noise, and their key.
+    """Exposure and contrast as factors, white balance [3], blur and noise, and its seed.
 
     Blur is a fraction of the picture's height, noise a standard deviation in sRGB.
     """
@@ -81,7 +83,7 @@ class Camera(NamedTuple):
     saturation: jax.Array
     blur: jax.Array
     noise: jax.Array
-    key: jax.Array
+    seed: jax.Array
 
 
 class Variation(NamedTuple):
@@ -95,127 +97,101 @@ class Variation(NamedTuple):
     camera: Camera
 
 
-def _uniform(key: jax.Array, low: float, high: float, shape: tuple = ()) -> jax.Array:
-    """Uniform draws in [low, high)."""
-    return jax.random.uniform(key, shape, minval=low, maxval=high)
+def _sample_pose(draws: Draws) -> Pose:
+    """Heads turn by up to 30 degrees, nod by 13 and tilt by 13."""
+    yaw = 30.0 * jnp.clip(draws.bell(1.1), -1.0, 1.0)
+    pitch = draws.between(-13.0, 12.0)
+    roll = draws.bell(9.0)
+    shift = draws.between(-0.14, 0.14, (2,))
+    return Pose(yaw, pitch, roll, shift, draws.between(0.88, 1.14))
 
 
-def _sample_pose(key: jax.Array) -> Pose:
-    """Heads turn by up to 32 degrees, with a dip around 0 so that left and right are clear."""
-    keys = jax.random.split(key, 5)
-    yaw = 30.0 * jnp.clip(jax.random.normal(keys[0]) * 0.55, -1.0, 1.0)
-    pitch = _uniform(keys[1], -13.0, 12.0)
-    roll = 6.0 * jax.random.normal(keys[2])
-    shift = _uniform(keys[3], -0.14, 0.14, (2,))
-    return Pose(yaw, pitch, jnp.clip(roll, -14.0, 14.0), shift, _uniform(keys[4], 0.88, 1.14))
+def _sample_expression(draws: Draws) -> Expression:
+    """Half of the faces smile, 45 % open the mouth, 14 % close the eyes."""
+    smile = jnp.where(
+        draws.chance(0.5) > 0, draws.between(0.55, 1.0), draws.between(-0.3, 0.15)
+    )
+    mouth = draws.chance(0.45) * draws.between(0.4, 1.0)
+    eyes = jnp.where(draws.chance(0.14) > 0, 0.05, draws.between(0.7, 1.1))
+    raised, gaze = draws.between(-0.3, 1.0), draws.between(-1.0, 1.0, (2,))
+    return Expression(smile, mouth, eyes, raised, gaze)
 
 
-def _sample_expression(key: jax.Array) -> Expression:
-    """Half of the faces smile, four in ten open the mouth, one in ten close the eyes."""
-    keys = jax.random.split(key, 8)
-    smiling = jax.random.uniform(keys[0]) < 0.5
-    smile = jnp.where(smiling, _uniform(keys[1], 0.55, 1.0), _uniform(keys[2], -0.3, 0.15))
-    opened = jax.random.uniform(keys[3]) < 0.45
-    mouth = jnp.where(opened, _uniform(keys[4], 0.4, 1.0), 0.0)
-    shut = jax.random.uniform(keys[5]) < 0.14
-    eyes = jnp.where(shut, 0.05, _uniform(keys[6], 0.7, 1.1))
-    more = jax.random.split(keys[7])
-    gaze = _uniform(more[1], -1.0, 1.0, (2,))
-    return Expression(smile, mouth, eyes, _uniform(more[0], -0.3, 1.0), gaze)
-
-
-def _temperature(key: jax.Array, spread: float) -> jax.Array:
+def _temperature(draws: Draws, spread: float) -> jax.Array:
     """A light colour between candle and blue sky, float32[3] around 1."""
-    warm, tint = jax.random.split(key)
-    degree = _uniform(warm, -spread, spread)
-    green = _uniform(tint, -0.25, 0.25) * spread
+    degree, green = draws.between(-spread, spread), draws.between(-0.25, 0.25) * spread
     return jnp.exp(jnp.stack([degree, green, -1.2 * degree]))
 
 
-def _sample_light(key: jax.Array) -> Light:
+def _sample_light(draws: Draws) -> Light:
     """A key light anywhere before the face, ambient light of another colour, and a rim."""
-    keys = jax.random.split(key, 7)
-    strength = _uniform(keys[0], 0.55, 1.35)
-    fill = _uniform(keys[1], 0.16, 0.62)
+    strength, fill = draws.between(0.55, 1.35), draws.between(0.16, 0.62)
     return Light(
-        _uniform(keys[2], -75.0, 75.0),
-        _uniform(keys[3], 0.0, 60.0),
-        strength * _temperature(keys[4], 0.22),
-        fill * _temperature(keys[5], 0.2),
-        _uniform(keys[6], 0.0, 0.5) ** 2,
+        draws.between(-75.0, 75.0),
+        draws.between(0.0, 60.0),
+        strength * _temperature(draws, 0.22),
+        fill * _temperature(draws, 0.2),
+        draws.between(0.0, 0.5) ** 2,
     )
 
 
-def _colour(key: jax.Array, shape: tuple = ()) -> jax.Array:
-    """Linear RGB of random brightness and mostly moderate saturation, [*shape, 3]."""
-    value, tint, amount = jax.random.split(key, 3)
-    grey = _uniform(value, 0.05, 0.98, (*shape, 1)) ** 2.0
-    hue = _uniform(tint, 0.1, 1.0, (*shape, 3))
-    saturation = _uniform(amount, 0.0, 1.0, (*shape, 1)) ** 1.5
+def _colours(draws: Draws, count: int) -> jax.Array:
+    """Linear RGB of random brightness and mostly moderate saturation, [count, 3]."""
+    grey = draws.between(0.05, 0.98, (count, 1)) ** 2.0
+    hue = draws.between(0.1, 1.0, (count, 3))
+    saturation = draws.between(0.0, 1.0, (count, 1)) ** 1.5
     return grey * (1 - saturation + 1.5 * saturation * hue)
 
 
-def _sample_scene(key: jax.Array) -> Scene:
-    """A gradient with a few soft shapes; a third of the scenes have stripes."""
-    keys = jax.random.split(key, 8)
-    size = (NUM_SHAPES, 1)
-    shapes = jnp.concatenate(
-        [
-            _uniform(keys[0], -1.2, 1.2, (NUM_SHAPES, 2)),
-            _uniform(keys[1], 0.06, 0.6, (NUM_SHAPES, 2)),
-            _uniform(keys[2], 0.015, 0.25, size),
-            _uniform(keys[3], 0.0, 1.0, size),
-        ],
-        axis=1,
-    )
-    stripes = _uniform(keys[4], -0.8, 0.5) * jnp.ones(())
-    low, high = _colour(keys[5], (2,))
+def _sample_scene(draws: Draws) -> Scene:
+    """A gradient with a few soft shapes; two in five scenes have stripes."""
+    places = draws.between(-1.2, 1.2, (NUM_SHAPES, 2))
+    sizes = draws.between(0.06, 0.6, (NUM_SHAPES, 2))
+    softness = draws.between(0.015, 0.25, (NUM_SHAPES, 1))
+    roundness = draws.between(0.0, 1.0, (NUM_SHAPES, 1))
+    top, bottom = _colours(draws, 2)
     return Scene(
-        low,
-        high,
-        _uniform(keys[6], -3.14, 3.14),
-        shapes,
-        _colour(keys[7], (NUM_SHAPES,)),
-        jnp.maximum(stripes, 0.0),
+        top,
+        bottom,
+        draws.between(-3.14, 3.14),
+        jnp.concatenate([places, sizes, softness, roundness], axis=1),
+        _colours(draws, NUM_SHAPES),
+        jnp.maximum(draws.between(-0.8, 0.5), 0.0),
     )
 
 
-def _sample_wear(key: jax.Array) -> Wear:
+def _sample_wear(draws: Draws) -> Wear:
     """Two in five wear glasses, few of them dark ones; clothes of any colour."""
-    keys = jax.random.split(key, 8)
-    glasses = (jax.random.uniform(keys[0]) < 0.4).astype(jnp.float32)
-    dark = jax.random.uniform(keys[1]) < 0.12
-    frame = jnp.where(jax.random.uniform(keys[2]) < 0.6, 0.04, 1.0) * _colour(keys[3])
-    cloth, accent = _colour(keys[4], (2,))
-    shape = _uniform(keys[5], 0.0, 1.0)
-    thickness = _uniform(keys[6], 0.014, 0.03)
-    neckline = _uniform(keys[7], 0.0, 1.0)
-    tint = jnp.where(dark, 0.88, 0.06)
-    return Wear(glasses, tint, frame, shape, thickness, cloth, accent, neckline)
+    glasses = draws.chance(0.4)
+    tint = jnp.where(draws.chance(0.12) > 0, 0.88, 0.06)
+    frame, cloth, accent = _colours(draws, 3)
+    frame = frame * jnp.where(draws.chance(0.6) > 0, 0.04, 1.0)
+    roundness, neckline = draws.between(0.0, 1.0), draws.between(0.0, 1.0)
+    thickness = draws.between(0.014, 0.03)
+    return Wear(glasses, tint, frame, roundness, thickness, cloth, accent, neckline)
 
 
-def _sample_camera(key: jax.Array) -> Camera:
+def _sample_camera(draws: Draws) -> Camera:
     """Exposure, contrast, white balance, blur and sensor noise."""
-    keys = jax.random.split(key, 7)
     return Camera(
-        jnp.exp(_uniform(keys[0], -0.5, 0.4)),
-        _uniform(keys[1], 0.85, 1.2),
-        _temperature(keys[2], 0.1),
-        _uniform(keys[3], 0.7, 1.2),
-        0.008 * _uniform(keys[4], 0.0, 1.0) ** 2,
-        _uniform(keys[5], 0.002, 0.014),
-        keys[6],
+        jnp.exp(draws.between(-0.5, 0.4)),
+        draws.between(0.85, 1.2),
+        _temperature(draws, 0.1),
+        draws.between(0.7, 1.2),
+        0.008 * draws.between(0.0, 1.0) ** 2,
+        draws.between(0.002, 0.014),
+        jnp.floor(draws.between(0.0, 1.0) * 2**23).astype(jnp.uint32),
     )
 
 
 def sample_variation(key: jax.Array) -> Variation:
     """Draws a picture's circumstances: key -> `Variation`, pure; knows nothing of persons."""
-    keys = jax.random.split(key, 6)
+    draws = Draws(key, 160)
     return Variation(
-        _sample_pose(keys[0]),
-        _sample_expression(keys[1]),
-        _sample_light(keys[2]),
-        _sample_scene(keys[3]),
-        _sample_wear(keys[4]),
-        _sample_camera(keys[5]),
+        _sample_pose(draws),
+        _sample_expression(draws),
+        _sample_light(draws),
+        _sample_scene(draws),
+        _sample_wear(draws),
+        _sample_camera(draws),
     )

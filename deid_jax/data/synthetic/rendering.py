@@ -19,6 +19,7 @@ from deid_jax.data.synthetic.geometry import (
     head_distance,
     rotation_matrix,
     smooth_min,
+    stride,
     to_head,
 )
 from deid_jax.data.synthetic.identity import Identity
@@ -26,7 +27,7 @@ from deid_jax.data.synthetic.texture import cover, mix, tone
 from deid_jax.data.synthetic.variation import Camera, Light, Variation
 
 _SUPERSAMPLING = 2
-_MARCH_STEPS = 14
+_MARCH_STEPS = 20
 _DISTANCE = 6.5  # of the camera from the head
 _HALF_VIEW = 1.30  # half of the picture's height at the head
 _NORMAL_STEP = 0.012
@@ -76,7 +77,7 @@ def _march(figure: Figure, u: jax.Array, v: jax.Array) -> Point:
         return t * direction[0], t * direction[1], _DISTANCE + t * direction[2]
 
     def step(_: int, t: jax.Array) -> jax.Array:
-        return t + jnp.clip(_distance(figure, at(t)), -0.1, 0.7)
+        return t + jnp.maximum(stride(_distance(figure, at(t))), -0.1)
 
     start = (_DISTANCE - 1.15) / norm
     return at(jax.lax.fori_loop(0, _MARCH_STEPS, step, start))
@@ -100,21 +101,22 @@ def _normal(figure: Figure, point: Point) -> tuple[Point, jax.Array]:
 def _visibility(figure: Figure, point: Point, normal: Point, aim: jax.Array) -> jax.Array:
     """Soft shadow of the key light and ambient occlusion -> [2, N] in [0, 1].
 
-    Shadow: least 7 d / t at steps t along the light. Occlusion: lack of free distance along
+    Shadow: the least d / 0.22 t at steps t along the light, as a share of the lamp seen. Occlusion: lack of free distance along
     the normal.
     """
     base = tuple(p + 0.025 * n for p, n in zip(point, normal, strict=True))
 
     def shadow(t: jax.Array) -> jax.Array:
         moved = tuple(p + t * aim[i] for i, p in enumerate(base))
-        return 7.0 * _distance(figure, moved) / t  # type: ignore[arg-type]
+        return _distance(figure, moved) / (0.22 * t)  # type: ignore[arg-type]
 
     def open_space(h: jax.Array) -> jax.Array:
         moved = tuple(p + h * n for p, n in zip(point, normal, strict=True))
         return _distance(figure, moved) / h  # type: ignore[arg-type]
 
-    steps = jnp.array([0.06, 0.13, 0.22, 0.36, 0.6])
-    lit = jnp.clip(jnp.min(jax.lax.map(shadow, steps), 0), 0.0, 1.0)
+    steps = jnp.array([0.06, 0.10, 0.16, 0.25, 0.38, 0.6])
+    light = jnp.clip(jnp.min(jax.lax.map(shadow, steps), 0), -1.0, 1.0)
+    lit = 0.25 * (1.0 + light) ** 2 * (2.0 - light)
     free = jnp.clip(jax.lax.map(open_space, jnp.array([0.09, 0.26])), 0.0, 1.0)
     return jnp.stack([lit, 0.25 + 0.75 * (0.45 * free[0] + 0.55 * free[1])])
 
@@ -123,9 +125,7 @@ def _light_direction(light: Light) -> jax.Array:
     """Unit vector [3] to the key light in camera coordinates."""
     azimuth, elevation = jnp.deg2rad(light.azimuth), jnp.deg2rad(light.elevation)
     flat = jnp.cos(elevation)
-    return jnp.stack(
-        [flat * jnp.sin(azimuth), jnp.sin(elevation), flat * jnp.cos(azimuth)]
-    )
+    return jnp.stack([flat * jnp.sin(azimuth), jnp.sin(elevation), flat * jnp.cos(azimuth)])
 
 
 def _dot(a: Point, b: jax.Array) -> jax.Array:
@@ -220,7 +220,7 @@ def _develop(radiance: jax.Array, camera: Camera) -> jax.Array:
     light = jnp.clip(grey + camera.saturation * (light - grey), 1e-4, 1.0)
     picture = light ** (1 / 2.2)
     picture = 0.5 + camera.contrast * (picture - 0.5)
-    grain = jax.random.normal(camera.key, picture.shape)
+    grain = jax.random.normal(jax.random.key(camera.seed), picture.shape)
     return jnp.clip(picture + camera.noise * grain, 0.0, 1.0)
 
 

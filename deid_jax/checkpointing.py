@@ -1,0 +1,173 @@
+"""Checkpoints of trained recognisers: weights, and what is needed to use them rightly.
+
+A checkpoint is a folder written by Orbax with two items: `variables`, the Flax collections,
+and `info`, a `CheckpointInfo` as JSON.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from deid_jax._validate import InputError
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.models import create_model
+
+# Facts of a data set's provenance that decide what a class or a picture is.
+_IDENTIFYING = ("persons_seed", "crop")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint was made from.
+
+    Attributes:
+      model: name in `deid_jax.models.MODELS`.
+      persons: class names, in the order of the logits.
+      image_size: height and width in pixels.
+      dataset: name in `deid_jax.data.DATASETS`.
+      split: what it was trained on, "train" or "all".
+      seed: the seed of split, initialisation and training.
+      pictures: "person/name" of every picture it was trained on.
+      provenance: facts of the data set (crop, selection, ...).
+      training: epochs, learning rate, batch size.
+      accuracy: split -> share of pictures named rightly when training ended.
+    """
+
+    model: str
+    persons: tuple[str, ...]
+    image_size: int
+    dataset: str
+    split: str
+    seed: int
+    pictures: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    training: Mapping[str, Any]
+    accuracy: Mapping[str, float]
+
+    def create_model(self) -> Any:
+        """The Flax module that the weights belong to."""
+        return create_model(
+            self.model, num_classes=len(self.persons), image_size=self.image_size
+        )
+
+
+def save(path: Path, variables: Any, info: CheckpointInfo) -> None:
+    """Writes a checkpoint, whole or not at all; an older one at `path` is replaced."""
+    with _checkpointer() as checkpointer:
+        checkpointer.save(
+            path.absolute(),
+            ocp.args.Composite(
+                variables=ocp.args.StandardSave(variables),
+                info=ocp.args.JsonSave(dataclasses.asdict(info)),
+            ),
+            force=True,
+        )
+
+
+def load_info(path: Path) -> CheckpointInfo:
+    """Reads what a checkpoint was made from, without its weights.
+
+    Raises:
+      InputError: there is no checkpoint at `path`, or it cannot be read.
+    """
+    if not path.is_dir():
+        raise InputError(f"checkpoint {path} does not exist")
+    with _checkpointer() as checkpointer:
+        items = _reading(
+            path,
+            lambda: checkpointer.restore(
+                path.absolute(), ocp.args.Composite(info=ocp.args.JsonRestore())
+            ),
+        )
+    try:
+        info = CheckpointInfo(**items["info"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"checkpoint {path} holds no description of a recogniser") from error
+    return dataclasses.replace(info, persons=tuple(info.persons), pictures=tuple(info.pictures))
+
+
+def load_variables(path: Path, info: CheckpointInfo) -> Any:
+    """Reads a checkpoint's weights: the collections that `Module.apply` takes.
+
+    Raises:
+      InputError: the weights cannot be read, or are not those that `info` describes.
+    """
+    example = jax.ShapeDtypeStruct((1, info.image_size, info.image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(info.create_model().init, jax.random.key(0), example)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
+    )
+    with _checkpointer() as checkpointer:
+        items = _reading(
+            path,
+            lambda: checkpointer.restore(
+                path.absolute(), ocp.args.Composite(variables=ocp.args.StandardRestore(target))
+            ),
+        )
+    return items["variables"]
+
+
+def check_fits(path: Path, info: CheckpointInfo, model: str, dataset: FaceDataset) -> None:
+    """Refuses a checkpoint that was made for something else.
+
+    Raises:
+      InputError: another model, image size, data set, crop or other persons; or the test
+        split holds pictures that the checkpoint was trained on.
+    """
+    for what, theirs, ours in (
+        ("the model", info.model, model),
+        ("the data set", info.dataset, dataset.name),
+        ("pictures of size", info.image_size, dataset.image_size),
+        ("this number of classes:", len(info.persons), len(dataset.persons)),
+        *(
+            (
+                f"{fact.replace('_', ' ')}",
+                info.provenance.get(fact),
+                dataset.provenance.get(fact),
+            )
+            for fact in _IDENTIFYING
+        ),
+    ):
+        if theirs != ours:
+            raise InputError(
+                f"checkpoint {path} does not fit: it was made for {what} {theirs}, not {ours}"
+            )
+    if info.persons != dataset.persons:
+        strangers = sorted(set(dataset.persons) - set(info.persons))
+        raise InputError(
+            f"checkpoint {path} does not fit: it knows other persons "
+            f"({', '.join(strangers[:3]) or 'in another order'})"
+        )
+    if dataset.split == "test":
+        seen = set(info.pictures).intersection(dataset.pictures)
+        if seen:
+            raise InputError(
+                f"checkpoint {path} does not fit: it was trained on {len(seen)} of the "
+                f"{len(dataset)} pictures of the test split (its split is {info.split}, its "
+                f"seed {info.seed})"
+            )
+
+
+def remove(path: Path) -> None:
+    """Deletes a checkpoint or training state, if there is one."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _reading(path: Path, restore: Any) -> Any:
+    """Runs a restore; Orbax raises many kinds of errors for what is broken or missing."""
+    try:
+        return restore()
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        raise InputError(f"checkpoint {path} cannot be read: {reason}") from error

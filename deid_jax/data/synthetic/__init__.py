@@ -1,0 +1,22 @@
+"""The embedded data set: 30 procedural persons with 30 photographs each.
+
+A person is an `Identity`, a picture's circumstances are a `Variation`, and `render` makes the
+photograph of one in the other. Everything follows from the seed; the picture size changes the
+number of pixels, not who or what is in the picture.
+"""
+
+from deid_jax.data.synthetic.identity import Identity, sample_identity
+from deid_jax.data.synthetic.loader import PERSONS, PICTURES_PER_PERSON, load
+from deid_jax.data.synthetic.rendering import render
+from deid_jax.data.synthetic.variation import Variation, sample_variation
+
+__all__ = [
+    "PERSONS",
+    "PICTURES_PER_PERSON",
+    "Identity",
+    "Variation",
+    "load",
+    "render",
+    "sample_identity",
+    "sample_variation",
+]

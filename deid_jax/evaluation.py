@@ -1,0 +1,374 @@
+"""Runs a method over a data set and measures it: the one jit boundary of attacks.
+
+Every picture is measured twice: the attack's float32 result, and the 8-bit picture that is
+kept, as it reads back from where it was kept.
+"""
+
+import dataclasses
+import functools
+import operator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax import metrics
+from deid_jax._validate import InputError
+from deid_jax.attacks import ATTACKS, Method, gaussian_noise
+from deid_jax.attacks.loop import fold_in_all
+from deid_jax.baselines import BASELINES
+from deid_jax.data import loader
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.objectives import LogitsFn, cross_entropy
+from deid_jax.types import AttackResult, Batch
+
+METHODS: dict[str, Method] = ATTACKS | BASELINES
+TARGETS = ("random", "least_likely", "runner_up", "none")
+INITS = ("image", "noise")
+
+# (position in the data set, uint8[H, W, 3]) -> the picture as read back from its file.
+Keep = Callable[[int, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a method is run, beside its own settings.
+
+    Attributes:
+      target: which label an attack aims at: "random" (any but the true one, drawn per
+        picture), "least_likely" or "runner_up" (among the others, by the clean logits), or
+        "none": untargeted.
+      init: the first iterate: "image", or "noise", N(0.5, 0.25²) clipped to [0, 1].
+      quantize: round the result to the 8-bit grid, so that the float and 8-bit figures agree.
+      batch_size: pictures per compiled call; made smaller where that saves padding.
+      seed: decides targets and noise, per picture: no figure depends on the batch size.
+    """
+
+    target: str = "random"
+    init: str = "image"
+    quantize: bool = False
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("target", self.target, TARGETS),
+            ("init", self.init, INITS),
+        ):
+            if value not in choices:
+                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value}")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def choose_targets(
+    kind: str, logits: jax.Array, labels: jax.Array, key: jax.Array
+) -> jax.Array:
+    """The label each attack aims at; never the true one.
+
+    Args:
+      kind: "random", "least_likely" or "runner_up".
+      logits: float32[B, K] on the originals.
+      labels: int32[B], the true labels.
+      key: key[B].
+
+    Returns:
+      int32[B].
+    """
+    num_classes = logits.shape[-1]
+    if kind == "random":
+        draw = functools.partial(jax.random.randint, shape=(), minval=1, maxval=num_classes)
+        return (labels + jax.vmap(draw)(key)) % num_classes
+    true = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    if kind == "least_likely":
+        return jnp.argmin(jnp.where(true, jnp.inf, logits), axis=-1).astype(jnp.int32)
+    return jnp.argmax(jnp.where(true, -jnp.inf, logits), axis=-1).astype(jnp.int32)
+
+
+class Naming(NamedTuple):
+    """Whom a recogniser names; every entry is [B].
+
+    Attributes:
+      prediction: int32, argmax f(x̂).
+      confidence: float32, the softmax probability of `prediction`.
+    """
+
+    prediction: jax.Array
+    confidence: jax.Array
+
+
+class Verdict(NamedTuple):
+    """A picture beside its original and before the recogniser; every entry is [B].
+
+    Attributes:
+      l2: float32, ‖x̂ − x‖₂.
+      linf: float32, ‖x̂ − x‖∞.
+      mssim: float32, structural similarity.
+      naming: whom the recogniser names.
+    """
+
+    l2: jax.Array
+    linf: jax.Array
+    mssim: jax.Array
+    naming: Naming
+
+
+def name_faces(logits: jax.Array) -> Naming:
+    """The likeliest identity of logits float32[B, K]."""
+    probabilities = jax.nn.softmax(logits)
+    prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return Naming(prediction, jnp.max(probabilities, axis=-1))
+
+
+def judge(logits_fn: LogitsFn, images: jax.Array, originals: jax.Array) -> Verdict:
+    """Measures pictures: one forward pass and the metrics."""
+    return Verdict(
+        l2=metrics.l2(images, originals),
+        linf=metrics.linf(images, originals),
+        mssim=metrics.mssim(images, originals),
+        naming=name_faces(logits_fn(images)),
+    )
+
+
+class Outcome(NamedTuple):
+    """What one compiled call returns for a batch.
+
+    Attributes:
+      result: the attack's.
+      targets: int32[B]; the true labels where the attack is untargeted.
+      clean: whom the recogniser names on the originals.
+      verdict: the verdict on the result.
+      uint8: uint8[B, H, W, C], round(255 x̂).
+    """
+
+    result: AttackResult
+    targets: jax.Array
+    clean: Naming
+    verdict: Verdict
+    uint8: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method", "target", "init", "quantize"))
+def run_batch(
+    variables: Any,
+    batch: Batch,
+    config: Any,
+    key: jax.Array,
+    *,
+    model: Any,
+    method: str,
+    target: str,
+    init: str,
+    quantize: bool,
+) -> Outcome:
+    """De-identifies and measures one batch, as one compiled program.
+
+    Args:
+      variables: the recogniser's weights, arguments so that they are no program constants.
+      batch: the pictures.
+      config: the method's settings; another value of a leaf needs no compilation.
+      key: the run's key; picture i uses fold_in(key, i).
+      model: the recogniser's module.
+      method: a key of `METHODS`.
+      target: see `Protocol`.
+      init: see `Protocol`.
+      quantize: see `Protocol`.
+    """
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
+    target_key, init_key, attack_key = (fold_in_all(keys, use) for use in range(3))
+    logits_fn = functools.partial(model.apply, variables)
+    clean = logits_fn(batch.image)
+    targeted = target != "none"
+    targets = batch.label
+    if targeted:
+        targets = choose_targets(target, clean, batch.label, target_key)
+    objective = cross_entropy(logits_fn, targets, targeted=targeted)
+    initial = gaussian_noise(batch.image, init_key) if init == "noise" else None
+    result = METHODS[method].function(
+        objective, batch.image, config, attack_key, initial=initial
+    )
+    uint8 = jnp.round(255 * result.images).astype(jnp.uint8)
+    if quantize:
+        result = result._replace(images=uint8 / jnp.float32(255))
+    return Outcome(
+        result=result,
+        targets=targets,
+        clean=name_faces(clean),
+        verdict=judge(logits_fn, result.images, batch.image),
+        uint8=uint8,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def judge_uint8(
+    variables: Any, images: jax.Array, originals: jax.Array, *, model: Any
+) -> Verdict:
+    """`judge` for pictures uint8[B, H, W, C] beside originals float32[B, H, W, C]."""
+    logits_fn = functools.partial(model.apply, variables)
+    return judge(logits_fn, images / jnp.float32(255), originals)
+
+
+class Timing(NamedTuple):
+    """Seconds of the wall clock.
+
+    Attributes:
+      compile_seconds: until the program was compiled.
+      seconds: attacking, measuring and keeping, compilation aside.
+    """
+
+    compile_seconds: float
+    seconds: float
+
+
+def evaluate(
+    model: Any,
+    variables: Any,
+    dataset: FaceDataset,
+    method: str,
+    config: Any,
+    protocol: Protocol,
+    *,
+    keep: Keep = lambda index, picture: picture,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> tuple[list[dict[str, Any]], Timing]:
+    """De-identifies a data set.
+
+    Args:
+      model: the recogniser's module.
+      variables: its weights.
+      dataset: the pictures.
+      method: a key of `METHODS`.
+      config: the method's settings.
+      protocol: everything else that decides the result.
+      keep: called with every 8-bit picture, in several threads; what it returns is measured.
+      progress: called with (pictures done, pictures in all).
+
+    Returns:
+      One record per picture, in the data set's order, and the timing.
+    """
+    size = loader.even_batch_size(len(dataset), protocol.batch_size)
+    static = {
+        "model": model,
+        "method": method,
+        "target": protocol.target,
+        "init": protocol.init,
+        "quantize": protocol.quantize,
+    }
+    key = jax.random.key(protocol.seed)
+    start = time.perf_counter()
+    first = next(loader.in_order(dataset, size))
+    config = jax.tree.map(jnp.float32, config)
+    attack = run_batch.lower(variables, first, config, key, **static).compile()
+    compiled = time.perf_counter()
+    records: list[dict[str, Any]] = []
+    with ThreadPoolExecutor() as pool:
+        # The next batch computes while the pictures of the last one are written.
+        pending: tuple[Batch, Outcome] | None = None
+        for batch in _and_none(loader.in_order(dataset, size)):
+            following = (batch, attack(variables, batch, config, key)) if batch else None
+            if pending:
+                records += _collect(model, variables, dataset, pending, pool.map, keep)
+                progress(len(records), len(dataset))
+            pending = following
+    return records, Timing(compiled - start, time.perf_counter() - compiled)
+
+
+def _and_none(batches: Iterator[Batch]) -> Iterator[Batch | None]:
+    yield from batches
+    yield None
+
+
+def _collect(
+    model: Any,
+    variables: Any,
+    dataset: FaceDataset,
+    pending: tuple[Batch, Outcome],
+    run_all: Callable,
+    keep: Keep,
+) -> list[dict[str, Any]]:
+    """Keeps the pictures of a computed batch, measures what was kept, and makes records."""
+    batch, outcome = pending
+    pictures = np.array(outcome.uint8)
+    real = np.flatnonzero(batch.mask)
+    indices = [int(batch.position[i]) for i in real]
+    pictures[real] = list(run_all(keep, indices, [pictures[i] for i in real]))
+    kept = judge_uint8(variables, pictures, batch.image, model=model)
+    # The pictures stay on the device: only figures are fetched.
+    figures = jax.device_get(
+        (outcome.targets, outcome.clean, outcome.verdict, outcome.result[1:], kept)
+    )
+    return [
+        _record(dataset, index, *jax.tree.map(operator.itemgetter(i), figures))
+        for i, index in zip(real, indices, strict=True)
+    ]
+
+
+def _record(
+    dataset: FaceDataset,
+    index: int,
+    target: np.ndarray,
+    clean: Naming,
+    verdict: Verdict,
+    spent: tuple[np.ndarray, ...],
+    kept: Verdict,
+) -> dict[str, Any]:
+    """One picture's line of `per_image.csv`; `spent` is an `AttackResult` without images."""
+    label = int(dataset.labels[index])
+    record: dict[str, Any] = {
+        "person": dataset.persons[label],
+        "name": dataset.names[index],
+        "target": dataset.persons[int(target)],
+        "clean_prediction": dataset.persons[int(clean.prediction)],
+        "clean_confidence": float(clean.confidence),
+    }
+    for suffix, judged in (("", verdict), ("_uint8", kept)):
+        prediction = int(judged.naming.prediction)
+        record |= {
+            "prediction" + suffix: dataset.persons[prediction],
+            "confidence" + suffix: float(judged.naming.confidence),
+            "misclassified" + suffix: prediction != label,
+            "hit_target" + suffix: prediction == int(target),
+            "l2" + suffix: float(judged.l2),
+            "linf" + suffix: float(judged.linf),
+            "mssim" + suffix: float(judged.mssim),
+        }
+    loss, _, num_gradients, num_forwards = spent
+    return record | {
+        "loss": float(loss),
+        "num_gradients": int(num_gradients),
+        "num_forwards": int(num_forwards),
+    }
+
+
+def summary(records: list[dict[str, Any]], protocol: Protocol) -> Mapping[str, Any]:
+    """The figures of a run: means over its pictures, rates as fractions.
+
+    `clean_error` is the share that the recogniser misnames before anything is done: MR
+    includes these. `target_rate` is None where the attack is untargeted.
+    """
+    means = metrics.summarise(
+        [
+            record | {"clean_wrong": record["clean_prediction"] != record["person"]}
+            for record in records
+        ],
+        ["clean_wrong", "num_gradients", "num_forwards"]
+        + [
+            name + suffix
+            for name in ("l2", "linf", "mssim", "misclassified", "hit_target")
+            for suffix in ("", "_uint8")
+        ],
+    )
+    targeted = protocol.target != "none"
+    figures: dict[str, Any] = {"num_images": len(records), "clean_error": means["clean_wrong"]}
+    for suffix in ("", "_uint8"):
+        for name in ("l2", "linf", "mssim"):
+            figures[name + suffix] = means[name + suffix]
+        figures["mr" + suffix] = means["misclassified" + suffix]
+        figures["target_rate" + suffix] = means["hit_target" + suffix] if targeted else None
+    figures["num_gradients"] = means["num_gradients"]
+    figures["num_forwards"] = means["num_forwards"]
+    return figures

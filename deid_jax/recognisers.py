@@ -1,0 +1,141 @@
+"""Trained recognisers: a model with its weights, from a checkpoint or trained now."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deid_jax import checkpointing, training
+from deid_jax._validate import InputError
+from deid_jax.checkpointing import CheckpointInfo
+from deid_jax.data import DataOptions, FaceDataset, load_dataset
+from deid_jax.models import create_model
+
+CHECKPOINTS = Path("checkpoints")
+
+
+class Recogniser(NamedTuple):
+    """A model that knows persons.
+
+    Attributes:
+      model: Flax module; `model.apply(variables, images)` gives logits.
+      variables: its weights.
+      info: what it was made from.
+    """
+
+    model: Any
+    variables: Any
+    info: CheckpointInfo
+
+
+def default_path(model: str, dataset: str, options: DataOptions) -> Path:
+    """Where the checkpoint of these settings is kept: one folder under `checkpoints/`."""
+    parts = [model, dataset]
+    if options.data_dir:
+        parts.append(Path(options.data_dir).resolve().name)
+    parts += [f"{options.image_size}px", f"seed{options.seed}"]
+    if options.crop != DataOptions.crop:
+        parts.append(options.crop)
+    if options.split == "all":
+        parts.append("all")
+    return CHECKPOINTS / "-".join(parts)
+
+
+def train_config(
+    model: str,
+    *,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> training.TrainConfig:
+    """The model's recipe, with what is given in place of its own values."""
+    given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
+    return dataclasses.replace(
+        training.RECIPES[model],
+        batch_size=batch_size,
+        seed=seed,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def fit(
+    model_name: str,
+    dataset: FaceDataset,
+    config: training.TrainConfig,
+    path: Path,
+    *,
+    held_out: FaceDataset | None = None,
+    progress: training.Progress = training.no_progress,
+) -> tuple[Recogniser, list[training.EpochRecord]]:
+    """Trains a recogniser and keeps it at `path`.
+
+    While it trains, its state is kept beside `path`; a training that was stopped goes on
+    from there and ends in the same weights.
+
+    Args:
+      model_name: a key of `deid_jax.models.MODELS`.
+      dataset: the pictures to train on.
+      config: how to train.
+      path: the checkpoint to write.
+      held_out: pictures to measure on that training never sees.
+      progress: see `deid_jax.training.train`.
+
+    Returns:
+      The recogniser and the history of its training.
+
+    Raises:
+      InputError: the model cannot take these pictures, or an unfinished training of other
+        settings is in the way.
+    """
+    model = create_model(
+        model_name, num_classes=len(dataset.persons), image_size=dataset.image_size
+    )
+    state_dir = path.with_name(path.name + ".unfinished")
+    variables, history = training.train(
+        model, dataset, config, held_out=held_out, state_dir=state_dir, progress=progress
+    )
+    accuracy = {dataset.split: training.accuracy(model, variables, dataset)}
+    if held_out:
+        accuracy[held_out.split] = history[-1].test_accuracy
+    info = CheckpointInfo(
+        model=model_name,
+        persons=dataset.persons,
+        image_size=dataset.image_size,
+        dataset=dataset.name,
+        split=dataset.split,
+        seed=config.seed,
+        pictures=dataset.pictures,
+        provenance=dict(dataset.provenance),
+        training=dataclasses.asdict(config),
+        accuracy=accuracy,
+    )
+    checkpointing.save(path, variables, info)
+    checkpointing.remove(state_dir)
+    return Recogniser(model, variables, info), history
+
+
+def load(path: Path, model_name: str, dataset: FaceDataset) -> Recogniser:
+    """Reads a checkpoint that must fit a model's name and a data set.
+
+    Raises:
+      InputError: it is missing, broken, or made for something else.
+    """
+    info = checkpointing.load_info(path)
+    checkpointing.check_fits(path, info, model_name, dataset)
+    return Recogniser(info.create_model(), checkpointing.load_variables(path, info), info)
+
+
+def load_train_and_test(
+    name: str, options: DataOptions
+) -> tuple[FaceDataset, FaceDataset | None]:
+    """What to train on and what to hold out, by `options.split`.
+
+    Raises:
+      InputError: the split is "test": training on it would leave nothing to test on.
+    """
+    if options.split == "test":
+        raise InputError("split must be train or all for training, got test")
+    dataset = load_dataset(name, options)
+    if options.split == "all":
+        return dataset, None
+    return dataset, load_dataset(name, dataclasses.replace(options, split="test"))

@@ -1,0 +1,257 @@
+"""Training of recognisers with optax: resumable, and the same weights however often stopped.
+
+Every random choice hangs on the seed and on where training stands: the order of pictures on
+the epoch, flips and dropout on the step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from deid_jax import _validate
+from deid_jax.data import loader
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.types import Batch
+
+# The paper's L2 regulariser on the kernels of `model.regularised`: weight × Σ w².
+L2_WEIGHT = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train: Adam, mean cross-entropy, L2 penalty, random horizontal flips.
+
+    Raises:
+      InputError: an epoch or batch size below 1, or a learning rate that is negative or NaN.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _validate.count("epochs", self.epochs, least=1)
+        _validate.count("batch_size", self.batch_size, least=1)
+        _validate.finite_non_negative("learning_rate", self.learning_rate)
+
+
+# What serves each model.
+RECIPES = {
+    "model_a": TrainConfig(epochs=20, learning_rate=1e-3),
+    "vgg16": TrainConfig(epochs=40, learning_rate=1e-4),
+}
+
+
+class TrainState(NamedTuple):
+    """Everything that training carries from step to step.
+
+    Attributes:
+      step: int32[], steps done.
+      params: the model's trained weights.
+      batch_stats: BatchNorm's running statistics.
+      opt_state: the optimiser's state.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The collections that `Module.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class EpochRecord(NamedTuple):
+    """One line of the training history; losses and accuracies are means over the epoch.
+
+    Attributes:
+      epoch: 1, 2, ...
+      loss: cross-entropy plus L2 penalty.
+      train_accuracy: share named rightly while training, dropout and flips on.
+      test_accuracy: share named rightly of the held-out pictures after the epoch; NaN
+        without such pictures.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
+
+
+# (steps done, steps in all, records of the epochs that are over).
+Progress = Callable[[int, int, Sequence[EpochRecord]], None]
+
+
+def no_progress(done: int, total: int, history: Sequence[EpochRecord]) -> None:
+    """Reports nothing."""
+
+
+def initial_state(model: Any, image_size: int, config: TrainConfig) -> TrainState:
+    """Weights drawn from the seed, and a fresh optimiser."""
+    example = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(config.seed), example)
+    opt_state = optax.adam(config.learning_rate).init(variables["params"])
+    return TrainState(
+        jnp.int32(0), variables["params"], variables.get("batch_stats", {}), opt_state
+    )
+
+
+def l2_penalty(model: Any, params: Any) -> jax.Array:
+    """1e-3 · Σ w² over the kernels that the model regularises."""
+    kernels = [params[name]["kernel"] for name in model.regularised]
+    return L2_WEIGHT * jnp.sum(jnp.stack([jnp.sum(jnp.square(k)) for k in kernels]))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "learning_rate"), donate_argnums=0)
+def train_step(
+    state: TrainState, batch: Batch, key: jax.Array, *, model: Any, learning_rate: float
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on one batch; returns the mean loss and accuracy over it."""
+    flip_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    flip = jax.random.bernoulli(flip_key, shape=(len(batch.image), 1, 1, 1))
+    images = jnp.where(flip, batch.image[:, :, ::-1], batch.image)
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
+        return losses.mean() + l2_penalty(model, params), (updated["batch_stats"], logits)
+
+    (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params
+    )
+    updates, opt_state = optax.adam(learning_rate).update(gradients, state.opt_state)
+    params = optax.apply_updates(state.params, updates)
+    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch.label)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state)
+    return state, {"loss": loss, "accuracy": accuracy}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def predict(variables: Any, images: jax.Array, *, model: Any) -> jax.Array:
+    """Logits float32[B, K] in inference mode."""
+    return model.apply(variables, images)
+
+
+def accuracy(
+    model: Any, variables: Any, dataset: FaceDataset, *, batch_size: int = 64
+) -> float:
+    """Share of a data set's pictures that the model names rightly; NaN for no pictures."""
+    if not len(dataset):
+        return float("nan")
+    size = loader.even_batch_size(len(dataset), batch_size)
+    correct = 0
+    for batch in loader.in_order(dataset, size):
+        named = np.argmax(predict(variables, batch.image, model=model), axis=-1)
+        correct += int(np.sum((named == batch.label) & batch.mask))
+    return correct / len(dataset)
+
+
+def train(
+    model: Any,
+    dataset: FaceDataset,
+    config: TrainConfig,
+    *,
+    held_out: FaceDataset | None = None,
+    state_dir: Path | None = None,
+    progress: Progress = no_progress,
+) -> tuple[dict[str, Any], list[EpochRecord]]:
+    """Trains a recogniser.
+
+    Args:
+      model: a Flax module of `deid_jax.models`.
+      dataset: what to train on.
+      config: how.
+      held_out: pictures to measure on after every epoch.
+      state_dir: where to keep the state after every epoch; if one is there already, training
+        goes on from it and ends in the weights of an uninterrupted run.
+      progress: called after every step.
+
+    Returns:
+      The trained collections, and the history with one record an epoch.
+
+    Raises:
+      InputError: `state_dir` holds the state of a training with other settings.
+    """
+    state = initial_state(model, dataset.image_size, config)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    history: list[EpochRecord] = []
+    keeper = _StateKeeper(state_dir, config) if state_dir else None
+    if keeper:
+        state, history = keeper.restore(state)
+    per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
+    for epoch in range(len(history), config.epochs):
+        order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
+        steps = []
+        for batch in loader.shuffled(dataset, config.batch_size, seed=order):
+            state, values = train_step(
+                state, batch, key, model=model, learning_rate=config.learning_rate
+            )
+            steps.append(values)
+            progress(epoch * per_epoch + len(steps), config.epochs * per_epoch, history)
+        means = jax.tree.map(lambda *values: float(np.mean(jax.device_get(values))), *steps)
+        held = accuracy(model, state.variables, held_out) if held_out else float("nan")
+        history.append(EpochRecord(epoch + 1, means["loss"], means["accuracy"], held))
+        if keeper:
+            keeper.save(state, history)
+    if keeper:
+        keeper.close()
+    return state.variables, history
+
+
+class _StateKeeper:
+    """Training state on disk: the last whole epoch's, by Orbax's checkpoint manager."""
+
+    def __init__(self, directory: Path, config: TrainConfig):
+        self._config = dataclasses.asdict(config)
+        self._directory = directory
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def restore(self, state: TrainState) -> tuple[TrainState, list[EpochRecord]]:
+        """The kept state and history, or `state` and none."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return state, []
+        record = self._manager.restore(
+            epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+        )["record"]
+        if record["config"] != self._config:
+            raise _validate.InputError(
+                f"{self._directory} holds an unfinished training with other settings "
+                f"({record['config']}); finish it with these or delete it"
+            )
+        kept = self._manager.restore(
+            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
+        )["state"]
+        return TrainState(*kept), [EpochRecord(*line) for line in record["history"]]
+
+    def save(self, state: TrainState, history: list[EpochRecord]) -> None:
+        """Keeps the state after an epoch; writing goes on in the background."""
+        self._manager.save(
+            len(history),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                record=ocp.args.JsonSave({"config": self._config, "history": history}),
+            ),
+        )
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.close()
