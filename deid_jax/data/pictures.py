@@ -60,12 +60,7 @@ def build_dataset(
     _check_options(options)
     ordered = sorted(sources, key=lambda source: (source.person, source.name))
     readable, thumbnails, cache, unreadable = _decode_all(ordered, options)
-    persons = tuple(sorted({source.person for source in readable}))
-    if len(persons) < 2:
-        raise InputError(
-            f"{name} needs readable pictures of two persons or more, found {len(persons)}"
-        )
-    labels = np.searchsorted(persons, [source.person for source in readable]).astype(np.int32)
+    persons, labels = _label(name, readable)
     pairs = splits.near_duplicate_pairs(thumbnails, labels)
     groups = splits.group_pairs(len(labels), pairs)
     chosen = splits.split_indices(labels, options.split, options.seed, groups, persons)
@@ -80,15 +75,15 @@ def build_dataset(
         "unreadable": unreadable,
     }
     whole = FaceDataset(
-        name,
-        persons,
-        labels,
-        tuple(source.name for source in readable),
-        _reader(readable, cache, options),
-        options.image_size,
-        options.split,
-        _attributes(readable),
-        {**provenance, **facts},
+        name=name,
+        persons=persons,
+        labels=labels,
+        names=tuple(source.name for source in readable),
+        read=_reader(readable, cache, options),
+        image_size=options.image_size,
+        split=options.split,
+        attributes=_attributes(readable),
+        provenance={**provenance, **facts},
     )
     return whole if options.split == "all" else whole.take(chosen)
 
@@ -98,6 +93,17 @@ def _check_options(options: DataOptions) -> None:
     _validate.count("seed", options.seed)
     if options.crop not in images.CROPS:
         raise InputError(f"crop must be one of {', '.join(images.CROPS)}, got {options.crop}")
+
+
+def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The persons, sorted, and int32[N] positions in them."""
+    persons = tuple(sorted({source.person for source in sources}))
+    if len(persons) < 2:
+        raise InputError(
+            f"{name} needs readable pictures of two persons or more, found {len(persons)}"
+        )
+    position = {person: label for label, person in enumerate(persons)}
+    return persons, np.array([position[source.person] for source in sources], dtype=np.int32)
 
 
 def _decode_all(

@@ -117,9 +117,9 @@ def _skull(point: Point, head: Head, jaw_open: jax.Array) -> jax.Array:
         point, (0.0, 0.27 * head.height, -0.17), (head.width, 0.74 * head.height, 0.84)
     )
     face = _ellipsoid(point, (0.0, -0.22, 0.0), (0.86 * head.width, 0.75, 0.66))
-    jaw = (0.33 + head.jaw, -0.50 + head.jaw_height - jaw_open, 0.0)
+    jaw = (0.28 + head.jaw, -0.50 + head.jaw_height - jaw_open, 0.0)
     chin = (0.05 + 0.3 * head.jaw, -0.82 - head.chin_drop - jaw_open, 0.40)
-    cheek = (0.36 + 0.5 * (head.width - 0.68), -0.17, 0.36)
+    cheek = (0.34 + 0.5 * (head.width - 0.64), -0.17, 0.36)
     solid = smooth_min(skull, face, 0.2)
     solid = smooth_min(solid, _sphere(point, jaw, 0.17), 0.25)
     solid = smooth_min(solid, _sphere(point, chin, head.chin), 0.25)
@@ -136,19 +136,19 @@ def head_distance(figure: Figure, point: Point) -> jax.Array:
     solid = _skull(mirrored, identity.head, 0.07 * expression.mouth_open)
     ridge = (0.24, 0.19, 0.50 + identity.brows.ridge)
     solid = smooth_min(solid, _sphere(mirrored, ridge, 0.10), 0.18)
-    apple = (0.33, -0.27 + 0.04 * smile, 0.44)
-    solid = smooth_min(solid, _sphere(mirrored, apple, 0.11 + 0.03 * smile), 0.12)
+    apple = (0.31, -0.27 + 0.04 * smile, 0.44)
+    solid = smooth_min(solid, _sphere(mirrored, apple, 0.10 + 0.03 * smile), 0.12)
     socket = _sphere(mirrored, (eyes.spacing - 0.02, 0.02, 0.78), 0.20)
     solid = smooth_max(solid, -socket, 0.10)
     ball = _sphere(mirrored, (eyes.spacing, 0.0, 0.425 + eyes.depth), 0.16)
     solid = smooth_min(solid, ball, 0.06)
-    muzzle = (0.0, mouth_height(identity), 0.46)
+    muzzle = (0.0, mouth_height(identity), 0.43)
     solid = smooth_min(solid, _ellipsoid(mirrored, muzzle, (0.30, 0.23, 0.20)), 0.14)
     tip = (0.0, -nose.length + 0.05 + nose.lift, 0.55 + nose.projection)
     stick = _segment(point, (0.0, 0.10, 0.60), tip, (nose.bridge, 0.75 * nose.tip))
     wing = (0.68 * nose.width, -nose.length + 0.03, 0.60 + 0.25 * nose.projection)
     flesh = smooth_min(_sphere(point, tip, nose.tip), stick, 0.07)
-    flesh = smooth_min(flesh, _sphere(mirrored, wing, 0.45 * nose.width + 0.01), 0.07)
+    flesh = smooth_min(flesh, _sphere(mirrored, wing, 0.40 * nose.width + 0.01), 0.07)
     solid = smooth_min(solid, flesh, 0.09)
     size = identity.head.ear
     ear = (identity.head.width + 0.02, -0.06, -0.14 - 0.3 * (mirrored[0] - 0.7))
@@ -194,7 +194,7 @@ def hair_distance(hair: Hair, head: Head, point: Point) -> jax.Array:
     width = hair.temple + 0.02
     opening = ((aside / width) ** 2 + rise * rise - 1.0) * 0.27
     opening = smooth_max(opening, -0.03 - z, 0.1)
-    return smooth_max(solid, -opening, 0.07)
+    return smooth_max(solid, -opening, 0.12)
 
 
 def bump(figure: Figure, point: Point) -> jax.Array:

@@ -180,7 +180,7 @@ def _sample_hair(draws: Draws, traits: Traits) -> Hair:
     """Draws a hair style that fits the traits."""
     male = traits.male
     colour = jnp.asarray(_linear(_HAIR_STOPS))[traits.hair_class.astype(jnp.int32)]
-    colour = colour * draws.between(0.8, 1.25, (3,))
+    colour = colour * draws.between(0.8, 1.25) * draws.between(0.94, 1.06, (3,))
     long_hair = draws.chance(jnp.where(male > 0, 0.08, 0.72))
     bald = draws.chance(0.14 * male)
     afro = draws.chance(jnp.where(traits.melanin > 0.6, 0.35, 0.1))
@@ -189,7 +189,7 @@ def _sample_hair(draws: Draws, traits: Traits) -> Hair:
         (0.05, 0.17),
         (0.45, 1.0),
         (0.52 + 0.04 * male, 0.66 + 0.08 * traits.age),
-        (0.50, 0.60),
+        (0.46, 0.55),
         (-0.5, 0.5),
         (0.0, 0.5),
     )
@@ -225,7 +225,7 @@ def _sample_head(draws: Draws, male: jax.Array) -> Head:
     """Draws skull and jaw; men's jaws are wider."""
     return Head(
         *draws.several(
-            (0.62 + 0.02 * male, 0.74 + 0.02 * male),
+            (0.58 + 0.02 * male, 0.69 + 0.02 * male),
             (0.94, 1.06),
             (0.02 * male, 0.09 + 0.06 * male),
             (-0.08, 0.08),
@@ -240,7 +240,7 @@ def _sample_head(draws: Draws, male: jax.Array) -> Head:
 def _sample_eyes(draws: Draws, traits: Traits) -> Eyes:
     """Draws eyes; dark skin mostly goes with dark irises."""
     shape = draws.several(
-        (0.255, 0.325),
+        (0.245, 0.30),
         (0.135 - 0.01 * traits.male, 0.17),
         (-0.12, 0.24),
         (0.75, 1.3),
@@ -274,7 +274,7 @@ def _sample_nose(draws: Draws, male: jax.Array) -> Nose:
             (0.30, 0.44),
             (0.085 + 0.01 * male, 0.155 + 0.02 * male),
             (0.04, 0.075),
-            (0.07, 0.115),
+            (0.06, 0.10),
             (0.16, 0.30),
             (-0.05, 0.05),
         )
@@ -284,7 +284,7 @@ def _sample_nose(draws: Draws, male: jax.Array) -> Nose:
 def _sample_mouth(draws: Draws, male: jax.Array, skin: jax.Array) -> Mouth:
     """Draws the mouth; lips are a redder and darker skin colour, or painted."""
     shape = draws.several(
-        (0.16, 0.25), (0.21, 0.31), (0.035, 0.085), (0.05, 0.11), (0.0, 0.5)
+        (0.16, 0.25), (0.185, 0.265), (0.035, 0.085), (0.05, 0.11), (0.0, 0.5)
     )
     redness = draws.between(0.0, 1.0)
     natural = skin * jnp.array([0.82, 0.48, 0.5]) * (1.1 - 0.25 * redness)

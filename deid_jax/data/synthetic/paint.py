@@ -109,7 +109,7 @@ def _lids(figure: Figure, point: Point) -> _Lids:
     run = jnp.clip(along / eyes.width, -1.0, 1.0)
     smile = jnp.maximum(expression.smile, 0.0)
     wide = eyes.opening * (expression.eyes_open - 0.12 * smile)
-    upper = 0.066 * wide * (1.0 - run * run) * (1.0 - 0.25 * run) - 0.012 * (1 - wide)
+    upper = 0.074 * wide * (1.0 - run * run) * (1.0 - 0.25 * run) - 0.012 * (1 - wide)
     lower = -0.040 * (0.55 + 0.45 * wide - 0.25 * smile) * (1.0 - run * run)
     lower = jnp.minimum(lower, upper)
     return _Lids(along, above, upper, lower, jnp.sign(x))
@@ -125,7 +125,7 @@ def _eyeball(figure: Figure, lids: _Lids, aim: jax.Array) -> tuple[jax.Array, ja
     white = mix(tone(_SCLERA), tone(_SCLERA * jnp.array([0.75, 0.5, 0.46])), 0.8 * corner)
     ring = 0.55 + 1.1 * gaussian(far - 0.036, 0.016) + 0.25 * value_noise(60.0 * x, 60.0 * y)
     iris = tone(eyes.iris) * ring[None] * cover(far - 0.056, 0.03)[None]
-    ball = mix(white, iris, cover(far - 0.062, 0.016))
+    ball = mix(white, iris, cover(far - 0.064, 0.016))
     ball = mix(ball, tone(_LASHES), cover(far - 0.026, 0.012))
     shade = 0.42 + 0.58 * jnp.clip((lids.upper - lids.above) / 0.045, 0.0, 1.0)
     spot = jnp.sqrt((x - 0.022 * aim[0]) ** 2 + (y - 0.022 * aim[1]) ** 2 + 1e-9)

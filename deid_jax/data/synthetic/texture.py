@@ -3,6 +3,8 @@
 Colours are linear RGB with the channels first: [3, N] on N points, or [3] for a constant.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -47,3 +49,10 @@ def value_noise(u: jax.Array, v: jax.Array) -> jax.Array:
     bottom = _hash(i, j) * (1 - s) + _hash(i + 1, j) * s
     top = _hash(i, j + 1) * (1 - s) + _hash(i + 1, j + 1) * s
     return bottom * (1 - t) + top * t
+
+
+def white_noise(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Bell-shaped noise of mean 0 and deviation 1, independent in all places: three hashes."""
+    place = jnp.arange(math.prod(shape), dtype=jnp.int32)
+    draws = [_hash(place, jnp.int32(i) + 3 * seed.astype(jnp.int32)) for i in range(3)]
+    return (2.0 * (draws[0] + draws[1] + draws[2]) - 3.0).reshape(shape)

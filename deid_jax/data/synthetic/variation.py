@@ -175,9 +175,9 @@ def _sample_camera(draws: Draws) -> Camera:
     """Exposure, contrast, white balance, blur and sensor noise."""
     return Camera(
         jnp.exp(draws.between(-0.5, 0.4)),
-        draws.between(0.85, 1.2),
+        draws.between(0.95, 1.25),
         _temperature(draws, 0.1),
-        draws.between(0.7, 1.2),
+        draws.between(0.85, 1.3),
         0.008 * draws.between(0.0, 1.0) ** 2,
         draws.between(0.002, 0.014),
         jnp.floor(draws.between(0.0, 1.0) * 2**23).astype(jnp.uint32),
