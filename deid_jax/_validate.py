@@ -1,6 +1,9 @@
 """Checks of user input: each raises `InputError` with one line that names what is wrong."""
 
 import math
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,10 +38,26 @@ def finite_non_negative(name: str, value: Any) -> None:
         raise InputError(f"{name} must be finite, got {value}")
 
 
-def count(name: str, value: Any, *, least: int = 0) -> None:
-    """Refuses everything but an integer of at least `least`."""
+def count(name: str, value: Any, *, least: int = 0, most: int | None = None) -> None:
+    """Refuses everything but an integer of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(f"{name} must be an integer >= {least}, got {value}")
+    if most is not None and value > most:
+        raise InputError(f"{name} must be at most {most}, got {value}")
+
+
+def folder_to_write(name: str, path: Path) -> None:
+    """Refuses a path where no folder is and none can be made, or that cannot be written."""
+    whole = path.absolute()
+    existing = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        what = "is" if existing == whole else f"lies below {existing.name},"
+        raise InputError(f"{name} {path} {what} a file, not a folder")
+    try:
+        # Only trying tells: rights, read-only disks, file systems without folders.
+        Path(tempfile.mkdtemp(prefix=".probe-", dir=existing)).rmdir()
+    except OSError as error:
+        raise InputError(f"{name} {path} cannot be written: {error.strerror}") from error
 
 
 def images(name: str, value: Any) -> None:
@@ -53,7 +72,9 @@ def images(name: str, value: Any) -> None:
         raise InputError(f"{name} must be floating point in [0, 1], got dtype {array.dtype}")
     if isinstance(array, jax.core.Tracer) or array.size == 0:
         return
-    low, high = float(array.min()), float(array.max())
+    # Concrete pictures may be closed over by a function that is being traced.
+    with jax.ensure_compile_time_eval():
+        low, high = float(array.min()), float(array.max())
     if math.isnan(low) or math.isnan(high):
         raise InputError(f"{name} must be finite, got NaN")
     if low < 0 or high > 1:

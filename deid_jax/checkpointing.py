@@ -5,6 +5,9 @@ and `info`, a `CheckpointInfo` as JSON.
 """
 
 import dataclasses
+import glob
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from deid_jax import _validate
 from deid_jax._validate import InputError
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.models import create_model
@@ -56,18 +60,54 @@ class CheckpointInfo:
             self.model, num_classes=len(self.persons), image_size=self.image_size
         )
 
+    def summary(self) -> dict[str, Any]:
+        """All of it but the long list of pictures."""
+        facts = dataclasses.asdict(self)
+        del facts["pictures"]
+        return facts
+
+
+def state_dir(path: Path) -> Path:
+    """Where the state of an unfinished training of the checkpoint at `path` is kept."""
+    return path.with_name(path.name + ".unfinished")
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuses a path at which no checkpoint may be written; changes nothing.
+
+    Raises:
+      InputError: something is there that is no checkpoint, or a checkpoint and `overwrite` is
+        off, or no folder can be made there.
+    """
+    if os.path.lexists(path):
+        if not _is_checkpoint(path):
+            raise InputError(f"checkpoint {path} exists and is no checkpoint: it is kept")
+        if not overwrite:
+            raise InputError(f"checkpoint {path} exists already; --overwrite trains it anew")
+    _validate.folder_to_write("checkpoint", path)
+
 
 def save(path: Path, variables: Any, info: CheckpointInfo) -> None:
-    """Writes a checkpoint, whole or not at all; an older one at `path` is replaced."""
-    with _checkpointer() as checkpointer:
-        checkpointer.save(
-            path.absolute(),
-            ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                info=ocp.args.JsonSave(dataclasses.asdict(info)),
-            ),
-            force=True,
-        )
+    """Writes a checkpoint, whole or not at all; an older one at `path` is replaced.
+
+    Raises:
+      InputError: it cannot be written (the disk is full, say).
+    """
+    fresh = path.with_name(path.name + ".new")
+    items = ocp.args.Composite(
+        variables=ocp.args.StandardSave(variables),
+        info=ocp.args.JsonSave(dataclasses.asdict(info)),
+    )
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(fresh.absolute(), items, force=True)
+        remove(path)
+        fresh.rename(path)
+    except Exception as error:  # Orbax and TensorStore raise all sorts.
+        raise InputError(f"checkpoint {path} cannot be written: {_reason(error)}") from error
+    finally:
+        for left in path.parent.glob(glob.escape(fresh.name) + "*"):
+            remove(left)
 
 
 def load_info(path: Path) -> CheckpointInfo:
@@ -76,20 +116,23 @@ def load_info(path: Path) -> CheckpointInfo:
     Raises:
       InputError: there is no checkpoint at `path`, or it cannot be read.
     """
-    if not path.is_dir():
+    if not os.path.lexists(path):
         raise InputError(f"checkpoint {path} does not exist")
-    with _checkpointer() as checkpointer:
-        items = _reading(
-            path,
-            lambda: checkpointer.restore(
-                path.absolute(), ocp.args.Composite(info=ocp.args.JsonRestore())
-            ),
-        )
+    if not _is_checkpoint(path):
+        raise InputError(f"checkpoint {path} is no checkpoint")
     try:
+        with _checkpointer() as checkpointer:
+            items = checkpointer.restore(
+                path.absolute(), ocp.args.Composite(info=ocp.args.JsonRestore())
+            )
         info = CheckpointInfo(**items["info"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"checkpoint {path} holds no description of a recogniser") from error
-    return dataclasses.replace(info, persons=tuple(info.persons), pictures=tuple(info.pictures))
+        return dataclasses.replace(
+            info, persons=tuple(info.persons), pictures=tuple(info.pictures)
+        )
+    except Exception as error:  # Orbax raises all sorts.
+        raise InputError(
+            f"checkpoint {path} cannot be read: its description is damaged or missing"
+        ) from error
 
 
 def load_variables(path: Path, info: CheckpointInfo) -> Any:
@@ -104,14 +147,14 @@ def load_variables(path: Path, info: CheckpointInfo) -> Any:
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
     )
-    with _checkpointer() as checkpointer:
-        items = _reading(
-            path,
-            lambda: checkpointer.restore(
-                path.absolute(), ocp.args.Composite(variables=ocp.args.StandardRestore(target))
-            ),
-        )
-    return items["variables"]
+    items = ocp.args.Composite(variables=ocp.args.StandardRestore(target))
+    try:
+        with _checkpointer() as checkpointer:
+            return checkpointer.restore(path.absolute(), items)["variables"]
+    except Exception as error:  # Orbax and TensorStore raise all sorts.
+        raise InputError(
+            f"checkpoint {path} cannot be read: its weights are damaged or missing"
+        ) from error
 
 
 def check_fits(path: Path, info: CheckpointInfo, model: str, dataset: FaceDataset) -> None:
@@ -160,14 +203,15 @@ def remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "_CHECKPOINT_METADATA").is_file()
+
+
 def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
 
-def _reading(path: Path, restore: Any) -> Any:
-    """Runs a restore; Orbax raises many kinds of errors for what is broken or missing."""
-    try:
-        return restore()
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-        raise InputError(f"checkpoint {path} cannot be read: {reason}") from error
+def _reason(error: Exception) -> str:
+    """The last part of TensorStore's long chains, or the first line of anything else."""
+    full = re.search(r"\[OS error \d+: [A-Z]+ ([^\]]+)\]", str(error))
+    return full[1] if full else str(error).strip().partition("\n")[0] or type(error).__name__

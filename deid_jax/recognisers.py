@@ -90,7 +90,7 @@ def fit(
     model = create_model(
         model_name, num_classes=len(dataset.persons), image_size=dataset.image_size
     )
-    state_dir = path.with_name(path.name + ".unfinished")
+    state_dir = checkpointing.state_dir(path)
     variables, history = training.train(
         model, dataset, config, held_out=held_out, state_dir=state_dir, progress=progress
     )

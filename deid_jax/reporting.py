@@ -1,9 +1,12 @@
-"""What a run leaves behind: its folder, its tables and its sheet of pictures."""
+"""What a run leaves behind: its folder, its tables, which pictures to show."""
 
+import contextlib
 import csv
+import dataclasses
+import importlib.metadata
 import io
 import json
-import os
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,40 +16,53 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deid_jax._validate import InputError
+from deid_jax import _validate
 
-# Every file or folder that a run may leave in its output folder.
-_CONFIG = "config.json"
+# The description that makes a folder of files a run: written last, and known by this word.
+DESCRIPTION = "config.json"
+_OURS = '"deid_jax"'
 
 
 class RunFolder:
     """An output folder that holds either the last whole run or the new one, never a mixture.
 
     Files are written into a hidden folder beside their final place; leaving the `with` block
-    without an error moves them there, replacing what an earlier run of ours had left.
+    without an error moves them there, replacing what an earlier run of ours had left. Other
+    things in the folder stay as they are.
+
+    Args:
+      path: the folder; made if missing.
+      contents: names of the files and folders that the run writes, beside `DESCRIPTION`.
 
     Raises:
-      InputError: `path` is a file, cannot be written, or holds things that are not a run's.
+      InputError: `path` is a file, cannot be written, or holds one of the names and no run.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, contents: Sequence[str]):
         self.path = path
+        self._contents = (*contents, DESCRIPTION)
         self._staging = path / ".unfinished"
 
     def check(self) -> None:
         """Refuses a path that cannot become the run's folder; changes nothing."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"output_dir {self.path} is a file")
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not existing.is_dir():
-            raise InputError(f"output_dir {self.path} lies below a file, {existing}")
-        if not os.access(existing, os.W_OK):
-            raise InputError(f"output_dir {self.path} cannot be written")
-        if (self.path / "images").exists() and not (self.path / _CONFIG).exists():
-            raise InputError(f"output_dir {self.path} holds images/ of something else")
+        _validate.folder_to_write("output_dir", self.path)
+        # A run that was killed while its files moved into place leaves the hidden folder.
+        if self._staging.exists() or self._is_run():
+            return
+        foreign = [name for name in self._contents if (self.path / name).exists()]
+        if foreign:
+            raise _validate.InputError(
+                f"output_dir {self.path} holds {foreign[0]}, and no run of ours wrote it: "
+                "name another folder"
+            )
+
+    def _is_run(self) -> bool:
+        description = self.path / DESCRIPTION
+        return description.is_file() and _OURS in description.read_text(errors="replace")
 
     def __enter__(self) -> "RunFolder":
         self.check()
+        self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         shutil.rmtree(self._staging, ignore_errors=True)
         self._staging.mkdir(parents=True)
         return self
@@ -58,23 +74,25 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            # The description goes last: with it in place the run is whole.
-            for entry in sorted(self._staging.iterdir(), key=lambda p: p.name == _CONFIG):
-                final = self.path / entry.name
+            for name in self._contents:
+                new, final = self._staging / name, self.path / name
                 if final.is_dir():
                     shutil.rmtree(final)
-                entry.replace(final)
+                new.replace(final)
         shutil.rmtree(self._staging, ignore_errors=True)
-        if kind is not None and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if kind is not None:
+            for folder in self._made:
+                with contextlib.suppress(OSError):  # Others write there, too.
+                    folder.rmdir()
 
     def write_text(self, name: str, text: str) -> None:
         """Writes one text file."""
         (self._staging / name).write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes one JSON file."""
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        """Writes one JSON file; infinities and NaN, which JSON lacks, as strings."""
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(name, text + "\n")
 
     def write_csv(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes records as CSV, a column per entry; the first record names the columns."""
@@ -93,11 +111,32 @@ class RunFolder:
             return np.asarray(image.convert("RGB"))
 
 
-def metrics_table(figures: Mapping[str, Any], title: str) -> Any:
+def describe(settings: Any, **more: Any) -> dict[str, Any]:
+    """What `DESCRIPTION` holds: all that is needed to run the same again.
+
+    Args:
+      settings: the binary's settings dataclass.
+      more: facts on what the settings led to.
+    """
+    packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"settings": dataclasses.asdict(settings), **more, "versions": versions}
+
+
+def _finite(value: Any) -> Any:
+    """A JSON-able value without infinities and NaN."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def metrics_table(figures: Mapping[str, Any]) -> Any:
     """A run's figures as a table for the terminal: float result beside 8-bit file."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("")
     table.add_column("float", justify="right")
     table.add_column("8-bit file", justify="right")

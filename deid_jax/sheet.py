@@ -3,6 +3,8 @@
 Pictures are uint8[H, W, 3].
 """
 
+import functools
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,8 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _TILE = 192
-_GAP = 8
-_CAPTION = 22
+_GAP = 10
+_HEADING = 26
+_LINE = 17
+_CAPTION = 2 * _LINE + 10
 _INK = (32, 32, 32)
 _WRONG = (176, 0, 32)
 _PAPER = (255, 255, 255)
@@ -64,22 +68,22 @@ def draw(rows: Sequence[Row], *, method: str) -> np.ndarray:
       uint8[H, W, 3].
     """
     factor = amplification(rows)
-    headings = ("original", f"de-identified ({method})", f"perturbation ×{factor}")
+    headings = ("original", f"de-identified ({method})", f"perturbation x{factor}")
     blocks = 1 if len(rows) <= 4 else 2
     per_block = -(-len(rows) // blocks)
-    block_width = 3 * (_TILE + _GAP) + 2 * _GAP
-    row_height = _TILE + _CAPTION + _GAP
-    size = (blocks * block_width + _GAP, _CAPTION + per_block * row_height + 2 * _GAP)
+    block_width = 3 * (_TILE + _GAP) + _GAP
+    row_height = _TILE + _CAPTION
+    size = (blocks * block_width + _GAP, _GAP + _HEADING + per_block * row_height)
     sheet = Image.new("RGB", size, _PAPER)
     pen = ImageDraw.Draw(sheet)
-    for block in range(blocks):
-        for column, heading in enumerate(headings):
-            x = 2 * _GAP + block * block_width + column * (_TILE + _GAP)
-            pen.text((x, _GAP), heading, fill=_INK, font=_font(15))
     for number, row in enumerate(rows):
         block, line = divmod(number, per_block)
-        corner = (2 * _GAP + block * block_width, _CAPTION + 2 * _GAP + line * row_height)
-        _draw_row(sheet, pen, row, corner, factor)
+        left, top = 2 * _GAP + block * block_width, _GAP + _HEADING + line * row_height
+        if line == 0:
+            for column, heading in enumerate(headings):
+                x = left + column * (_TILE + _GAP)
+                _write(pen, (x, _GAP), heading, size=15)
+        _draw_row(sheet, pen, row, (left, top), factor)
     return np.asarray(sheet)
 
 
@@ -90,23 +94,47 @@ def _draw_row(
     corner: tuple[int, int],
     factor: int,
 ) -> None:
+    """Draws three tiles side by side; below them who it is and whom the recogniser names."""
     left, top = corner
     tiles = (row.original, row.modified, amplified(row, factor))
-    captions = (row.before, row.after, None)
-    for column, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
-        x = left + column * (_TILE + _GAP)
+    for column, tile in enumerate(tiles):
         scale = Image.Resampling.NEAREST if column == 2 else Image.Resampling.BICUBIC
-        sheet.paste(Image.fromarray(tile).resize((_TILE, _TILE), scale), (x, top))
-        if caption:
-            name, probability = caption
-            ink = _INK if name == row.true_name else _WRONG
-            text = _fit(f"{name}  {probability:.0%}")
-            pen.text((x, top + _TILE + 3), text, fill=ink, font=_font(13))
+        picture = Image.fromarray(tile).resize((_TILE, _TILE), scale)
+        sheet.paste(picture, (left + column * (_TILE + _GAP), top))
+    below = top + _TILE + 3
+    _write(pen, (left, below), row.true_name)
+    for column, (name, probability) in enumerate((row.before, row.after)):
+        corner = (left + column * (_TILE + _GAP), below + _LINE)
+        ink = _INK if name == row.true_name else _WRONG
+        _write(pen, corner, f"named {name}", f" {probability:.0%}", ink=ink)
 
 
-def _fit(text: str, width: int = 28) -> str:
-    return text if len(text) <= width else "…" + text[1 - width :]
+def _write(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    ending: str = "",
+    *,
+    ink: tuple[int, int, int] = _INK,
+    size: int = 13,
+) -> None:
+    """Writes one line no wider than a tile, `text` cut with "..." if it must be."""
+    font = _font(size)
+    text = _drawable(text)
+    shown, length = text + ending, len(text)
+    while length and font.getlength(shown) > _TILE:
+        length -= 1
+        shown = text[:length].rstrip() + "..." + ending
+    pen.text(corner, shown, fill=ink, font=font)
 
 
+def _drawable(text: str) -> str:
+    """The text in ASCII, all that the font has: without accents, "?" for what is left."""
+    parts = unicodedata.normalize("NFKD", text)
+    plain = "".join(part for part in parts if not unicodedata.combining(part))
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in plain)
+
+
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

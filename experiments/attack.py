@@ -7,46 +7,67 @@ Writes into --output_dir: `metrics.json`, `per_image.csv`, `config.json`, `sheet
 """
 
 import dataclasses
-import importlib.metadata
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 from rich.console import Console
 
-from deid_jax import checkpointing, evaluation, recognisers, reporting, sheet
-from deid_jax._validate import InputError, count
+from deid_jax import evaluation, recognisers, reporting, sheet
+from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS
-from deid_jax.data import SPLITS, FaceDataset
+from deid_jax.data import FaceDataset
 from deid_jax.evaluation import INITS, METHODS, TARGETS, Protocol
 from deid_jax.recognisers import Recogniser
 from deid_jax.reporting import RunFolder
 from experiments import cli, common
-from experiments.cli import setting
+from experiments.cli import Flag, setting
 
 _SHEET_ROWS = 8
+_CONTENTS = ("images", "metrics.json", "per_image.csv", "sheet.png")
+
+
+# What --help says of the methods' settings.
+_MEANINGS = {
+    "step_size": "α, how far one step goes.",
+    "penalty_weight": "λ, the weight of the 'realism' term; α·λ >= 2 diverges.",
+    "num_steps": "Number of gradient steps.",
+    "epsilon": "ε, the largest change of a pixel, of a range of 1.",
+    "blur_sigma": "Standard deviation of the blur, a fraction of the picture's height.",
+    "num_blocks": "Number of blocks across and down the picture.",
+    "mask_size": "Height and width of the mask, a fraction of the picture's.",
+    "noise_stddev": "Standard deviation of the noise, for pixels of a range of 1.",
+}
+
+
+def _method_flags() -> dict[str, Flag]:
+    """One flag per setting of any method; where it is not given, the method's default holds."""
+    found: dict[str, Flag] = {}
+    for name, method in METHODS.items():
+        for field in dataclasses.fields(method.config):
+            kind, default = type(field.default), f"{name} {field.default:g}"
+            if field.name in found:
+                text = f"{found[field.name].help.removesuffix('.')}, {default}."
+            else:
+                text = f"{_MEANINGS.get(field.name, '')} Default: {default}.".strip()
+            found[field.name] = Flag(kind, None, text)
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackSettings(common.DataSettings):
+class AttackSettings(common.EvaluationSettings):
     """Settings of `experiments.attack`; `method_settings` are those of the method alone."""
 
-    split: str = setting("test", "Which pictures to de-identify.", choices=SPLITS)
-    max_images: int | None = setting(None, "Only the first N pictures of the split.")
-    batch_size: int = setting(64, "Pictures per compiled call.")
-    checkpoint: str | None = setting(
-        None, "The recogniser's weights; default: under checkpoints/, trained if missing."
-    )
     method: str = setting("pfgvm", "De-identification method.", choices=tuple(METHODS))
     target: str | None = setting(
         None, "Label that an attack aims at; none = untargeted. Default: random.", TARGETS
     )
     init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
     quantize: bool = setting(False, "Round the result to 8 bits before it is measured.")
-    output_dir: str | None = setting(None, "Where to write; default: runs/attack/….")
-    method_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    output_dir: str | None = setting(None, "Where to write; default: under runs/attack/.")
+    method_settings: Mapping[str, Any] = cli.settings_of_others(_method_flags())
 
     def config(self) -> Any:
         """The method's config.
@@ -55,10 +76,10 @@ class AttackSettings(common.DataSettings):
           InputError: a setting that the method does not have, or a bad value.
         """
         method = METHODS[self.method]
-        for name in self.method_settings:
+        for name, value in self.method_settings.items():
             if name not in method.settings():
                 raise InputError(
-                    f"--{name} means nothing to --method={self.method}, whose settings are "
+                    f"--{name}={value} means nothing to --method={self.method}, which takes "
                     + ", ".join(f"--{own}" for own in method.settings())
                 )
         return method.config(**self.method_settings)
@@ -70,9 +91,11 @@ class AttackSettings(common.DataSettings):
           InputError: a flag that the method ignores, or a bad value.
         """
         if self.method not in ATTACKS:
-            for name in ("target", "init"):
-                if getattr(self, name) is not None:
-                    raise InputError(f"--{name} means nothing to --method={self.method}")
+            for name, value in (("target", self.target), ("init", self.init)):
+                if value is not None:
+                    raise InputError(
+                        f"--{name}={value} means nothing to --method={self.method}"
+                    )
         default_target = "random" if self.method in ATTACKS else "none"
         return Protocol(
             target=self.target or default_target,
@@ -83,39 +106,17 @@ class AttackSettings(common.DataSettings):
         )
 
 
-def define_method_flags() -> None:
-    """One flag per setting of any method; unset, the method's own default holds."""
-    owners: dict[str, list[str]] = {}
-    for name, method in METHODS.items():
-        for field in dataclasses.fields(method.config):
-            owners.setdefault(field.name, []).append(f"{name} {field.default:g}")
-    for setting_name, users in owners.items():
-        kind = int if setting_name.startswith("num_") else float
-        cli.define_flag(setting_name, kind, None, f"Default: {', '.join(users)}.")
-
-
-def read_method_flags() -> dict[str, Any]:
-    """The settings that were given, as an argument of `AttackSettings`."""
-    names = {name for method in METHODS.values() for name in method.settings()}
-    values = {name: flags.FLAGS[name].value for name in sorted(names)}
-    return {"method_settings": {k: v for k, v in values.items() if v is not None}}
-
-
 def run(settings: AttackSettings) -> dict[str, Any]:
     """De-identifies, measures, writes, prints; returns what `metrics.json` holds.
 
     Raises:
       InputError: bad settings, data, checkpoint or output folder; nothing is written then.
     """
+    settings.check()
     config, protocol = settings.config(), settings.protocol()
-    folder = RunFolder(Path(settings.output_dir or _default_output(settings)))
+    folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
     folder.check()
-    if settings.max_images is not None:
-        count("max_images", settings.max_images, least=1)
-    if settings.checkpoint is not None:
-        checkpointing.load_info(Path(settings.checkpoint))
-    faces = common.first(settings.load(settings.split), settings.max_images)
-    recogniser = common.recogniser_for(settings, faces, settings.checkpoint)
+    faces, recogniser = common.faces_and_recogniser(settings)
     with folder:
         records, timing, rows = _de_identify(
             settings, faces, recogniser, config, protocol, folder
@@ -132,11 +133,14 @@ def run(settings: AttackSettings) -> dict[str, Any]:
             "compile_seconds": timing.compile_seconds,
             "config": dataclasses.asdict(config),
         }
+        description = reporting.describe(
+            settings, dataset=faces.provenance, recogniser=recogniser.info.summary()
+        )
         folder.write_json("metrics.json", figures)
         folder.write_csv("per_image.csv", records)
-        folder.write_json("config.json", _description(settings, faces, recogniser))
         folder.write_png("sheet.png", sheet.draw(rows, method=settings.method))
-    _print(figures, recogniser, folder.path)
+        folder.write_json(reporting.DESCRIPTION, description)
+    _print(figures, protocol, recogniser, folder.path)
     return figures
 
 
@@ -189,28 +193,17 @@ def _default_output(settings: AttackSettings) -> Path:
     return Path("runs", "attack", f"{name}-{settings.split}-{settings.method}")
 
 
-def _description(
-    settings: AttackSettings, faces: FaceDataset, recogniser: Recogniser
-) -> dict[str, Any]:
-    """Everything that is needed to run the same again."""
-    trained = dataclasses.asdict(recogniser.info)
-    del trained["pictures"]  # Long, and it stands in the checkpoint.
-    packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
-    return {
-        "settings": dataclasses.asdict(settings),
-        "dataset": dict(faces.provenance),
-        "recogniser": trained,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def _print(figures: Mapping[str, Any], recogniser: Recogniser, path: Path) -> None:
-    settings = ", ".join(f"{name} {value:g}" for name, value in figures["config"].items())
-    title = (
-        f"{figures['method']} ({settings}) against {figures['model']}: "
-        f"{figures['num_images']} pictures of {figures['dataset']}, split {figures['split']}"
+def _print(
+    figures: Mapping[str, Any], protocol: Protocol, recogniser: Recogniser, path: Path
+) -> None:
+    settings = [f"{name} {value:g}" for name, value in figures["config"].items()]
+    if figures["method"] in ATTACKS:
+        settings += [f"target {protocol.target}", f"init {protocol.init}"]
+    print(
+        f"{figures['method']} against {figures['model']}: {figures['num_images']} pictures "
+        f"of {figures['dataset']}, split {figures['split']}\n{', '.join(settings)}"
     )
-    Console().print(reporting.metrics_table(figures, title))
+    Console().print(reporting.metrics_table(figures))
     print(
         f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s) after "
         f"{figures['compile_seconds']:.1f} s of compiling.\n"
@@ -219,7 +212,7 @@ def _print(figures: Mapping[str, Any], recogniser: Recogniser, path: Path) -> No
     )
 
 
+main = cli.binary(run, AttackSettings)
+
 if __name__ == "__main__":
-    cli.launch(
-        run, AttackSettings, define_more=define_method_flags, read_more=read_method_flags
-    )
+    sys.exit(main(sys.argv[1:]))

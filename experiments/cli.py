@@ -1,21 +1,25 @@
-"""What all binaries share: flags from dataclasses, progress bars, and how errors end.
+"""What all binaries share: flags from dataclasses, --help, progress bars, how errors end.
 
-A binary declares its settings once, as a frozen dataclass of `setting` fields; `launch` makes
+A binary declares its settings once, as a frozen dataclass of `setting` fields; `binary` makes
 absl flags of them and hands an instance to the binary's `run`, which never sees a flag.
 """
 
 import contextlib
 import dataclasses
+import io
 import sys
+import textwrap
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from deid_jax._validate import InputError
+
+_WIDTH = 80
 
 
 class Update(Protocol):
@@ -26,88 +30,161 @@ class Update(Protocol):
         ...
 
 
+class Flag(typing.NamedTuple):
+    """One flag.
+
+    Attributes:
+      kind: bool, int, float or str.
+      default: its value where it is not given.
+      help: what it means, a sentence or two.
+      choices: the values allowed; any if None.
+    """
+
+    kind: type
+    default: Any
+    help: str
+    choices: Sequence[str] | None = None
+
+
 def setting(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
     """A field of a settings dataclass, and so a flag of the same name."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def define_flags(settings: type) -> None:
-    """Makes an absl flag of every field of a settings dataclass."""
+def settings_of_others(settings: Mapping[str, Flag]) -> Any:
+    """A field that maps the names of flags to their values, those that were given only."""
+    return dataclasses.field(default_factory=dict, metadata={"flags": settings})
+
+
+def flags_of(settings: type) -> dict[str, Flag]:
+    """The flags of a settings dataclass, in its order."""
     hints = typing.get_type_hints(settings)
+    found: dict[str, Flag] = {}
     for field in dataclasses.fields(settings):
-        if "help" not in field.metadata:
-            continue
-        define_flag(field.name, hints[field.name], field.default, **field.metadata)
+        if "help" in field.metadata:
+            found[field.name] = Flag(_kind(hints[field.name]), field.default, **field.metadata)
+        found |= field.metadata.get("flags", {})
+    return found
 
 
-def define_flag(
-    name: str, hint: Any, default: Any, help: str, choices: Sequence[str] | None = None
-) -> None:
-    """Makes one absl flag, of the type that an annotation names."""
-    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-    if choices:
-        flags.DEFINE_enum(name, default, list(choices), help)
-    else:
-        defines: dict[type, Callable] = {
-            bool: flags.DEFINE_bool,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            str: flags.DEFINE_string,
-        }
-        defines[kinds[0]](name, default, help)
-    flags.declare_key_flag(name)
+def _kind(hint: Any) -> type:
+    """The type T of an annotation T or T | None."""
+    alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next(kind for kind in alternatives if kind is not types.NoneType)
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def from_flags(settings: type, **more: Any) -> Any:
-    """An instance of a settings dataclass, from the parsed flags and what else is given."""
-    names = [field.name for field in dataclasses.fields(settings) if "help" in field.metadata]
-    return settings(**{name: flags.FLAGS[name].value for name in names}, **more)
-
-
-def launch(
-    run: Callable[[Any], Any],
-    settings: type,
-    *,
-    define_more: Callable[[], None] = lambda: None,
-    read_more: Callable[[], dict[str, Any]] = dict,
-) -> None:
-    """Runs a binary: flags in, one call, and bad input ends in one line and status 2.
+def parse(settings: type, arguments: Sequence[str]) -> Any:
+    """An instance of a settings dataclass.
 
     Args:
-      run: the binary's work.
-      settings: its settings dataclass.
-      define_more: defines flags that do not stand in the dataclass.
-      read_more: turns those into further arguments of the dataclass.
+      settings: the dataclass.
+      arguments: what follows the binary's name on the command line.
+
+    Raises:
+      InputError: an unknown flag, a bad value, or an argument that is no flag.
     """
-    define_flags(settings)
-    define_more()
-    # Shown by --help like the binary's own.
-    flags.adopt_module_key_flags(sys.modules[__name__])
-    logging.set_verbosity(logging.ERROR)
-    warnings.showwarning = _show_warning
+    values = flags.FlagValues()
+    for name, flag in flags_of(settings).items():
+        _define(values, name, flag)
+    try:
+        _, *strays = values(["", *arguments])
+    except flags.Error as error:
+        raise InputError(f"{error}; --help lists the flags") from error
+    if strays:
+        raise InputError(f"unexpected argument {strays[0]!r}: settings are given as --flags")
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        if "help" in field.metadata:
+            given[field.name] = values[field.name].value
+        elif "flags" in field.metadata:
+            own = {name: values[name].value for name in field.metadata["flags"]}
+            given[field.name] = {k: value for k, value in own.items() if value is not None}
+    empty = [name for name, value in given.items() if value == ""]
+    if empty:
+        raise InputError(f"--{empty[0]} is empty")
+    return settings(**given)
 
-    def main(arguments: list[str]) -> int:
-        try:
-            if len(arguments) > 1:
-                raise InputError(f"unexpected argument {arguments[1]!r}: settings are --flags")
-            run(from_flags(settings, **read_more()))
-        except (InputError, OSError) as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        return 0
 
-    app.run(main)
+def _define(values: flags.FlagValues, name: str, flag: Flag) -> None:
+    if flag.choices:
+        choices = list(flag.choices)
+        flags.DEFINE_enum(name, flag.default, choices, flag.help, flag_values=values)
+        return
+    defines: dict[type, Callable] = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    defines[flag.kind](name, flag.default, flag.help, flag_values=values)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def help_text(run: Callable, settings: type) -> str:
+    """What --help prints: the binary's docstring and its flags."""
+    lines = [(sys.modules[run.__module__].__doc__ or "").strip(), "", "Flags:"]
+    indent = " " * 6
+    for name, flag in flags_of(settings).items():
+        default = f" Default: {flag.default}." if flag.default not in (None, False) else ""
+        lines.append(f"  {_usage(name, flag)}")
+        lines += textwrap.wrap(
+            flag.help + default, _WIDTH, initial_indent=indent, subsequent_indent=indent
+        )
+    return "\n".join(lines)
+
+
+def _usage(name: str, flag: Flag) -> str:
+    if flag.kind is bool:
+        return f"--[no]{name}"
+    kinds = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    return f"--{name}=" + ("|".join(flag.choices) if flag.choices else kinds[flag.kind])
+
+
+def binary(run: Callable[[Any], Any], settings: type) -> Callable[[Sequence[str]], int]:
+    """A binary's main function: arguments in, one call of `run`, exit status out.
+
+    Bad input (`InputError`) and failures of the file system (`OSError`) end in one line on
+    standard error and status 2, Ctrl-C in status 130; any other exception is a defect.
+
+    Args:
+      run: the binary's work; its module's docstring heads --help.
+      settings: its settings dataclass.
+    """
+
+    def main(arguments: Sequence[str]) -> int:
+        logging.set_verbosity(logging.ERROR)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # Not every terminal knows "∞".
+        if not {"--help", "-help", "-h", "-?"}.isdisjoint(arguments):
+            print(help_text(run, settings))
+            return 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _status_of(lambda: run(parse(settings, arguments)))
+
+    return main
+
+
+def _status_of(work: Callable[[], Any]) -> int:
+    """Exit status of a piece of work; says on standard error what stopped it."""
+    try:
+        work()
+    except InputError as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error) or type(error).__name__
+        print(f"error: {_one_line(where + reason)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _show_warning(
@@ -119,7 +196,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {_one_line(str(message))}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -5,14 +5,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deid_jax import recognisers
-from deid_jax._validate import count
-from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
+from deid_jax import checkpointing, recognisers
+from deid_jax._validate import InputError, count
+from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
 from deid_jax.models import MODELS, create_model
 from deid_jax.recognisers import Recogniser
 from deid_jax.training import EpochRecord, TrainConfig
 from experiments.cli import progress_bar, setting
+
+_LARGEST_IMAGE = 1024
+_SSIM_WINDOW = 11  # pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,12 @@ class DataSettings:
     dataset: str = setting("synthetic", "Data set.", choices=tuple(DATASETS))
     data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
     image_size: int = setting(64, "Height and width in pixels that pictures are brought to.")
-    crop: str = setting("auto", "Face crop of pictures from files.", choices=tuple(CROPS))
+    crop: str | None = setting(
+        None,
+        "Which part of a picture file is the face; auto: CelebA's aligned face box for "
+        "pictures of 178x218, else the largest centred square. Default: auto.",
+        choices=tuple(CROPS),
+    )
     skip_unreadable: bool = setting(
         False, "Leave out pictures that cannot be read, and count them, instead of stopping."
     )
@@ -30,40 +38,78 @@ class DataSettings:
     seed: int = setting(0, "Decides every random choice: persons, split, weights, targets.")
 
     def options(self, split: str) -> DataOptions:
-        """What the data set's loader is asked for."""
-        count("image_size", self.image_size, least=1)
-        count("seed", self.seed)
+        """What the data set's loader is asked for.
+
+        Raises:
+          InputError: a value out of range, or a flag that the data set ignores.
+        """
+        count("image_size", self.image_size, least=1, most=_LARGEST_IMAGE)
+        count("seed", self.seed, most=2**31 - 1)
         create_model(self.model, num_classes=2, image_size=self.image_size)
+        if self.dataset == "synthetic":
+            for name in ("data_dir", "crop", "skip_unreadable"):
+                value = getattr(self, name)
+                if value:
+                    raise InputError(f"--{name}={value} means nothing to --dataset=synthetic")
         return DataOptions(
             image_size=self.image_size,
             split=split,
             seed=self.seed,
             data_dir=self.data_dir,
             skip_unreadable=self.skip_unreadable,
-            crop=self.crop,
+            crop=self.crop or DataOptions.crop,
         )
 
-    def load(self, split: str) -> FaceDataset:
-        """Loads a split, and says what was left out."""
-        dataset = load_dataset(self.dataset, self.options(split))
-        skipped = dataset.provenance.get("num_unreadable", 0)
-        if skipped:
-            print(f"left out {skipped} unreadable pictures", file=sys.stderr)
-        return dataset
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(DataSettings):
+    """Which pictures a trained recogniser is measured on."""
+
+    split: str = setting("test", "Which pictures to de-identify.", choices=SPLITS)
+    max_images: int | None = setting(None, "Only the first N pictures of the split.")
+    batch_size: int = setting(64, "Pictures per compiled call.")
+    checkpoint: str | None = setting(
+        None, "The recogniser's weights; default: under checkpoints/, trained if missing."
+    )
+
+    def check(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+          InputError: see above.
+        """
+        self.options(self.split)
+        # Structural similarity needs the room of its window.
+        count("image_size", self.image_size, least=_SSIM_WINDOW)
+        count("batch_size", self.batch_size, least=1)
+        if self.max_images is not None:
+            count("max_images", self.max_images, least=1)
+
+
+def say_skipped(dataset: FaceDataset) -> None:
+    """Says how many pictures could not be read."""
+    skipped = dataset.provenance.get("num_unreadable", 0)
+    if skipped:
+        noun = "picture" if skipped == 1 else "pictures"
+        print(f"left out {skipped} unreadable {noun}", file=sys.stderr)
 
 
 def trained(
     model: str,
-    dataset: str,
-    options: DataOptions,
+    faces: FaceDataset,
+    held_out: FaceDataset | None,
     config: TrainConfig,
     path: Path,
 ) -> tuple[Recogniser, list[EpochRecord]]:
     """Trains a recogniser behind a progress bar and keeps it at `path`."""
-    faces, held_out = recognisers.load_train_and_test(dataset, options)
     with progress_bar(f"training {model}") as update:
+        first_call = True
 
         def progress(done: int, total: int, history: Sequence[EpochRecord]) -> None:
+            nonlocal first_call
+            if first_call and history:
+                print(f"going on after epoch {len(history)}, where it stopped", file=sys.stderr)
+            first_call = False
             text = f"epoch {len(history) + 1}"
             if history:
                 text += f", held-out accuracy {history[-1].test_accuracy:.1%}"
@@ -72,24 +118,33 @@ def trained(
         return recognisers.fit(model, faces, config, path, held_out=held_out, progress=progress)
 
 
-def recogniser_for(
-    settings: DataSettings, faces: FaceDataset, checkpoint: str | None
-) -> Recogniser:
-    """The recogniser at `checkpoint`, or the default one, trained now if it is missing.
+def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Recogniser]:
+    """The pictures asked for, and the recogniser that they are measured with.
+
+    That is the one at `settings.checkpoint`, or the default one, trained now if it is missing.
 
     Raises:
-      InputError: `checkpoint` is given and missing, or a checkpoint does not fit.
+      InputError: the pictures cannot be used, or the checkpoint is missing, damaged or made
+        for something else.
     """
-    if checkpoint is not None:
-        return recognisers.load(Path(checkpoint), settings.model, faces)
     options = settings.options("train")
-    path = recognisers.default_path(settings.model, settings.dataset, options)
-    if not path.exists():
+    default = recognisers.default_path(settings.model, settings.dataset, options)
+    path = Path(settings.checkpoint or default)
+    is_new = settings.checkpoint is None and not path.exists()
+    if is_new:
+        checkpointing.check_target(path, overwrite=False)
+    else:
+        checkpointing.load_info(path)  # Before any picture is read.
+    faces = load_dataset(settings.dataset, settings.options(settings.split))
+    say_skipped(faces)
+    if is_new:
         print(f"No checkpoint at {path} yet: training {settings.model} now.", file=sys.stderr)
         config = recognisers.train_config(settings.model, seed=settings.seed)
-        recogniser, _ = trained(settings.model, settings.dataset, options, config, path)
+        to_train = recognisers.load_train_and_test(settings.dataset, options)
+        recogniser, _ = trained(settings.model, *to_train, config, path)
         print(accuracy_line(recogniser), file=sys.stderr)
-    return recognisers.load(path, settings.model, faces)
+    recogniser = recognisers.load(path, settings.model, faces)
+    return first(faces, settings.max_images), recogniser
 
 
 def accuracy_line(recogniser: Recogniser) -> str:

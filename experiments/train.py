@@ -1,18 +1,18 @@
 """Trains a recogniser on a data set and keeps it as a checkpoint.
 
-    python -m experiments.train --dataset=folder --data_dir=FACES --model=model_a
+    python -m experiments.train --dataset=folder --data_dir=FACES
 
-Writes the checkpoint (default: under checkpoints/) and `history.csv` in --output_dir. A
-training that was stopped goes on where it stood when the same command is given again.
+Writes the checkpoint, and `history.csv` and `config.json` into --output_dir. A training that
+was stopped goes on where it stood when the same command is given again.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from deid_jax import checkpointing, recognisers
-from deid_jax._validate import InputError
 from deid_jax.recognisers import Recogniser
-from deid_jax.reporting import RunFolder
+from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import cli, common
 from experiments.cli import setting
 
@@ -22,19 +22,22 @@ class TrainSettings(common.DataSettings):
     """Settings of `experiments.train`."""
 
     split: str = setting("train", "What to train on.", choices=("train", "all"))
-    epochs: int | None = setting(None, "Passes over the pictures; default: the model's.")
-    learning_rate: float | None = setting(None, "Adam's step size; default: the model's.")
+    epochs: int | None = setting(None, "Passes over the pictures; default: the model's own.")
+    learning_rate: float | None = setting(None, "Adam's step size; default: the model's own.")
     batch_size: int = setting(32, "Pictures per training step.")
-    checkpoint: str | None = setting(None, "Where to keep the result.")
+    checkpoint: str | None = setting(
+        None, "Where to keep the result; default: under checkpoints/."
+    )
     overwrite: bool = setting(False, "Train anew even if the checkpoint exists.")
-    output_dir: str | None = setting(None, "Folder for history.csv; default: runs/train/….")
+    output_dir: str | None = setting(None, "Where to write; default: under runs/train/.")
 
 
 def run(settings: TrainSettings) -> Recogniser:
     """Trains, writes checkpoint and history, and returns the recogniser.
 
     Raises:
-      InputError: bad settings or data, or the checkpoint exists already.
+      InputError: bad settings or data, the checkpoint exists already, or a path that cannot
+        be written; nothing is written then.
     """
     options = settings.options(settings.split)
     config = recognisers.train_config(
@@ -45,22 +48,24 @@ def run(settings: TrainSettings) -> Recogniser:
         seed=settings.seed,
     )
     default = recognisers.default_path(settings.model, settings.dataset, options)
-    path = Path(settings.checkpoint) if settings.checkpoint else default
-    folder = RunFolder(Path(settings.output_dir or Path("runs", "train", default.name)))
+    path = Path(settings.checkpoint or default)
+    folder = RunFolder(
+        Path(settings.output_dir or Path("runs", "train", default.name)), ["history.csv"]
+    )
     folder.check()
-    if path.exists():
-        if not settings.overwrite:
-            raise InputError(f"checkpoint {path} exists already; --overwrite trains it anew")
-        checkpointing.load_info(path)  # Never replace what is no checkpoint.
+    checkpointing.check_target(path, overwrite=settings.overwrite)
+    faces, held_out = recognisers.load_train_and_test(settings.dataset, options)
+    common.say_skipped(faces)
     with folder:
-        recogniser, history = common.trained(
-            settings.model, settings.dataset, options, config, path
-        )
+        recogniser, history = common.trained(settings.model, faces, held_out, config, path)
         folder.write_csv("history.csv", [record._asdict() for record in history])
+        folder.write_json(DESCRIPTION, describe(settings, recogniser=recogniser.info.summary()))
     print(common.accuracy_line(recogniser))
     print(f"Checkpoint: {path}\nHistory: {folder.path / 'history.csv'}")
     return recogniser
 
 
+main = cli.binary(run, TrainSettings)
+
 if __name__ == "__main__":
-    cli.launch(run, TrainSettings)
+    sys.exit(main(sys.argv[1:]))

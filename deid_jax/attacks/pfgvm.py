@@ -4,6 +4,7 @@ Chatzikyriakidis, Papaioannidis, Pitas: "Adversarial Face De-Identification", IC
 """
 
 import dataclasses
+import warnings
 
 import jax
 
@@ -22,6 +23,9 @@ class PFGVMConfig:
       penalty_weight: λ ≥ 0, the weight of the 'realism' term; stable while α·λ < 2.
       num_steps: number of gradient steps.
 
+    Warns:
+      UserWarning: α·λ ≥ 2, where the iteration diverges.
+
     Raises:
       InputError: a setting is negative or NaN.
     """
@@ -34,6 +38,18 @@ class PFGVMConfig:
         _validate.finite_non_negative("step_size", self.step_size)
         _validate.finite_non_negative("penalty_weight", self.penalty_weight)
         _validate.count("num_steps", self.num_steps)
+        # Plain numbers only: traced and stacked settings pass unseen.
+        if isinstance(self.step_size, int | float) and isinstance(
+            self.penalty_weight, int | float
+        ):
+            product = self.step_size * self.penalty_weight
+            if product >= 2:
+                warnings.warn(
+                    "step_size * penalty_weight is "
+                    f"{self.step_size:g} * {self.penalty_weight:g} = {product:g} >= 2: "
+                    "pfgvm diverges",
+                    stacklevel=3,
+                )
 
 
 def pfgvm(

@@ -56,4 +56,5 @@ def _pad(examples: dict[str, np.ndarray], batch_size: int) -> Batch:
     count = len(examples["label"])
     repeated = np.minimum(np.arange(batch_size), count - 1)
     fields: list[Any] = [examples[name][repeated] for name in ("image", "label", "position")]
-    return Batch(*fields, mask=np.arange(batch_size) < count)  # type: ignore[arg-type]
+    fields.append(np.arange(batch_size) < count)
+    return Batch(*fields)

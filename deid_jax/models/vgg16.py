@@ -42,7 +42,7 @@ class VGG16(nn.Module):
         Training mode needs the mutable collection "batch_stats".
         """
         he = nn.initializers.he_normal()
-        x = 255 * images - jnp.asarray(VGG_FACE_MEAN, images.dtype)
+        x = 255 * images - jnp.array([[[VGG_FACE_MEAN]]], images.dtype)
         for block, (depth, features) in enumerate(BLOCKS, start=1):
             for layer in range(1, depth + 1):
                 x = nn.relu(conv(features, 3, name=f"conv{block}_{layer}")(x))

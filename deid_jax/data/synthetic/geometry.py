@@ -116,14 +116,14 @@ def _skull(point: Point, head: Head, jaw_open: jax.Array) -> jax.Array:
     skull = _ellipsoid(
         point, (0.0, 0.27 * head.height, -0.17), (head.width, 0.74 * head.height, 0.84)
     )
-    face = _ellipsoid(point, (0.0, -0.22, 0.0), (0.86 * head.width, 0.75, 0.66))
+    face = _ellipsoid(point, (0.0, -0.22, 0.0), (0.92 * head.width, 0.76, 0.66))
     jaw = (0.28 + head.jaw, -0.50 + head.jaw_height - jaw_open, 0.0)
     chin = (0.05 + 0.3 * head.jaw, -0.82 - head.chin_drop - jaw_open, 0.40)
     cheek = (0.34 + 0.5 * (head.width - 0.64), -0.17, 0.36)
     solid = smooth_min(skull, face, 0.2)
-    solid = smooth_min(solid, _sphere(point, jaw, 0.17), 0.25)
+    solid = smooth_min(solid, _sphere(point, jaw, 0.19), 0.3)
     solid = smooth_min(solid, _sphere(point, chin, head.chin), 0.25)
-    return smooth_min(solid, _sphere(point, cheek, 0.15 + head.cheek), 0.15)
+    return smooth_min(solid, _sphere(point, cheek, 0.14 + head.cheek), 0.2)
 
 
 def head_distance(figure: Figure, point: Point) -> jax.Array:
@@ -214,7 +214,7 @@ def bump(figure: Figure, point: Point) -> jax.Array:
     run = jnp.clip((start - y) / (start - end), 0.0, 1.0)
     fold_x = identity.nose.width + 0.06 + (mouth.width - identity.nose.width + 0.06) * run
     ends = jnp.exp(-(((y - 0.5 * (start + end)) / (0.7 * (start - end))) ** 4))
-    depth = 0.006 + 0.018 * smile + 0.012 * identity.skin.wrinkles
+    depth = 0.003 + 0.014 * smile + 0.012 * identity.skin.wrinkles
     fold = depth * ends * jnp.exp(-(((side - fold_x) / 0.035) ** 2))
     philtrum = 0.008 * jnp.exp(-((x / 0.03) ** 2) - ((level - 0.12) / 0.06) ** 2)
     band = jnp.exp(-(((y - 0.45) / 0.12) ** 4) - (x / 0.4) ** 4)

@@ -172,7 +172,7 @@ def _sample_traits(draws: Draws) -> Traits:
     """Draws gender presentation, age, melanin and hair colour class (0..5, as float)."""
     male, age, melanin = draws.chance(0.5), draws.between(0.0, 1.0), draws.between(0.0, 1.0)
     colour = jnp.floor(draws.between(0.0, jnp.where(melanin > 0.6, 2.0, 5.0)))
-    grey = draws.chance(jnp.clip(2.2 * age - 1.2, 0.0, 0.8))
+    grey = draws.chance(jnp.clip(3.0 * age - 2.1, 0.0, 0.8))
     return Traits(male, age, melanin, jnp.where(grey > 0, 5.0, colour))
 
 
@@ -182,7 +182,7 @@ def _sample_hair(draws: Draws, traits: Traits) -> Hair:
     colour = jnp.asarray(_linear(_HAIR_STOPS))[traits.hair_class.astype(jnp.int32)]
     colour = colour * draws.between(0.8, 1.25) * draws.between(0.94, 1.06, (3,))
     long_hair = draws.chance(jnp.where(male > 0, 0.08, 0.72))
-    bald = draws.chance(0.14 * male)
+    bald = draws.chance(0.14 * male * (1 - long_hair))
     afro = draws.chance(jnp.where(traits.melanin > 0.6, 0.35, 0.1))
     fringe = draws.chance(jnp.where(male > 0, 0.15, 0.3))
     volume, length, hairline, temple, part, curl = draws.several(
@@ -217,7 +217,7 @@ def _sample_skin(draws: Draws, traits: Traits) -> Skin:
     spots = draws.between(0.0, 1.0, (NUM_MOLES, 3))
     low, high = jnp.array([-0.45, -0.75, 0.0]), jnp.array([0.45, 0.45, 0.035])
     moles = low[None] + (high - low)[None] * spots
-    wrinkles = jnp.clip(1.7 * traits.age - 0.7, 0.0, 1.0)
+    wrinkles = jnp.clip(2.0 * traits.age - 1.1, 0.0, 0.9)
     return Skin(colour, draws.between(0.1, 0.8), freckles, wrinkles, moles)
 
 
@@ -249,7 +249,7 @@ def _sample_eyes(draws: Draws, traits: Traits) -> Eyes:
         (0.7 - 0.4 * traits.male, 1.0),
     )
     iris = draws.between(0.0, jnp.where(traits.melanin > 0.5, 0.35, 1.0))
-    return Eyes(*shape, _palette(_IRIS_STOPS, iris))
+    return Eyes._make([*shape, _palette(_IRIS_STOPS, iris)])
 
 
 def _sample_brows(draws: Draws, male: jax.Array) -> Brows:
@@ -290,7 +290,7 @@ def _sample_mouth(draws: Draws, male: jax.Array, skin: jax.Array) -> Mouth:
     natural = skin * jnp.array([0.82, 0.48, 0.5]) * (1.1 - 0.25 * redness)
     painted = jnp.array([0.42, 0.05, 0.07]) * (0.5 + redness)
     lipstick = 0.75 * draws.chance(0.45) * (1 - male)
-    return Mouth(*shape, natural * (1 - lipstick) + painted * lipstick)
+    return Mouth._make([*shape, natural * (1 - lipstick) + painted * lipstick])
 
 
 def sample_identity(key: jax.Array) -> Identity:

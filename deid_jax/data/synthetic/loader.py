@@ -19,15 +19,47 @@ from deid_jax.data.synthetic.variation import Variation, sample_variation
 PERSONS = tuple(f"person_{i:02d}" for i in range(30))
 PICTURES_PER_PERSON = 30
 SMALLEST, LARGEST = 16, 512
+_CANDIDATES = 90  # of whom 30 are cast
 
 
 @jax.jit
 def _sample(seed: jax.Array) -> tuple[Identity, Variation]:
     """All persons [P] and all pictures' circumstances [P * K] of a seed."""
     who, how = jax.random.split(jax.random.key(seed))
-    persons = jax.random.split(who, len(PERSONS))
+    persons = jax.random.split(who, _CANDIDATES)
     pictures = jax.random.split(how, len(PERSONS) * PICTURES_PER_PERSON)
-    return jax.vmap(sample_identity)(persons), jax.vmap(sample_variation)(pictures)
+    candidates = jax.vmap(sample_identity)(persons)
+    chosen = _cast(_description(candidates))
+    cast = jax.tree.map(lambda leaf: leaf[chosen], candidates)
+    return cast, jax.vmap(sample_variation)(pictures)
+
+
+def _description(people: Identity) -> jax.Array:
+    """What strikes one about people first, float32[P, 16], each about 1 apart at most."""
+    hair, beard, skin = people.hair, people.beard, people.skin
+    colours = jnp.concatenate([skin.colour, hair.colour, people.mouth.colour], axis=1) ** 0.45
+    numbers = [
+        0.7 * people.traits.male,
+        0.7 * jnp.minimum(1.5 * hair.length, 1.0),
+        4.0 * jnp.maximum(hair.volume, 0.0),
+        1.5 * hair.hairline,
+        0.7 * hair.bun,
+        0.4 * beard.chin,
+        0.4 * beard.moustache,
+    ]
+    return jnp.concatenate([colours, jnp.stack(numbers, axis=1)], axis=1)
+
+
+def _cast(description: jax.Array) -> jax.Array:
+    """Positions [P] of people unlike each other: each next is farthest from those chosen."""
+
+    def choose(nearest: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        best = jnp.argmax(nearest)
+        far = jnp.sum((description - description[best][None]) ** 2, axis=1)
+        return jnp.minimum(nearest, far), best
+
+    start = jnp.full(len(description), jnp.inf)
+    return jax.lax.scan(choose, start, length=len(PERSONS))[1]
 
 
 @functools.partial(jax.jit, static_argnames="image_size")

@@ -28,7 +28,7 @@ class Surface(NamedTuple):
 
 def _complexion(identity: Identity, point: Point) -> jax.Array:
     """Bare skin: colour, red cheeks and nose, shaded eye sockets, freckles, moles."""
-    x, y, z = point
+    x, y, _ = point
     side, skin = jnp.abs(x), identity.skin
     colour = tone(skin.colour) * (0.94 + 0.12 * value_noise(9.0 * x, 9.0 * y))[None]
     red = gaussian(side - 0.36, 0.16) * gaussian(y + 0.27, 0.14)
@@ -37,7 +37,7 @@ def _complexion(identity: Identity, point: Point) -> jax.Array:
     colour = mix(colour, colour * tone(blush), skin.blush * jnp.clip(red, 0.0, 1.0))
     bags = gaussian(side - identity.eyes.spacing, 0.13) * gaussian(y + 0.13, 0.05)
     inner = gaussian(side - 0.13, 0.07) * gaussian(y - 0.02, 0.09)
-    dark = (0.14 + 0.22 * skin.wrinkles) * bags + 0.26 * inner
+    dark = (0.08 + 0.22 * skin.wrinkles) * bags + 0.26 * inner
     colour = colour * (1.0 - dark)[None]
     spots = jnp.clip(value_noise(34.0 * x + 7.0, 34.0 * y) * 3.4 - 2.1, 0.0, 1.0)
     where = gaussian(side - 0.22, 0.26) * gaussian(y + 0.2, 0.2)

@@ -1,7 +1,7 @@
 """Pictures of synthetic people: rays are marched to the surface, shaded, and photographed.
 
 `render` is a pure function of a person, a picture's circumstances and the size; `vmap` it over
-the first two. The picture is rendered at twice its size and filtered down.
+the first two. The picture is rendered at 1.5 times its size and filtered down.
 """
 
 import math
@@ -27,8 +27,8 @@ from deid_jax.data.synthetic.identity import Identity
 from deid_jax.data.synthetic.texture import cover, mix, tone, white_noise
 from deid_jax.data.synthetic.variation import Camera, Light, Variation
 
-_SUPERSAMPLING = 2
-_MARCH_STEPS = 22
+_COARSENING = 2  # of the grid on which shadows are found
+_MARCH_STEPS = 28
 _DISTANCE = 6.5  # of the camera from the head
 _HALF_VIEW = 1.30  # half of the picture's height at the head
 _NORMAL_STEP = 0.012
@@ -88,38 +88,43 @@ def _normal(figure: Figure, point: Point) -> tuple[Point, jax.Array]:
     """Unit normal by four distances at the corners of a tetrahedron, and their mean."""
     signs = jnp.array([[1.0, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]])
 
-    def probe(sign: jax.Array) -> jax.Array:
-        moved = tuple(p + _NORMAL_STEP * sign[i] for i, p in enumerate(point))
-        relief = bump(figure, to_head(figure, moved))  # type: ignore[arg-type]
-        return _distance(figure, moved) + relief  # type: ignore[arg-type]
+    def probe(sums: jax.Array, sign: jax.Array) -> tuple[jax.Array, None]:
+        moved = _moved(point, _NORMAL_STEP, sign)
+        value = _distance(figure, moved) + bump(figure, to_head(figure, moved))
+        weights = jnp.stack([sign[0], sign[1], sign[2], jnp.full_like(sign[0], 0.25)])
+        return sums + weights[:, None] * value[None], None
 
-    values = jax.lax.map(probe, signs)
-    x, y, z = (jnp.sum(signs[:, i, None] * values, 0) for i in range(3))
+    (x, y, z, mean), _ = jax.lax.scan(probe, jnp.zeros((4, point[0].size)), signs)
     norm = jax.lax.rsqrt(x * x + y * y + z * z + 1e-12)
-    return (x * norm, y * norm, z * norm), jnp.mean(values, 0)
+    return (x * norm, y * norm, z * norm), mean
+
+
+def _moved(point: Point, length: jax.Array | float, along: jax.Array | Point) -> Point:
+    """The points `point + length · along`."""
+    x, y, z = point
+    return x + length * along[0], y + length * along[1], z + length * along[2]
 
 
 def _visibility(figure: Figure, point: Point, normal: Point, aim: jax.Array) -> jax.Array:
     """Soft shadow of the key light and ambient occlusion -> [2, N] in [0, 1].
 
-    Shadow: the least d / 0.3 t at steps t along the light, as a share of the lamp seen. Occlusion: lack of free distance along
-    the normal.
+    Shadow: the least d / 0.3 t at steps t along the light, as a share of the lamp seen.
+    Occlusion: lack of free distance along the normal.
     """
-    base = tuple(p + 0.025 * n for p, n in zip(point, normal, strict=True))
+    base = _moved(point, 0.025, normal)
 
-    def shadow(t: jax.Array) -> jax.Array:
-        moved = tuple(p + t * aim[i] for i, p in enumerate(base))
-        return _distance(figure, moved) / (0.3 * t)  # type: ignore[arg-type]
+    def shadow(least: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.minimum(least, _distance(figure, _moved(base, t, aim)) / (0.3 * t)), None
 
-    def open_space(h: jax.Array) -> jax.Array:
-        moved = tuple(p + h * n for p, n in zip(point, normal, strict=True))
-        return _distance(figure, moved) / h  # type: ignore[arg-type]
+    def open_space(total: jax.Array, h: jax.Array) -> tuple[jax.Array, None]:
+        share = _distance(figure, _moved(point, h, normal)) / h
+        return total + 0.5 * jnp.clip(share, 0.0, 1.0), None
 
-    steps = 0.05 * 1.33 ** jnp.arange(10.0)
-    light = jnp.clip(jnp.min(jax.lax.map(shadow, steps), 0), -1.0, 1.0)
-    lit = 0.25 * (1.0 + light) ** 2 * (2.0 - light)
-    free = jnp.clip(jax.lax.map(open_space, jnp.array([0.09, 0.26])), 0.0, 1.0)
-    return jnp.stack([lit, 0.25 + 0.75 * (0.45 * free[0] + 0.55 * free[1])])
+    ones = jnp.ones_like(point[0])
+    least, _ = jax.lax.scan(shadow, ones, 0.05 * 1.33 ** jnp.arange(10.0))
+    free, _ = jax.lax.scan(open_space, 0.0 * ones, jnp.array([0.09, 0.26]))
+    least = jnp.maximum(least, -1.0)
+    return jnp.stack([0.25 * (1.0 + least) ** 2 * (2.0 - least), 0.25 + 0.75 * free])
 
 
 def _visibility_coarse(
@@ -127,14 +132,14 @@ def _visibility_coarse(
 ) -> jax.Array:
     """`_visibility` [2, N] found on every other row and column, and interpolated."""
     fine = math.isqrt(point[0].size)
-    size = fine // _SUPERSAMPLING
+    size = fine // _COARSENING
 
     def thin(p: jax.Array) -> jax.Array:
-        return p.reshape(fine, fine)[::_SUPERSAMPLING, ::_SUPERSAMPLING].reshape(-1)
+        return p.reshape(fine, fine)[::_COARSENING, ::_COARSENING].reshape(-1)
 
     few = _visibility(figure, tuple(map(thin, point)), tuple(map(thin, normal)), aim)  # type: ignore[arg-type]
     few = few.reshape(2, size, size)
-    return jnp.repeat(jnp.repeat(few, _SUPERSAMPLING, 1), _SUPERSAMPLING, 2).reshape(2, -1)
+    return jnp.repeat(jnp.repeat(few, _COARSENING, 1), _COARSENING, 2).reshape(2, -1)
 
 
 def _light_direction(light: Light) -> jax.Array:
@@ -159,7 +164,7 @@ def _lighten(surface: paint.Surface, light: Light, normal: Point, seen: jax.Arra
     half = half / jnp.linalg.norm(half)
     shine = jnp.clip(_dot(normal, half), 0.0, 1.0)
     edge = (1.0 - jnp.clip(normal[2], 0.0, 1.0)) ** 3
-    gloss = surface.gloss * seen[0] * (0.16 * shine**14 + 0.22 * shine**60 + 0.10 * edge)
+    gloss = surface.gloss * seen[0] * (0.16 * shine**14 + 0.22 * shine**60 + 0.06 * edge)
     lamp, ambient = tone(light.key), tone(light.ambient)
     colour = surface.colour * (lamp * diffuse + ambient * sky[None])
     rim = light.rim * edge * seen[1] * jnp.clip(0.6 - slope, 0.0, 1.0)
@@ -218,9 +223,14 @@ def _person(figure: Figure, variation: Variation, u: jax.Array, v: jax.Array) ->
     return radiance, cover(gap - 0.045, 0.03)
 
 
+def _fine(size: int) -> int:
+    """Rows and columns that are rendered for a picture: 1.5 times as many, an even number."""
+    return _COARSENING * math.ceil(1.5 * size / _COARSENING)
+
+
 def _filter(size: int, blur: jax.Array) -> jax.Array:
     """Rows of a Gaussian filter [size, supersampled size]: down-sampling and lens blur."""
-    fine = size * _SUPERSAMPLING
+    fine = _fine(size)
     places = (jnp.arange(fine) + 0.5) / fine
     centres = (jnp.arange(size) + 0.5) / size
     width = jnp.sqrt(blur**2 + (0.42 / size) ** 2)
@@ -229,7 +239,7 @@ def _filter(size: int, blur: jax.Array) -> jax.Array:
 
 
 def _develop(radiance: jax.Array, camera: Camera) -> jax.Array:
-    """Linear [H, W, 3] -> sRGB in [0, 1]: exposure, white balance, shoulder, contrast, noise."""
+    """Linear [H, W, 3] -> sRGB in [0, 1]: exposed, balanced, compressed, with grain."""
     light = radiance * camera.exposure * camera.white[None, None]
     light = 1.0 - jnp.exp(-1.35 * light)
     grey = jnp.mean(light, -1, keepdims=True)
@@ -242,7 +252,7 @@ def _develop(radiance: jax.Array, camera: Camera) -> jax.Array:
 
 def render(identity: Identity, variation: Variation, image_size: int) -> jax.Array:
     """One picture, float32[image_size, image_size, 3], sRGB in [0, 1]."""
-    fine = image_size * _SUPERSAMPLING
+    fine = _fine(image_size)
     u, v = _rays(fine)
     figure = _figure(identity, variation)
     radiance, coverage = _person(figure, variation, u, v)

@@ -41,9 +41,9 @@ def clothing(wear: Wear, point: Point) -> tuple[jax.Array, jax.Array]:
 def _frame(wear: Wear, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Coverage of the frame and of the lenses in the plane of the glasses."""
     side = jnp.abs(x)
-    dx, dy = jnp.abs(side - 0.30), jnp.abs(y + 0.01)
+    dx, dy = jnp.abs(side - 0.28), jnp.abs(y + 0.01)
     corner = 0.05 + 0.10 * wear.roundness
-    half = (0.215, 0.145 + 0.05 * wear.roundness)
+    half = (0.195, 0.145 + 0.05 * wear.roundness)
     qx = jnp.maximum(dx - half[0] + corner, 0.0)
     qy = jnp.maximum(dy - half[1] + corner, 0.0)
     inner = jnp.maximum(dx - half[0], dy - half[1])
@@ -64,7 +64,7 @@ def glasses(radiance: jax.Array, figure: Figure, variation: Variation, ray: tupl
     (px, py, pz), _, _ = ray
     wear, R, c = variation.wear, figure.rotation, figure.centre
     normal = R[:, 2]
-    plane = c + R @ jnp.array([0.0, 0.0, 0.74])
+    plane = c + R @ jnp.array([0.0, 0.0, 0.69])
     eye = jnp.array([0.0, 0.0, _EYE_DISTANCE])
     dx, dy, dz = px - eye[0], py - eye[1], pz - eye[2]
     slope = dx * normal[0] + dy * normal[1] + dz * normal[2]

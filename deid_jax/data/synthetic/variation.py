@@ -98,12 +98,12 @@ class Variation(NamedTuple):
 
 
 def _sample_pose(draws: Draws) -> Pose:
-    """Heads turn by up to 30 degrees, nod by 13 and tilt by 13."""
-    yaw = 30.0 * jnp.clip(draws.bell(1.1), -1.0, 1.0)
-    pitch = draws.between(-13.0, 12.0)
-    roll = draws.bell(9.0)
-    shift = draws.between(-0.14, 0.14, (2,))
-    return Pose(yaw, pitch, roll, shift, draws.between(0.88, 1.14))
+    """Heads turn by up to 25 degrees, nod by 8 and tilt by 9."""
+    yaw = draws.bell(17.0)
+    pitch = draws.between(-8.0, 7.0)
+    roll = draws.bell(6.0)
+    shift = draws.between(-0.08, 0.08, (2,))
+    return Pose(yaw, pitch, roll, shift, draws.between(0.95, 1.09))
 
 
 def _sample_expression(draws: Draws) -> Expression:
@@ -125,11 +125,11 @@ def _temperature(draws: Draws, spread: float) -> jax.Array:
 
 def _sample_light(draws: Draws) -> Light:
     """A key light anywhere before the face, ambient light of another colour, and a rim."""
-    strength, fill = draws.between(0.55, 1.35), draws.between(0.16, 0.62)
+    strength, fill = draws.between(0.7, 1.3), draws.between(0.28, 0.65)
     return Light(
-        draws.between(-75.0, 75.0),
-        draws.between(0.0, 60.0),
-        strength * _temperature(draws, 0.22),
+        draws.between(-65.0, 65.0),
+        draws.between(5.0, 50.0),
+        strength * _temperature(draws, 0.16),
         fill * _temperature(draws, 0.2),
         draws.between(0.0, 0.5) ** 2,
     )

@@ -1,0 +1,40 @@
+"""What several tests need: small recognisers and pictures."""
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax.models import create_model
+
+
+def randomised(model, size, seed=0):
+    """Variables in which BatchNorm's parameters and statistics are not the trivial ones."""
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
+
+    def shake(path, leaf):
+        name = path[-1].key
+        key = jax.random.fold_in(jax.random.key(seed + 1), hash_path(path))
+        noise = jax.random.uniform(key, leaf.shape)
+        if name in ("scale", "var"):
+            return 0.5 + noise
+        if name in ("bias", "mean"):
+            return 0.2 * (noise - 0.5)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(shake, variables)
+
+
+def hash_path(path):
+    """A number that is the same in every process."""
+    return sum(ord(c) * (i + 1) for i, c in enumerate(jax.tree_util.keystr(path))) % 2**31
+
+
+def small_model(seed=0, size=16, num_classes=5):
+    """Model A at a small size: (logits_fn, model, variables)."""
+    model = create_model("model_a", num_classes=num_classes, image_size=size)
+    variables = randomised(model, size, seed)
+    return (lambda images: model.apply(variables, images)), model, variables
+
+
+def pictures(count, size=16, seed=0):
+    """float32[count, size, size, 3] in [0, 1]."""
+    return jax.random.uniform(jax.random.key(seed), (count, size, size, 3))
