@@ -22,7 +22,7 @@ from deid_jax.attacks import ATTACKS, Method, gaussian_noise
 from deid_jax.attacks.loop import fold_in_all
 from deid_jax.baselines import BASELINES
 from deid_jax.data import loader
-from deid_jax.data.dataset import FaceDataset
+from deid_jax.data.dataset import LEVELS, FaceDataset
 from deid_jax.objectives import LogitsFn, cross_entropy
 from deid_jax.types import AttackResult, Batch
 
@@ -193,7 +193,7 @@ def run_batch(
     )
     uint8 = jnp.round(255 * result.images).astype(jnp.uint8)
     if quantize:
-        result = result._replace(images=uint8 / jnp.float32(255))
+        result = result._replace(images=jnp.asarray(LEVELS)[uint8])
     return Outcome(
         result=result,
         targets=targets,
@@ -209,7 +209,7 @@ def judge_uint8(
 ) -> Verdict:
     """`judge` for pictures uint8[B, H, W, C] beside originals float32[B, H, W, C]."""
     logits_fn = functools.partial(model.apply, variables)
-    return judge(logits_fn, images / jnp.float32(255), originals)
+    return judge(logits_fn, jnp.asarray(LEVELS)[images], originals)
 
 
 class Timing(NamedTuple):

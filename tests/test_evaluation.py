@@ -1,0 +1,247 @@
+"""Running a method over a data set: targets, records, figures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deid_jax import evaluation
+from deid_jax._validate import InputError
+from deid_jax.attacks import PFGVMConfig
+from deid_jax.baselines import BlurConfig
+from deid_jax.data import FaceDataset
+from deid_jax.evaluation import METHODS, Protocol
+from tests.helpers import small_model
+
+NUM_PERSONS, SIZE = 5, 16
+CONFIG = PFGVMConfig(step_size=0.5, penalty_weight=0.1, num_steps=8)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    pixels = np.random.default_rng(3).integers(256, size=(11, SIZE, SIZE, 3), dtype=np.uint8)
+    return FaceDataset(
+        name="noise",
+        persons=tuple("abcde"),
+        labels=np.arange(11, dtype=np.int32) % NUM_PERSONS,
+        names=tuple(f"{i:03}" for i in range(11)),
+        read=lambda index: pixels[index],
+        image_size=SIZE,
+        split="all",
+    )
+
+
+@pytest.fixture(scope="module")
+def recogniser():
+    _, model, variables = small_model(size=SIZE, num_classes=NUM_PERSONS)
+    return model, variables
+
+
+def _evaluate(recogniser, faces, config=CONFIG, method="pfgvm", keep=None, **protocol):
+    options = {"keep": keep} if keep else {}
+    records, _ = evaluation.evaluate(
+        *recogniser, faces, method, config, Protocol(**protocol), **options
+    )
+    return records
+
+
+class TestTargets:
+    logits = jax.random.normal(jax.random.key(0), (400, 6))
+    labels = jax.random.randint(jax.random.key(1), (400,), 0, 6)
+    keys = jax.random.split(jax.random.key(2), 400)
+
+    def test_random_is_every_label_but_the_true_one_alike(self):
+        targets = evaluation.choose_targets("random", self.logits, self.labels, self.keys)
+        assert not np.any(targets == self.labels)
+        distance = np.bincount((targets - self.labels) % 6, minlength=6)
+        assert distance[0] == 0
+        assert distance[1:].min() > 50
+
+    def test_random_hangs_on_the_key_of_the_picture_alone(self):
+        whole = evaluation.choose_targets("random", self.logits, self.labels, self.keys)
+        part = evaluation.choose_targets(
+            "random", self.logits[5:9], self.labels[5:9], self.keys[5:9]
+        )
+        np.testing.assert_array_equal(whole[5:9], part)
+
+    @pytest.mark.parametrize("kind, rank", [("least_likely", 0), ("runner_up", -1)])
+    def test_ranked_targets_are_extreme_among_the_others(self, kind, rank):
+        targets = evaluation.choose_targets(kind, self.logits, self.labels, self.keys)
+        for logits, label, target in zip(
+            np.asarray(self.logits), self.labels, targets, strict=True
+        ):
+            others = [k for k in np.argsort(logits) if k != label]
+            assert target == others[rank]
+
+
+def test_records_say_what_the_recogniser_says_of_the_kept_pictures(recogniser, faces):
+    model, variables = recogniser
+    kept = {}
+
+    def keep(index, picture):
+        kept[index] = picture
+        return picture
+
+    records = _evaluate(recogniser, faces, keep=keep)
+    assert [record["name"] for record in records] == list(faces.names)
+    assert sorted(kept) == list(range(11))
+    for index, record in enumerate(records):
+        original = faces.read(index).astype(np.float64) / 255
+        image = kept[index].astype(np.float64) / 255
+        logits = model.apply(variables, jnp.asarray(image[None], jnp.float32))[0]
+        named = faces.persons[int(np.argmax(logits))]
+        assert record["prediction_uint8"] == named
+        assert record["misclassified_uint8"] == (named != record["person"])
+        assert record["hit_target_uint8"] == (named == record["target"])
+        np.testing.assert_allclose(
+            record["l2_uint8"], np.linalg.norm(image - original), rtol=1e-5
+        )
+        assert abs(record["l2_uint8"] - record["l2"]) < 0.1
+        assert record["l2"] > 0.1
+
+
+def test_what_is_read_back_is_what_is_measured(recogniser, faces):
+    """A file that holds something else than was written shows in the 8-bit figures."""
+    records = _evaluate(recogniser, faces, keep=lambda index, picture: faces.read(index))
+    assert all(record["l2_uint8"] == 0 for record in records)
+    assert all(record["prediction_uint8"] == record["clean_prediction"] for record in records)
+    assert all(record["l2"] > 0.1 for record in records)
+
+
+def test_figures_do_not_depend_on_the_batch_size(recogniser, faces):
+    whole = _evaluate(recogniser, faces, batch_size=64, init="noise")
+    small = _evaluate(recogniser, faces, batch_size=4, init="noise")
+    assert [r["target"] for r in whole] == [r["target"] for r in small]
+    np.testing.assert_allclose(
+        np.mean([r["l2"] for r in whole]), np.mean([r["l2"] for r in small]), rtol=1e-4
+    )
+
+
+def test_same_seed_same_records_other_seed_other_targets(recogniser, faces):
+    first = _evaluate(recogniser, faces, seed=1)
+    assert first == _evaluate(recogniser, faces, seed=1)
+    other = _evaluate(recogniser, faces, seed=2)
+    assert [r["target"] for r in first] != [r["target"] for r in other]
+
+
+def test_targeted_and_untargeted_attacks_reach_their_goals(recogniser, faces):
+    config = PFGVMConfig(step_size=0.5, penalty_weight=0.0, num_steps=40)
+    targeted = evaluation.summary(_evaluate(recogniser, faces, config), Protocol())
+    assert targeted["target_rate"] == 1.0
+    assert targeted["mr"] == 1.0
+    protocol = Protocol(target="none")
+    untargeted = evaluation.summary(
+        _evaluate(recogniser, faces, config, target="none"), protocol
+    )
+    assert untargeted["mr"] == 1.0
+    assert untargeted["target_rate"] is None
+
+
+def test_quantised_results_agree_with_their_files(recogniser, faces):
+    for record in _evaluate(recogniser, faces, quantize=True):
+        for name in ("l2", "linf", "mssim", "prediction"):
+            assert record[name] == record[name + "_uint8"]
+
+
+def test_noise_start_forgets_nothing_in_zero_steps(recogniser, faces):
+    config = PFGVMConfig(num_steps=0)
+    assert all(record["l2"] == 0 for record in _evaluate(recogniser, faces, config))
+    records = _evaluate(recogniser, faces, config, init="noise")
+    # Two independent pixels: uniform (variance 1/12) and clipped N(0.5, 0.25²) (about 0.059).
+    expected = np.sqrt(SIZE * SIZE * 3 * (1 / 12 + 0.059))
+    np.testing.assert_allclose(np.mean([r["l2"] for r in records]), expected, rtol=0.05)
+
+
+def test_summary_by_hand():
+    def record(person, clean, named, named_uint8, target, l2):
+        return {
+            "person": person,
+            "clean_prediction": clean,
+            "num_gradients": 5,
+            "num_forwards": 1,
+            **{f"{m}{s}": l2 for m in ("l2", "linf", "mssim") for s in ("", "_uint8")},
+            "misclassified": named != person,
+            "misclassified_uint8": named_uint8 != person,
+            "hit_target": named == target,
+            "hit_target_uint8": named_uint8 == target,
+        }
+
+    records = [
+        record("a", "a", "b", "a", "b", 1.0),
+        record("a", "b", "c", "c", "b", 2.0),
+        record("b", "b", "b", "b", "a", 6.0),
+        record("b", "b", "a", "a", "a", 3.0),
+    ]
+    figures = evaluation.summary(records, Protocol())
+    assert figures["num_images"] == 4
+    assert figures["clean_error"] == 0.25
+    assert figures["mr"] == 0.75
+    assert figures["mr_uint8"] == 0.5
+    assert figures["target_rate"] == 0.5
+    assert figures["target_rate_uint8"] == 0.25
+    assert figures["l2"] == 3.0
+    assert figures["num_gradients"] == 5
+
+
+def test_one_compilation_serves_every_batch_and_setting(recogniser, faces):
+    model, variables = recogniser
+    before = evaluation.run_batch._cache_size()
+    batch = next(evaluation.loader.in_order(faces, 11))
+    for weight in (0.1, 0.2, 0.4):
+        config = jax.tree.map(jnp.float32, PFGVMConfig(penalty_weight=weight, num_steps=2))
+        evaluation.run_batch(
+            variables,
+            batch,
+            config,
+            jax.random.key(0),
+            model=model,
+            method="pfgvm",
+            target="random",
+            init="image",
+            quantize=False,
+        )
+    assert evaluation.run_batch._cache_size() == before + 1
+
+
+def test_weights_are_arguments_of_the_program(recogniser, faces):
+    model, variables = recogniser
+    batch = next(evaluation.loader.in_order(faces, 11))
+    text = evaluation.run_batch.lower(
+        variables,
+        batch,
+        jax.tree.map(jnp.float32, CONFIG),
+        jax.random.key(0),
+        model=model,
+        method="pfgvm",
+        target="none",
+        init="image",
+        quantize=False,
+    ).as_text()
+    assert len(text) < 400_000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_over_a_data_set(recogniser, faces, method):
+    cls = METHODS[method].config
+    config = cls(num_steps=2) if method not in ("blur", "pixelate", "mask", "noise") else cls()
+    records = _evaluate(recogniser, faces.take([0, 4]), config, method=method, target="none")
+    assert len(records) == 2
+    assert all(record["l2"] > 0 for record in records)
+    assert all(0 < record["mssim"] < 1 for record in records)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"target": "nobody"}, "target must be one of random, .*, got nobody"),
+        ({"init": "zeros"}, "init must be one of image, noise, got zeros"),
+        ({"batch_size": 0}, "batch_size must be .*, got 0"),
+    ],
+)
+def test_bad_protocols_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        Protocol(**settings)
+
+
+def test_blur_config_has_no_leaves():
+    assert jax.tree.leaves(BlurConfig()) == []

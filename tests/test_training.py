@@ -1,0 +1,127 @@
+"""Training: learns, resumes to the same weights, penalises what the paper penalises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deid_jax import training
+from deid_jax._validate import InputError
+from deid_jax.data import FaceDataset
+from deid_jax.models import create_model
+from deid_jax.training import TrainConfig
+
+CONFIG = TrainConfig(epochs=4, learning_rate=1e-3, batch_size=8, seed=3)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """Three persons, each a colour with noise: learnable in a few steps."""
+    random = np.random.default_rng(0)
+    labels = np.arange(30, dtype=np.int32) % 3
+    colours = np.eye(3)[labels][:, None, None, :]
+    pixels = 255 * np.clip(
+        0.3 + 0.4 * colours + 0.1 * random.normal(size=(30, 12, 12, 3)), 0, 1
+    )
+    return FaceDataset(
+        name="colours",
+        persons=("red", "green", "blue"),
+        labels=labels,
+        names=tuple(f"{i:03}" for i in range(30)),
+        read=lambda index: pixels[index].astype(np.uint8),
+        image_size=12,
+        split="train",
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("model_a", num_classes=3, image_size=12)
+
+
+@pytest.fixture(scope="module")
+def whole(model, faces):
+    return training.train(model, faces, CONFIG, held_out=faces.take([0, 1, 2]))
+
+
+class StopError(Exception):
+    pass
+
+
+def _assert_same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_learns(model, faces, whole):
+    variables, history = whole
+    assert [record.epoch for record in history] == [1, 2, 3, 4]
+    assert history[-1].loss < history[0].loss
+    assert training.accuracy(model, variables, faces) > 0.9
+    assert history[-1].test_accuracy > 0.9
+
+
+def test_same_seed_same_weights_other_seed_other_weights(model, faces, whole):
+    again, _ = training.train(model, faces, CONFIG)
+    _assert_same(again, whole[0])
+    config = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=8, seed=4)
+    other, _ = training.train(model, faces, config)
+    assert not np.allclose(other["params"]["fc2"]["kernel"], again["params"]["fc2"]["kernel"])
+
+
+# Stopped within the first epoch, at the end of one, and within a later one.
+@pytest.mark.parametrize("stop_at", [2, 6, 8])
+def test_stopped_and_restarted_training_ends_in_the_same_weights(
+    model, faces, whole, tmp_path, stop_at
+):
+    def stop(done, total, history):
+        assert total == 4 * 3
+        if done == stop_at:
+            raise StopError
+
+    with pytest.raises(StopError):
+        training.train(model, faces, CONFIG, state_dir=tmp_path / "state", progress=stop)
+    steps = []
+    variables, history = training.train(
+        model,
+        faces,
+        CONFIG,
+        held_out=faces.take([0, 1, 2]),
+        state_dir=tmp_path / "state",
+        progress=lambda done, total, history: steps.append(done),
+    )
+    _assert_same(variables, whole[0])
+    assert [record[:3] for record in history] == [record[:3] for record in whole[1]]
+    # Epochs that were over before the stop are not done again.
+    assert steps[0] == (stop_at - 1) // 3 * 3 + 1 or stop_at % 3 == 0
+
+
+def test_state_of_other_settings_is_refused(model, faces, tmp_path):
+    config = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=8, seed=3)
+    training.train(model, faces, config, state_dir=tmp_path / "state")
+    with pytest.raises(InputError, match="unfinished training with other settings"):
+        training.train(model, faces, CONFIG, state_dir=tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "name, size, layers", [("model_a", 12, ["conv1", "conv2", "fc1"]), ("vgg16", 32, ["fc8"])]
+)
+def test_l2_penalty_is_a_thousandth_of_the_summed_squares(name, size, layers):
+    model = create_model(name, num_classes=3, image_size=size)
+    params = model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+    expected = 1e-3 * sum(
+        np.sum(np.square(np.asarray(params[layer]["kernel"], np.float64))) for layer in layers
+    )
+    np.testing.assert_allclose(training.l2_penalty(model, params), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be .*, got nan"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**({"epochs": 1, "learning_rate": 1e-3} | settings))
