@@ -1,1 +1,47 @@
-"""Adversarial face de-identification in JAX."""
+"""Adversarial face de-identification in JAX.
+
+Images are float32[B, H, W, 3] in [0, 1]; attacks are pure functions of (objective, images,
+config, key), ready for `jit`, `vmap` and sharding. Recognisers and data sets load when used.
+"""
+
+from deid_jax import baselines, metrics
+from deid_jax._validate import InputError
+from deid_jax.attacks import (
+    ATTACKS,
+    IFGSMConfig,
+    IFGVMConfig,
+    PFGVMConfig,
+    gaussian_noise,
+    ifgsm,
+    ifgvm,
+    pfgvm,
+)
+from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
+from deid_jax.models import MODELS, create_model
+from deid_jax.objectives import cross_entropy
+from deid_jax.types import Attack, AttackResult, Batch, Objective
+
+__all__ = [
+    "ATTACKS",
+    "DATASETS",
+    "MODELS",
+    "Attack",
+    "AttackResult",
+    "Batch",
+    "DataOptions",
+    "FaceDataset",
+    "IFGSMConfig",
+    "IFGVMConfig",
+    "InputError",
+    "Objective",
+    "PFGVMConfig",
+    "baselines",
+    "create_model",
+    "cross_entropy",
+    "gaussian_noise",
+    "ifgsm",
+    "ifgvm",
+    "load_dataset",
+    "metrics",
+    "pfgvm",
+]

@@ -21,6 +21,7 @@ from deid_jax import _validate
 from deid_jax._validate import InputError
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.models import create_model
+from deid_jax.training import STATE_FILE
 
 # Facts of a data set's provenance that decide what a class or a picture is.
 _IDENTIFYING = ("persons_seed", "crop")
@@ -84,6 +85,13 @@ def check_target(path: Path, *, overwrite: bool) -> None:
             raise InputError(f"checkpoint {path} exists and is no checkpoint: it is kept")
         if not overwrite:
             raise InputError(f"checkpoint {path} exists already; --overwrite trains it anew")
+    state = state_dir(path)
+    if os.path.lexists(state):
+        foreign = not state.is_dir() or any(
+            not entry.name.startswith(Path(STATE_FILE).stem) for entry in state.iterdir()
+        )
+        if foreign:
+            raise InputError(f"{state} is in the way of checkpoint {path}: move it elsewhere")
     _validate.folder_to_write("checkpoint", path)
 
 
@@ -157,31 +165,41 @@ def load_variables(path: Path, info: CheckpointInfo) -> Any:
         ) from error
 
 
-def check_fits(path: Path, info: CheckpointInfo, model: str, dataset: FaceDataset) -> None:
-    """Refuses a checkpoint that was made for something else.
+def check_made_for(
+    path: Path, info: CheckpointInfo, *, model: str, dataset: str, image_size: int
+) -> None:
+    """Refuses a checkpoint of another kind: what can be told before pictures are read.
 
     Raises:
-      InputError: another model, image size, data set, crop or other persons; or the test
-        split holds pictures that the checkpoint was trained on.
+      InputError: another model, data set or image size.
     """
     for what, theirs, ours in (
         ("the model", info.model, model),
-        ("the data set", info.dataset, dataset.name),
-        ("pictures of size", info.image_size, dataset.image_size),
-        ("this number of classes:", len(info.persons), len(dataset.persons)),
-        *(
-            (
-                f"{fact.replace('_', ' ')}",
-                info.provenance.get(fact),
-                dataset.provenance.get(fact),
-            )
-            for fact in _IDENTIFYING
-        ),
+        ("the data set", info.dataset, dataset),
+        ("pictures of size", info.image_size, image_size),
     ):
-        if theirs != ours:
-            raise InputError(
-                f"checkpoint {path} does not fit: it was made for {what} {theirs}, not {ours}"
-            )
+        _check_same(path, what, theirs, ours)
+
+
+def _check_same(path: Path, what: str, theirs: Any, ours: Any) -> None:
+    if theirs != ours:
+        raise InputError(
+            f"checkpoint {path} does not fit: it was made for {what} {theirs}, not {ours}"
+        )
+
+
+def check_fits(path: Path, info: CheckpointInfo, dataset: FaceDataset) -> None:
+    """Refuses a checkpoint that was made for other persons or pictures.
+
+    Raises:
+      InputError: another number of classes, other persons or another crop; or the test split
+        holds pictures that the checkpoint was trained on.
+    """
+    for fact in _IDENTIFYING:
+        ours = dataset.provenance.get(fact)
+        _check_same(path, fact.replace("_", " "), info.provenance.get(fact), ours)
+    classes = len(dataset.persons)
+    _check_same(path, "this number of classes:", len(info.persons), classes)
     if info.persons != dataset.persons:
         strangers = sorted(set(dataset.persons) - set(info.persons))
         raise InputError(

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from deid_jax import checkpointing, training
 from deid_jax._validate import InputError
 from deid_jax.checkpointing import CheckpointInfo
@@ -84,8 +86,8 @@ def fit(
       The recogniser and the history of its training.
 
     Raises:
-      InputError: the model cannot take these pictures, or an unfinished training of other
-        settings is in the way.
+      InputError: the model cannot take these pictures, an unfinished training of other
+        settings is in the way, or training diverged.
     """
     model = create_model(
         model_name, num_classes=len(dataset.persons), image_size=dataset.image_size
@@ -94,6 +96,12 @@ def fit(
     variables, history = training.train(
         model, dataset, config, held_out=held_out, state_dir=state_dir, progress=progress
     )
+    if not np.isfinite(history[-1].loss):
+        checkpointing.remove(state_dir)
+        raise InputError(
+            f"training diverged: the loss is {history[-1].loss}; learning_rate must be less "
+            f"than {config.learning_rate:g}"
+        )
     accuracy = {dataset.split: training.accuracy(model, variables, dataset)}
     if held_out:
         accuracy[held_out.split] = history[-1].test_accuracy
@@ -114,14 +122,27 @@ def fit(
     return Recogniser(model, variables, info), history
 
 
+def load_info(path: Path, model: str, dataset: str, image_size: int) -> CheckpointInfo:
+    """Reads what a checkpoint was made from, before any picture or weight is read.
+
+    Raises:
+      InputError: it is missing, damaged, or made for another model, data set or image size.
+    """
+    info = checkpointing.load_info(path)
+    checkpointing.check_made_for(
+        path, info, model=model, dataset=dataset, image_size=image_size
+    )
+    return info
+
+
 def load(path: Path, model_name: str, dataset: FaceDataset) -> Recogniser:
     """Reads a checkpoint that must fit a model's name and a data set.
 
     Raises:
       InputError: it is missing, broken, or made for something else.
     """
-    info = checkpointing.load_info(path)
-    checkpointing.check_fits(path, info, model_name, dataset)
+    info = load_info(path, model_name, dataset.name, dataset.image_size)
+    checkpointing.check_fits(path, info, dataset)
     return Recogniser(info.create_model(), checkpointing.load_variables(path, info), info)
 
 

@@ -74,6 +74,8 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
+            if not (self._staging / DESCRIPTION).exists():
+                self.write_json(DESCRIPTION, {"versions": _versions()})
             for name in self._contents:
                 new, final = self._staging / name, self.path / name
                 if final.is_dir():
@@ -118,9 +120,12 @@ def describe(settings: Any, **more: Any) -> dict[str, Any]:
       settings: the binary's settings dataclass.
       more: facts on what the settings led to.
     """
+    return {"settings": dataclasses.asdict(settings), **more, "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
     packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"settings": dataclasses.asdict(settings), **more, "versions": versions}
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _finite(value: Any) -> Any:

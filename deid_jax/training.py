@@ -6,7 +6,10 @@ the epoch, flips and dropout on the step.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 
 from deid_jax import _validate
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.types import Batch
+
+# The state of an unfinished training, in a folder beside the checkpoint to be.
+STATE_FILE = "state.npz"
 
 # The paper's L2 regulariser on the kernels of `model.regularised`: weight × Σ w².
 L2_WEIGHT = 1e-3
@@ -187,12 +192,14 @@ def train(
       The trained collections, and the history with one record an epoch.
 
     Raises:
-      InputError: `state_dir` holds the state of a training with other settings.
+      InputError: `state_dir` holds the state of a training with other settings, or a
+        damaged one.
+      OSError: the state cannot be written.
     """
     state = initial_state(model, dataset.image_size, config)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     history: list[EpochRecord] = []
-    keeper = _StateKeeper(state_dir, config) if state_dir else None
+    keeper = _StateKeeper(state_dir, _facts(model, dataset, config)) if state_dir else None
     if keeper:
         state, history = keeper.restore(state)
     per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
@@ -210,48 +217,65 @@ def train(
         history.append(EpochRecord(epoch + 1, means["loss"], means["accuracy"], held))
         if keeper:
             keeper.save(state, history)
-    if keeper:
-        keeper.close()
     return state.variables, history
 
 
-class _StateKeeper:
-    """Training state on disk: the last whole epoch's, by Orbax's checkpoint manager."""
+def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, Any]:
+    """What must be the same for a training to go on where it stopped."""
+    return {
+        "model": type(model).__name__,
+        "classes": model.num_classes,
+        "data set": dataset.name,
+        "image size": dataset.image_size,
+        "split": dataset.split,
+        "checksum of picture names": zlib.crc32("\n".join(dataset.pictures).encode()),
+        **dataclasses.asdict(config),
+    }
 
-    def __init__(self, directory: Path, config: TrainConfig):
-        self._config = dataclasses.asdict(config)
-        self._directory = directory
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+class _StateKeeper:
+    """Training state on disk: the last whole epoch's, one file that is replaced whole."""
+
+    def __init__(self, directory: Path, facts: Mapping[str, Any]):
+        self._path = directory / STATE_FILE
+        self._facts = dict(facts)
 
     def restore(self, state: TrainState) -> tuple[TrainState, list[EpochRecord]]:
         """The kept state and history, or `state` and none."""
-        epoch = self._manager.latest_step()
-        if epoch is None:
+        if not self._path.exists():
             return state, []
-        record = self._manager.restore(
-            epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-        )["record"]
-        if record["config"] != self._config:
+        leaves, structure = jax.tree.flatten(state)
+        try:
+            with np.load(self._path) as kept:
+                record = json.loads(str(kept["record"]))
+                self._check(record["facts"])
+                leaves = [jnp.asarray(kept[str(i)]) for i in range(len(leaves))]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            if isinstance(error, _validate.InputError):
+                raise
             raise _validate.InputError(
-                f"{self._directory} holds an unfinished training with other settings "
-                f"({record['config']}); finish it with these or delete it"
+                f"{self._path}, of an unfinished training, is damaged: delete it"
+            ) from error
+        history = [EpochRecord(*line) for line in record["history"]]
+        return jax.tree.unflatten(structure, leaves), history
+
+    def _check(self, theirs: Mapping[str, Any]) -> None:
+        other = [
+            f"{name} {theirs.get(name)}, not {value}"
+            for name, value in self._facts.items()
+            if theirs.get(name) != value
+        ]
+        if other:
+            raise _validate.InputError(
+                f"{self._path.parent} holds an unfinished training with other settings "
+                f"({'; '.join(other)}); finish it with these or delete it"
             )
-        kept = self._manager.restore(
-            epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(state))
-        )["state"]
-        return TrainState(*kept), [EpochRecord(*line) for line in record["history"]]
 
     def save(self, state: TrainState, history: list[EpochRecord]) -> None:
-        """Keeps the state after an epoch; writing goes on in the background."""
-        self._manager.save(
-            len(history),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                record=ocp.args.JsonSave({"config": self._config, "history": history}),
-            ),
-        )
-
-    def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.close()
+        """Keeps the state after an epoch."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        record = json.dumps({"facts": self._facts, "history": history})
+        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        fresh = self._path.with_suffix(".new.npz")
+        np.savez(fresh, record=np.array(record), **jax.device_get(leaves))
+        fresh.replace(self._path)

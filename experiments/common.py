@@ -134,7 +134,7 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
     if is_new:
         checkpointing.check_target(path, overwrite=False)
     else:
-        checkpointing.load_info(path)  # Before any picture is read.
+        recognisers.load_info(path, settings.model, settings.dataset, settings.image_size)
     faces = load_dataset(settings.dataset, settings.options(settings.split))
     say_skipped(faces)
     if is_new:

@@ -5,6 +5,7 @@ import pytest
 
 from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset
+from deid_jax.data.splits import split_indices
 from deid_jax.data.synthetic import load, loader, render, sample_identity, sample_variation
 
 SIZE = 64
@@ -38,9 +39,8 @@ def held_out():
     return load_dataset("synthetic", DataOptions(image_size=SIZE, split="test"))
 
 
-@pytest.fixture(scope="module")
-def photograph():
-    return jax.jit(render, static_argnames="image_size")
+def photograph(identity, variation, size=SIZE):
+    return np.asarray(loader._photograph(identity, variation, image_size=size)) / 255.0
 
 
 def test_names_labels_and_pictures(whole):
@@ -74,28 +74,23 @@ def pairs(dataset):
     return list(zip(dataset.labels.tolist(), dataset.names, strict=True))
 
 
-def test_another_seed_gives_other_people_in_other_pictures():
-    one, other = parameters(0), parameters(1)
-    for mine, theirs in zip(one, other, strict=True):
+def test_another_seed_gives_other_people_in_other_pictures(held_out):
+    for mine, theirs in zip(parameters(0), parameters(1), strict=True):
         assert np.mean(flat(mine) != flat(theirs)) > 0.5
-    small = DataOptions(image_size=16, split="test", seed=1)
-    assert not np.array_equal(
-        pictures(load(small)), pictures(load(DataOptions(image_size=16, split="test")))
-    )
+    other = load(DataOptions(image_size=SIZE, split="test", seed=1))
+    change = np.abs(pictures(other).astype(int) - pictures(held_out)).mean((1, 2, 3))
+    assert change.min() > 5
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_splits_have_25_and_5_pictures_of_each_person_and_share_none(seed):
-    sets = {
-        split: load(DataOptions(image_size=16, split=split, seed=seed))
-        for split in ("train", "test", "all")
-    }
-    assert [len(sets[split]) for split in ("train", "test", "all")] == [750, 150, 900]
-    assert (np.bincount(sets["train"].labels, minlength=30) == 25).all()
-    assert (np.bincount(sets["test"].labels, minlength=30) == 5).all()
-    train, test = set(pairs(sets["train"])), set(pairs(sets["test"]))
-    assert not train & test
-    assert train | test == set(pairs(sets["all"]))
+def test_splits_have_25_and_5_pictures_of_each_person_and_share_none(whole):
+    train = load(DataOptions(image_size=16, split="train"))
+    test = load(DataOptions(image_size=16, split="test"))
+    assert pictures(train).shape == (750, 16, 16, 3)
+    assert pictures(test).shape == (150, 16, 16, 3)
+    assert (np.bincount(train.labels, minlength=30) == 25).all()
+    assert (np.bincount(test.labels, minlength=30) == 5).all()
+    assert not set(pairs(train)) & set(pairs(test))
+    assert set(pairs(train)) | set(pairs(test)) == set(pairs(whole))
 
 
 def test_attributes_are_known_for_all_pictures_and_vary(whole):
@@ -134,91 +129,107 @@ def test_people_are_unlike_each_other():
     assert len(variations.pose.yaw) == 900
 
 
-def test_a_person_is_recognised_in_two_circumstances_and_circumstances_in_two_persons(
-    photograph,
-):
-    """Who is drawn from one key and how from another: each changes the picture by itself."""
+def test_who_and_how_change_a_picture_each_by_itself():
     ann, first = example(0, 0)
     bob, second = example(1, 1)
-    assert not np.allclose(flat(ann), flat(bob))
-    assert not np.allclose(flat(first), flat(second))
-    same = photograph(ann, first, image_size=SIZE)
-    assert np.array_equal(same, photograph(ann, first, image_size=SIZE))
-    assert float(jnp.abs(same - photograph(ann, second, image_size=SIZE)).mean()) > 0.03
-    other = photograph(bob, first, image_size=SIZE)
-    assert float(jnp.abs(same - other).mean()) > 0.01
-    # The background's corners are the circumstances' alone, but for the grain.
-    assert np.allclose(same[:4, :4], other[:4, :4], atol=2e-3)
+    assert np.mean(flat(ann) != flat(bob)) > 0.5
+    assert np.mean(flat(first) != flat(second)) > 0.5
+    same = photograph(ann, first)
+    assert np.array_equal(same, photograph(ann, first))
+    assert np.abs(same - photograph(ann, second)).mean() > 0.03
+    other = photograph(bob, first)
+    assert np.abs(same - other).mean() > 0.01
+    # The background's corner is the circumstances' alone.
+    assert np.array_equal(same[:3, :3], other[:3, :3])
 
 
 @pytest.mark.parametrize("picture", range(3))
-def test_a_picture_shows_the_same_at_any_size(photograph, picture):
+def test_a_picture_shows_the_same_at_any_size(picture):
     identity, variation = example(picture, picture)
-    small = np.asarray(photograph(identity, variation, image_size=64))
-    large = np.asarray(photograph(identity, variation, image_size=128))
+    small = photograph(identity, variation)
+    large = photograph(identity, variation, 128)
     assert small.shape == (64, 64, 3)
     assert large.shape == (128, 128, 3)
     halved = large.reshape(64, 2, 64, 2, 3).mean((1, 3))
     assert np.corrcoef(small.ravel(), halved.ravel())[0, 1] > 0.97
-    for image in (small, large):
-        assert image.min() >= 0
-        assert image.max() <= 1
-        assert image.dtype == np.float32
 
 
-def test_vmap_renders_what_single_calls_do(photograph):
-    """Also guards a stack of loop results, which XLA's CPU compiler got wrong in batches."""
-    keys = jax.random.split(jax.random.key(3), 5)
-    people, ways = jax.vmap(sample_identity)(keys), jax.vmap(sample_variation)(keys)
-    batch = jax.jit(jax.vmap(lambda i, v: render(i, v, SIZE)))(people, ways)
-    for k in range(5):
-        single = photograph(
-            *jax.tree.map(lambda leaf, k=k: leaf[k], (people, ways)), image_size=SIZE
-        )
-        assert float(jnp.mean(jnp.abs(single - batch[k]))) < 1e-3
+def test_vmap_renders_what_single_calls_do():
+    """Guards against stacked loop results, which XLA's CPU compiler got wrong in batches."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    pair = jax.vmap(sample_identity)(keys), jax.vmap(sample_variation)(keys)
+    batch = jax.jit(jax.vmap(lambda i, v: render(i, v, 128)))(*pair)
+    assert batch.dtype == jnp.float32
+    assert float(batch.min()) >= 0
+    assert float(batch.max()) <= 1
+    for k in range(4):
+        single = photograph(*jax.tree.map(lambda leaf, k=k: leaf[k], pair), 128)
+        assert np.abs(single - np.asarray(batch[k])).mean() < 3e-3  # rounding gives 1e-3
 
 
-def test_glasses_change_the_eyes_and_not_the_mouth(photograph):
-    identity, variation = example(2, 2)
-    level = variation.pose._replace(
-        yaw=jnp.zeros(()), pitch=jnp.zeros(()), roll=jnp.zeros(()), shift=jnp.zeros(2)
+def level(variation):
+    """The same circumstances, seen from the front in an unmoved head."""
+    zero = jnp.zeros(())
+    pose = variation.pose._replace(
+        yaw=zero, pitch=zero, roll=zero, shift=jnp.zeros(2), scale=jnp.ones(())
     )
-    bare, worn = (
+    return variation._replace(pose=pose)
+
+
+def changes(identity, variation, part, **values):
+    """Mean change per pixel [64, 64] between the first and second of each pair of values."""
+    shown = [
         photograph(
             identity,
-            variation._replace(pose=level, wear=variation.wear._replace(glasses=glasses)),
-            image_size=SIZE,
+            variation._replace(
+                **{
+                    part: getattr(variation, part)._replace(
+                        **{name: jnp.float32(pair[i]) for name, pair in values.items()}
+                    )
+                }
+            ),
         )
-        for glasses in (jnp.float32(0), jnp.float32(1))
-    )
-    change = np.abs(np.asarray(worn - bare)).mean(-1)
+        for i in range(2)
+    ]
+    return np.abs(shown[1] - shown[0]).mean(-1)
+
+
+def test_glasses_change_the_eyes_and_not_the_mouth():
+    identity, variation = example(2, 2)
+    change = changes(identity, level(variation), "wear", glasses=(0, 1))
     eyes, mouth = change[29:38, 16:48], change[46:, 16:48]
     assert eyes.mean() > 0.03
     assert (change > 0.1).sum() > 40
     assert mouth.mean() < 0.1 * eyes.mean()
 
 
-@pytest.mark.parametrize("group", ["expression", "light", "scene", "pose"])
-def test_each_part_of_the_circumstances_is_seen(photograph, group):
+def test_a_smile_changes_the_mouth_and_not_the_background():
+    identity, variation = example(2, 2)
+    change = changes(
+        identity, level(variation), "expression", smile=(-0.2, 1.0), mouth_open=(0.0, 1.0)
+    )
+    assert change[42:54, 20:44].mean() > 0.02
+    assert change[:, :4].max() == 0
+
+
+@pytest.mark.parametrize("group", ["light", "scene", "pose"])
+def test_each_part_of_the_circumstances_is_seen(group):
     identity, variation = example(4, 4)
     _, other = example(4, 5)
     changed = variation._replace(**{group: getattr(other, group)})
-    before = photograph(identity, variation, image_size=SIZE)
-    after = photograph(identity, changed, image_size=SIZE)
-    assert float(jnp.abs(before - after).mean()) > 0.003
+    before, after = photograph(identity, variation), photograph(identity, changed)
+    assert np.abs(before - after).mean() > 0.01
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_pixels_alone_do_not_tell_who_it_is(seed):
+def test_pixels_alone_do_not_tell_who_it_is(whole):
     """The nearest mean of the training pictures is wrong about two in five, or more."""
-    train = load(DataOptions(image_size=32, split="train", seed=seed))
-    test = load(DataOptions(image_size=32, split="test", seed=seed))
-    known = pictures(train).reshape(750, -1).astype(np.float64)
-    means = np.stack([known[train.labels == label].mean(0) for label in range(30)])
-    unknown = pictures(test).reshape(150, -1).astype(np.float64)
-    far = (unknown**2).sum(1)[:, None] - 2 * unknown @ means.T + (means**2).sum(1)[None]
-    accuracy = np.mean(far.argmin(1) == test.labels)
-    assert 1 / 30 < accuracy <= 0.6
+    pixels = pictures(whole).reshape(900, -1).astype(np.float64)
+    train, test = (split_indices(whole.labels, split, 0) for split in ("train", "test"))
+    known = whole.labels[train]
+    means = np.stack([pixels[train][known == label].mean(0) for label in range(30)])
+    far = (means**2).sum(1)[None] - 2 * pixels[test] @ means.T
+    accuracy = np.mean(far.argmin(1) == whole.labels[test])
+    assert 2 / 30 < accuracy <= 0.6
 
 
 def test_a_folder_is_refused():

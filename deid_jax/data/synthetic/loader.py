@@ -68,6 +68,26 @@ def _photograph(identity: Identity, variation: Variation, image_size: int) -> ja
     return jnp.round(render(identity, variation, image_size) * 255).astype(jnp.uint8)
 
 
+def _shoot(identity: Identity, variation: Variation, image_size: int) -> np.ndarray:
+    """`_photograph` on the CPU, from any thread."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return np.asarray(_photograph(identity, variation, image_size))
+
+
+def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variation]:
+    """`_sample` on the CPU as NumPy arrays; meanwhile `_photograph` is compiled."""
+    with (
+        ThreadPoolExecutor(1) as pool,
+        jax.default_device(jax.local_devices(backend="cpu")[0]),
+    ):
+        shapes = jax.eval_shape(_sample, seed)
+        nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), shapes)
+        compiling = pool.submit(_shoot, nobody[0], nobody[1], image_size)
+        sampled = jax.tree.map(np.asarray, _sample(seed))
+        compiling.result()
+    return sampled
+
+
 def _render_all(identities: Identity, variations: Variation, image_size: int) -> np.ndarray:
     """Renders pictures [N], as many at a time as there are cores.
 
@@ -78,13 +98,11 @@ def _render_all(identities: Identity, variations: Variation, image_size: int) ->
     images = np.empty((total, image_size, image_size, 3), np.uint8)
 
     def work(index: int) -> None:
-        pair = jax.tree.map(lambda leaf: leaf[index], (identities, variations))
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            images[index] = np.asarray(_photograph(*pair, image_size))
+        one = jax.tree.map(lambda leaf: leaf[index], (identities, variations))
+        images[index] = _shoot(one[0], one[1], image_size)
 
-    work(0)  # compiles, before the threads need it
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(work, range(1, total)))
+        list(pool.map(work, range(total)))
     return images
 
 
@@ -131,8 +149,7 @@ def load(options: DataOptions) -> FaceDataset:
         raise InputError(f"image_size must be at most {LARGEST}, got {options.image_size}")
     labels = np.repeat(np.arange(len(PERSONS), dtype=np.int32), PICTURES_PER_PERSON)
     chosen = split_indices(labels, options.split, options.seed, persons=PERSONS)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        identities, variations = jax.tree.map(np.asarray, _sample(options.seed))
+    identities, variations = _people_and_pictures(options.seed, options.image_size)
     identities = jax.tree.map(lambda leaf: leaf[labels[chosen]], identities)
     variations = jax.tree.map(lambda leaf: leaf[chosen], variations)
     images = _render_all(identities, variations, options.image_size)

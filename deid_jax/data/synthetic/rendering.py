@@ -68,7 +68,10 @@ def _rays(size: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _march(figure: Figure, u: jax.Array, v: jax.Array) -> Point:
-    """Sphere tracing from a plane before the face; points that miss end far behind."""
+    """Sphere tracing from a plane before the face; points that miss end far behind.
+
+    Steps have a least length, which falls to 0, so that rays along a surface get past it.
+    """
     slope = _HALF_VIEW / _DISTANCE
     dx, dy = u * slope, v * slope
     norm = jax.lax.rsqrt(dx * dx + dy * dy + 1.0)
@@ -77,8 +80,10 @@ def _march(figure: Figure, u: jax.Array, v: jax.Array) -> Point:
     def at(t: jax.Array) -> Point:
         return t * direction[0], t * direction[1], _DISTANCE + t * direction[2]
 
-    def step(_: int, t: jax.Array) -> jax.Array:
-        return t + jnp.maximum(stride(_distance(figure, at(t))), -0.1)
+    def step(i: jax.Array, t: jax.Array) -> jax.Array:
+        field = _distance(figure, at(t))
+        least = jnp.where(field > 0.004, 0.035 * (1.0 - i / _MARCH_STEPS), -0.1)
+        return t + jnp.maximum(stride(field), least)
 
     start = (_DISTANCE - 1.15) / norm
     return at(jax.lax.fori_loop(0, _MARCH_STEPS, step, start))
@@ -112,17 +117,23 @@ def _visibility(figure: Figure, point: Point, normal: Point, aim: jax.Array) -> 
     Occlusion: lack of free distance along the normal.
     """
     base = _moved(point, 0.025, normal)
+    steps = jnp.concatenate([0.05 * 1.33 ** jnp.arange(10.0), jnp.array([0.065, 0.235])])
+    outwards = jnp.arange(12) >= 10  # the last two go along the normal
 
-    def shadow(least: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.minimum(least, _distance(figure, _moved(base, t, aim)) / (0.3 * t)), None
-
-    def open_space(total: jax.Array, h: jax.Array) -> tuple[jax.Array, None]:
-        share = _distance(figure, _moved(point, h, normal)) / h
-        return total + 0.5 * jnp.clip(share, 0.0, 1.0), None
+    def probe(sums: tuple, step: tuple) -> tuple[tuple, None]:
+        least, free = sums
+        t, outward = step
+        along = (
+            jnp.where(outward, normal[0], aim[0]),
+            jnp.where(outward, normal[1], aim[1]),
+            jnp.where(outward, normal[2], aim[2]),
+        )
+        share = _distance(figure, _moved(base, t, along)) / t
+        least = jnp.minimum(least, jnp.where(outward, 1.0, share / 0.3))
+        return (least, free + jnp.where(outward, 0.5 * jnp.clip(share, 0.0, 1.0), 0.0)), None
 
     ones = jnp.ones_like(point[0])
-    least, _ = jax.lax.scan(shadow, ones, 0.05 * 1.33 ** jnp.arange(10.0))
-    free, _ = jax.lax.scan(open_space, 0.0 * ones, jnp.array([0.09, 0.26]))
+    (least, free), _ = jax.lax.scan(probe, (ones, 0.0 * ones), (steps, outwards))
     least = jnp.maximum(least, -1.0)
     return jnp.stack([0.25 * (1.0 + least) ** 2 * (2.0 - least), 0.25 + 0.75 * free])
 
@@ -130,7 +141,7 @@ def _visibility(figure: Figure, point: Point, normal: Point, aim: jax.Array) -> 
 def _visibility_coarse(
     figure: Figure, point: Point, normal: Point, aim: jax.Array
 ) -> jax.Array:
-    """`_visibility` [2, N] found on every other row and column, and interpolated."""
+    """`_visibility` [2, N] found on every other row and column, and repeated."""
     fine = math.isqrt(point[0].size)
     size = fine // _COARSENING
 
