@@ -105,7 +105,19 @@ def fit(
     accuracy = {dataset.split: training.accuracy(model, variables, dataset)}
     if held_out:
         accuracy[held_out.split] = history[-1].test_accuracy
-    info = CheckpointInfo(
+    info = _describe(model_name, dataset, config, accuracy)
+    checkpointing.save(path, variables, info)
+    checkpointing.remove(state_dir)
+    return Recogniser(model, variables, info), history
+
+
+def _describe(
+    model_name: str,
+    dataset: FaceDataset,
+    config: training.TrainConfig,
+    accuracy: dict[str, float],
+) -> CheckpointInfo:
+    return CheckpointInfo(
         model=model_name,
         persons=dataset.persons,
         image_size=dataset.image_size,
@@ -117,9 +129,6 @@ def fit(
         training=dataclasses.asdict(config),
         accuracy=accuracy,
     )
-    checkpointing.save(path, variables, info)
-    checkpointing.remove(state_dir)
-    return Recogniser(model, variables, info), history
 
 
 def load_info(path: Path, model: str, dataset: str, image_size: int) -> CheckpointInfo:

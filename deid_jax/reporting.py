@@ -18,9 +18,8 @@ from PIL import Image
 
 from deid_jax import _validate
 
-# The description that makes a folder of files a run: written last, and known by this word.
+# The description that makes a folder of files a run: written last, it lists them.
 DESCRIPTION = "config.json"
-_OURS = '"deid_jax"'
 
 
 class RunFolder:
@@ -47,18 +46,22 @@ class RunFolder:
         """Refuses a path that cannot become the run's folder; changes nothing."""
         _validate.folder_to_write("output_dir", self.path)
         # A run that was killed while its files moved into place leaves the hidden folder.
-        if self._staging.exists() or self._is_run():
+        if self._staging.exists():
             return
-        foreign = [name for name in self._contents if (self.path / name).exists()]
-        if foreign:
-            raise _validate.InputError(
-                f"output_dir {self.path} holds {foreign[0]}, and no run of ours wrote it: "
-                "name another folder"
-            )
+        ours = self._contents_of_runs()
+        for name in self._contents:
+            if name not in ours and (self.path / name).exists():
+                raise _validate.InputError(
+                    f"output_dir {self.path} holds {name}, and no run of ours wrote it: "
+                    "name another folder"
+                )
 
-    def _is_run(self) -> bool:
-        description = self.path / DESCRIPTION
-        return description.is_file() and _OURS in description.read_text(errors="replace")
+    def _contents_of_runs(self) -> list[str]:
+        """What earlier runs, of whatever binary, wrote here."""
+        try:
+            return list(json.loads((self.path / DESCRIPTION).read_text())["contents"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     def __enter__(self) -> "RunFolder":
         self.check()
@@ -74,8 +77,7 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            if not (self._staging / DESCRIPTION).exists():
-                self.write_json(DESCRIPTION, {"versions": _versions()})
+            self._complete_description()
             for name in self._contents:
                 new, final = self._staging / name, self.path / name
                 if final.is_dir():
@@ -86,6 +88,12 @@ class RunFolder:
             for folder in self._made:
                 with contextlib.suppress(OSError):  # Others write there, too.
                     folder.rmdir()
+
+    def _complete_description(self) -> None:
+        staged = self._staging / DESCRIPTION
+        description = json.loads(staged.read_text()) if staged.exists() else describe()
+        contents = sorted({*self._contents_of_runs(), *self._contents})
+        self.write_json(DESCRIPTION, description | {"contents": contents})
 
     def write_text(self, name: str, text: str) -> None:
         """Writes one text file."""
@@ -113,19 +121,17 @@ class RunFolder:
             return np.asarray(image.convert("RGB"))
 
 
-def describe(settings: Any, **more: Any) -> dict[str, Any]:
+def describe(settings: Any = None, **more: Any) -> dict[str, Any]:
     """What `DESCRIPTION` holds: all that is needed to run the same again.
 
     Args:
       settings: the binary's settings dataclass.
       more: facts on what the settings led to.
     """
-    return {"settings": dataclasses.asdict(settings), **more, "versions": _versions()}
-
-
-def _versions() -> dict[str, str]:
     packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
-    return {name: importlib.metadata.version(name) for name in packages}
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    given = {} if settings is None else {"settings": dataclasses.asdict(settings)}
+    return {**given, **more, "versions": versions}
 
 
 def _finite(value: Any) -> Any:

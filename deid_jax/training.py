@@ -34,6 +34,8 @@ L2_WEIGHT = 1e-3
 class TrainConfig:
     """How to train: Adam, mean cross-entropy, L2 penalty, random horizontal flips.
 
+    The learning rate falls from `learning_rate` to zero along half a cosine.
+
     Raises:
       InputError: an epoch or batch size below 1, or a learning rate that is negative or NaN.
     """
@@ -106,7 +108,7 @@ def initial_state(model: Any, image_size: int, config: TrainConfig) -> TrainStat
     """Weights drawn from the seed, and a fresh optimiser."""
     example = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(config.seed), example)
-    opt_state = optax.adam(config.learning_rate).init(variables["params"])
+    opt_state = optimiser(config.learning_rate, 1).init(variables["params"])
     return TrainState(
         jnp.int32(0), variables["params"], variables.get("batch_stats", {}), opt_state
     )
@@ -118,11 +120,24 @@ def l2_penalty(model: Any, params: Any) -> jax.Array:
     return L2_WEIGHT * jnp.sum(jnp.stack([jnp.sum(jnp.square(k)) for k in kernels]))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "learning_rate"), donate_argnums=0)
+def optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
+    """Adam with a cosine decay of the learning rate over `num_steps`."""
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "learning_rate", "num_steps"), donate_argnums=0
+)
 def train_step(
-    state: TrainState, batch: Batch, key: jax.Array, *, model: Any, learning_rate: float
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: Any,
+    learning_rate: float,
+    num_steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step on one batch; returns the mean loss and accuracy over it."""
+    """One of `num_steps` optimiser steps; returns the batch's mean loss and accuracy."""
     flip_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     flip = jax.random.bernoulli(flip_key, shape=(len(batch.image), 1, 1, 1))
     images = jnp.where(flip, batch.image[:, :, ::-1], batch.image)
@@ -141,7 +156,8 @@ def train_step(
     (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params
     )
-    updates, opt_state = optax.adam(learning_rate).update(gradients, state.opt_state)
+    adam = optimiser(learning_rate, num_steps)
+    updates, opt_state = adam.update(gradients, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch.label)
     state = TrainState(state.step + 1, params, batch_stats, opt_state)
@@ -203,15 +219,21 @@ def train(
     if keeper:
         state, history = keeper.restore(state)
     per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
+    num_steps = config.epochs * per_epoch
     for epoch in range(len(history), config.epochs):
         order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
         steps = []
         for batch in loader.shuffled(dataset, config.batch_size, seed=order):
             state, values = train_step(
-                state, batch, key, model=model, learning_rate=config.learning_rate
+                state,
+                batch,
+                key,
+                model=model,
+                learning_rate=config.learning_rate,
+                num_steps=num_steps,
             )
             steps.append(values)
-            progress(epoch * per_epoch + len(steps), config.epochs * per_epoch, history)
+            progress(epoch * per_epoch + len(steps), num_steps, history)
         means = jax.tree.map(lambda *values: float(np.mean(jax.device_get(values))), *steps)
         held = accuracy(model, state.variables, held_out) if held_out else float("nan")
         history.append(EpochRecord(epoch + 1, means["loss"], means["accuracy"], held))
@@ -244,20 +266,19 @@ class _StateKeeper:
         """The kept state and history, or `state` and none."""
         if not self._path.exists():
             return state, []
-        leaves, structure = jax.tree.flatten(state)
         try:
             with np.load(self._path) as kept:
-                record = json.loads(str(kept["record"]))
-                self._check(record["facts"])
-                leaves = [jnp.asarray(kept[str(i)]) for i in range(len(leaves))]
+                arrays = dict(kept)
+            record = json.loads(str(arrays["record"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            if isinstance(error, _validate.InputError):
-                raise
             raise _validate.InputError(
                 f"{self._path}, of an unfinished training, is damaged: delete it"
             ) from error
+        self._check(record["facts"])
+        leaves, structure = jax.tree.flatten(state)
+        kept_leaves = [jnp.asarray(arrays[str(i)]) for i in range(len(leaves))]
         history = [EpochRecord(*line) for line in record["history"]]
-        return jax.tree.unflatten(structure, leaves), history
+        return jax.tree.unflatten(structure, kept_leaves), history
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
         other = [
@@ -277,5 +298,8 @@ class _StateKeeper:
         record = json.dumps({"facts": self._facts, "history": history})
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
         fresh = self._path.with_suffix(".new.npz")
-        np.savez(fresh, record=np.array(record), **jax.device_get(leaves))
-        fresh.replace(self._path)
+        try:
+            np.savez(fresh, record=np.array(record), **jax.device_get(leaves))
+            fresh.replace(self._path)
+        finally:
+            fresh.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ def held_out():
 
 
 def photograph(identity, variation, size=SIZE):
-    return np.asarray(loader._photograph(identity, variation, image_size=size)) / 255.0
+    return loader._shoot((identity, variation), size) / 255.0
 
 
 def test_names_labels_and_pictures(whole):

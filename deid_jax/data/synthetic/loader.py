@@ -13,12 +13,15 @@ from deid_jax._validate import InputError
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.splits import split_indices
 from deid_jax.data.synthetic.identity import HAIR_COLOURS, Identity, sample_identity
-from deid_jax.data.synthetic.rendering import render
+from deid_jax.data.synthetic.rendering import rays, render
 from deid_jax.data.synthetic.variation import Variation, sample_variation
 
 PERSONS = tuple(f"person_{i:02d}" for i in range(30))
 PICTURES_PER_PERSON = 30
 SMALLEST, LARGEST = 16, 512
+
+Places = tuple[jax.Array, jax.Array]
+
 _CANDIDATES = 90  # of whom 30 are cast
 
 
@@ -63,15 +66,20 @@ def _cast(description: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="image_size")
-def _photograph(identity: Identity, variation: Variation, image_size: int) -> jax.Array:
-    """One picture, uint8[image_size, image_size, 3]."""
-    return jnp.round(render(identity, variation, image_size) * 255).astype(jnp.uint8)
+def _photograph(one: tuple[Identity, Variation], places: Places, image_size: int) -> jax.Array:
+    """One picture, uint8[image_size, image_size, 3]; places are `rays(image_size)`."""
+    return jnp.round(render(*one, image_size, places) * 255).astype(jnp.uint8)
 
 
-def _shoot(identity: Identity, variation: Variation, image_size: int) -> np.ndarray:
+def _shoot(one: tuple[Identity, Variation], image_size: int) -> np.ndarray:
     """`_photograph` on the CPU, from any thread."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return np.asarray(_photograph(identity, variation, image_size))
+        return np.asarray(_photograph(one, _places(image_size), image_size))
+
+
+@functools.lru_cache(maxsize=4)
+def _places(image_size: int) -> Places:
+    return rays(image_size)
 
 
 def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variation]:
@@ -82,7 +90,7 @@ def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variatio
     ):
         shapes = jax.eval_shape(_sample, seed)
         nobody = jax.tree.map(lambda leaf: np.zeros(leaf.shape[1:], leaf.dtype), shapes)
-        compiling = pool.submit(_shoot, nobody[0], nobody[1], image_size)
+        compiling = pool.submit(_shoot, nobody, image_size)
         sampled = jax.tree.map(np.asarray, _sample(seed))
         compiling.result()
     return sampled
@@ -99,7 +107,7 @@ def _render_all(identities: Identity, variations: Variation, image_size: int) ->
 
     def work(index: int) -> None:
         one = jax.tree.map(lambda leaf: leaf[index], (identities, variations))
-        images[index] = _shoot(one[0], one[1], image_size)
+        images[index] = _shoot(one, image_size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(work, range(total)))

@@ -1,0 +1,93 @@
+"""A tiny data set, a recogniser trained on it, and binaries as processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import train
+
+REPOSITORY = Path(__file__).parents[2]
+SIZE = 16
+# What every command on the tiny data set is given beside --data_dir.
+COMMON = ("--dataset=folder", f"--image_size={SIZE}")
+
+
+def write_faces(folder, persons=3, pictures=6):
+    """`folder/<person>/<picture>.png`: a blob of the person's colour on noise."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:24, :24]
+    for person in range(persons):
+        colour = 255 * np.eye(3)[person % 3]
+        own = folder / f"person_{person}"
+        own.mkdir(parents=True)
+        for picture in range(pictures):
+            pixels = generator.integers(0, 120, (24, 24, 3)).astype(float)
+            centre = generator.uniform(8, 16, 2)
+            inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 36
+            pixels[inside] = 0.5 * pixels[inside] + 0.6 * colour
+            pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(own / f"{picture:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory):
+    """The data set's folder; not to be changed."""
+    return write_faces(tmp_path_factory.mktemp("data") / "faces")
+
+
+@pytest.fixture(scope="session")
+def trained(faces, tmp_path_factory):
+    """(checkpoint, output folder, recogniser) of two epochs of training; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    checkpoint, output = folder / "recogniser", folder / "run"
+    settings = train.TrainSettings(
+        dataset="folder",
+        data_dir=str(faces),
+        image_size=SIZE,
+        epochs=2,
+        batch_size=8,
+        checkpoint=str(checkpoint),
+        output_dir=str(output),
+    )
+    return checkpoint, output, train.run(settings)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def listing(folder):
+    """Every file below a folder with its content, and every folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def process(name, *arguments, cwd, **options):
+    """Starts a binary as a user does, on the CPU."""
+    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu")
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{name}", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(started, timeout=240):
+    """(exit status, standard output, standard error)."""
+    out, err = started.communicate(timeout=timeout)
+    return started.returncode, out, err

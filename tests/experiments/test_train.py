@@ -1,0 +1,190 @@
+import csv
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from deid_jax import checkpointing
+from deid_jax.data import DataOptions, load_dataset
+from experiments import train
+from tests.experiments.conftest import COMMON, SIZE, finish, listing, process, write_faces
+
+
+def test_checkpoint_says_what_it_was_made_from(trained, faces):
+    checkpoint, _, recogniser = trained
+    info = checkpointing.load_info(checkpoint)
+    assert info == recogniser.info
+    assert info.model == "model_a"
+    assert info.persons == ("person_0", "person_1", "person_2")
+    assert (info.image_size, info.dataset, info.split, info.seed) == (
+        SIZE,
+        "folder",
+        "train",
+        0,
+    )
+    assert info.training["epochs"] == 2
+    assert set(info.accuracy) == {"train", "test"}
+    options = DataOptions(image_size=SIZE, split="train", data_dir=str(faces))
+    assert info.pictures == load_dataset("folder", options).pictures
+
+
+def test_history_has_a_line_per_epoch_and_the_folder_says_how_it_was_made(trained, faces):
+    checkpoint, output, recogniser = trained
+    assert sorted(path.name for path in output.iterdir()) == ["config.json", "history.csv"]
+    with (output / "history.csv").open() as file:
+        records = list(csv.DictReader(file))
+    assert [record["epoch"] for record in records] == ["1", "2"]
+    assert float(records[-1]["test_accuracy"]) == recogniser.info.accuracy["test"]
+    description = json.loads((output / "config.json").read_text())
+    assert description["settings"]["data_dir"] == str(faces)
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["recogniser", "run"]
+
+
+def _bad(message, *arguments):
+    return pytest.param(arguments, message, id=" ".join(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        _bad("epochs must be an integer >= 1, got 0", "--epochs=0"),
+        _bad("learning_rate must be a number >= 0, got nan", "--learning_rate=nan"),
+        _bad("learning_rate must be a number >= 0, got -1", "--learning_rate=-1"),
+        _bad("batch_size must be an integer >= 1, got 0", "--batch_size=0"),
+        _bad("image_size must be an integer >= 1, got 0", "--image_size=0"),
+        _bad("image_size must be at least 4 for model_a, got 3", "--image_size=3"),
+        _bad("seed must be an integer >= 0, got -1", "--seed=-1"),
+        _bad("seed must be at most 2147483647, got 2147483648", "--seed=2147483648"),
+        _bad("--split=test", "--split=test"),
+        _bad("method", "--method=pfgvm"),
+        _bad("'stray'", "stray"),
+        _bad("data_dir nowhere does not exist", "--data_dir=nowhere"),
+        _bad("data_dir file is not a folder", "--data_dir=file"),
+        _bad("data_dir empty has no pictures", "--data_dir=empty"),
+        _bad("two persons or more, found 1", "--data_dir=alone"),
+        _bad("--data_dir=", "--dataset=synthetic"),
+        _bad("checkpoint file exists and is no checkpoint", "--checkpoint=file"),
+        _bad("checkpoint file exists and is no", "--checkpoint=file", "--overwrite"),
+        _bad("checkpoint foreign exists and is no", "--checkpoint=foreign", "--overwrite"),
+        _bad("checkpoint file/x lies below file, a file", "--checkpoint=file/x"),
+        _bad("taken.unfinished is in the way", "--checkpoint=taken"),
+        _bad("output_dir file is a file", "--output_dir=file"),
+        _bad("output_dir file/x lies below file, a file", "--output_dir=file/x"),
+        _bad("output_dir history holds history.csv", "--output_dir=history"),
+        _bad("output_dir /proc/x cannot be written", "--output_dir=/proc/x"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_writes_nothing(
+    faces, workplace, capsys, arguments, message
+):
+    (workplace / "file").write_text("mine")
+    (workplace / "empty").mkdir()
+    for name in ("foreign/x", "taken.unfinished/x", "history/history.csv"):
+        (workplace / name).parent.mkdir()
+        (workplace / name).write_text("mine")
+    write_faces(workplace / "alone", persons=1)
+    before = listing(workplace)
+    assert train.main([*COMMON, f"--data_dir={faces}", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert listing(workplace) == before
+
+
+def test_existing_checkpoint_is_kept_unless_overwrite_is_given(
+    trained, faces, workplace, capsys
+):
+    shutil.copytree(trained[0], workplace / "recogniser")
+    before = listing(workplace)
+    arguments = [*COMMON, f"--data_dir={faces}", "--checkpoint=recogniser", "--epochs=1"]
+    assert train.main(arguments) == 2
+    assert "recogniser exists already; --overwrite" in capsys.readouterr().err
+    assert listing(workplace) == before
+    assert train.main([*arguments, "--overwrite"]) == 0
+    assert checkpointing.load_info(workplace / "recogniser").training["epochs"] == 1
+    assert sorted(path.name for path in workplace.iterdir()) == ["recogniser", "runs"]
+
+
+def test_divergence_is_named_and_leaves_nothing(faces, workplace, capsys):
+    arguments = [*COMMON, f"--data_dir={faces}", "--epochs=1", "--learning_rate=1e30"]
+    assert train.main([*arguments, "--batch_size=4"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "training diverged" in err
+    assert "learning_rate must be less than 1e+30" in err
+    assert not [path for path in workplace.rglob("*") if path.is_file()]
+
+
+def test_unreadable_pictures_are_left_out_and_counted(faces, workplace, capsys):
+    shutil.copytree(faces, workplace / "faces")
+    damaged = workplace / "faces" / "person_1" / "03.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    arguments = [*COMMON, "--data_dir=faces", "--epochs=1", "--checkpoint=new"]
+    assert train.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "faces/person_1/03.png" in err
+    assert err.count("\n") == 1
+    assert not (workplace / "new").exists()
+    assert train.main([*arguments, "--skip_unreadable"]) == 0
+    assert capsys.readouterr().err == "left out 1 unreadable picture\n"
+    pictures = checkpointing.load_info(workplace / "new").pictures
+    assert "person_1/03" not in pictures
+
+
+def test_interrupted_training_goes_on_and_says_so(faces, workplace):
+    arguments = [*COMMON, f"--data_dir={faces}", "--batch_size=8", "--output_dir=out"]
+    whole = [*arguments, "--epochs=20", "--checkpoint=whole"]
+    assert train.main([*whole, "--output_dir=other"]) == 0
+    stopped = [*arguments, "--epochs=20", "--checkpoint=new"]
+    started = process("train", *stopped, cwd=workplace)
+    state = workplace / "new.unfinished" / "state.npz"
+    until = time.monotonic() + 120
+    while not state.exists() and started.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    assert finish(started) == (130, "", "interrupted\n")
+    assert state.exists()
+    assert not (workplace / "new").exists()
+    assert not (workplace / "out").exists()
+
+    status, out, err = finish(process("train", *stopped, cwd=workplace))
+    assert status == 0
+    assert err.startswith("going on after epoch ")
+    assert err.count("\n") == 1
+    assert "Checkpoint: new" in out
+    assert not state.parent.exists()
+    infos = [checkpointing.load_info(workplace / name) for name in ("whole", "new")]
+    assert infos[0] == infos[1]
+    once, twice = (
+        checkpointing.load_variables(workplace / name, info)
+        for name, info in zip(("whole", "new"), infos, strict=True)
+    )
+    np.testing.assert_array_equal(
+        once["params"]["fc2"]["kernel"], twice["params"]["fc2"]["kernel"]
+    )
+    assert (workplace / "out/history.csv").read_bytes() == (
+        workplace / "other/history.csv"
+    ).read_bytes()
+
+
+def test_unfinished_training_of_other_settings_is_named(faces, workplace, capsys, monkeypatch):
+    arguments = [*COMMON, f"--data_dir={faces}", "--epochs=2", "--checkpoint=new"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointing, "save", _no_space)
+        assert train.main(arguments) == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
+    assert [path.name for path in workplace.iterdir()] == ["new.unfinished"]
+    assert train.main([*arguments, "--learning_rate=0.5"]) == 2
+    assert "learning_rate 0.001, not 0.5" in capsys.readouterr().err
+    (workplace / "new.unfinished/state.npz").write_bytes(b"PK broken")
+    assert train.main(arguments) == 2
+    assert "new.unfinished/state.npz, of an unfinished" in capsys.readouterr().err
+
+
+def _no_space(path, variables, info):
+    raise OSError(28, "No space left on device")
