@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deid_jax import checkpointing, training
+from deid_jax import checkpointing, storage, training
 from deid_jax._validate import InputError
 from deid_jax.checkpointing import CheckpointInfo
 from deid_jax.data import DataOptions, FaceDataset, load_dataset
@@ -97,7 +97,7 @@ def fit(
         model, dataset, config, held_out=held_out, state_dir=state_dir, progress=progress
     )
     if not np.isfinite(history[-1].loss):
-        checkpointing.remove(state_dir)
+        storage.remove(state_dir)
         raise InputError(
             f"training diverged: the loss is {history[-1].loss}; learning_rate must be less "
             f"than {config.learning_rate:g}"
@@ -107,7 +107,7 @@ def fit(
         accuracy[held_out.split] = history[-1].test_accuracy
     info = _describe(model_name, dataset, config, accuracy)
     checkpointing.save(path, variables, info)
-    checkpointing.remove(state_dir)
+    storage.remove(state_dir)
     return Recogniser(model, variables, info), history
 
 

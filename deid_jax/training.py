@@ -6,8 +6,6 @@ the epoch, flips and dropout on the step.
 
 import dataclasses
 import functools
-import json
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deid_jax import _validate
+from deid_jax import _validate, storage
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.types import Batch
-
-# The state of an unfinished training, in a folder beside the checkpoint to be.
-STATE_FILE = "state.npz"
 
 # The paper's L2 regulariser on the kernels of `model.regularised`: weight × Σ w².
 L2_WEIGHT = 1e-3
@@ -209,8 +204,7 @@ def train(
 
     Raises:
       InputError: `state_dir` holds the state of a training with other settings, or a
-        damaged one.
-      OSError: the state cannot be written.
+        damaged one, or cannot be written.
     """
     state = initial_state(model, dataset.image_size, config)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -256,50 +250,30 @@ def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, A
 
 
 class _StateKeeper:
-    """Training state on disk: the last whole epoch's, one file that is replaced whole."""
+    """Training state on disk: the last whole epoch's."""
 
-    def __init__(self, directory: Path, facts: Mapping[str, Any]):
-        self._path = directory / STATE_FILE
+    def __init__(self, path: Path, facts: Mapping[str, Any]):
+        self._path = path
         self._facts = dict(facts)
 
     def restore(self, state: TrainState) -> tuple[TrainState, list[EpochRecord]]:
         """The kept state and history, or `state` and none."""
-        if not self._path.exists():
+        if not storage.exists(self._path):
             return state, []
-        try:
-            with np.load(self._path) as kept:
-                arrays = dict(kept)
-            record = json.loads(str(arrays["record"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise _validate.InputError(
-                f"{self._path}, of an unfinished training, is damaged: delete it"
-            ) from error
-        self._check(record["facts"])
-        leaves, structure = jax.tree.flatten(state)
-        kept_leaves = [jnp.asarray(arrays[str(i)]) for i in range(len(leaves))]
-        history = [EpochRecord(*line) for line in record["history"]]
-        return jax.tree.unflatten(structure, kept_leaves), history
-
-    def _check(self, theirs: Mapping[str, Any]) -> None:
+        info = storage.load_info(self._path)
         other = [
-            f"{name} {theirs.get(name)}, not {value}"
+            f"{name} {info['facts'].get(name)}, not {value}"
             for name, value in self._facts.items()
-            if theirs.get(name) != value
+            if info["facts"].get(name) != value
         ]
         if other:
             raise _validate.InputError(
-                f"{self._path.parent} holds an unfinished training with other settings "
+                f"{self._path} holds an unfinished training with other settings "
                 f"({'; '.join(other)}); finish it with these or delete it"
             )
+        kept = storage.load_arrays(self._path, state)
+        return kept, [EpochRecord(*record) for record in info["history"]]
 
     def save(self, state: TrainState, history: list[EpochRecord]) -> None:
         """Keeps the state after an epoch."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        record = json.dumps({"facts": self._facts, "history": history})
-        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-        fresh = self._path.with_suffix(".new.npz")
-        try:
-            np.savez(fresh, record=np.array(record), **jax.device_get(leaves))
-            fresh.replace(self._path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        storage.save(self._path, state, {"facts": self._facts, "history": history})

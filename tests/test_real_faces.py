@@ -1,4 +1,4 @@
-"""The paper's experiment on real faces, and the main job on the rendered ones (minutes each)."""
+"""The paper's experiment on real faces, and the main job on rendered ones: minutes each."""
 
 import csv
 import json

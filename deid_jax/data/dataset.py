@@ -86,7 +86,7 @@ class FaceDataset:
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """ "person/name" of every picture, unique in the set."""
+        """Every picture as "person/name", unique in the set."""
         return tuple(
             f"{self.persons[label]}/{name}"
             for label, name in zip(self.labels, self.names, strict=True)

@@ -87,6 +87,7 @@ def test_input_gradient_inside_a_scan_holds_only_fast_convolutions():
     def attack(images):
         def step(x, _):
             return (x - 0.1 * jax.grad(loss)(x), None)
+
         return lax.scan(step, images, None, length=3)[0]
 
     text = jax.jit(attack).lower(_random((1, 8, 8, 4))).compile().as_text()

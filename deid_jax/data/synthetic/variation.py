@@ -103,7 +103,7 @@ def _sample_pose(draws: Draws) -> Pose:
     pitch = draws.between(-8.0, 7.0)
     roll = draws.bell(6.0)
     shift = draws.between(-0.08, 0.08, (2,))
-    return Pose(yaw, pitch, roll, shift, draws.between(0.96, 1.12))
+    return Pose(yaw, pitch, roll, shift, draws.between(1.0, 1.06))
 
 
 def _sample_expression(draws: Draws) -> Expression:
