@@ -156,9 +156,14 @@ def load(path: Path, model_name: str, dataset: FaceDataset) -> Recogniser:
 
 
 def load_train_and_test(
-    name: str, options: DataOptions
+    name: str, options: DataOptions, *, test: FaceDataset | None = None
 ) -> tuple[FaceDataset, FaceDataset | None]:
     """What to train on and what to hold out, by `options.split`.
+
+    Args:
+      name: a key of `deid_jax.data.DATASETS`.
+      options: what to load, for training.
+      test: the test split, if it is loaded already.
 
     Raises:
       InputError: the split is "test": training on it would leave nothing to test on.
@@ -168,4 +173,4 @@ def load_train_and_test(
     dataset = load_dataset(name, options)
     if options.split == "all":
         return dataset, None
-    return dataset, load_dataset(name, dataclasses.replace(options, split="test"))
+    return dataset, test or load_dataset(name, dataclasses.replace(options, split="test"))

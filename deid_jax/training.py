@@ -48,7 +48,7 @@ class TrainConfig:
 
 # What serves each model.
 RECIPES = {
-    "model_a": TrainConfig(epochs=20, learning_rate=1e-3),
+    "model_a": TrainConfig(epochs=16, learning_rate=1e-3),
     "vgg16": TrainConfig(epochs=40, learning_rate=1e-4),
 }
 

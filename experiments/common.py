@@ -140,7 +140,9 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
     if is_new:
         print(f"No checkpoint at {path} yet: training {settings.model} now.", file=sys.stderr)
         config = recognisers.train_config(settings.model, seed=settings.seed)
-        to_train = recognisers.load_train_and_test(settings.dataset, options)
+        to_train = recognisers.load_train_and_test(
+            settings.dataset, options, test=faces if settings.split == "test" else None
+        )
         recogniser, _ = trained(settings.model, *to_train, config, path)
         print(accuracy_line(recogniser), file=sys.stderr)
     recogniser = recognisers.load(path, settings.model, faces)

@@ -17,6 +17,11 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    # XLA on the CPU packs channels by fours: with a fourth channel of zeros, Model A's first
+    # convolution takes half the time (74 -> 38 ms for 64 pictures of 64 px). 3×3 gain nothing.
+    if images.shape[-1] == 3 and kernel.shape[0] >= 5:
+        images = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, 1)))
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
     return lax.conv_general_dilated(
         images, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -49,9 +54,15 @@ def _conv_backward(
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
     full = ((height - top, height - bottom), (width - left, width - right))
     images_gradient = _convolve(gradient, turned, full)
-    # Not computed (dead code) where only the input's gradient is asked for, as in attacks.
-    _, kernel_vjp = jax.vjp(lambda kernel: _convolve(images, kernel, padding), kernel)
-    return images_gradient, kernel_vjp(gradient)[0]
+    # Not computed (dead code) where only the input's gradient is asked for, as in attacks. The
+    # batch takes the channels' place: autodiff's own dimension numbers take 1.1 to 3.5 times
+    # as long.
+    kernel_gradient = _convolve(
+        lax.optimization_barrier(images.transpose(3, 1, 2, 0)),
+        lax.optimization_barrier(gradient.transpose(1, 2, 0, 3)),
+        padding,
+    )
+    return images_gradient, kernel_gradient.transpose(1, 2, 0, 3)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

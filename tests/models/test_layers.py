@@ -45,7 +45,7 @@ def test_convolution_equals_xla_with_both_gradients(height, width, size, padding
     [
         {"strides": (2, 2)},
         {"kernel_dilation": (2, 2)},
-        {"input_dilation": (2, 2), "padding": "VALID"},
+        {"input_dilation": (2, 2), "padding": ((1, 1), (1, 1))},
         {"feature_group_count": 2},
     ],
 )
