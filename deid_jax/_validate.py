@@ -16,6 +16,8 @@ class InputError(ValueError):
 
 def _is_concrete_number(value: Any) -> bool:
     """True for what can be looked at now: no tracers, no pytree placeholders."""
+    if isinstance(value, jax.Array):
+        return not isinstance(value, jax.core.Tracer)
     return isinstance(value, int | float | np.ndarray | np.generic)
 
 

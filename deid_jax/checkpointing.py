@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from deid_jax import _validate, storage
 from deid_jax._validate import InputError
-from deid_jax.data.dataset import FaceDataset
+from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.models import create_model
+from deid_jax.training import TrainConfig
 
 # Facts of a data set's provenance that decide what a class or a picture is.
 _IDENTIFYING = ("persons_seed", "crop")
@@ -66,6 +67,22 @@ class CheckpointInfo:
 def state_dir(path: Path) -> Path:
     """Where the state of an unfinished training of the checkpoint at `path` is kept."""
     return path.with_name(path.name + ".unfinished")
+
+
+def is_same_training(
+    path: Path, model: str, dataset: str, options: DataOptions, config: TrainConfig
+) -> bool:
+    """Whether a checkpoint at `path` came of these very settings: training repeats it."""
+    if not storage.exists(path):
+        return False
+    info = load_info(path)
+    return (info.model, info.dataset, info.image_size, info.split, info.training) == (
+        model,
+        dataset,
+        options.image_size,
+        options.split,
+        dataclasses.asdict(config),
+    )
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:

@@ -251,6 +251,7 @@ def evaluate(
       One record per picture, in the data set's order, and the timing.
     """
     size = loader.even_batch_size(len(dataset), protocol.batch_size)
+    targeted = protocol.target != "none"
     static = {
         "model": model,
         "method": method,
@@ -271,7 +272,9 @@ def evaluate(
         for batch in _and_none(loader.in_order(dataset, size)):
             following = (batch, attack(variables, batch, config, key)) if batch else None
             if pending:
-                records += _collect(model, variables, dataset, pending, pool.map, keep)
+                records += _collect(
+                    model, variables, dataset, pending, pool.map, keep, targeted
+                )
                 progress(len(records), len(dataset))
             pending = following
     return records, Timing(compiled - start, time.perf_counter() - compiled)
@@ -289,6 +292,7 @@ def _collect(
     pending: tuple[Batch, Outcome],
     run_all: Callable,
     keep: Keep,
+    targeted: bool,
 ) -> list[dict[str, Any]]:
     """Keeps the pictures of a computed batch, measures what was kept, and makes records."""
     batch, outcome = pending
@@ -302,7 +306,9 @@ def _collect(
         (outcome.targets, outcome.clean, outcome.verdict, outcome.result[1:], kept)
     )
     return [
-        _record(dataset, index, *jax.tree.map(operator.itemgetter(i), figures))
+        _record(
+            dataset, index, *jax.tree.map(operator.itemgetter(i), figures), targeted=targeted
+        )
         for i, index in zip(real, indices, strict=True)
     ]
 
@@ -315,13 +321,15 @@ def _record(
     verdict: Verdict,
     spent: tuple[np.ndarray, ...],
     kept: Verdict,
+    *,
+    targeted: bool,
 ) -> dict[str, Any]:
     """One picture's line of `per_image.csv`; `spent` is an `AttackResult` without images."""
     label = int(dataset.labels[index])
     record: dict[str, Any] = {
         "person": dataset.persons[label],
         "name": dataset.names[index],
-        "target": dataset.persons[int(target)],
+        "target": dataset.persons[int(target)] if targeted else "",
         "clean_prediction": dataset.persons[int(clean.prediction)],
         "clean_confidence": float(clean.confidence),
     }
@@ -331,7 +339,7 @@ def _record(
             "prediction" + suffix: dataset.persons[prediction],
             "confidence" + suffix: float(judged.naming.confidence),
             "misclassified" + suffix: prediction != label,
-            "hit_target" + suffix: prediction == int(target),
+            "hit_target" + suffix: prediction == int(target) if targeted else "",
             "l2" + suffix: float(judged.l2),
             "linf" + suffix: float(judged.linf),
             "mssim" + suffix: float(judged.mssim),
@@ -350,6 +358,7 @@ def summary(records: list[dict[str, Any]], protocol: Protocol) -> Mapping[str, A
     `clean_error` is the share that the recogniser misnames before anything is done: MR
     includes these. `target_rate` is None where the attack is untargeted.
     """
+    targeted = protocol.target != "none"
     means = metrics.summarise(
         [
             record | {"clean_wrong": record["clean_prediction"] != record["person"]}
@@ -360,9 +369,9 @@ def summary(records: list[dict[str, Any]], protocol: Protocol) -> Mapping[str, A
             name + suffix
             for name in ("l2", "linf", "mssim", "misclassified", "hit_target")
             for suffix in ("", "_uint8")
+            if targeted or name != "hit_target"
         ],
     )
-    targeted = protocol.target != "none"
     figures: dict[str, Any] = {"num_images": len(records), "clean_error": means["clean_wrong"]}
     for suffix in ("", "_uint8"):
         for name in ("l2", "linf", "mssim"):

@@ -44,16 +44,17 @@ def default_path(model: str, dataset: str, options: DataOptions) -> Path:
 
 def train_config(
     model: str,
+    dataset: str,
     *,
     epochs: int | None = None,
     learning_rate: float | None = None,
     batch_size: int = 32,
     seed: int = 0,
 ) -> training.TrainConfig:
-    """The model's recipe, with what is given in place of its own values."""
+    """The recipe for a model and a data set, with what is given in place of its values."""
     given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate}
     return dataclasses.replace(
-        training.RECIPES[model],
+        training.recipe(model, dataset),
         batch_size=batch_size,
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},
@@ -94,7 +95,12 @@ def fit(
     )
     state_dir = checkpointing.state_dir(path)
     variables, history = training.train(
-        model, dataset, config, held_out=held_out, state_dir=state_dir, progress=progress
+        model,
+        dataset,
+        config,
+        held_out=held_out,
+        state_dir=state_dir,
+        progress=progress,
     )
     if not np.isfinite(history[-1].loss):
         storage.remove(state_dir)

@@ -40,7 +40,7 @@ class RunFolder:
     def __init__(self, path: Path, contents: Sequence[str]):
         self.path = path
         self._contents = (*contents, DESCRIPTION)
-        self._staging = path / ".unfinished"
+        self._staging = path / f".{contents[0]}.unfinished"
 
     def check(self) -> None:
         """Refuses a path that cannot become the run's folder; changes nothing."""

@@ -88,9 +88,8 @@ def torch_loop(problem: Problem) -> Callable[[], Any]:
 
     from experiments import peers
 
-    twin = peers.twin(problem.case.model, problem.variables)
-    # torch types this keyword for convolutions only.
-    twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    twin: Any = peers.twin(problem.case.model, problem.variables)
+    twin = twin.to(memory_format=torch.channels_last)
     images, labels = peers.to_torch(problem.images), torch.from_numpy(problem.labels)
     alpha, penalty = problem.config.step_size, problem.config.penalty_weight
 
@@ -139,7 +138,7 @@ def parse_peers(text: str) -> list[str]:
             raise InputError(f"peers must be of {', '.join(PEERS)} or none, got {name}")
         missing = [package for package in PEERS[name][0] if not _version(package)]
         if missing:
-            print(f"{name} is left out: {', '.join(missing)} is not installed")
+            print(f"{name} is left out: {', '.join(missing)} not installed", file=sys.stderr)
         else:
             present.append(name)
     return present
@@ -182,6 +181,7 @@ def run(settings: BenchmarkSettings) -> dict[str, Any]:
     cases, peers = parse_cases(settings.cases), parse_peers(settings.peers)
     count("num_steps", settings.num_steps, least=1)
     count("repeats", settings.repeats, least=1)
+    count("seed", settings.seed, most=2**31 - 1)
     folder = RunFolder(Path(settings.output_dir), ["benchmark.json"])
     folder.check()
     if peers:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deid_jax import checkpointing, recognisers
+from deid_jax import checkpointing, recognisers, storage
 from deid_jax._validate import InputError, count
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
@@ -130,7 +130,7 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
     options = settings.options("train")
     default = recognisers.default_path(settings.model, settings.dataset, options)
     path = Path(settings.checkpoint or default)
-    is_new = settings.checkpoint is None and not path.exists()
+    is_new = settings.checkpoint is None and not storage.exists(path)
     if is_new:
         checkpointing.check_target(path, overwrite=False)
     else:
@@ -139,7 +139,7 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
     say_skipped(faces)
     if is_new:
         print(f"No checkpoint at {path} yet: training {settings.model} now.", file=sys.stderr)
-        config = recognisers.train_config(settings.model, seed=settings.seed)
+        config = recognisers.train_config(settings.model, settings.dataset, seed=settings.seed)
         to_train = recognisers.load_train_and_test(
             settings.dataset, options, test=faces if settings.split == "test" else None
         )

@@ -28,7 +28,9 @@ class TrainSettings(common.DataSettings):
     checkpoint: str | None = setting(
         None, "Where to keep the result; default: under checkpoints/."
     )
-    overwrite: bool = setting(False, "Train anew even if the checkpoint exists.")
+    overwrite: bool = setting(
+        False, "Replace a checkpoint of other settings; one of these settings always is."
+    )
     output_dir: str | None = setting(None, "Where to write; default: under runs/train/.")
 
 
@@ -42,6 +44,7 @@ def run(settings: TrainSettings) -> Recogniser:
     options = settings.options(settings.split)
     config = recognisers.train_config(
         settings.model,
+        settings.dataset,
         epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         batch_size=settings.batch_size,
@@ -53,7 +56,10 @@ def run(settings: TrainSettings) -> Recogniser:
         Path(settings.output_dir or Path("runs", "train", default.name)), ["history.csv"]
     )
     folder.check()
-    checkpointing.check_target(path, overwrite=settings.overwrite)
+    again = checkpointing.is_same_training(
+        path, settings.model, settings.dataset, options, config
+    )
+    checkpointing.check_target(path, overwrite=settings.overwrite or again)
     faces, held_out = recognisers.load_train_and_test(settings.dataset, options)
     common.say_skipped(faces)
     with folder:

@@ -21,10 +21,20 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A module that skips as a whole, for want of a peer, is a skip too."""
+    report = yield
+    if NO_SKIPS and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped although DEID_JAX_TEST_NO_SKIPS=1: {report.longrepr[2]}"
+    return report
+
+
 @pytest.fixture(scope="session")
-def test_data() -> Path:
-    """The folder of real faces and recognisers that DEID_JAX_TEST_DATA names."""
-    folder = os.environ.get("DEID_JAX_TEST_DATA")
-    if not folder:
+def real_faces() -> Path:
+    """celeba30_align/<person>/*.jpg below the folder that DEID_JAX_TEST_DATA names."""
+    folder = Path(os.environ.get("DEID_JAX_TEST_DATA", "")) / "celeba30_align"
+    if not folder.is_dir():
         pytest.skip("DEID_JAX_TEST_DATA names no folder of real faces")
-    return Path(folder)
+    return folder

@@ -135,6 +135,8 @@ def test_targeted_and_untargeted_attacks_reach_their_goals(recogniser, faces):
     )
     assert untargeted["mr"] == 1.0
     assert untargeted["target_rate"] is None
+    record = _evaluate(recogniser, faces, target="none")[0]
+    assert record["target"] == record["hit_target"] == record["hit_target_uint8"] == ""
 
 
 def test_quantised_results_agree_with_their_files(recogniser, faces):

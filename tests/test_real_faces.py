@@ -13,10 +13,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def real(test_data, tmp_path_factory):
+def real(real_faces, tmp_path_factory):
     """Model A trained on celeba30 at 64 px, as `experiments.train` does by default."""
     folder = tmp_path_factory.mktemp("real")
-    data = {"dataset": "folder", "data_dir": str(test_data / "celeba30_align")}
+    data = {"dataset": "folder", "data_dir": str(real_faces)}
     settings = train.TrainSettings(
         **data, checkpoint=str(folder / "model_a"), output_dir=str(folder / "train")
     )

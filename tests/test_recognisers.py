@@ -92,14 +92,18 @@ def test_default_path_names_what_decides_the_weights(changes, name):
 
 
 def test_train_config_takes_the_place_of_the_recipe_where_given():
-    recipe = training.RECIPES["vgg16"]
-    assert recognisers.train_config("vgg16") == dataclasses.replace(recipe, batch_size=32)
-    given = recognisers.train_config("vgg16", epochs=2, learning_rate=0.5, batch_size=8, seed=4)
+    recipe = training.RECIPES["vgg16", "any"]
+    assert recognisers.train_config("vgg16", "folder") == dataclasses.replace(
+        recipe, batch_size=32
+    )
+    given = recognisers.train_config(
+        "vgg16", "folder", epochs=2, learning_rate=0.5, batch_size=8, seed=4
+    )
     assert given == dataclasses.replace(
         recipe, epochs=2, learning_rate=0.5, batch_size=8, seed=4
     )
     with pytest.raises(InputError, match="epochs must be an integer >= 1, got 0"):
-        recognisers.train_config("vgg16", epochs=0)
+        recognisers.train_config("vgg16", "folder", epochs=0)
 
 
 def test_training_on_the_test_split_is_refused():

@@ -35,7 +35,7 @@ def test_files_appear_only_when_the_run_is_whole(tmp_path):
     with RunFolder(path, CONTENTS) as folder:
         folder.write_json("metrics.json", {})
         (folder._staging / "images").mkdir()
-        assert [entry.name for entry in path.iterdir()] == [".unfinished"]
+        assert [entry.name for entry in path.iterdir()] == [f".{CONTENTS[0]}.unfinished"]
     assert sorted(listing(path)) == [DESCRIPTION, "images", "metrics.json"]
 
 
@@ -76,7 +76,7 @@ def test_run_that_was_killed_while_moving_its_files_is_no_stranger(tmp_path):
     (tmp_path / DESCRIPTION).unlink()
     with pytest.raises(InputError, match="holds images, and no run of ours wrote it"):
         RunFolder(tmp_path, CONTENTS).check()
-    (tmp_path / ".unfinished").mkdir()
+    (tmp_path / f".{CONTENTS[0]}.unfinished").mkdir()
     write_run(tmp_path, 2)
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"number": 2}
 

@@ -24,7 +24,7 @@ class IFGSMConfig:
       num_steps: number of gradient steps.
 
     Raises:
-      InputError: a setting is negative or NaN.
+      InputError: a setting is negative or NaN, or α infinite.
     """
 
     step_size: float | jax.Array = 0.002

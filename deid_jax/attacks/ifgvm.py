@@ -21,7 +21,7 @@ class IFGVMConfig:
       num_steps: number of gradient steps.
 
     Raises:
-      InputError: a setting is negative or NaN.
+      InputError: a setting is negative or NaN, or α infinite.
     """
 
     step_size: float | jax.Array = 0.1

@@ -27,7 +27,7 @@ class PFGVMConfig:
       UserWarning: α·λ ≥ 2, where the iteration diverges.
 
     Raises:
-      InputError: a setting is negative or NaN.
+      InputError: a setting is negative or NaN, or infinite.
     """
 
     step_size: float | jax.Array = 0.1

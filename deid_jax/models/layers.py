@@ -1,7 +1,7 @@
 """Convolution and max-pooling that stay fast inside `lax.scan` on the CPU.
 
-Values and gradients are those of `flax.linen.Conv` and `flax.linen.max_pool`; layout is NHWC
-for images and HWIO for kernels.
+Values and gradients are those of `flax.linen.Conv` and `flax.linen.max_pool`, ties in a
+maximum aside; layout is NHWC for images and HWIO for kernels.
 """
 
 import functools

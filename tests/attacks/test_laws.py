@@ -193,6 +193,28 @@ class TestEveryAttack:
         assert np.mean(np.abs(small - large) > 1e-3) < 1e-3
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_jit_and_vmap_change_little_on_a_real_network(name):
+    """Through the convolution's own gradient and its barrier; compared as above."""
+    logits_fn, _, _ = small_model()
+    images, labels = pictures(4), jnp.array([0, 1, 2, 3])
+    objective = cross_entropy(logits_fn, labels, targeted=True)
+    setting = float_settings(name)[1]
+    values = jnp.array([0.01, 0.1])
+
+    def attack(value):
+        return run(name, images, config_of(name, **{setting: value}), objective).images
+
+    swept = {"eager": [attack(v) for v in values], "jit": [jax.jit(attack)(v) for v in values]}
+    swept["vmap"] = list(jax.vmap(attack)(values))
+    for other in ("jit", "vmap"):
+        for ours, theirs in zip(swept["eager"], swept[other], strict=True):
+            norms = [np.linalg.norm(np.ravel(x - images)) for x in (ours, theirs)]
+            assert norms[0] > 0.01
+            np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)
+            assert np.mean(np.abs(ours - theirs) > 1e-3) < 2e-3
+
+
 @pytest.mark.parametrize("name", ["ifgvm", "ifgsm"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.1])
 def test_epsilon_is_respected(name, epsilon):

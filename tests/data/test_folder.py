@@ -2,7 +2,6 @@ import json
 import os
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +9,6 @@ from PIL import Image
 
 from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, images, load_dataset, pictures
-
-needs_faces = pytest.mark.skipif(
-    not os.environ.get("DEID_JAX_TEST_DATA"),
-    reason="DEID_JAX_TEST_DATA names no folder of real faces",
-)
 
 
 def _noise(seed, height=16, width=16):
@@ -328,9 +322,8 @@ def test_provenance_is_json_without_absolute_paths(tmp_path):
     assert dataset.attributes == {}
 
 
-@needs_faces
-def test_real_faces():
-    root = Path(os.environ["DEID_JAX_TEST_DATA"]) / "celeba30_align"
+def test_real_faces(real_faces):
+    root = real_faces
     train, test = _load(root, "train", image_size=64), _load(root, "test", image_size=64)
     assert np.bincount(train.labels).tolist() == [25] * 30
     assert np.bincount(test.labels).tolist() == [5] * 30

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,10 +5,6 @@ from PIL import Image
 from deid_jax._validate import InputError
 from deid_jax.data import images, splits
 
-needs_faces = pytest.mark.skipif(
-    not os.environ.get("DEID_JAX_TEST_DATA"),
-    reason="DEID_JAX_TEST_DATA names no folder of real faces",
-)
 KNOWN_PAIRS = {
     ("7226", "016", "021"),
     ("7238", "011", "024"),
@@ -177,10 +170,8 @@ def test_chains_of_pairs_are_one_group():
     assert splits.group_pairs(2, np.zeros((0, 2))).tolist() == [0, 1]
 
 
-@needs_faces
-def test_exactly_the_known_near_duplicates_of_real_faces_are_found():
-    root = Path(os.environ["DEID_JAX_TEST_DATA"]) / "celeba30_align"
-    files = sorted(root.glob("*/*.jpg"))
+def test_exactly_the_known_near_duplicates_of_real_faces_are_found(real_faces):
+    files = sorted(real_faces.glob("*/*.jpg"))
     assert len(files) == 900
     people = sorted({path.parent.name for path in files})
     labels = np.array([people.index(path.parent.name) for path in files])

@@ -148,7 +148,7 @@ def test_earlier_run_is_replaced_and_strangers_are_left_alone(arguments, workpla
     assert read(workplace / "out")[0]["method"] == "blur"
     assert len(_pictures(workplace)) == 1
     assert (workplace / "out/notes.txt").read_text() == "mine"
-    assert not (workplace / "out/.unfinished").exists()
+    assert not (workplace / "out/.images.unfinished").exists()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), OSError(28, "disk full"), None])
@@ -181,7 +181,7 @@ def test_failure_in_the_middle_leaves_the_earlier_run(
 def test_missing_default_checkpoint_is_trained_and_kept(faces, workplace, monkeypatch, capsys):
     from deid_jax import training
 
-    monkeypatch.setitem(training.RECIPES, "model_a", training.TrainConfig(1, 1e-3))
+    monkeypatch.setitem(training.RECIPES, ("model_a", "any"), training.TrainConfig(1, 1e-3))
     shutil.copytree(faces, workplace / "faces")
     arguments = [*COMMON, "--data_dir=faces", "--method=mask"]
     assert attack.main(arguments) == 0
@@ -267,7 +267,7 @@ def test_flags_that_the_synthetic_set_ignores_are_refused(workplace, capsys, fla
         ("info", "damaged is no checkpoint"),
         ("info/metadata", "is damaged: info/metadata is not as it was written"),
         ("checksums.json", "is damaged: checksums.json cannot be read"),
-        ("variables", "is damaged: variables/"),
+        ("arrays", "is damaged: arrays/"),
     ],
 )
 def test_damaged_checkpoint_is_refused(arguments, trained, workplace, capsys, damage, message):
@@ -276,8 +276,8 @@ def test_damaged_checkpoint_is_refused(arguments, trained, workplace, capsys, da
     if damage == "info":
         shutil.rmtree(path)
         path.mkdir()
-    elif damage == "variables":
-        shutil.rmtree(path / "variables")
+    elif damage == "arrays":
+        shutil.rmtree(path / "arrays")
     else:
         (path / damage).write_text("{")
     before = listing(workplace)

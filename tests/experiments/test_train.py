@@ -70,7 +70,7 @@ def _bad(message, *arguments):
         _bad("checkpoint file exists and is no", "--checkpoint=file", "--overwrite"),
         _bad("checkpoint foreign exists and is no", "--checkpoint=foreign", "--overwrite"),
         _bad("checkpoint file/x lies below file, a file", "--checkpoint=file/x"),
-        _bad("taken.unfinished is in the way", "--checkpoint=taken"),
+        _bad("taken.unfinished exists and is no", "--checkpoint=taken"),
         _bad("output_dir file is a file", "--output_dir=file"),
         _bad("output_dir file/x lies below file, a file", "--output_dir=file/x"),
         _bad("output_dir history holds history.csv", "--output_dir=history"),
@@ -138,11 +138,11 @@ def test_unreadable_pictures_are_left_out_and_counted(faces, workplace, capsys):
 
 def test_interrupted_training_goes_on_and_says_so(faces, workplace):
     arguments = [*COMMON, f"--data_dir={faces}", "--batch_size=8", "--output_dir=out"]
-    whole = [*arguments, "--epochs=20", "--checkpoint=whole"]
+    whole = [*arguments, "--epochs=60", "--checkpoint=whole"]
     assert train.main([*whole, "--output_dir=other"]) == 0
-    stopped = [*arguments, "--epochs=20", "--checkpoint=new"]
+    stopped = [*arguments, "--epochs=60", "--checkpoint=new"]
     started = process("train", *stopped, cwd=workplace)
-    state = workplace / "new.unfinished" / "state.npz"
+    state = workplace / "new.unfinished"
     until = time.monotonic() + 120
     while not state.exists() and started.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
@@ -157,7 +157,7 @@ def test_interrupted_training_goes_on_and_says_so(faces, workplace):
     assert err.startswith("going on after epoch ")
     assert err.count("\n") == 1
     assert "Checkpoint: new" in out
-    assert not state.parent.exists()
+    assert not state.exists()
     infos = [checkpointing.load_info(workplace / name) for name in ("whole", "new")]
     assert infos[0] == infos[1]
     once, twice = (
@@ -181,9 +181,9 @@ def test_unfinished_training_of_other_settings_is_named(faces, workplace, capsys
     assert [path.name for path in workplace.iterdir()] == ["new.unfinished"]
     assert train.main([*arguments, "--learning_rate=0.5"]) == 2
     assert "learning_rate 0.001, not 0.5" in capsys.readouterr().err
-    (workplace / "new.unfinished/state.npz").write_bytes(b"PK broken")
+    shutil.rmtree(workplace / "new.unfinished/arrays")
     assert train.main(arguments) == 2
-    assert "new.unfinished/state.npz, of an unfinished" in capsys.readouterr().err
+    assert "new.unfinished is damaged: arrays/" in capsys.readouterr().err
 
 
 def _no_space(path, variables, info):

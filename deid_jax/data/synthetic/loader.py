@@ -18,7 +18,7 @@ from deid_jax.data.synthetic.variation import Variation, sample_variation
 
 PERSONS = tuple(f"person_{i:02d}" for i in range(30))
 PICTURES_PER_PERSON = 30
-SMALLEST, LARGEST = 16, 512
+SMALLEST, LARGEST = 11, 1024
 
 Places = tuple[jax.Array, jax.Array]
 
@@ -148,7 +148,7 @@ def load(options: DataOptions) -> FaceDataset:
     loaded in. Rendering is done on the CPU, whatever other devices there are.
 
     Raises:
-      InputError: `data_dir` is set, or the image size is not an integer in 16..512.
+      InputError: `data_dir` is set, or the image size is not an integer in 11..1024.
     """
     if options.data_dir is not None:
         raise InputError(f"synthetic is embedded and takes no data_dir, got {options.data_dir}")
@@ -170,5 +170,5 @@ def load(options: DataOptions) -> FaceDataset:
         image_size=options.image_size,
         split=options.split,
         attributes=_attributes(identities, variations),
-        provenance={"seed": options.seed, "crop": "none", "pictures": len(chosen)},
+        provenance={"persons_seed": options.seed, "crop": "none", "pictures": len(chosen)},
     )
