@@ -4,6 +4,8 @@ Images are float32[B, H, W, 3] in [0, 1]; attacks are pure functions of (objecti
 config, key), ready for `jit`, `vmap` and sharding. Recognisers and data sets load when used.
 """
 
+import typing
+
 from deid_jax import baselines, metrics
 from deid_jax._validate import InputError
 from deid_jax.attacks import (
@@ -20,6 +22,21 @@ from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.models import MODELS, create_model
 from deid_jax.objectives import cross_entropy
 from deid_jax.types import Attack, AttackResult, Batch, Objective
+
+
+def load_recogniser(path: str, dataset: FaceDataset) -> typing.Any:
+    """A trained recogniser from its checkpoint: (model, variables, info).
+
+    Logits are `model.apply(variables, images)`. See `deid_jax.recognisers.load_recogniser`,
+    which this imports when called, as it brings Flax and Orbax.
+
+    Raises:
+      InputError: the checkpoint is missing, broken, or made for something else.
+    """
+    from deid_jax import recognisers
+
+    return recognisers.load_recogniser(path, dataset)
+
 
 __all__ = [
     "ATTACKS",
@@ -42,6 +59,7 @@ __all__ = [
     "ifgsm",
     "ifgvm",
     "load_dataset",
+    "load_recogniser",
     "metrics",
     "pfgvm",
 ]

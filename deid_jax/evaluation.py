@@ -152,18 +152,27 @@ class Outcome(NamedTuple):
     uint8: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method", "target", "init", "quantize"))
+class Program(NamedTuple):
+    """What decides the compiled program, beside shapes: the static argument of `run_batch`.
+
+    Attributes:
+      model: the recogniser's module.
+      method: a key of `METHODS`.
+      target: see `Protocol`.
+      init: see `Protocol`.
+      quantize: see `Protocol`.
+    """
+
+    model: Any
+    method: str
+    target: str = "random"
+    init: str = "image"
+    quantize: bool = False
+
+
+@functools.partial(jax.jit, static_argnames="program")
 def run_batch(
-    variables: Any,
-    batch: Batch,
-    config: Any,
-    key: jax.Array,
-    *,
-    model: Any,
-    method: str,
-    target: str,
-    init: str,
-    quantize: bool,
+    variables: Any, batch: Batch, config: Any, key: jax.Array, *, program: Program
 ) -> Outcome:
     """De-identifies and measures one batch, as one compiled program.
 
@@ -172,12 +181,9 @@ def run_batch(
       batch: the pictures.
       config: the method's settings; another value of a leaf needs no compilation.
       key: the run's key; picture i uses fold_in(key, i).
-      model: the recogniser's module.
-      method: a key of `METHODS`.
-      target: see `Protocol`.
-      init: see `Protocol`.
-      quantize: see `Protocol`.
+      program: everything static.
     """
+    model, method, target, init, quantize = program
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
     target_key, init_key, attack_key = (fold_in_all(keys, use) for use in range(3))
     logits_fn = functools.partial(model.apply, variables)
@@ -251,19 +257,13 @@ def evaluate(
       One record per picture, in the data set's order, and the timing.
     """
     size = loader.even_batch_size(len(dataset), protocol.batch_size)
-    targeted = protocol.target != "none"
-    static = {
-        "model": model,
-        "method": method,
-        "target": protocol.target,
-        "init": protocol.init,
-        "quantize": protocol.quantize,
-    }
+    program = Program(model, method, protocol.target, protocol.init, protocol.quantize)
+    collect = functools.partial(_collect, model, variables, dataset, keep=keep)
     key = jax.random.key(protocol.seed)
     start = time.perf_counter()
     first = next(loader.in_order(dataset, size))
     config = jax.tree.map(jnp.float32, config)
-    attack = run_batch.lower(variables, first, config, key, **static).compile()
+    attack = run_batch.lower(variables, first, config, key, program=program).compile()
     compiled = time.perf_counter()
     records: list[dict[str, Any]] = []
     with ThreadPoolExecutor() as pool:
@@ -272,9 +272,7 @@ def evaluate(
         for batch in _and_none(loader.in_order(dataset, size)):
             following = (batch, attack(variables, batch, config, key)) if batch else None
             if pending:
-                records += _collect(
-                    model, variables, dataset, pending, pool.map, keep, targeted
-                )
+                records += collect(pending, pool.map, targeted=protocol.target != "none")
                 progress(len(records), len(dataset))
             pending = following
     return records, Timing(compiled - start, time.perf_counter() - compiled)
@@ -291,6 +289,7 @@ def _collect(
     dataset: FaceDataset,
     pending: tuple[Batch, Outcome],
     run_all: Callable,
+    *,
     keep: Keep,
     targeted: bool,
 ) -> list[dict[str, Any]]:

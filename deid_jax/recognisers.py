@@ -90,17 +90,11 @@ def fit(
       InputError: the model cannot take these pictures, an unfinished training of other
         settings is in the way, or training diverged.
     """
-    model = create_model(
-        model_name, num_classes=len(dataset.persons), image_size=dataset.image_size
-    )
+    classes, size = len(dataset.persons), dataset.image_size
+    model = create_model(model_name, num_classes=classes, image_size=size)
     state_dir = checkpointing.state_dir(path)
     variables, history = training.train(
-        model,
-        dataset,
-        config,
-        held_out=held_out,
-        state_dir=state_dir,
-        progress=progress,
+        model, dataset, config, held_out=held_out, state_dir=state_dir, progress=progress
     )
     if not np.isfinite(history[-1].loss):
         storage.remove(state_dir)
@@ -159,6 +153,15 @@ def load(path: Path, model_name: str, dataset: FaceDataset) -> Recogniser:
     info = load_info(path, model_name, dataset.name, dataset.image_size)
     checkpointing.check_fits(path, info, dataset)
     return Recogniser(info.create_model(), checkpointing.load_variables(path, info), info)
+
+
+def load_recogniser(path: str | Path, dataset: FaceDataset) -> Recogniser:
+    """Reads a checkpoint, whatever its model, that must fit a data set.
+
+    Raises:
+      InputError: it is missing, broken, or made for something else.
+    """
+    return load(Path(path), checkpointing.load_info(Path(path)).model, dataset)
 
 
 def load_train_and_test(

@@ -223,18 +223,14 @@ def train(
         state, history = keeper.restore(state)
     per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
     num_steps = config.epochs * per_epoch
+    step = functools.partial(
+        train_step, model=model, learning_rate=config.learning_rate, num_steps=num_steps
+    )
     for epoch in range(len(history), config.epochs):
         order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
         steps = []
         for batch in loader.shuffled(dataset, config.batch_size, seed=order):
-            state, values = train_step(
-                state,
-                batch,
-                key,
-                model=model,
-                learning_rate=config.learning_rate,
-                num_steps=num_steps,
-            )
+            state, values = step(state, batch, key)
             steps.append(values)
             progress(epoch * per_epoch + len(steps), num_steps, history)
         means = jax.tree.map(lambda *values: float(np.mean(jax.device_get(values))), *steps)

@@ -196,11 +196,7 @@ def test_one_compilation_serves_every_batch_and_setting(recogniser, faces):
             batch,
             config,
             jax.random.key(0),
-            model=model,
-            method="pfgvm",
-            target="random",
-            init="image",
-            quantize=False,
+            program=evaluation.Program(model, "pfgvm"),
         )
     assert evaluation.run_batch._cache_size() == before + 1
 
@@ -213,11 +209,7 @@ def test_weights_are_arguments_of_the_program(recogniser, faces):
         batch,
         jax.tree.map(jnp.float32, CONFIG),
         jax.random.key(0),
-        model=model,
-        method="pfgvm",
-        target="none",
-        init="image",
-        quantize=False,
+        program=evaluation.Program(model, "pfgvm", target="none"),
     ).as_text()
     assert len(text) < 400_000
 

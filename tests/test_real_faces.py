@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,3 +73,9 @@ def test_main_job_trains_and_hides_rendered_faces(tmp_path, monkeypatch):
     assert written["mr_uint8"] == figures["mr_uint8"]
     assert len(list((tmp_path / "run" / "images").glob("*/*.png"))) == 150
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    # The README's example follows that very command.
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["result"].success.all()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deid_jax._validate import InputError
-from experiments import attack, cli, train
+from experiments import attack, benchmark, cli, train
 from experiments.cli import Flag, setting
 
 
@@ -76,14 +76,18 @@ def test_help_is_printed_and_nothing_is_run(flag, capsys):
         assert words in out
 
 
-@pytest.mark.parametrize("module", [attack, train])
+@pytest.mark.parametrize("module", [attack, train, benchmark])
 def test_help_of_every_binary_shows_each_flag_with_a_description(module, capsys):
     assert module.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(module.__doc__.strip().splitlines()[0])
     lines = out.partition("Flags:\n")[2].splitlines()
     names = [line for line in lines if line.startswith("  --")]
-    settings = {attack: attack.AttackSettings, train: train.TrainSettings}[module]
+    settings = {
+        attack: attack.AttackSettings,
+        train: train.TrainSettings,
+        benchmark: benchmark.BenchmarkSettings,
+    }[module]
     assert len(names) == len(cli.flags_of(settings))
     for name in names:
         description = lines[lines.index(name) + 1]

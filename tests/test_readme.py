@@ -1,0 +1,71 @@
+"""The README says what is true: its links, tables, flags and example."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from deid_jax.attacks import ATTACKS
+from deid_jax.baselines import BASELINES
+from deid_jax.data import DATASETS
+from deid_jax.data.images import CROPS
+from deid_jax.evaluation import TARGETS
+from deid_jax.models import MODELS
+from experiments import attack, benchmark, cli, train
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+SETTINGS = {
+    "attack": attack.AttackSettings,
+    "train": train.TrainSettings,
+    "benchmark": benchmark.BenchmarkSettings,
+}
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!http)([^)#\s]+)\)", README)
+    assert len(targets) > 10
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("command", re.findall(r"python -m experiments\.(\w+.*)", README))
+def test_commands_have_the_flags_that_they_are_given(command):
+    name, *words = command.replace("`", " ").replace("|", " ").split()
+    known = cli.flags_of(SETTINGS[name])
+    for word in words:
+        if word.startswith("--"):
+            assert word[2:].partition("=")[0] in known, command
+
+
+def test_flags_in_the_text_exist():
+    known = {name for settings in SETTINGS.values() for name in cli.flags_of(settings)}
+    known |= {"no-deps", "help"}
+    assert set(re.findall(r"`--(\w[\w-]*)", README)) <= known
+
+
+@pytest.mark.parametrize(
+    "name", [*ATTACKS, *BASELINES, *DATASETS, *MODELS, *TARGETS, *CROPS, *SETTINGS]
+)
+def test_everything_by_name_is_mentioned(name):
+    assert re.search(rf"\b{name}\b", README)
+
+
+def test_nothing_is_left_to_fill_in():
+    assert not re.search(r"@\w+@|TODO|TBD", README)
+
+
+def test_example_is_python_and_uses_public_names():
+    import deid_jax
+
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names = {
+        node.attr
+        for node in ast.walk(ast.parse(example))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "deid_jax"
+    }
+    assert names <= set(deid_jax.__all__)
+    code = [line for line in example.splitlines() if line and not line.startswith("import")]
+    assert len(code) <= 10
