@@ -14,7 +14,7 @@ import numpy as np
 
 from deid_jax import _validate
 from deid_jax.attacks import Method
-from deid_jax.attacks.loop import finish, per_image_keys
+from deid_jax.attacks.loop import finish, fold_in_all, normal, per_image_keys
 from deid_jax.types import AttackResult, Objective
 
 
@@ -135,13 +135,9 @@ def noise(
 ) -> AttackResult:
     """clip₀₁(x + n) with n from N(0, σ²), drawn for every pixel and channel."""
     _check(images, initial)
-    keys = per_image_keys(key, len(images))
-
-    def draw(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, images.shape[1:], images.dtype)
-
-    noisy = jnp.clip(images + config.noise_stddev * jax.vmap(draw)(keys), 0, 1)
-    return finish(objective, noisy, keys, num_gradients=0)
+    noisy = jnp.clip(images + config.noise_stddev * normal(images, key), 0, 1)
+    judge_key = fold_in_all(per_image_keys(key, len(images)), 1)
+    return finish(objective, noisy, judge_key, num_gradients=0)
 
 
 def _check(images: jax.Array, initial: jax.Array | None) -> None:

@@ -95,10 +95,12 @@ class Naming(NamedTuple):
     Attributes:
       prediction: int32, argmax f(x̂).
       confidence: float32, the softmax probability of `prediction`.
+      misclassified: bool, whether `prediction` is not the true label.
     """
 
     prediction: jax.Array
     confidence: jax.Array
+    misclassified: jax.Array
 
 
 class Verdict(NamedTuple):
@@ -117,20 +119,23 @@ class Verdict(NamedTuple):
     naming: Naming
 
 
-def name_faces(logits: jax.Array) -> Naming:
-    """The likeliest identity of logits float32[B, K]."""
-    probabilities = jax.nn.softmax(logits)
-    prediction = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return Naming(prediction, jnp.max(probabilities, axis=-1))
+def name_faces(logits: jax.Array, labels: jax.Array) -> Naming:
+    """The likeliest identity of logits float32[B, K], beside the true one, int32[B]."""
+    return Naming(
+        prediction=jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        confidence=jnp.max(jax.nn.softmax(logits), axis=-1),
+        misclassified=metrics.misclassified(logits, labels),
+    )
 
 
-def judge(logits_fn: LogitsFn, images: jax.Array, originals: jax.Array) -> Verdict:
-    """Measures pictures: one forward pass and the metrics."""
+def judge(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Verdict:
+    """Measures pictures beside their originals: one forward pass and the metrics."""
+    originals = batch.image
     return Verdict(
         l2=metrics.l2(images, originals),
         linf=metrics.linf(images, originals),
         mssim=metrics.mssim(images, originals),
-        naming=name_faces(logits_fn(images)),
+        naming=name_faces(logits_fn(images), batch.label),
     )
 
 
@@ -203,19 +208,17 @@ def run_batch(
     return Outcome(
         result=result,
         targets=targets,
-        clean=name_faces(clean),
-        verdict=judge(logits_fn, result.images, batch.image),
+        clean=name_faces(clean, batch.label),
+        verdict=judge(logits_fn, result.images, batch),
         uint8=uint8,
     )
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def judge_uint8(
-    variables: Any, images: jax.Array, originals: jax.Array, *, model: Any
-) -> Verdict:
-    """`judge` for pictures uint8[B, H, W, C] beside originals float32[B, H, W, C]."""
+def judge_uint8(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
+    """`judge` for pictures uint8[B, H, W, C]."""
     logits_fn = functools.partial(model.apply, variables)
-    return judge(logits_fn, jnp.asarray(LEVELS)[images], originals)
+    return judge(logits_fn, jnp.asarray(LEVELS)[images], batch)
 
 
 class Timing(NamedTuple):
@@ -299,7 +302,7 @@ def _collect(
     real = np.flatnonzero(batch.mask)
     indices = [int(batch.position[i]) for i in real]
     pictures[real] = list(run_all(keep, indices, [pictures[i] for i in real]))
-    kept = judge_uint8(variables, pictures, batch.image, model=model)
+    kept = judge_uint8(variables, pictures, batch, model=model)
     # The pictures stay on the device: only figures are fetched.
     figures = jax.device_get(
         (outcome.targets, outcome.clean, outcome.verdict, outcome.result[1:], kept)
@@ -331,13 +334,14 @@ def _record(
         "target": dataset.persons[int(target)] if targeted else "",
         "clean_prediction": dataset.persons[int(clean.prediction)],
         "clean_confidence": float(clean.confidence),
+        "clean_misclassified": bool(clean.misclassified),
     }
     for suffix, judged in (("", verdict), ("_uint8", kept)):
         prediction = int(judged.naming.prediction)
         record |= {
             "prediction" + suffix: dataset.persons[prediction],
             "confidence" + suffix: float(judged.naming.confidence),
-            "misclassified" + suffix: prediction != label,
+            "misclassified" + suffix: bool(judged.naming.misclassified),
             "hit_target" + suffix: prediction == int(target) if targeted else "",
             "l2" + suffix: float(judged.l2),
             "linf" + suffix: float(judged.linf),
@@ -359,11 +363,8 @@ def summary(records: list[dict[str, Any]], protocol: Protocol) -> Mapping[str, A
     """
     targeted = protocol.target != "none"
     means = metrics.summarise(
-        [
-            record | {"clean_wrong": record["clean_prediction"] != record["person"]}
-            for record in records
-        ],
-        ["clean_wrong", "num_gradients", "num_forwards"]
+        records,
+        ["clean_misclassified", "num_gradients", "num_forwards"]
         + [
             name + suffix
             for name in ("l2", "linf", "mssim", "misclassified", "hit_target")
@@ -371,7 +372,10 @@ def summary(records: list[dict[str, Any]], protocol: Protocol) -> Mapping[str, A
             if targeted or name != "hit_target"
         ],
     )
-    figures: dict[str, Any] = {"num_images": len(records), "clean_error": means["clean_wrong"]}
+    figures: dict[str, Any] = {
+        "num_images": len(records),
+        "clean_error": means["clean_misclassified"],
+    }
     for suffix in ("", "_uint8"):
         for name in ("l2", "linf", "mssim"):
             figures[name + suffix] = means[name + suffix]

@@ -158,7 +158,7 @@ def test_summary_by_hand():
     def record(person, clean, named, named_uint8, target, l2):
         return {
             "person": person,
-            "clean_prediction": clean,
+            "clean_misclassified": clean != person,
             "num_gradients": 5,
             "num_forwards": 1,
             **{f"{m}{s}": l2 for m in ("l2", "linf", "mssim") for s in ("", "_uint8")},

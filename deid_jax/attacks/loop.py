@@ -36,6 +36,20 @@ def fold_in_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
+def normal(images: jax.Array, key: jax.Array) -> jax.Array:
+    """N(0, 1) per pixel and channel, each picture's from its own key.
+
+    Args:
+      images: float[B, H, W, C], read for shape and dtype only.
+      key: one key or key[B].
+    """
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key, images.shape[1:], images.dtype)
+
+    return jax.vmap(draw)(per_image_keys(key, len(images)))
+
+
 def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
     """A first iterate without any of the picture: N(0.5, 0.25²) per pixel, clipped to [0, 1].
 
@@ -43,19 +57,14 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
       images: float[B, H, W, C], read for shape and dtype only.
       key: one key or key[B].
     """
-    keys = per_image_keys(key, len(images))
-
-    def draw(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, images.shape[1:], images.dtype)
-
-    return jnp.clip(0.5 + 0.25 * jax.vmap(draw)(keys), 0, 1)
+    return jnp.clip(0.5 + 0.25 * normal(images, key), 0, 1)
 
 
 def finish(
     objective: Objective, images: jax.Array, key: jax.Array, *, num_gradients: int
 ) -> AttackResult:
     """Judges the final pictures with one forward pass."""
-    loss, success = objective(images, key)
+    loss, success = objective(images, per_image_keys(key, len(images)))
     counts = jnp.zeros(len(images), jnp.int32)
     return AttackResult(images, loss, success, counts + num_gradients, counts + 1)
 

@@ -153,13 +153,3 @@ def group_pairs(count: int, pairs: np.ndarray) -> np.ndarray:
         low, high = sorted((root(int(first)), root(int(second))))
         parents[high] = low
     return np.array([root(position) for position in range(count)], dtype=np.int64)
-
-
-def near_duplicate_groups(thumbnails: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """int64[N]: equal for pictures that chains of `near_duplicate_pairs` link.
-
-    Args:
-      thumbnails: uint8[N, S, S].
-      labels: int[N].
-    """
-    return group_pairs(len(labels), near_duplicate_pairs(thumbnails, labels))

@@ -110,6 +110,14 @@ class TestEveryMethod:
             np.testing.assert_allclose(swept, jnp.stack(looped), atol=1e-5)
         assert compilations == (1 if float_settings(name) else 0)
 
+    def test_objective_is_given_a_key_per_picture(self, name):
+        def objective(images, key):
+            assert key.shape == (len(images),)
+            loss = jax.vmap(jax.random.uniform)(key) + 0 * images.sum(axis=(1, 2, 3))
+            return loss, loss > 0
+
+        assert len(set(run(name, pictures(3), objective=objective).loss.tolist())) == 3
+
     def test_same_key_same_pictures(self, name):
         images = pictures(2)
         np.testing.assert_array_equal(run(name, images).images, run(name, images).images)

@@ -130,7 +130,7 @@ def test_copies_of_one_person_are_pairs_and_of_two_persons_are_not():
     thumbnails[5] = thumbnails[0]
     labels = np.array([0, 1, 0, 1, 1, 1])
     assert splits.near_duplicate_pairs(thumbnails, labels).tolist() == [[1, 4]]
-    groups = splits.near_duplicate_groups(thumbnails, labels)
+    groups = splits.group_pairs(6, splits.near_duplicate_pairs(thumbnails, labels))
     assert groups.tolist() == [0, 1, 2, 3, 1, 5]
 
 
