@@ -124,7 +124,8 @@ def help_text(run: Callable, settings: type) -> str:
     lines = [(sys.modules[run.__module__].__doc__ or "").strip(), "", "Flags:"]
     indent = " " * 6
     for name, flag in flags_of(settings).items():
-        default = f" Default: {flag.default}." if flag.default not in (None, False) else ""
+        has_default = flag.default is not None and flag.default is not False
+        default = f" Default: {flag.default}." if has_default else ""
         lines.append(f"  {_usage(name, flag)}")
         lines += textwrap.wrap(
             flag.help + default, _WIDTH, initial_indent=indent, subsequent_indent=indent
