@@ -178,12 +178,14 @@ def run(settings: BenchmarkSettings) -> dict[str, Any]:
     Raises:
       InputError: bad settings.
     """
-    cases, peers = parse_cases(settings.cases), parse_peers(settings.peers)
+    cases = parse_cases(settings.cases)
     count("num_steps", settings.num_steps, least=1)
     count("repeats", settings.repeats, least=1)
     count("seed", settings.seed, most=2**31 - 1)
     folder = RunFolder(Path(settings.output_dir), ["benchmark.json"])
     folder.check()
+    # Last, as it speaks of peers that are missing.
+    peers = parse_peers(settings.peers)
     if peers:
         import torch
 
