@@ -1,5 +1,6 @@
 """Checks of user input: each raises `InputError` with one line that names what is wrong."""
 
+import itertools
 import math
 import os
 import tempfile
@@ -46,6 +47,17 @@ def count(name: str, value: Any, *, least: int = 0, most: int | None = None) -> 
         raise InputError(f"{name} must be an integer >= {least}, got {value}")
     if most is not None and value > most:
         raise InputError(f"{name} must be at most {most}, got {value}")
+
+
+def step_counts(name: str, value: Any) -> None:
+    """Refuses everything but an integer >= 0, or a tuple of increasing ones."""
+    if not isinstance(value, tuple):
+        count(name, value)
+        return
+    for number in value:
+        count(name, number)
+    if not value or any(a >= b for a, b in itertools.pairwise(value)):
+        raise InputError(f"{name} must be one number or increasing ones, got {value}")
 
 
 def folder_to_write(name: str, path: Path) -> None:

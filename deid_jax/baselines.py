@@ -158,8 +158,8 @@ def _averaging(blocks: np.ndarray) -> np.ndarray:
 
 
 BASELINES = {
-    "blur": Method(blur, BlurConfig),
-    "pixelate": Method(pixelate, PixelateConfig),
-    "mask": Method(mask, MaskConfig),
-    "noise": Method(noise, NoiseConfig),
+    "blur": Method(blur, BlurConfig, {"blur_sigma": (0.01, 0.02, 0.05, 0.1, 0.2)}),
+    "pixelate": Method(pixelate, PixelateConfig, {"num_blocks": (32, 20, 14, 10, 6, 4)}),
+    "mask": Method(mask, MaskConfig, {"mask_size": (0.2, 0.35, 0.5, 0.7, 1.0)}),
+    "noise": Method(noise, NoiseConfig, {"noise_stddev": (0.02, 0.05, 0.1, 0.2, 0.4)}),
 }

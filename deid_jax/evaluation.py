@@ -6,9 +6,8 @@ kept, as it reads back from where it was kept.
 
 import dataclasses
 import functools
-import operator
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -16,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import metrics
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS, Method, gaussian_noise
 from deid_jax.attacks.loop import fold_in_all
 from deid_jax.baselines import BASELINES
 from deid_jax.data import loader
 from deid_jax.data.dataset import LEVELS, FaceDataset
+from deid_jax.judging import Figures, Naming, Verdict, judge, name_faces
 from deid_jax.objectives import LogitsFn, cross_entropy
+from deid_jax.records import records_of
 from deid_jax.types import AttackResult, Batch
 
 METHODS: dict[str, Method] = ATTACKS | BASELINES
@@ -89,58 +89,11 @@ def choose_targets(
     return jnp.argmax(jnp.where(true, -jnp.inf, logits), axis=-1).astype(jnp.int32)
 
 
-class Naming(NamedTuple):
-    """Whom a recogniser names; every entry is [B].
-
-    Attributes:
-      prediction: int32, argmax f(x̂).
-      confidence: float32, the softmax probability of `prediction`.
-      misclassified: bool, whether `prediction` is not the true label.
-    """
-
-    prediction: jax.Array
-    confidence: jax.Array
-    misclassified: jax.Array
-
-
-class Verdict(NamedTuple):
-    """A picture beside its original and before the recogniser; every entry is [B].
-
-    Attributes:
-      l2: float32, ‖x̂ − x‖₂.
-      linf: float32, ‖x̂ − x‖∞.
-      mssim: float32, structural similarity.
-      naming: whom the recogniser names.
-    """
-
-    l2: jax.Array
-    linf: jax.Array
-    mssim: jax.Array
-    naming: Naming
-
-
-def name_faces(logits: jax.Array, labels: jax.Array) -> Naming:
-    """The likeliest identity of logits float32[B, K], beside the true one, int32[B]."""
-    return Naming(
-        prediction=jnp.argmax(logits, axis=-1).astype(jnp.int32),
-        confidence=jnp.max(jax.nn.softmax(logits), axis=-1),
-        misclassified=metrics.misclassified(logits, labels),
-    )
-
-
-def judge(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Verdict:
-    """Measures pictures beside their originals: one forward pass and the metrics."""
-    originals = batch.image
-    return Verdict(
-        l2=metrics.l2(images, originals),
-        linf=metrics.linf(images, originals),
-        mssim=metrics.mssim(images, originals),
-        naming=name_faces(logits_fn(images), batch.label),
-    )
-
-
 class Outcome(NamedTuple):
-    """What one compiled call returns for a batch.
+    """What de-identifying a batch gives.
+
+    Where the config asks for S numbers of steps, `result`, `verdict` and `uint8` have a
+    leading axis S.
 
     Attributes:
       result: the attack's.
@@ -175,11 +128,10 @@ class Program(NamedTuple):
     quantize: bool = False
 
 
-@functools.partial(jax.jit, static_argnames="program")
-def run_batch(
+def de_identify(
     variables: Any, batch: Batch, config: Any, key: jax.Array, *, program: Program
 ) -> Outcome:
-    """De-identifies and measures one batch, as one compiled program.
+    """De-identifies and measures one batch: what `run_batch` and `run_batch_many` compile.
 
     Args:
       variables: the recogniser's weights, arguments so that they are no program constants.
@@ -209,9 +161,52 @@ def run_batch(
         result=result,
         targets=targets,
         clean=name_faces(clean, batch.label),
-        verdict=judge(logits_fn, result.images, batch),
+        verdict=_judge_each(logits_fn, result.images, batch),
         uint8=uint8,
     )
+
+
+def _judge_each(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Verdict:
+    """`judge` for [B, H, W, C], or for each of [S, B, H, W, C]."""
+    if images.ndim == batch.image.ndim:
+        return judge(logits_fn, images, batch)
+    return jax.lax.map(lambda images: judge(logits_fn, images, batch), images)
+
+
+run_batch = jax.jit(de_identify, static_argnames="program")
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def run_batch_many(
+    variables: Any, batch: Batch, configs: Any, key: jax.Array, *, program: Program
+) -> Figures:
+    """`vmap` of `de_identify` over C settings: figures only, no pictures.
+
+    Args:
+      variables: see `de_identify`.
+      batch: see `de_identify`.
+      configs: the method's config with leaves of [C].
+      key: see `de_identify`.
+      program: everything static.
+
+    Returns:
+      Entries of [C, B]; [C, S, B] in `verdict`, `spent` and `kept` where the config asks for
+      S numbers of steps.
+    """
+    logits_fn = functools.partial(program.model.apply, variables)
+
+    def measure(config: Any) -> Figures:
+        outcome = de_identify(variables, batch, config, key, program=program)
+        return Figures(
+            targets=outcome.targets,
+            clean=outcome.clean,
+            verdict=outcome.verdict,
+            spent=outcome.result[1:],
+            kept=_judge_each(logits_fn, jnp.asarray(LEVELS)[outcome.uint8], batch),
+        )
+
+    leaves = jax.tree.leaves(configs)
+    return jax.vmap(measure, axis_size=len(leaves[0]) if leaves else 1)(configs)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -281,6 +276,47 @@ def evaluate(
     return records, Timing(compiled - start, time.perf_counter() - compiled)
 
 
+def evolution(
+    model: Any,
+    variables: Any,
+    dataset: FaceDataset,
+    method: str,
+    config: Any,
+    protocol: Protocol,
+    indices: Sequence[int],
+) -> tuple[np.ndarray, Naming, Naming]:
+    """The pictures of one run after several numbers of steps.
+
+    Args:
+      model: the recogniser's module.
+      variables: its weights.
+      dataset: the pictures.
+      method: a key of `METHODS`, one that has steps.
+      config: its settings; `num_steps` holds the S numbers of steps.
+      protocol: everything else that decides the result.
+      indices: which P pictures; what becomes of them is as in `evaluate`.
+
+    Returns:
+      The pictures uint8[S, P, H, W, 3]; whom the recogniser names in them, entries of
+      [S, P]; and on the originals, entries of [P].
+    """
+    examples = [dataset[index] for index in indices]
+    image, label, position = (
+        jnp.stack([example[name] for example in examples])
+        for name in ("image", "label", "position")
+    )
+    batch = Batch(image, label, position, jnp.ones(len(indices), bool))
+    program = Program(model, method, protocol.target, protocol.init, protocol.quantize)
+    key = jax.random.key(protocol.seed)
+    config = jax.tree.map(jnp.float32, config)
+    outcome = run_batch(variables, batch, config, key, program=program)
+    namings = [
+        judge_uint8(variables, moment, batch, model=model).naming for moment in outcome.uint8
+    ]
+    naming = jax.tree.map(lambda *each: jnp.stack(each), *namings)
+    return jax.device_get((outcome.uint8, naming, outcome.clean))
+
+
 def _and_none(batches: Iterator[Batch]) -> Iterator[Batch | None]:
     yield from batches
     yield None
@@ -305,82 +341,6 @@ def _collect(
     kept = judge_uint8(variables, pictures, batch, model=model)
     # The pictures stay on the device: only figures are fetched.
     figures = jax.device_get(
-        (outcome.targets, outcome.clean, outcome.verdict, outcome.result[1:], kept)
+        Figures(outcome.targets, outcome.clean, outcome.verdict, outcome.result[1:], kept)
     )
-    return [
-        _record(
-            dataset, index, *jax.tree.map(operator.itemgetter(i), figures), targeted=targeted
-        )
-        for i, index in zip(real, indices, strict=True)
-    ]
-
-
-def _record(
-    dataset: FaceDataset,
-    index: int,
-    target: np.ndarray,
-    clean: Naming,
-    verdict: Verdict,
-    spent: tuple[np.ndarray, ...],
-    kept: Verdict,
-    *,
-    targeted: bool,
-) -> dict[str, Any]:
-    """One picture's line of `per_image.csv`; `spent` is an `AttackResult` without images."""
-    label = int(dataset.labels[index])
-    record: dict[str, Any] = {
-        "person": dataset.persons[label],
-        "name": dataset.names[index],
-        "target": dataset.persons[int(target)] if targeted else "",
-        "clean_prediction": dataset.persons[int(clean.prediction)],
-        "clean_confidence": float(clean.confidence),
-        "clean_misclassified": bool(clean.misclassified),
-    }
-    for suffix, judged in (("", verdict), ("_uint8", kept)):
-        prediction = int(judged.naming.prediction)
-        record |= {
-            "prediction" + suffix: dataset.persons[prediction],
-            "confidence" + suffix: float(judged.naming.confidence),
-            "misclassified" + suffix: bool(judged.naming.misclassified),
-            "hit_target" + suffix: prediction == int(target) if targeted else "",
-            "l2" + suffix: float(judged.l2),
-            "linf" + suffix: float(judged.linf),
-            "mssim" + suffix: float(judged.mssim),
-        }
-    loss, _, num_gradients, num_forwards = spent
-    return record | {
-        "loss": float(loss),
-        "num_gradients": int(num_gradients),
-        "num_forwards": int(num_forwards),
-    }
-
-
-def summary(records: list[dict[str, Any]], protocol: Protocol) -> Mapping[str, Any]:
-    """The figures of a run: means over its pictures, rates as fractions.
-
-    `clean_error` is the share that the recogniser misnames before anything is done: MR
-    includes these. `target_rate` is None where the attack is untargeted.
-    """
-    targeted = protocol.target != "none"
-    means = metrics.summarise(
-        records,
-        ["clean_misclassified", "num_gradients", "num_forwards"]
-        + [
-            name + suffix
-            for name in ("l2", "linf", "mssim", "misclassified", "hit_target")
-            for suffix in ("", "_uint8")
-            if targeted or name != "hit_target"
-        ],
-    )
-    figures: dict[str, Any] = {
-        "num_images": len(records),
-        "clean_error": means["clean_misclassified"],
-    }
-    for suffix in ("", "_uint8"):
-        for name in ("l2", "linf", "mssim"):
-            figures[name + suffix] = means[name + suffix]
-        figures["mr" + suffix] = means["misclassified" + suffix]
-        figures["target_rate" + suffix] = means["hit_target" + suffix] if targeted else None
-    figures["num_gradients"] = means["num_gradients"]
-    figures["num_forwards"] = means["num_forwards"]
-    return figures
+    return records_of(figures, dataset, batch, targeted=targeted)

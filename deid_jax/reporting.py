@@ -31,7 +31,8 @@ class RunFolder:
 
     Args:
       path: the folder; made if missing.
-      contents: names of the files and folders that the run writes, beside `DESCRIPTION`.
+      contents: names of the files and folders that the run may write, beside `DESCRIPTION`;
+        what an earlier run left of one that this run does not write is deleted.
 
     Raises:
       InputError: `path` is a file, cannot be written, or holds one of the names and no run.
@@ -82,7 +83,10 @@ class RunFolder:
                 new, final = self._staging / name, self.path / name
                 if final.is_dir():
                     shutil.rmtree(final)
-                new.replace(final)
+                if new.exists():
+                    new.replace(final)
+                else:
+                    final.unlink(missing_ok=True)
         shutil.rmtree(self._staging, ignore_errors=True)
         if kind is not None:
             for folder in self._made:
@@ -92,12 +96,18 @@ class RunFolder:
     def _complete_description(self) -> None:
         staged = self._staging / DESCRIPTION
         description = json.loads(staged.read_text()) if staged.exists() else describe()
-        contents = sorted({*self._contents_of_runs(), *self._contents})
+        others = set(self._contents_of_runs()) - set(self._contents)
+        ours = {name for name in self._contents if (self._staging / name).exists()}
+        contents = sorted(others | ours | {DESCRIPTION})
         self.write_json(DESCRIPTION, description | {"contents": contents})
 
     def write_text(self, name: str, text: str) -> None:
         """Writes one text file."""
         (self._staging / name).write_text(text, encoding="utf-8")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes one binary file."""
+        (self._staging / name).write_bytes(content)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes one JSON file; infinities and NaN, which JSON lacks, as strings."""

@@ -55,6 +55,8 @@ class AttackResult(NamedTuple):
       success: bool[B], the objective's verdict at `images`.
       num_gradients: int32[B], gradient evaluations spent on each image.
       num_forwards: int32[B], forward passes spent on each image beside those of gradients.
+
+    Where a config asks for S numbers of steps at once, every entry has a leading axis S.
     """
 
     images: jax.Array

@@ -3,107 +3,52 @@
     python -m experiments.attack --method=pfgvm
 
 Writes into --output_dir: `metrics.json`, `per_image.csv`, `config.json`, `sheet.png` and
-`images/<person>/<name>.png`.
+`images/<person>/<name>.png`; with --evolution also `evolution.png` and `evolution.gif`.
 """
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from deid_jax import evaluation, recognisers, reporting, sheet
+from deid_jax import evaluation, filmstrip, recognisers, reporting, sheet
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS
 from deid_jax.data import FaceDataset
-from deid_jax.evaluation import INITS, METHODS, TARGETS, Protocol
+from deid_jax.evaluation import METHODS, Protocol
+from deid_jax.judging import Naming
 from deid_jax.recognisers import Recogniser
+from deid_jax.records import summary
 from deid_jax.reporting import RunFolder
 from experiments import cli, common
-from experiments.cli import Flag, setting
+from experiments.cli import setting
 
 _SHEET_ROWS = 8
-_CONTENTS = ("images", "metrics.json", "per_image.csv", "sheet.png")
-
-
-# What --help says of the methods' settings.
-_MEANINGS = {
-    "step_size": "α, how far one step goes.",
-    "penalty_weight": "λ, the weight of the 'realism' term; α·λ >= 2 diverges.",
-    "num_steps": "Number of gradient steps.",
-    "epsilon": "ε, the largest change of a pixel, of a range of 1.",
-    "blur_sigma": "Standard deviation of the blur, a fraction of the picture's height.",
-    "num_blocks": "Number of blocks across and down the picture.",
-    "mask_size": "Height and width of the mask, a fraction of the picture's.",
-    "noise_stddev": "Standard deviation of the noise, for pixels of a range of 1.",
-}
-
-
-def _method_flags() -> dict[str, Flag]:
-    """One flag per setting of any method; where it is not given, the method's default holds."""
-    found: dict[str, Flag] = {}
-    for name, method in METHODS.items():
-        for field in dataclasses.fields(method.config):
-            kind, default = type(field.default), f"{name} {field.default:g}"
-            if field.name in found:
-                text = f"{found[field.name].help.removesuffix('.')}, {default}."
-            else:
-                text = f"{_MEANINGS.get(field.name, '')} Default: {default}.".strip()
-            found[field.name] = Flag(kind, None, text)
-    return found
+_CONTENTS = (
+    "images",
+    "metrics.json",
+    "per_image.csv",
+    "sheet.png",
+    "evolution.png",
+    "evolution.gif",
+)
+# Frames and pictures of the evolution figure.
+_STRIP_FRAMES, _GIF_FRAMES, _FILMS = 8, 24, 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackSettings(common.EvaluationSettings):
-    """Settings of `experiments.attack`; `method_settings` are those of the method alone."""
+class AttackSettings(common.MethodSettings):
+    """Settings of `experiments.attack`."""
 
     method: str = setting("pfgvm", "De-identification method.", choices=tuple(METHODS))
-    target: str | None = setting(
-        None, "Label that an attack aims at; none = untargeted. Default: random.", TARGETS
+    evolution: bool = setting(
+        False, "Also write how the first pictures come about, step by step, as PNG and GIF."
     )
-    init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
-    quantize: bool = setting(False, "Round the result to 8 bits before it is measured.")
     output_dir: str | None = setting(None, "Where to write; default: under runs/attack/.")
-    method_settings: Mapping[str, Any] = cli.settings_of_others(_method_flags())
-
-    def config(self) -> Any:
-        """The method's config.
-
-        Raises:
-          InputError: a setting that the method does not have, or a bad value.
-        """
-        method = METHODS[self.method]
-        for name, value in self.method_settings.items():
-            if name not in method.settings():
-                raise InputError(
-                    f"--{name}={value} means nothing to --method={self.method}, which takes "
-                    + ", ".join(f"--{own}" for own in method.settings())
-                )
-        return method.config(**self.method_settings)
-
-    def protocol(self) -> Protocol:
-        """How the method is run.
-
-        Raises:
-          InputError: a flag that the method ignores, or a bad value.
-        """
-        if self.method not in ATTACKS:
-            for name, value in (("target", self.target), ("init", self.init)):
-                if value is not None:
-                    raise InputError(
-                        f"--{name}={value} means nothing to --method={self.method}"
-                    )
-        default_target = "random" if self.method in ATTACKS else "none"
-        return Protocol(
-            target=self.target or default_target,
-            init=self.init or "image",
-            quantize=self.quantize,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
 
 
 def run(settings: AttackSettings) -> dict[str, Any]:
@@ -113,7 +58,11 @@ def run(settings: AttackSettings) -> dict[str, Any]:
       InputError: bad settings, data, checkpoint or output folder; nothing is written then.
     """
     settings.check()
-    config, protocol = settings.config(), settings.protocol()
+    settings.check_methods([settings.method])
+    config = METHODS[settings.method].config(**settings.settings_of(settings.method))
+    protocol = settings.protocol(settings.method)
+    if settings.evolution and settings.method not in ATTACKS:
+        raise InputError(f"--evolution means nothing to --method={settings.method}: no steps")
     folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
     folder.check()
     faces, recogniser = common.faces_and_recogniser(settings)
@@ -127,7 +76,7 @@ def run(settings: AttackSettings) -> dict[str, Any]:
             "dataset": settings.dataset,
             "split": settings.split,
             "num_devices": 1,
-            **evaluation.summary(records, protocol),
+            **summary(records, targeted=protocol.target != "none"),
             "seconds": timing.seconds,
             "images_per_second": len(records) / timing.seconds,
             "compile_seconds": timing.compile_seconds,
@@ -139,6 +88,8 @@ def run(settings: AttackSettings) -> dict[str, Any]:
         folder.write_json("metrics.json", figures)
         folder.write_csv("per_image.csv", records)
         folder.write_png("sheet.png", sheet.draw(rows, method=settings.method))
+        if settings.evolution:
+            _write_evolution(folder, settings.method, faces, recogniser, config, protocol)
         folder.write_json(reporting.DESCRIPTION, description)
     _print(figures, protocol, recogniser, folder.path)
     return figures
@@ -184,6 +135,50 @@ def _de_identify(
         for index, kept in sorted(shown.items())
     ]
     return records, timing, rows
+
+
+def _write_evolution(
+    folder: RunFolder,
+    method: str,
+    faces: FaceDataset,
+    recogniser: Recogniser,
+    config: Any,
+    protocol: Protocol,
+) -> None:
+    """The filmstrip and the GIF of the first pictures of as many persons."""
+    indices = reporting.spread(faces.labels, _FILMS)
+    kinds = [filmstrip.moments(config.num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES)]
+    steps = tuple(sorted({step for kind in kinds for step in kind}))
+    pictures, naming, clean = evaluation.evolution(
+        recogniser.model,
+        recogniser.variables,
+        faces,
+        method,
+        dataclasses.replace(config, num_steps=steps),
+        protocol,
+        indices,
+    )
+
+    def films(chosen: Sequence[int]) -> list[filmstrip.Film]:
+        def frame(picture: np.ndarray, named: Naming, place: Any) -> filmstrip.Frame:
+            name = faces.persons[named.prediction[place]]
+            return filmstrip.Frame(picture, name, float(named.confidence[place]))
+
+        return [
+            filmstrip.Film(
+                person=faces.persons[faces.labels[index]],
+                original=frame(faces.read(index), clean, place),
+                frames=[
+                    frame(pictures[moment, place], naming, (moment, place))
+                    for moment in map(steps.index, chosen)
+                ],
+            )
+            for place, index in enumerate(indices)
+        ]
+
+    strip, gif = kinds
+    folder.write_png("evolution.png", filmstrip.draw(films(strip), strip))
+    folder.write_bytes("evolution.gif", filmstrip.animate(films(gif), gif))
 
 
 def _default_output(settings: AttackSettings) -> Path:

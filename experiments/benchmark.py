@@ -44,13 +44,14 @@ class Case(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One case's weights, float32[B, H, W, 3] pictures, int[B] targets, and settings."""
+    """One case's weights, float32[B, H, W, 3] pictures, int[B] targets, settings, steps."""
 
     case: Case
     variables: Any
     images: np.ndarray
     labels: np.ndarray
     config: PFGVMConfig
+    num_steps: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def torch_loop(problem: Problem) -> Callable[[], Any]:
     def update(adversarial: Any, gradient: Any) -> Any:
         return adversarial - alpha * (gradient + penalty * (adversarial - images))
 
-    steps = problem.config.num_steps
+    steps = problem.num_steps
     return lambda: peers.descend(twin, images, labels, update=update, num_steps=steps)
 
 
@@ -156,6 +157,7 @@ def make_problem(case: Case, num_steps: int, seed: int) -> Problem:
         images=random.uniform(size=shape).astype(np.float32),
         labels=random.integers(NUM_CLASSES, size=case.batch),
         config=PFGVMConfig(num_steps=num_steps),
+        num_steps=num_steps,
     )
 
 

@@ -34,7 +34,7 @@ class Flag(typing.NamedTuple):
     """One flag.
 
     Attributes:
-      kind: bool, int, float or str.
+      kind: bool, int, float, str, or tuple: text, given as often as one likes.
       default: its value where it is not given.
       help: what it means, a sentence or two.
       choices: the values allowed; any if None.
@@ -70,7 +70,8 @@ def flags_of(settings: type) -> dict[str, Flag]:
 def _kind(hint: Any) -> type:
     """The type T of an annotation T or T | None."""
     alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next(kind for kind in alternatives if kind is not types.NoneType)
+    kind = next(kind for kind in alternatives if kind is not types.NoneType)
+    return typing.get_origin(kind) or kind
 
 
 def parse(settings: type, arguments: Sequence[str]) -> Any:
@@ -95,11 +96,12 @@ def parse(settings: type, arguments: Sequence[str]) -> Any:
     given: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         if "help" in field.metadata:
-            given[field.name] = values[field.name].value
+            value = values[field.name].value
+            given[field.name] = tuple(value) if isinstance(value, list) else value
         elif "flags" in field.metadata:
             own = {name: values[name].value for name in field.metadata["flags"]}
             given[field.name] = {k: value for k, value in own.items() if value is not None}
-    empty = [name for name, value in given.items() if value == ""]
+    empty = [name for name, value in given.items() if value == "" or value == ("",)]
     if empty:
         raise InputError(f"--{empty[0]} is empty")
     return settings(**given)
@@ -115,6 +117,7 @@ def _define(values: flags.FlagValues, name: str, flag: Flag) -> None:
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
+        tuple: flags.DEFINE_multi_string,
     }
     defines[flag.kind](name, flag.default, flag.help, flag_values=values)
 
@@ -124,7 +127,7 @@ def help_text(run: Callable, settings: type) -> str:
     lines = [(sys.modules[run.__module__].__doc__ or "").strip(), "", "Flags:"]
     indent = " " * 6
     for name, flag in flags_of(settings).items():
-        has_default = flag.default is not None and flag.default is not False
+        has_default = flag.default not in (None, False, ())
         default = f" Default: {flag.default}." if has_default else ""
         lines.append(f"  {_usage(name, flag)}")
         lines += textwrap.wrap(
@@ -136,7 +139,7 @@ def help_text(run: Callable, settings: type) -> str:
 def _usage(name: str, flag: Flag) -> str:
     if flag.kind is bool:
         return f"--[no]{name}"
-    kinds = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    kinds = {int: "INTEGER", float: "NUMBER", str: "TEXT", tuple: "TEXT"}
     return f"--{name}=" + ("|".join(flag.choices) if flag.choices else kinds[flag.kind])
 
 

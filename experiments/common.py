@@ -2,17 +2,20 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deid_jax import checkpointing, recognisers, storage
 from deid_jax._validate import InputError, count
+from deid_jax.attacks import ATTACKS
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
+from deid_jax.evaluation import INITS, METHODS, TARGETS, Protocol
 from deid_jax.models import MODELS, create_model
 from deid_jax.recognisers import Recogniser
 from deid_jax.training import EpochRecord, TrainConfig
-from experiments.cli import progress_bar, setting
+from experiments.cli import Flag, progress_bar, setting, settings_of_others
 
 _LARGEST_IMAGE = 1024
 _SSIM_WINDOW = 11  # pixels
@@ -84,6 +87,84 @@ class EvaluationSettings(DataSettings):
         count("batch_size", self.batch_size, least=1)
         if self.max_images is not None:
             count("max_images", self.max_images, least=1)
+
+
+# What --help says of the methods' settings.
+_MEANINGS = {
+    "step_size": "α, how far one step goes.",
+    "penalty_weight": "λ, the weight of the 'realism' term; α·λ >= 2 diverges.",
+    "num_steps": "Number of gradient steps.",
+    "epsilon": "ε, the largest change of a pixel, of a range of 1.",
+    "blur_sigma": "Standard deviation of the blur, a fraction of the picture's height.",
+    "num_blocks": "Number of blocks across and down the picture.",
+    "mask_size": "Height and width of the mask, a fraction of the picture's.",
+    "noise_stddev": "Standard deviation of the noise, for pixels of a range of 1.",
+}
+
+
+def _method_flags() -> dict[str, Flag]:
+    """One flag per setting of any method; where it is not given, the method's default holds."""
+    found: dict[str, Flag] = {}
+    for name, method in METHODS.items():
+        for field in dataclasses.fields(method.config):
+            kind, default = type(field.default), f"{name} {field.default:g}"
+            if field.name in found:
+                text = f"{found[field.name].help.removesuffix('.')}, {default}."
+            else:
+                text = f"{_MEANINGS.get(field.name, '')} Default: {default}.".strip()
+            found[field.name] = Flag(kind, None, text)
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodSettings(EvaluationSettings):
+    """How methods are run; `method_settings` are those that belong to a method alone."""
+
+    target: str | None = setting(
+        None, "Label that an attack aims at; none = untargeted. Default: random.", TARGETS
+    )
+    init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
+    quantize: bool = setting(False, "Round the result to 8 bits before it is measured.")
+    method_settings: Mapping[str, Any] = settings_of_others(_method_flags())
+
+    def check_methods(self, methods: Sequence[str]) -> None:
+        """Refuses flags that mean nothing to any of the methods.
+
+        Raises:
+          InputError: there is such a flag.
+        """
+        asked = f"--method={','.join(methods)}"
+        if not any(name in ATTACKS for name in methods):
+            for flag, value in (("target", self.target), ("init", self.init)):
+                if value is not None:
+                    raise InputError(f"--{flag}={value} means nothing to {asked}")
+        known = dict.fromkeys(own for name in methods for own in METHODS[name].settings())
+        for flag, value in self.method_settings.items():
+            if flag not in known:
+                raise InputError(
+                    f"--{flag}={value} means nothing to {asked}, which takes "
+                    + ", ".join(f"--{own}" for own in known)
+                )
+
+    def settings_of(self, method: str) -> dict[str, Any]:
+        """What was given for a method's settings."""
+        known = METHODS[method].settings()
+        return {n: value for n, value in self.method_settings.items() if n in known}
+
+    def protocol(self, method: str) -> Protocol:
+        """How a method is run; ad-hoc methods know neither target nor first iterate.
+
+        Raises:
+          InputError: a bad value.
+        """
+        aims = method in ATTACKS
+        return Protocol(
+            target=(self.target or "random") if aims else "none",
+            init=(self.init or "image") if aims else "image",
+            quantize=self.quantize,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
 
 
 def say_skipped(dataset: FaceDataset) -> None:

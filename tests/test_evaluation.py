@@ -11,6 +11,7 @@ from deid_jax.attacks import PFGVMConfig
 from deid_jax.baselines import BlurConfig
 from deid_jax.data import FaceDataset
 from deid_jax.evaluation import METHODS, Protocol
+from deid_jax.records import summary
 from tests.helpers import small_model
 
 NUM_PERSONS, SIZE = 5, 16
@@ -126,13 +127,10 @@ def test_same_seed_same_records_other_seed_other_targets(recogniser, faces):
 
 def test_targeted_and_untargeted_attacks_reach_their_goals(recogniser, faces):
     config = PFGVMConfig(step_size=0.5, penalty_weight=0.0, num_steps=40)
-    targeted = evaluation.summary(_evaluate(recogniser, faces, config), Protocol())
+    targeted = summary(_evaluate(recogniser, faces, config), targeted=True)
     assert targeted["target_rate"] == 1.0
     assert targeted["mr"] == 1.0
-    protocol = Protocol(target="none")
-    untargeted = evaluation.summary(
-        _evaluate(recogniser, faces, config, target="none"), protocol
-    )
+    untargeted = summary(_evaluate(recogniser, faces, config, target="none"), targeted=False)
     assert untargeted["mr"] == 1.0
     assert untargeted["target_rate"] is None
     record = _evaluate(recogniser, faces, target="none")[0]
@@ -174,7 +172,7 @@ def test_summary_by_hand():
         record("b", "b", "b", "b", "a", 6.0),
         record("b", "b", "a", "a", "a", 3.0),
     ]
-    figures = evaluation.summary(records, Protocol())
+    figures = summary(records, targeted=True)
     assert figures["num_images"] == 4
     assert figures["clean_error"] == 0.25
     assert figures["mr"] == 0.75

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from deid_jax import sheet
+from deid_jax import drawing, sheet
+from deid_jax.drawing import TILE
 from deid_jax.sheet import Row
-
-TILE = sheet._TILE
 
 
 def make_row(change=0, true_name="Ada", before="Ada", after="Bob", value=100):
@@ -46,7 +45,7 @@ def test_every_row_is_on_the_sheet(count):
 
 def _red(drawn):
     """Where the ink of wrong names is: (rows, columns)."""
-    return np.nonzero(np.all(drawn == sheet._WRONG, axis=-1))
+    return np.nonzero(np.all(drawn == drawing.WRONG, axis=-1))
 
 
 def test_wrong_names_are_red_and_right_ones_are_dark():
@@ -65,11 +64,11 @@ def test_wrong_names_are_red_and_right_ones_are_dark():
 def test_long_names_stay_below_their_tile(name):
     drawn = sheet.draw([make_row(true_name="Ada", before=name, after="Ada")], method="x")
     columns = _red(drawn)[1]
-    left = 2 * sheet._GAP
+    left = 2 * drawing.GAP
     assert columns.min() >= left
     assert columns.max() < left + TILE
     rows = _red(drawn)[0]
-    assert rows.max() - rows.min() < sheet._LINE
+    assert rows.max() - rows.min() < drawing.LINE
 
 
 def test_probability_is_kept_where_a_name_is_cut(monkeypatch):
@@ -97,7 +96,7 @@ def test_probability_is_kept_where_a_name_is_cut(monkeypatch):
     ],
 )
 def test_what_the_font_lacks_is_replaced(name, shown):
-    assert sheet._drawable(name) == shown
+    assert drawing._drawable(name) == shown
     drawn = sheet.draw([make_row(true_name=name, before=name, after=name)], method="x")
     assert _red(drawn)[0].size == 0
 

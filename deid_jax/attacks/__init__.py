@@ -1,6 +1,7 @@
 """Attacks by name. A new one is one file here and one line in `ATTACKS`."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from deid_jax.attacks.ifgsm import IFGSMConfig, ifgsm
@@ -11,10 +12,18 @@ from deid_jax.types import Attack
 
 
 class Method(NamedTuple):
-    """A de-identification method and the class of its settings."""
+    """A de-identification method.
+
+    Attributes:
+      function: the method itself.
+      config: the class of its settings.
+      grid: the setting that trades visibility for protection, and values from hardly visible
+        to hardly resisted: what a sweep tries where nothing else is asked for.
+    """
 
     function: Attack
     config: Any
+    grid: Mapping[str, tuple[float, ...]]
 
     def settings(self) -> tuple[str, ...]:
         """Names of the method's settings."""
@@ -22,9 +31,15 @@ class Method(NamedTuple):
 
 
 ATTACKS = {
-    "pfgvm": Method(pfgvm, PFGVMConfig),
-    "ifgvm": Method(ifgvm, IFGVMConfig),
-    "ifgsm": Method(ifgsm, IFGSMConfig),
+    "pfgvm": Method(
+        pfgvm, PFGVMConfig, {"penalty_weight": (2.0, 1.4, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1)}
+    ),
+    "ifgvm": Method(
+        ifgvm, IFGVMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1)}
+    ),
+    "ifgsm": Method(
+        ifgsm, IFGSMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
+    ),
 }
 
 __all__ = [

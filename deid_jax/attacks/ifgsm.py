@@ -21,7 +21,7 @@ class IFGSMConfig:
     Attributes:
       step_size: α ≥ 0, the change of every pixel in one step.
       epsilon: ε ≥ 0, the largest change of a pixel; infinity means no bound.
-      num_steps: number of gradient steps.
+      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
     Raises:
       InputError: a setting is negative or NaN, or α infinite.
@@ -29,12 +29,12 @@ class IFGSMConfig:
 
     step_size: float | jax.Array = 0.002
     epsilon: float | jax.Array = 0.03
-    num_steps: int = dataclasses.field(default=50, metadata={"static": True})
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
         _validate.finite_non_negative("step_size", self.step_size)
         _validate.non_negative("epsilon", self.epsilon)
-        _validate.count("num_steps", self.num_steps)
+        _validate.step_counts("num_steps", self.num_steps)
 
 
 def ifgsm(

@@ -18,7 +18,7 @@ class IFGVMConfig:
     Attributes:
       step_size: α ≥ 0.
       epsilon: ε ≥ 0, the largest change of a pixel; infinity means no bound.
-      num_steps: number of gradient steps.
+      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
     Raises:
       InputError: a setting is negative or NaN, or α infinite.
@@ -26,12 +26,12 @@ class IFGVMConfig:
 
     step_size: float | jax.Array = 0.1
     epsilon: float | jax.Array = 0.1
-    num_steps: int = dataclasses.field(default=50, metadata={"static": True})
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
         _validate.finite_non_negative("step_size", self.step_size)
         _validate.non_negative("epsilon", self.epsilon)
-        _validate.count("num_steps", self.num_steps)
+        _validate.step_counts("num_steps", self.num_steps)
 
 
 def ifgvm(

@@ -1,7 +1,8 @@
 """The one compiled loop that the fixed-length attacks share.
 
 An attack gives its update rule; `descend` evaluates the objective's gradient, applies the
-rule, clips to [0, 1] and repeats, as a single `jax.lax.scan`.
+rule, clips to [0, 1] and repeats, as a single `jax.lax.scan`. Asked for several numbers of
+steps, it runs once to the largest and keeps what it passes on the way.
 """
 
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def finish(
-    objective: Objective, images: jax.Array, key: jax.Array, *, num_gradients: int
+    objective: Objective, images: jax.Array, key: jax.Array, *, num_gradients: int | jax.Array
 ) -> AttackResult:
     """Judges the final pictures with one forward pass."""
     loss, success = objective(images, per_image_keys(key, len(images)))
@@ -75,7 +76,7 @@ def descend(
     images: jax.Array,
     key: jax.Array,
     *,
-    num_steps: int,
+    num_steps: int | tuple[int, ...],
     initial: jax.Array | None = None,
 ) -> AttackResult:
     """x̂ₙ₊₁ = clip₀₁(update(x̂ₙ, ∇l(x̂ₙ))), `num_steps` times from x̂₀.
@@ -87,7 +88,8 @@ def descend(
       objective: see `deid_jax.types.Objective`.
       images: float32[B, H, W, C] in [0, 1].
       key: one key or key[B]; step n hands the objective fold_in(key, n).
-      num_steps: N ≥ 0, static.
+      num_steps: N ≥ 0, static; or S increasing numbers of steps, of which every one gets the
+        result that it would get alone, along a leading axis S of the result's entries.
       initial: x̂₀; `images` if None.
 
     Raises:
@@ -109,6 +111,18 @@ def descend(
         gradient = input_gradient(objective, adversarial, fold_in_all(keys, number))
         return jnp.clip(update(adversarial, gradient), 0, 1), None
 
+    def judge(adversarial: jax.Array, steps_done: int | jax.Array) -> AttackResult:
+        final_keys = fold_in_all(keys, steps_done)
+        return finish(objective, adversarial, final_keys, num_gradients=steps_done)
+
+    def leg(
+        adversarial: jax.Array, ends: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, AttackResult]:
+        adversarial = jax.lax.fori_loop(*ends, lambda n, x: step(x, n)[0], adversarial)
+        return adversarial, judge(adversarial, ends[1])
+
+    if isinstance(num_steps, tuple):
+        ends = jnp.array((0, *num_steps), jnp.int32)
+        return jax.lax.scan(leg, start, (ends[:-1], ends[1:]))[1]
     adversarial, _ = jax.lax.scan(step, start, jnp.arange(num_steps))
-    final_keys = fold_in_all(keys, num_steps)
-    return finish(objective, adversarial, final_keys, num_gradients=num_steps)
+    return judge(adversarial, num_steps)

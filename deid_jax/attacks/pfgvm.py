@@ -21,7 +21,7 @@ class PFGVMConfig:
     Attributes:
       step_size: α ≥ 0.
       penalty_weight: λ ≥ 0, the weight of the 'realism' term; stable while α·λ < 2.
-      num_steps: number of gradient steps.
+      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
     Warns:
       UserWarning: α·λ ≥ 2, where the iteration diverges.
@@ -32,12 +32,12 @@ class PFGVMConfig:
 
     step_size: float | jax.Array = 0.1
     penalty_weight: float | jax.Array = 0.3
-    num_steps: int = dataclasses.field(default=50, metadata={"static": True})
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
         _validate.finite_non_negative("step_size", self.step_size)
         _validate.finite_non_negative("penalty_weight", self.penalty_weight)
-        _validate.count("num_steps", self.num_steps)
+        _validate.step_counts("num_steps", self.num_steps)
         # Plain numbers only: traced and stacked settings pass unseen.
         if isinstance(self.step_size, int | float) and isinstance(
             self.penalty_weight, int | float

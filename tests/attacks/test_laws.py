@@ -163,6 +163,26 @@ class TestEveryAttack:
         assert "scan" in str(jax.make_jaxpr(lambda x: run(name, x).images)(pictures(1)))
         assert abs(size(1000) - size(10)) < 50
 
+    def test_several_numbers_of_steps_are_moments_of_one_run(self, name):
+        """Each gets its own pictures, verdict and counts, though the objective is random."""
+
+        def noisy(images, key):
+            loss, success = bowl(images, key)
+            shift = jax.vmap(jax.random.normal)(key)
+            slope = 1 + 0.5 * jax.vmap(jax.random.uniform)(key)
+            return slope * loss + shift, success
+
+        images, counts = pictures(2), (0, 1, 4, STEPS)
+        several = run(name, images, config_of(name, num_steps=counts), noisy)
+        assert several.images.shape == (len(counts), *images.shape)
+        for place, count in enumerate(counts):
+            alone = run(name, images, config_of(name, num_steps=count), noisy)
+            np.testing.assert_allclose(several.images[place], alone.images, atol=1e-5)
+            np.testing.assert_allclose(several.loss[place], alone.loss, rtol=1e-4)
+            np.testing.assert_array_equal(several.success[place], alone.success)
+            np.testing.assert_array_equal(several.num_gradients[place], [count] * 2)
+            np.testing.assert_array_equal(several.num_forwards[place], [1, 1])
+
     def test_starts_where_it_is_told(self, name):
         images, start = pictures(2), jnp.full((2, 16, 16, 3), 0.25)
         result = run(name, images, config_of(name, num_steps=0), initial=start)
@@ -183,6 +203,11 @@ class TestEveryAttack:
     @pytest.mark.parametrize("value", [-1, 2.5, True])
     def test_bad_numbers_of_steps_are_refused(self, name, value):
         with pytest.raises(InputError, match=f"num_steps must be an integer >= 0, got {value}"):
+            config_of(name, num_steps=value)
+
+    @pytest.mark.parametrize("value", [(), (3, 3), (5, 2)])
+    def test_bad_lists_of_steps_are_refused(self, name, value):
+        with pytest.raises(InputError, match="num_steps must be one number or increasing ones"):
             config_of(name, num_steps=value)
 
     def test_padding_changes_little_on_a_real_network(self, name):

@@ -93,6 +93,29 @@ def test_every_method_writes_what_it_measured(arguments, workplace, method):
             assert (image.mode, image.size) == ("RGB", (16, 16))
 
 
+def test_evolution_shows_the_way_from_noise_and_goes_with_the_run(arguments, workplace):
+    flags = ["--init=noise", "--penalty_weight=2", "--num_steps=30", "--max_images=2"]
+    assert attack.main([*arguments, *flags, "--evolution"]) == 0
+    first = listing(workplace / "out")
+    with Image.open(workplace / "out/evolution.gif") as gif:
+        assert gif.n_frames > 10
+    with Image.open(workplace / "out/evolution.png") as image:
+        strip = np.asarray(image.convert("RGB")).astype(int)
+    tile, step = 136, 146
+    frames = [strip[36 : 36 + tile, 10 + i * step : 10 + i * step + tile] for i in range(8)]
+    last = strip[36 : 36 + tile, 20 + 8 * step : 20 + 8 * step + tile]
+    distances = [np.abs(frame - last).mean() for frame in frames]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 0.2 * distances[0]
+    assert attack.main([*arguments, *flags, "--evolution"]) == 0
+    again = listing(workplace / "out")
+    assert again["evolution.gif"] == first["evolution.gif"]
+    # A run without the figure leaves none of an earlier run's.
+    assert attack.main([*arguments, *flags]) == 0
+    names = {path.name for path in (workplace / "out").iterdir()}
+    assert names == {"config.json", "images", "metrics.json", "per_image.csv", "sheet.png"}
+
+
 def _pictures(workplace):
     return sorted((workplace / "out/images").glob("*/*.png"))
 

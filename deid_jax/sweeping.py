@@ -1,0 +1,229 @@
+"""Sweeps: a method at every point of a grid of its settings, over one data set.
+
+Settings that are leaves of the config (α, λ, ε) are stacked, and `vmap` runs the method over
+them as one compiled program; another number of steps is another moment of the same
+trajectory; what changes the program (the width of a blur) is compiled anew.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from deid_jax import evaluation
+from deid_jax._validate import InputError
+from deid_jax.data import loader
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.evaluation import METHODS, Program, Protocol
+from deid_jax.records import records_of
+from deid_jax.resuming import Store
+from deid_jax.types import Batch
+
+Settings = Mapping[str, float]
+Records = list[dict[str, Any]]
+
+# Pictures × settings in one compiled call. On two CPU cores one batch of 64 at a time is
+# fastest (see `experiments.sweep --settings_per_call`); accelerators want more at once.
+_PICTURES_PER_CALL = {"cpu": 64}
+_PICTURES_PER_CALL_ELSEWHERE = 1024
+
+
+def default_settings_per_call(batch_size: int) -> int:
+    """How many settings share a call with a batch, on the device at hand."""
+    most = _PICTURES_PER_CALL.get(jax.default_backend(), _PICTURES_PER_CALL_ELSEWHERE)
+    return max(1, most // batch_size)
+
+
+def grid(
+    method: str, sweeps: Mapping[str, Sequence[float]], fixed: Settings | None = None
+) -> list[Settings]:
+    """Every combination of the swept values: one mapping with all settings per point.
+
+    Args:
+      method: a key of `METHODS`.
+      sweeps: setting -> values; the last setting varies fastest.
+      fixed: settings that all points share; the method's defaults hold for the others.
+
+    Raises:
+      InputError: a setting that the method does not have, that is both swept and fixed, no
+        or repeated values, or a value that the method refuses.
+    """
+    fixed = dict(fixed or {})
+    known = METHODS[method].settings()
+    for name, values in sweeps.items():
+        if name not in known:
+            raise InputError(
+                f"{method} has no setting {name} to sweep: it takes {', '.join(known)}"
+            )
+        if name in fixed:
+            raise InputError(f"{name} is swept and set to {fixed[name]:g}: one or the other")
+        if not values or len(set(values)) < len(values):
+            raise InputError(f"the values of {name} must be different ones, got {values}")
+    points: list[Settings] = []
+    for combination in itertools.product(*sweeps.values()):
+        given = dict(zip(sweeps, combination, strict=True))
+        points.append(dataclasses.asdict(METHODS[method].config(**fixed, **given)))
+    return points
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Points that one compiled program serves.
+
+    Attributes:
+      statics: the settings that they share because they change the program.
+      num_steps: the numbers of steps asked for, increasing; empty for methods without steps.
+      leaves: for each place of the stacked config, its leaves by name.
+    """
+
+    statics: Settings
+    num_steps: tuple[int, ...]
+    leaves: list[Settings]
+
+    def config(self, method: str, chosen: Sequence[Settings]) -> Any:
+        """The stacked config of some of the places: leaves are float32[C]."""
+        stacked = {
+            name: np.array([leaves[name] for leaves in chosen], np.float32)
+            for name in self.leaves[0]
+        }
+        steps: dict[str, Any] = {}
+        if self.num_steps:
+            alone = len(self.num_steps) == 1
+            steps = {"num_steps": self.num_steps[0] if alone else self.num_steps}
+        return METHODS[method].config(**self.statics, **stacked, **steps)
+
+    def points(self, leaves: Settings) -> list[Settings]:
+        """The points that one place of the stack answers: one per number of steps."""
+        steps: Iterable[Settings] = [{}]
+        if self.num_steps:
+            steps = [{"num_steps": number} for number in self.num_steps]
+        return [{**self.statics, **leaves, **step} for step in steps]
+
+
+def _jobs(method: str, points: Sequence[Settings]) -> list[_Job]:
+    """Groups points by what changes the program; each group takes its steps from one run."""
+    fields = dataclasses.fields(METHODS[method].config)
+    static = {f.name for f in fields if f.metadata.get("static")} - {"num_steps"}
+    groups: dict[tuple, dict[tuple, list[Settings]]] = {}
+    for point in points:
+        leaves = tuple((n, v) for n, v in point.items() if n not in static | {"num_steps"})
+        statics = tuple((n, v) for n, v in point.items() if n in static)
+        groups.setdefault(statics, {}).setdefault(leaves, []).append(point)
+    jobs = []
+    for statics, by_leaves in groups.items():
+        steps = sorted({int(p["num_steps"]) for p in points if "num_steps" in p})
+        jobs.append(_Job(dict(statics), tuple(steps), [dict(leaves) for leaves in by_leaves]))
+    return jobs
+
+
+def sweep(
+    model: Any,
+    variables: Any,
+    dataset: FaceDataset,
+    method: str,
+    points: Sequence[Settings],
+    protocol: Protocol,
+    *,
+    settings_per_call: int | None = None,
+    store: Store | None = None,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> list[Records]:
+    """De-identifies a data set at every point of a grid.
+
+    The figures are those of `evaluation.evaluate` at each point alone, as near as two
+    compilations round alike.
+
+    Args:
+      model: the recogniser's module.
+      variables: its weights.
+      dataset: the pictures.
+      method: a key of `METHODS`.
+      points: from `grid`.
+      protocol: everything else that decides the result.
+      settings_per_call: how many settings `vmap` stacks; None: what suits the device.
+      store: keeps what is done, so that a sweep that was stopped goes on from there.
+      progress: called with (pictures done, pictures in all) over all points.
+
+    Returns:
+      For each point one record per picture, in the data set's order.
+    """
+    size = loader.even_batch_size(len(dataset), protocol.batch_size)
+    per_call = settings_per_call or default_settings_per_call(size)
+    jobs = _jobs(method, points)
+    total = sum(len(job.leaves) for job in jobs) * len(dataset)
+    results: dict[tuple, Records] = {}
+    done = 0
+    for job in jobs:
+        # All chunks are of one size, so that one compilation serves them.
+        width = loader.even_batch_size(len(job.leaves), per_call)
+        for start in range(0, len(job.leaves), width):
+            chosen = job.leaves[start : start + width]
+            call = _Call(model, variables, dataset, method, protocol, job, chosen, width, store)
+            for batch in loader.in_order(dataset, size):
+                for point, records in call(batch):
+                    results.setdefault(_identity(point), []).extend(records)
+                done += len(chosen) * int(np.sum(batch.mask))
+                progress(done, total)
+    return [results[_identity(point)] for point in points]
+
+
+def _identity(point: Settings) -> tuple:
+    return tuple(sorted(point.items()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """The compiled program for some settings, batch by batch, with its store."""
+
+    model: Any
+    variables: Any
+    dataset: FaceDataset
+    method: str
+    protocol: Protocol
+    job: _Job
+    chosen: list[Settings]
+    width: int
+    store: Store | None
+
+    def __call__(self, batch: Batch) -> list[tuple[Settings, Records]]:
+        """Every point of the settings with its records of the batch."""
+        piece = {
+            "job": [self.method, self.job.statics, self.job.num_steps],
+            "first": int(batch.position[0]),
+        }
+        keys = [{**piece, "leaves": leaves} for leaves in self.chosen]
+        kept: list[Any] = [
+            self.store.read(key) if self.store is not None else None for key in keys
+        ]
+        if None in kept:
+            kept = self._compute(batch)
+            if self.store is not None:
+                for key, records in zip(keys, kept, strict=True):
+                    self.store.write(key, records)
+        return [
+            (point, records)
+            for leaves, per_step in zip(self.chosen, kept, strict=True)
+            for point, records in zip(self.job.points(leaves), per_step, strict=True)
+        ]
+
+    def _compute(self, batch: Batch) -> list[list[Records]]:
+        """[setting][number of steps] -> records."""
+        protocol = self.protocol
+        repeated = [self.chosen[-1]] * (self.width - len(self.chosen))
+        figures = evaluation.run_batch_many(
+            self.variables,
+            batch,
+            self.job.config(self.method, [*self.chosen, *repeated]),
+            jax.random.key(protocol.seed),
+            program=Program(
+                self.model, self.method, protocol.target, protocol.init, protocol.quantize
+            ),
+        )
+        targeted = protocol.target != "none"
+        return [
+            [records_of(at, self.dataset, batch, targeted=targeted) for at in per_step]
+            for per_step in jax.device_get(figures).per_setting()[: len(self.chosen)]
+        ]

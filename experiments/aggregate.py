@@ -1,0 +1,121 @@
+"""Makes the paper's table of finished runs: methods beside methods, with intervals.
+
+    python -m experiments.aggregate --runs=runs/attack
+    python -m experiments.aggregate --runs=runs/sweep/a,runs/attack/b --min_mr=0.99
+
+A run is a folder that experiments.attack or experiments.sweep has written; of other folders,
+all runs below them are taken. Runs of other pictures, targets, seeds or recognisers are
+refused: they cannot be compared. Where a method has several settings, it stands at the least L2
+that reaches the misclassification rate asked for. Writes into --output_dir: `table.md`,
+`table.csv` (a line per kind of picture, rate, model and method) and `report.html`.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from deid_jax import comparison, report, reporting, runs, statistics
+from deid_jax._validate import InputError, count
+from deid_jax.comparison import Table
+from deid_jax.reporting import RunFolder
+from experiments import cli
+from experiments.cli import setting
+
+_CONTENTS = ("table.md", "table.csv", "report.html")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AggregateSettings:
+    """Settings of `experiments.aggregate`."""
+
+    runs: str | None = setting(None, "Folders of runs, by commas; needed.")
+    min_mr: str = setting(
+        "0.99,0.995",
+        "Misclassification rates, by commas: a table for each, where methods have several "
+        "settings.",
+    )
+    confidence: float = setting(0.95, "How often an interval is to hold the true value.")
+    seed: int = setting(0, "Decides the bootstrap's resamples.")
+    output_dir: str = setting("runs/aggregate", "Where to write.")
+
+    def thresholds(self) -> list[float]:
+        """The rates of --min_mr.
+
+        Raises:
+          InputError: one is no number from 0 to 1.
+        """
+        rates = []
+        for text in self.min_mr.split(","):
+            rate = runs.number_in(text)
+            if rate is None or not 0 <= rate <= 1:
+                raise InputError(
+                    f"min_mr must be numbers from 0 to 1 by commas, got {self.min_mr}"
+                )
+            rates.append(rate)
+        return list(dict.fromkeys(rates))
+
+    def folders(self) -> list[Path]:
+        """The folders of --runs.
+
+        Raises:
+          InputError: there is none, one is empty, or no folder.
+        """
+        names = [name.strip() for name in (self.runs or "").split(",")]
+        if not all(names):
+            raise InputError("runs must be folders by commas: --runs=DIR,DIR...")
+        for name in names:
+            if not Path(name).is_dir():
+                what = "is no folder" if Path(name).exists() else "does not exist"
+                raise InputError(f"runs: {name} {what}")
+        return [Path(name) for name in names]
+
+
+def run(settings: AggregateSettings) -> list[Table]:
+    """Reads, compares, writes, prints; returns the tables.
+
+    Raises:
+      InputError: bad settings, a broken run, or runs that cannot be compared; nothing is
+        written then.
+    """
+    from rich.console import Console
+
+    from deid_jax import frontier
+
+    thresholds, folders = settings.thresholds(), settings.folders()
+    statistics.check_confidence(settings.confidence)
+    count("seed", settings.seed)
+    output = RunFolder(Path(settings.output_dir), _CONTENTS)
+    output.check()
+    found = runs.find(folders)
+    if output.path.resolve() in (folder.resolve() for folder in found):
+        raise InputError(f"output_dir {output.path} is one of the runs: name another folder")
+    finished = [runs.read_run(folder) for folder in found if runs.kind_of(folder)]
+    common = comparison.check_comparable(finished)
+    points = [point for run in finished for point in run.points]
+    tables = comparison.compare(
+        points, min_mr=thresholds, confidence=settings.confidence, seed=settings.seed
+    )
+    shown = report.Report(
+        tables,
+        finished,
+        common,
+        settings.confidence,
+        settings.seed,
+        runs.read_attributes(found),
+    )
+    page = report.html(shown, frontier=frontier.draw(points))
+    with output:
+        output.write_text("table.md", report.markdown(shown))
+        output.write_csv("table.csv", report.records(shown))
+        output.write_text("report.html", page)
+        description = reporting.describe(settings, runs=[run.source for run in finished])
+        output.write_json(reporting.DESCRIPTION, description)
+    Console().print(report.terminal(tables[0]))
+    print(f"Runs: {len(finished)}, points: {len(points)}. Tables and report: {output.path}")
+    return tables
+
+
+main = cli.binary(run, AggregateSettings)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,267 @@
+"""Runs methods at every point of a grid of their settings and draws what each buys.
+
+    python -m experiments.sweep --method=pfgvm --sweep=penalty_weight=0.1,0.3,1
+    python -m experiments.sweep --method=all
+
+Settings are stacked and attacked together (`vmap`); several numbers of steps come from one
+run. A sweep that was stopped goes on where it stood when the same command is given again, with
+other values too. Writes into --output_dir: `sweep.csv` (a line a point), `per_image.csv`,
+`config.json` and `frontier.png` (distortion against misclassification).
+"""
+
+import dataclasses
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from deid_jax import frontier, recognisers, reporting, sweeping
+from deid_jax._validate import InputError, count
+from deid_jax.comparison import Point
+from deid_jax.data import FaceDataset
+from deid_jax.evaluation import METHODS
+from deid_jax.recognisers import Recogniser
+from deid_jax.records import summary
+from deid_jax.reporting import RunFolder
+from deid_jax.resuming import Store
+from experiments import cli, common
+from experiments.cli import setting
+
+_CONTENTS = ("sweep.csv", "per_image.csv", "frontier.png")
+# Where what is done so far is kept, inside the output folder.
+_PIECES = ".sweep.pieces"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepSettings(common.MethodSettings):
+    """Settings of `experiments.sweep`."""
+
+    method: str = setting("pfgvm", f"Methods by commas, of {', '.join(METHODS)}; or all.", None)
+    sweep: tuple[str, ...] = setting(
+        (),
+        "SETTING=VALUE,VALUE,...; given several times: a grid. Default: for each method the "
+        "setting that trades visibility for protection.",
+    )
+    settings_per_call: int | None = setting(
+        None, "How many settings are attacked together; default: what suits the device."
+    )
+    output_dir: str | None = setting(None, "Where to write; default: under runs/sweep/.")
+
+    def methods(self) -> list[str]:
+        """The methods asked for.
+
+        Raises:
+          InputError: an unknown one, or one named twice.
+        """
+        names = list(METHODS) if self.method == "all" else self.method.split(",")
+        for name in names:
+            if name not in METHODS:
+                raise InputError(
+                    f"--method must be of {', '.join(METHODS)}, or all; got {name or 'nothing'}"
+                )
+        if len(set(names)) < len(names):
+            raise InputError(f"--method={self.method} names a method twice")
+        return names
+
+    def grids(self) -> dict[str, list[sweeping.Settings]]:
+        """The points of each method.
+
+        Raises:
+          InputError: an unknown setting, or bad values.
+        """
+        methods, asked = self.methods(), self._sweeps()
+        self.check_methods(methods)
+        for name in asked:
+            if not any(name in METHODS[method].settings() for method in methods):
+                known = dict.fromkeys(own for m in methods for own in METHODS[m].settings())
+                raise InputError(
+                    f"--sweep={name} means nothing to --method={self.method}, which takes "
+                    + ", ".join(known)
+                )
+        grids = {}
+        for method in methods:
+            own = METHODS[method].settings()
+            chosen = {name: values for name, values in asked.items() if name in own}
+            fixed = self.settings_of(method)
+            grids[method] = sweeping.grid(method, chosen or METHODS[method].grid, fixed)
+        return grids
+
+    def _sweeps(self) -> dict[str, list[float]]:
+        """Setting -> values, from the texts given."""
+        defaults = {
+            field.name: field.default
+            for method in METHODS.values()
+            for field in dataclasses.fields(method.config)
+        }
+        sweeps: dict[str, list[float]] = {}
+        for text in self.sweep:
+            name, equals, values = text.partition("=")
+            if not equals:
+                raise InputError(f"--sweep={text} must be SETTING=VALUE,VALUE,...")
+            if name in sweeps:
+                raise InputError(f"--sweep={name} is given twice: name all its values in one")
+            try:
+                whole = isinstance(defaults.get(name), int)
+                sweeps[name] = [(int if whole else float)(v) for v in values.split(",")]
+            except ValueError as error:
+                raise InputError(
+                    f"--sweep={text}: the values must be numbers, by commas"
+                ) from error
+        return sweeps
+
+
+def run(settings: SweepSettings) -> list[Point]:
+    """Sweeps, writes, prints; returns one point per line of `sweep.csv`.
+
+    Raises:
+      InputError: bad settings, data, checkpoint or output folder; nothing is written then.
+    """
+    settings.check()
+    grids = settings.grids()
+    if settings.settings_per_call is not None:
+        count("settings_per_call", settings.settings_per_call, least=1)
+    folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
+    folder.check()
+    faces, recogniser = common.faces_and_recogniser(settings)
+    store = Store(folder.path / _PIECES, _facts(settings, faces, recogniser))
+    if len(store):
+        print("going on where the sweep stopped", file=sys.stderr)
+    start = time.perf_counter()
+    points = _sweep_all(settings, grids, faces, recogniser, store)
+    seconds = time.perf_counter() - start
+    with folder:
+        folder.write_csv("sweep.csv", [_row(point, points) for point in points])
+        folder.write_csv(
+            "per_image.csv",
+            [{**_key(point, points), **record} for point in points for record in point.records],
+        )
+        folder.write_bytes("frontier.png", frontier.draw(points))
+        folder.write_json(
+            reporting.DESCRIPTION,
+            reporting.describe(
+                settings, dataset=faces.provenance, recogniser=recogniser.info.summary()
+            ),
+        )
+    store.remove()
+    _print(points, recogniser, seconds, folder.path)
+    return points
+
+
+def _facts(
+    settings: SweepSettings, faces: FaceDataset, recogniser: Recogniser
+) -> dict[str, Any]:
+    """All that decides the records of a point, beside the point."""
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(recogniser.variables):
+        weights.update(np.asarray(leaf).tobytes())
+    pictures = hashlib.sha256("\n".join(faces.pictures).encode())
+    pictures.update(faces.read(0).tobytes())
+    return {
+        "weights": weights.hexdigest(),
+        "pictures": pictures.hexdigest(),
+        "dataset": [settings.dataset, faces.provenance],
+        "protocol": [
+            settings.target,
+            settings.init,
+            settings.quantize,
+            settings.batch_size,
+            settings.seed,
+            settings.image_size,
+        ],
+    }
+
+
+def _sweep_all(
+    settings: SweepSettings,
+    grids: Mapping[str, Sequence[sweeping.Settings]],
+    faces: FaceDataset,
+    recogniser: Recogniser,
+    store: Store,
+) -> list[Point]:
+    """Every method at every point of its grid."""
+    points = []
+    for method, grid in grids.items():
+        protocol = settings.protocol(method)
+        with cli.progress_bar(method) as update:
+            per_point = sweeping.sweep(
+                recogniser.model,
+                recogniser.variables,
+                faces,
+                method,
+                grid,
+                protocol,
+                settings_per_call=settings.settings_per_call,
+                store=store,
+                progress=update,
+            )
+        for own, records in zip(grid, per_point, strict=True):
+            figures = {
+                "method": method,
+                "model": settings.model,
+                "dataset": settings.dataset,
+                "split": settings.split,
+                "num_images": len(records),
+                "num_devices": 1,
+                **summary(records, targeted=protocol.target != "none"),
+            }
+            points.append(Point(method, settings.model, own, figures, records))
+    return points
+
+
+def _key(point: Point, points: Sequence[Point]) -> dict[str, Any]:
+    """The method and every setting of any method; empty where this one has no such."""
+    names = dict.fromkeys(name for other in points for name in other.settings)
+    return {"method": point.method, **{name: point.settings.get(name, "") for name in names}}
+
+
+def _row(point: Point, points: Sequence[Point]) -> dict[str, Any]:
+    """One line of `sweep.csv`: what was measured, the settings, the figures."""
+    what = ("method", "model", "dataset", "split", "num_images", "num_devices")
+    row = {name: point.figures[name] for name in what} | _key(point, points)
+    figures = {name: value for name, value in point.figures.items() if name not in what}
+    return row | {name: "" if value is None else value for name, value in figures.items()}
+
+
+def _default_output(settings: SweepSettings) -> Path:
+    """One folder per recogniser, split and methods, named like the default checkpoint."""
+    options = settings.options("train")
+    name = recognisers.default_path(settings.model, settings.dataset, options).name
+    methods = settings.method.replace(",", "-")
+    return Path("runs", "sweep", f"{name}-{settings.split}-{methods}")
+
+
+def _print(points: Sequence[Point], recogniser: Recogniser, seconds: float, path: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "settings", title="8-bit pictures")
+    for heading in ("L2", "MSSIM", "MR"):
+        table.add_column(heading, justify="right")
+    for point in points:
+        figures = point.figures
+        table.add_row(
+            point.method,
+            ", ".join(f"{name} {value:g}" for name, value in point.settings.items()),
+            f"{figures['l2_uint8']:.3f}",
+            f"{figures['mssim_uint8']:.4f}",
+            f"{figures['mr_uint8']:.1%}",
+        )
+    Console().print(table)
+    first = points[0].figures
+    print(
+        f"{first['num_images']} pictures of {first['dataset']}, split {first['split']}, clean "
+        f"error {first['clean_error']:.1%}; {len(points)} points in {seconds:.1f} s, compiling "
+        f"included.\n{common.accuracy_line(recogniser)}\n"
+        f"Table, frontier and figures: {path}"
+    )
+
+
+main = cli.binary(run, SweepSettings)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

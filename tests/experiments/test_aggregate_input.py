@@ -1,0 +1,241 @@
+"""What experiments.aggregate refuses: one line that names it, and nothing written."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from experiments import aggregate
+from tests.experiments.conftest import finish, listing, process
+from tests.experiments.test_aggregate import (
+    aggregate_main,
+    config,
+    drawn,
+    metrics,
+    read_csv,
+    runs,
+    write_attack,
+    write_csv,
+    write_sweep,
+)
+
+__all__ = ["drawn", "runs"]  # Fixtures.
+
+
+def refused(workplace, capsys, message, *flags, runs="runs"):
+    """The command ends in one line, and writes nothing."""
+    before = listing(workplace)
+    assert aggregate_main(*flags, runs=runs) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert listing(workplace) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--runs=nowhere"], "runs: nowhere does not exist"),
+        (["--runs=file"], "runs: file is no folder"),
+        (["--runs=empty"], "runs: there is no run in empty"),
+        (["--runs=runs,empty"], "runs: there is no run in empty"),
+        (["--runs=runs,,empty"], "runs must be folders by commas"),
+        (["--runs="], "--runs is empty"),
+        (["--runs=runs,runs/ours"], "runs: runs/ours is given twice"),
+        (["--runs=runs/ours,runs/other/../ours"], "is given twice (as runs/ours, too)"),
+        (["--min_mr=often"], "min_mr must be numbers from 0 to 1 by commas, got often"),
+        (["--min_mr=0.5,"], "min_mr must be numbers"),
+        (["--min_mr=99"], "min_mr must be numbers from 0 to 1"),
+        (["--min_mr=nan"], "min_mr must be numbers from 0 to 1"),
+        (["--confidence=1"], "confidence must be a number > 0 and < 1, got 1"),
+        (["--seed=-1"], "seed must be an integer >= 0, got -1"),
+        (["--output_dir=file"], "output_dir file is a file"),
+        (["--output_dir=runs/ours"], "output_dir runs/ours is one of the runs"),
+        (["--output_dir=foreign"], "output_dir foreign holds table.md"),
+    ],
+)
+def test_bad_flags_are_refused(runs, workplace, capsys, flags, message):
+    (workplace / "file").write_text("mine")
+    (workplace / "empty/train").mkdir(parents=True)
+    (workplace / "foreign").mkdir()
+    (workplace / "foreign/table.md").write_text("mine")
+    refused(workplace, capsys, message, *flags)
+
+
+def test_runs_must_be_given(workplace, capsys):
+    assert aggregate.main([]) == 2
+    assert (
+        capsys.readouterr().err == "error: runs must be folders by commas: --runs=DIR,DIR...\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "all"}, 'split is "test" and "all"'),
+        ({"dataset": "celeba"}, 'dataset is "folder" and "celeba"'),
+        ({"n": 21}, "num_images is 20 and 21"),
+    ],
+)
+def test_other_measurements_are_refused(runs, workplace, capsys, changes, message):
+    write_attack(runs / "third", metrics("blur", **changes))
+    refused(workplace, capsys, f"runs/other and runs/third cannot be compared: {message}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 32}, "image_size is 64 and 32"),
+        ({"crop": "square"}, 'crop is "auto" and "square"'),
+        ({"seed": 1}, "seed is 0 and 1"),
+        ({"quantize": True}, "quantize is false and true"),
+        ({"data_dir": "others"}, 'data_dir is "faces" and "others"'),
+        ({"target": "none"}, 'target is "random" and "none"'),
+        ({"init": "noise"}, 'init is "image" and "noise"'),
+    ],
+)
+def test_other_settings_are_refused(runs, workplace, capsys, changes, message):
+    write_attack(runs / "third", metrics("ifgsm"), config(**changes))
+    refused(workplace, capsys, f"runs/other and runs/third cannot be compared: {message}")
+
+
+def test_other_pictures_and_recognisers_are_refused(runs, workplace, capsys):
+    folder = write_attack(runs / "third", metrics("blur"))
+    description = config()
+    description["recogniser"]["accuracy"] = {"test": 0.8}
+    (folder / "config.json").write_text(json.dumps(description))
+    refused(workplace, capsys, "runs/other and runs/third cannot be compared: recogniser's acc")
+    (folder / "config.json").write_text(json.dumps(config()))
+    rows = read_csv(folder / "per_image.csv")
+    rows[3]["name"] = "x"
+    write_csv(folder / "per_image.csv", rows)
+    refused(workplace, capsys, "their pictures differ, p3/003 is only in the first")
+
+
+def test_the_same_point_twice_is_refused(runs, workplace, capsys):
+    shutil.copytree(runs / "ours", runs / "copy")
+    refused(
+        workplace, capsys, "runs/copy and runs/ours both hold: pfgvm against model_a, penal"
+    )
+
+
+ABSENT = object()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("mr", ABSENT, "metrics.json lacks mr"),
+        ("method", ABSENT, "metrics.json lacks method"),
+        ("method", 3, "method must be a text, got 3"),
+        ("model", "", "model must be a text, got ''"),
+        ("l2", "2.0", "l2 must be a finite number, got '2.0'"),
+        ("l2", "nan", "l2 must be a finite number, got 'nan'"),
+        ("l2", float("nan"), "l2 must be a finite number, got nan"),
+        ("l2_uint8", float("inf"), "l2_uint8 must be a finite number, got inf"),
+        ("l2", 10**400, "l2 must be a finite number"),
+        ("l2", -1.0, "l2 must be >= 0, got -1"),
+        ("l2", None, "l2 must be a finite number, got None"),
+        ("l2", True, "l2 must be a finite number, got True"),
+        ("mssim", 1.01, "mssim must be from -1 to 1, got 1.01"),
+        ("mr", 99.6, "mr must be from 0 to 1, got 99.6"),
+        ("mr_uint8", -0.1, "mr_uint8 must be from 0 to 1, got -0.1"),
+        ("target_rate", 2, "target_rate must be from 0 to 1, got 2"),
+        ("clean_error", [], "clean_error must be a finite number, got []"),
+        ("num_images", 20.5, "num_images must be an integer >= 1, got 20.5"),
+        ("num_images", 0, "num_images must be an integer >= 1, got 0"),
+        ("num_images", float("inf"), "num_images must be an integer >= 1, got inf"),
+        ("num_gradients", "many", "num_gradients must be a finite number, got 'many'"),
+        ("config", ABSENT, "config must be an object, got None"),
+        ("config", [1], "config must be an object, got [1]"),
+        ("config", {"epsilon": "nan"}, "epsilon must be a number, got nan"),
+        ("config", {"epsilon": [1]}, "epsilon must be a number, got [1]"),
+    ],
+)
+def test_bad_metrics_are_refused_by_name(runs, workplace, capsys, name, value, message):
+    path = runs / "ours/metrics.json"
+    figures = json.loads(path.read_text())
+    figures[name] = value
+    if value is ABSENT:
+        del figures[name]
+    path.write_text(json.dumps(figures))
+    refused(workplace, capsys, message)
+    refused(workplace, capsys, "error: runs/ours/metrics.json", runs="runs/other,runs/ours")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.json"])
+@pytest.mark.parametrize("content", [b"", b'{"method": "pf', b"[]", b"\xff\xfe", b"[" * 99999])
+def test_broken_json_is_refused(runs, workplace, capsys, name, content):
+    (runs / "ours" / name).write_bytes(content)
+    refused(workplace, capsys, f"runs/ours/{name} is broken")
+
+
+def edit_lines(path, edit):
+    path.write_text("\n".join(edit(path.read_text().split("\n"))))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda lines: [*lines[:-2], ""], "does not belong: 19 pictures, not 20"),
+        (lambda lines: lines[:1], "does not belong: 0 pictures, not 20"),
+        (lambda lines: [], "lacks the columns person, name, l2, mssim, l2_uint8, mssim_uint8"),
+        (lambda lines: [*lines[:-2], lines[-2][:30]], "line 21: "),
+        (lambda lines: [lines[0].replace("mssim_uint8", "x"), *lines[1:]], "lacks the columns"),
+        (lambda lines: [*lines[:2], *lines[2:4], *lines[2:4], *lines[6:]], "names the picture"),
+        (lambda lines: [lines[0], re.sub(r"\d\.\d+", "nan", lines[1], count=1), *lines[2:]],
+         "line 2: l2 must be a finite number, got 'nan'"),
+        (lambda lines: [lines[0], re.sub(r"\d\.\d+", "99", lines[1], count=1), *lines[2:]],
+         "does not belong: its mean l2 is"),
+        (lambda lines: [*lines, '"'], "is broken"),
+    ],
+)  # fmt: skip
+def test_records_that_do_not_belong_are_refused(runs, workplace, capsys, edit, message):
+    edit_lines(runs / "ours/per_image.csv", edit)
+    refused(workplace, capsys, message)
+    refused(workplace, capsys, "error: runs/ours/per_image.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("sweep.csv", lambda lines: lines[:1], "sweep.csv has no rows"),
+        ("sweep.csv", lambda lines: [], "sweep.csv has no rows"),
+        ("sweep.csv", lambda lines: [lines[0].replace(",mr,", ",x,"), *lines[1:]],
+         "sweep.csv lacks mr"),
+        ("sweep.csv", lambda lines: [lines[0], lines[1][:40]], "line 2: "),
+        ("sweep.csv", lambda lines: [lines[0], lines[1].replace("1.5", "nan"), *lines[2:]],
+         "sweep.csv: l2 must be a finite number, got nan"),
+        ("sweep.csv", lambda lines: [lines[0], lines[1], lines[1], *lines[2:]],
+         "runs/sweep holds twice: pfgvm against model_a"),
+        ("sweep.csv", lambda lines: [*lines[:-2], ""], "sweep.csv has not its rows"),
+        ("per_image.csv", lambda lines: [*lines[:-2], ""],
+         "does not belong: 49 pictures, not 50"),
+        ("per_image.csv", lambda lines: lines[:51], "does not belong: 0 pictures, not 50"),
+        ("per_image.csv", lambda lines: [lines[0].replace("epsilon", "x"), *lines[1:]],
+         "per_image.csv lacks the columns epsilon"),
+    ],
+)  # fmt: skip
+def test_broken_sweeps_are_refused(workplace, drawn, capsys, name, edit, message):
+    folder = write_sweep(workplace / "runs/sweep")
+    edit_lines(folder / name, edit)
+    refused(workplace, capsys, message)
+
+
+def test_sheet_that_is_no_picture_is_refused(runs, workplace, capsys):
+    (runs / "ours/sheet.png").write_text("<html>")
+    refused(workplace, capsys, "runs/ours/sheet.png is no PNG file")
+
+
+def test_folder_of_two_kinds_is_refused(runs, workplace, capsys):
+    shutil.copy(write_sweep(workplace / "x") / "sweep.csv", runs / "ours")
+    refused(workplace, capsys, "runs/ours holds metrics.json and sweep.csv")
+
+
+def test_bad_input_as_a_process(workplace):
+    status, out, err = finish(process("aggregate", "--runs=nowhere", cwd=workplace))
+    assert (status, out, err) == (2, "", "error: runs: nowhere does not exist\n")
+    assert list(workplace.iterdir()) == []

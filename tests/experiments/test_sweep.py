@@ -1,0 +1,138 @@
+import csv
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deid_jax.evaluation import METHODS
+from experiments import attack, cli, sweep
+from tests.experiments.conftest import COMMON, finish, listing, process
+
+TIMING = {"seconds", "images_per_second", "compile_seconds", "config"}
+QUICK = "--num_steps=3"
+
+
+@pytest.fixture
+def arguments(trained, faces):
+    """What every sweep of the tiny data set is given."""
+    return [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--output_dir=out"]
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_sweep_writes_what_single_runs_measure(arguments, workplace, capsys):
+    grid = ["--sweep=penalty_weight=0.2,1", "--sweep=num_steps=2,4"]
+    assert sweep.main([*arguments, *grid]) == 0
+    out = capsys.readouterr().out
+    assert "4 points" in out
+    assert "Table, frontier and figures: out" in out
+    assert sorted(path.name for path in (workplace / "out").iterdir()) == [
+        "config.json", "frontier.png", "per_image.csv", "sweep.csv",
+    ]  # fmt: skip
+    rows = read(workplace / "out/sweep.csv")
+    assert [(row["penalty_weight"], row["num_steps"]) for row in rows] == [
+        ("0.2", "2"), ("0.2", "4"), ("1.0", "2"), ("1.0", "4"),
+    ]  # fmt: skip
+    records = read(workplace / "out/per_image.csv")
+    with Image.open(workplace / "out/frontier.png") as image:
+        assert image.size[0] > 800
+    for row in (rows[0], rows[3]):
+        flags = [f"--{name}={row[name]}" for name in ("penalty_weight", "num_steps")]
+        alone = attack.run(
+            cli.parse(attack.AttackSettings, [*arguments[:-1], "--output_dir=alone", *flags])
+        )
+        for name in alone.keys() - TIMING:
+            if isinstance(alone[name], float):
+                assert float(row[name]) == pytest.approx(alone[name], rel=1e-4), name
+            else:
+                assert row[name] == str(alone[name]), name
+        own = [
+            record
+            for record in records
+            if (record["penalty_weight"], record["num_steps"])
+            == (row["penalty_weight"], row["num_steps"])
+        ]
+        assert len(own) == alone["num_images"]
+        mean = np.mean([float(record["l2_uint8"]) for record in own])
+        assert mean == pytest.approx(alone["l2_uint8"], rel=1e-4)
+
+
+def test_all_methods_stand_side_by_side(arguments, workplace):
+    assert sweep.main([*arguments, "--method=all", QUICK, "--max_images=2"]) == 0
+    rows = read(workplace / "out/sweep.csv")
+    expected = [name for name in METHODS for _ in next(iter(METHODS[name].grid.values()))]
+    assert [row["method"] for row in rows] == expected
+    for row in rows:
+        for setting in ("epsilon", "penalty_weight", "blur_sigma", "mask_size"):
+            assert (row[setting] != "") == (setting in METHODS[row["method"]].settings())
+
+
+def test_repeated_alike(arguments, workplace):
+    assert sweep.main([*arguments, "--method=noise,pfgvm", QUICK]) == 0
+    first = listing(workplace / "out")
+    assert sweep.main([*arguments, "--method=noise,pfgvm", QUICK]) == 0
+    assert listing(workplace / "out") == first
+
+
+def test_killed_sweep_goes_on_and_ends_alike(arguments, workplace):
+    flags = ["--split=all", "--batch_size=3", "--settings_per_call=1", "--num_steps=20"]
+    flags += ["--sweep=penalty_weight=0.1,0.2,0.3,0.5,0.7,1"]
+    undisturbed = [*arguments[:-1], "--output_dir=whole", *flags]
+    assert finish(process("sweep", *undisturbed, cwd=workplace))[0] == 0
+    killed = process("sweep", *arguments, *flags, cwd=workplace)
+    deadline = time.monotonic() + 120
+    while len(list(workplace.glob("out/.sweep.pieces/*/*.json"))) < 4:
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    finish(killed)
+    assert not (workplace / "out/sweep.csv").exists()
+    status, _, err = finish(process("sweep", *arguments, *flags, cwd=workplace))
+    assert (status, err) == (0, "going on where the sweep stopped\n")
+    ours, whole = (listing(workplace / name) for name in ("out", "whole"))
+    configs = [json.loads(files.pop("config.json")) for files in (ours, whole)]
+    assert ours == whole
+    assert configs[0]["versions"] == configs[1]["versions"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--method=pfgwm"], "--method must be of pfgvm,"),
+        (["--method="], "--method is empty"),
+        (["--method=pfgvm,pfgvm"], "names a method twice"),
+        (["--sweep=penalty_weight"], "must be SETTING=VALUE,VALUE"),
+        (["--sweep=penalty_weight=a,b"], "the values must be numbers"),
+        (["--sweep=num_steps=1.5"], "the values must be numbers"),
+        (["--sweep=penalty_weight="], "the values must be numbers"),
+        (["--sweep=epsilon=0.1"], "--sweep=epsilon means nothing to --method=pfgvm"),
+        (["--sweep=step_size=1", "--sweep=step_size=2"], "--sweep=step_size is given twice"),
+        (["--sweep=step_size=0.1,0.1"], "must be different ones"),
+        (["--sweep=step_size=-1"], "step_size must be a number >= 0, got -1"),
+        (["--sweep=step_size=1", "--step_size=2"], "step_size is swept and set to 2"),
+        (["--epsilon=0.1"], "--epsilon=0.1 means nothing to --method=pfgvm"),
+        (["--method=blur,mask", "--target=none"], "--target=none means nothing to"),
+        (["--settings_per_call=0"], "settings_per_call must be an integer >= 1"),
+        (["--checkpoint=nowhere"], "checkpoint nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, workplace, capsys, flags, words):
+    assert sweep.main([*arguments, *flags]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert list(workplace.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("default")
+def test_grid_that_diverges_warns(arguments, workplace, capsys):
+    flags = ["--sweep=penalty_weight=1,30", QUICK, "--max_images=2"]
+    assert sweep.main([*arguments, *flags]) == 0
+    assert "warning: step_size * penalty_weight is 0.1 * 30 = 3" in capsys.readouterr().err
