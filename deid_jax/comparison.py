@@ -39,6 +39,7 @@ class Point:
       figures: by the names of `metrics.json` (l2, mssim, mr, l2_uint8, ...).
       records: one mapping per picture by the columns of `per_image.csv`; may be empty.
       source: the folder that it was read from.
+      sheet: the bytes of a PNG of its pictures, if there is one.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Point:
     figures: Mapping[str, Any]
     records: Sequence[Mapping[str, Any]] = ()
     source: str = ""
+    sheet: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +59,11 @@ class Run:
       source: the folder's name.
       points: one of an attack run, a row each of a sweep.
       description: what `config.json` holds; empty where there is none.
-      sheet: the bytes of `sheet.png`, if there is one.
     """
 
     source: str
     points: Sequence[Point]
     description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    sheet: bytes | None = None
 
 
 class Estimate(NamedTuple):
@@ -203,6 +203,14 @@ def _difference(fact: str, scope: str, first: tuple[str, Any], second: tuple[str
         return f"{where} cannot be compared: their pictures differ, {only} is only in the {at}"
     values = [json.dumps(value, ensure_ascii=False) for _, value in (first, second)]
     return f"{where} cannot be compared: {fact}{of} is {values[0]} and {values[1]}"
+
+
+def best(points: Sequence[Point], kind: str, min_mr: float) -> Point:
+    """The point of least L2 that reaches `min_mr`, else of those that come nearest."""
+    highest = max(point.figures["mr" + KINDS[kind]] for point in points)
+    chosen = choose(points, kind, min(min_mr, highest))
+    assert chosen is not None
+    return chosen
 
 
 def check_no_point_twice(points: Sequence[Point]) -> None:

@@ -276,7 +276,21 @@ def evaluate(
     return records, Timing(compiled - start, time.perf_counter() - compiled)
 
 
-def evolution(
+class Examples(NamedTuple):
+    """Some pictures of a run; where S numbers of steps were asked for, P becomes S, P.
+
+    Attributes:
+      pictures: uint8[P, H, W, 3].
+      naming: whom the recogniser names in them; entries of [P].
+      clean: whom it names on the originals; entries of [P] in any case.
+    """
+
+    pictures: np.ndarray
+    naming: Naming
+    clean: Naming
+
+
+def run_examples(
     model: Any,
     variables: Any,
     dataset: FaceDataset,
@@ -284,21 +298,17 @@ def evolution(
     config: Any,
     protocol: Protocol,
     indices: Sequence[int],
-) -> tuple[np.ndarray, Naming, Naming]:
-    """The pictures of one run after several numbers of steps.
+) -> Examples:
+    """What becomes of some pictures, as in `evaluate`, without the others.
 
     Args:
       model: the recogniser's module.
       variables: its weights.
       dataset: the pictures.
-      method: a key of `METHODS`, one that has steps.
-      config: its settings; `num_steps` holds the S numbers of steps.
+      method: a key of `METHODS`.
+      config: its settings; `num_steps` may hold several numbers of steps.
       protocol: everything else that decides the result.
-      indices: which P pictures; what becomes of them is as in `evaluate`.
-
-    Returns:
-      The pictures uint8[S, P, H, W, 3]; whom the recogniser names in them, entries of
-      [S, P]; and on the originals, entries of [P].
+      indices: which P pictures.
     """
     examples = [dataset[index] for index in indices]
     image, label, position = (
@@ -310,11 +320,16 @@ def evolution(
     key = jax.random.key(protocol.seed)
     config = jax.tree.map(jnp.float32, config)
     outcome = run_batch(variables, batch, config, key, program=program)
-    namings = [
-        judge_uint8(variables, moment, batch, model=model).naming for moment in outcome.uint8
-    ]
-    naming = jax.tree.map(lambda *each: jnp.stack(each), *namings)
-    return jax.device_get((outcome.uint8, naming, outcome.clean))
+
+    def named(pictures: jax.Array) -> Naming:
+        return judge_uint8(variables, pictures, batch, model=model).naming
+
+    if outcome.uint8.ndim == image.ndim:
+        naming = named(outcome.uint8)
+    else:
+        moments = [named(pictures) for pictures in outcome.uint8]
+        naming = jax.tree.map(lambda *each: jnp.stack(each), *moments)
+    return Examples(*jax.device_get((outcome.uint8, naming, outcome.clean)))
 
 
 def _and_none(batches: Iterator[Batch]) -> Iterator[Batch | None]:

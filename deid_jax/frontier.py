@@ -13,6 +13,7 @@ from deid_jax.attacks import ATTACKS
 from deid_jax.comparison import Point
 from deid_jax.evaluation import METHODS
 from deid_jax.models import MODELS
+from deid_jax.report import name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def draw(points: Sequence[Point]) -> bytes:
             _dress(axis, own, metric)
         row[0].set_ylabel(f"{model}: misclassified (MR)")
     handles = [
-        Line2D([], [], color=_style(method)[0], marker=_style(method)[1], label=method)
+        Line2D([], [], color=_style(method)[0], marker=_style(method)[1], label=name_of(method))
         for method in methods
     ]
     handles += [

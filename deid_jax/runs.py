@@ -87,25 +87,30 @@ def read_run(folder: Path) -> Run:
     path = folder / reporting.DESCRIPTION
     description = _read_json(path) if path.exists() else {}
     read = _read_attack if kind_of(folder) == "metrics.json" else _read_sweep
-    points = read(folder)
-    path = folder / "sheet.png"
-    sheet = path.read_bytes() if read is _read_attack and path.exists() else None
-    if sheet is not None and not sheet.startswith(_PNG):
+    points = read(folder, description)
+    return Run(str(folder), points, description)
+
+
+def _sheet(path: Path) -> bytes | None:
+    """The bytes of a picture, if it is there."""
+    content = path.read_bytes() if path.exists() else None
+    if content is not None and not content.startswith(_PNG):
         raise InputError(f"{path} is no PNG file")
-    return Run(str(folder), points, description, sheet)
+    return content
 
 
-def _read_attack(folder: Path) -> list[Point]:
+def _read_attack(folder: Path, description: Mapping[str, Any]) -> list[Point]:
     path = folder / "metrics.json"
     figures = _figures(_read_json(path), path)
     config = figures.pop("config", None)
     if not isinstance(config, Mapping):
         raise InputError(f"{path}: config must be an object, got {config!r}")
     point = _point(figures, _settings(config, path), folder)
+    point = dataclasses.replace(point, sheet=_sheet(folder / "sheet.png"))
     return [_with_records(point, [record for _, record in _read_records(folder)], folder)]
 
 
-def _read_sweep(folder: Path) -> list[Point]:
+def _read_sweep(folder: Path, description: Mapping[str, Any]) -> list[Point]:
     path = folder / "sweep.csv"
     rows = _read_csv(path)
     if not rows:
@@ -116,7 +121,11 @@ def _read_sweep(folder: Path) -> list[Point]:
     for row in rows:
         figures = _figures(row, path)
         settings = _settings({name: figures.pop(name) for name in names}, path)
-        points.append(_point(figures, settings, folder))
+        point = _point(figures, settings, folder)
+        if description.get("shown", {}).get(point.method) == settings:
+            sheet = _sheet(folder / "sheets" / f"{point.method}.png")
+            point = dataclasses.replace(point, sheet=sheet)
+        points.append(point)
     comparison.check_no_point_twice(points)
     records: dict[tuple, list[dict[str, Any]]] = {}
     for key, record in _read_records(folder, ("method", *names)):

@@ -149,7 +149,7 @@ def _write_evolution(
     indices = reporting.spread(faces.labels, _FILMS)
     kinds = [filmstrip.moments(config.num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES)]
     steps = tuple(sorted({step for kind in kinds for step in kind}))
-    pictures, naming, clean = evaluation.evolution(
+    pictures, naming, clean = evaluation.run_examples(
         recogniser.model,
         recogniser.variables,
         faces,

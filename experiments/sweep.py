@@ -6,7 +6,8 @@
 Settings are stacked and attacked together (`vmap`); several numbers of steps come from one
 run. A sweep that was stopped goes on where it stood when the same command is given again, with
 other values too. Writes into --output_dir: `sweep.csv` (a line a point), `per_image.csv`,
-`config.json` and `frontier.png` (distortion against misclassification).
+`config.json`, `frontier.png` (distortion against misclassification) and `sheets/<method>.png`
+(pictures at the least distortion that gets 99 % misnamed).
 """
 
 import dataclasses
@@ -20,11 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from deid_jax import frontier, recognisers, reporting, sweeping
+from deid_jax import comparison, evaluation, frontier, recognisers, reporting, sheet, sweeping
 from deid_jax._validate import InputError, count
 from deid_jax.comparison import Point
 from deid_jax.data import FaceDataset
 from deid_jax.evaluation import METHODS
+from deid_jax.judging import Naming
 from deid_jax.recognisers import Recogniser
 from deid_jax.records import summary
 from deid_jax.reporting import RunFolder
@@ -32,7 +34,10 @@ from deid_jax.resuming import Store
 from experiments import cli, common
 from experiments.cli import setting
 
-_CONTENTS = ("sweep.csv", "per_image.csv", "frontier.png")
+_CONTENTS = ("sweep.csv", "per_image.csv", "frontier.png", "sheets")
+# The sheets show each method where it protects so many pictures at least.
+_MIN_MR = 0.99
+_SHEET_ROWS = 8
 # Where what is done so far is kept, inside the output folder.
 _PIECES = ".sweep.pieces"
 
@@ -141,10 +146,14 @@ def run(settings: SweepSettings) -> list[Point]:
             [{**_key(point, points), **record} for point in points for record in point.records],
         )
         folder.write_bytes("frontier.png", frontier.draw(points))
+        shown = _write_sheets(folder, settings, faces, recogniser, points)
         folder.write_json(
             reporting.DESCRIPTION,
             reporting.describe(
-                settings, dataset=faces.provenance, recogniser=recogniser.info.summary()
+                settings,
+                dataset=faces.provenance,
+                recogniser=recogniser.info.summary(),
+                shown=shown,
             ),
         )
     store.remove()
@@ -213,6 +222,47 @@ def _sweep_all(
     return points
 
 
+def _write_sheets(
+    folder: RunFolder,
+    settings: SweepSettings,
+    faces: FaceDataset,
+    recogniser: Recogniser,
+    points: Sequence[Point],
+) -> dict[str, sweeping.Settings]:
+    """Draws each method's pictures at its best point; returns method -> that point."""
+    indices = reporting.spread(faces.labels, _SHEET_ROWS)
+    shown = {}
+    for method in dict.fromkeys(point.method for point in points):
+        own = [point for point in points if point.method == method]
+        shown[method] = comparison.best(own, "uint8", _MIN_MR).settings
+        examples = evaluation.run_examples(
+            recogniser.model,
+            recogniser.variables,
+            faces,
+            method,
+            METHODS[method].config(**shown[method]),
+            settings.protocol(method),
+            indices,
+        )
+        rows = [
+            sheet.Row(
+                original=faces.read(index),
+                modified=examples.pictures[place],
+                true_name=faces.persons[faces.labels[index]],
+                before=_said(faces, examples.clean, place),
+                after=_said(faces, examples.naming, place),
+            )
+            for place, index in enumerate(indices)
+        ]
+        folder.write_png(f"sheets/{method}.png", sheet.draw(rows, method=method))
+    return shown
+
+
+def _said(faces: FaceDataset, naming: Naming, place: int) -> tuple[str, float]:
+    """Whom the recogniser names, and with which probability."""
+    return faces.persons[naming.prediction[place]], float(naming.confidence[place])
+
+
 def _key(point: Point, points: Sequence[Point]) -> dict[str, Any]:
     """The method and every setting of any method; empty where this one has no such."""
     names = dict.fromkeys(name for other in points for name in other.settings)
@@ -252,12 +302,27 @@ def _print(points: Sequence[Point], recogniser: Recogniser, seconds: float, path
             f"{figures['mr_uint8']:.1%}",
         )
     Console().print(table)
+    for method in dict.fromkeys(point.method for point in points):
+        own = [point for point in points if point.method == method]
+        print(_best_line(comparison.best(own, "uint8", _MIN_MR)))
     first = points[0].figures
     print(
         f"{first['num_images']} pictures of {first['dataset']}, split {first['split']}, clean "
         f"error {first['clean_error']:.1%}; {len(points)} points in {seconds:.1f} s, compiling "
         f"included.\n{common.accuracy_line(recogniser)}\n"
         f"Table, frontier and figures: {path}"
+    )
+
+
+def _best_line(point: Point) -> str:
+    """What a method costs where it protects enough."""
+    figures = point.figures
+    reached = figures["mr_uint8"] >= _MIN_MR
+    what = f"least L2 with MR >= {_MIN_MR:.0%}" if reached else f"never reaches {_MIN_MR:.0%}"
+    return (
+        f"{point.method}: {what}; L2 {figures['l2_uint8']:.3f}, MSSIM "
+        f"{figures['mssim_uint8']:.4f}, MR {figures['mr_uint8']:.1%} at "
+        + ", ".join(f"{name} {value:g}" for name, value in point.settings.items())
     )
 
 

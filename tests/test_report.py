@@ -1,5 +1,6 @@
 import base64
 import csv
+import dataclasses
 import html.parser
 import io
 import re
@@ -26,7 +27,8 @@ def png(grey):
 
 def make(points, *, min_mr=(0.99,), description=DESCRIPTION, sheet=None, **more):
     """A report on points, each a run of its own."""
-    runs = [Run(one.source, [one], description, sheet) for one in points]
+    points = [dataclasses.replace(one, sheet=sheet) for one in points]
+    runs = [Run(one.source, [one], description) for one in points]
     tables = compare(points, min_mr=min_mr)
     return Report(tables, runs, check_comparable(runs), **more)
 
@@ -242,10 +244,13 @@ def test_page_stands_alone_and_is_well_formed():
     assert "http://" not in text
     assert "https://" not in text
     assert [image["alt"] != "" for image in page.images] == [True, True]
-    prefix = "data:image/png;base64,"
-    for image, picture in zip(page.images, (png(2), png(1)), strict=True):
-        assert image["src"].startswith(prefix)
-        assert base64.b64decode(image["src"].removeprefix(prefix)) == picture
+    chart, sheet = (image["src"].partition(";base64,") for image in page.images)
+    assert chart[0] == "data:image/png"
+    assert base64.b64decode(chart[2]) == png(2)
+    assert sheet[0] == "data:image/webp"
+    with Image.open(io.BytesIO(base64.b64decode(sheet[2]))) as image:
+        assert image.size == (6, 4)
+        assert np.abs(np.asarray(image).astype(int) - 1).max() <= 3
     csp = [a["content"] for _, a in page.tags if "http-equiv" in a]
     assert csp == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 

@@ -223,7 +223,8 @@ def test_attack_runs_as_they_were_run(runs, workplace, drawn, capsys):
     assert table["I-FGVM"][3] == "ε inf"
     assert table["gain over I-FGVM"][0].startswith("50.0 % [")
     page = (workplace / "out/report.html").read_text("utf-8")
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/webp;base64,") == 1
     assert sorted(point.method for point in drawn[0]) == ["ifgvm", "pfgvm"]
     description = json.loads((workplace / "out/config.json").read_text())
     assert description["settings"]["runs"] == "runs"
@@ -389,5 +390,6 @@ def test_what_the_other_commands_write_is_read(trained, faces, workplace, capsys
         ]
         assert row["l2"] == (repr(min(l2)) if l2 else "")
     page = (folder / "report.html").read_text("utf-8")
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/webp;base64,") == 4
     assert str(faces.parent) not in page + text

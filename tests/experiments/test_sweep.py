@@ -33,7 +33,7 @@ def test_sweep_writes_what_single_runs_measure(arguments, workplace, capsys):
     assert "4 points" in out
     assert "Table, frontier and figures: out" in out
     assert sorted(path.name for path in (workplace / "out").iterdir()) == [
-        "config.json", "frontier.png", "per_image.csv", "sweep.csv",
+        "config.json", "frontier.png", "per_image.csv", "sheets", "sweep.csv",
     ]  # fmt: skip
     rows = read(workplace / "out/sweep.csv")
     assert [(row["penalty_weight"], row["num_steps"]) for row in rows] == [
@@ -78,6 +78,25 @@ def test_repeated_alike(arguments, workplace):
     first = listing(workplace / "out")
     assert sweep.main([*arguments, "--method=noise,pfgvm", QUICK]) == 0
     assert listing(workplace / "out") == first
+
+
+def test_sheets_show_the_best_points(arguments, workplace, capsys):
+    flags = ["--method=pfgvm,mask", "--split=all", "--step_size=0.5", "--num_steps=20"]
+    assert sweep.main([*arguments, *flags]) == 0
+    shown = json.loads((workplace / "out/config.json").read_text())["shown"]
+    rows = read(workplace / "out/sweep.csv")
+    out = capsys.readouterr().out
+    for method, settings in shown.items():
+        own = [row for row in rows if row["method"] == method]
+        enough = [row for row in own if float(row["mr_uint8"]) >= 0.99]
+        if not enough:
+            highest = max(float(row["mr_uint8"]) for row in own)
+            enough = [row for row in own if float(row["mr_uint8"]) == highest]
+        best = min(enough, key=lambda row: float(row["l2_uint8"]))
+        assert {name: float(best[name]) for name in settings} == settings
+        assert f"L2 {float(best['l2_uint8']):.3f}" in out
+        with Image.open(workplace / f"out/sheets/{method}.png") as image:
+            assert image.size[0] > 1000
 
 
 def test_killed_sweep_goes_on_and_ends_alike(arguments, workplace):
