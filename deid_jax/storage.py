@@ -5,17 +5,20 @@ whether the files are as they were written: Orbax meets damaged ones with pages 
 not at all.
 """
 
+import contextlib
 import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from deid_jax._validate import InputError
 
@@ -44,7 +47,7 @@ def save(path: Path, arrays: Any, info: Any) -> None:
     fresh, old = _beside(path, "new"), _beside(path, "old")
     items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info))
     try:
-        with _checkpointer() as checkpointer:
+        with _quiet(), _checkpointer() as checkpointer:
             checkpointer.save(fresh.absolute(), items, force=True)
         files = sorted(file for file in fresh.rglob("*") if file.is_file())
         checksums = {file.relative_to(fresh).as_posix(): _checksum(file) for file in files}
@@ -111,6 +114,17 @@ def load_arrays(path: Path, like: Any) -> Any:
 def remove(path: Path) -> None:
     """Deletes what is kept at `path`, if anything is."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from warning at every save of how it does so."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _beside(path: Path, suffix: str) -> Path:

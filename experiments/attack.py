@@ -199,6 +199,11 @@ def _print(
         f"of {figures['dataset']}, split {figures['split']}\n{', '.join(settings)}"
     )
     Console().print(reporting.metrics_table(figures))
+    if protocol.init == "noise" and "penalty_weight" in figures["config"]:
+        config = figures["config"]
+        kept = abs(1 - config["step_size"] * config["penalty_weight"])
+        left = kept ** config["num_steps"]
+        print(f"Of the noise (1 - αλ)^N = {left:.1%} is left.")
     print(
         f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s) after "
         f"{figures['compile_seconds']:.1f} s of compiling.\n"

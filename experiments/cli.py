@@ -6,6 +6,7 @@ absl flags of them and hands an instance to the binary's `run`, which never sees
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import sys
 import textwrap
@@ -205,7 +206,7 @@ def _show_warning(
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Update]:
-    """A bar on standard error while the block runs, if that is a terminal."""
+    """A bar while the block runs: on standard error if that is a terminal, or in a notebook."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -225,7 +226,9 @@ def progress_bar(description: str) -> Iterator[Update]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    # In notebooks rich draws through ipywidgets, which Colab has and others may lack.
+    shown = importlib.util.find_spec("ipywidgets") if console.is_jupyter else console.is_terminal
+    with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(description, total=None, text="")
 
         def update(done: int, total: int, text: str = "") -> None:

@@ -1,5 +1,7 @@
 """Running a method over a data set: targets, records, figures."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +152,38 @@ def test_noise_start_forgets_nothing_in_zero_steps(recogniser, faces):
     # Two independent pixels: uniform (variance 1/12) and clipped N(0.5, 0.25²) (about 0.059).
     expected = np.sqrt(SIZE * SIZE * 3 * (1 / 12 + 0.059))
     np.testing.assert_allclose(np.mean([r["l2"] for r in records]), expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("init", ["image", "noise"])
+def test_examples_are_pictures_of_the_run(recogniser, faces, init):
+    kept = {}
+    protocol = Protocol(init=init, batch_size=4)
+    records = _evaluate(
+        recogniser,
+        faces,
+        keep=lambda index, picture: kept.setdefault(index, picture),
+        init=init,
+        batch_size=4,
+    )
+    steps = dataclasses.replace(CONFIG, num_steps=(0, 3, CONFIG.num_steps))
+    own = (*recogniser, faces, "pfgvm")
+    few = [1, 7, 10]
+    examples = evaluation.run_examples(*own, CONFIG, protocol, few)
+    moments = evaluation.run_examples(*own, steps, protocol, few)
+    assert moments.pictures.shape == (3, 3, SIZE, SIZE, 3)
+    for place, index in enumerate(few):
+        for picture in (examples.pictures[place], moments.pictures[-1, place]):
+            difference = np.abs(picture.astype(int) - kept[index])
+            assert difference.max() <= 1
+            assert np.mean(difference > 0) < 1e-2
+        record = records[index]
+        assert faces.persons[examples.naming.prediction[place]] == record["prediction_uint8"]
+        assert examples.naming.confidence[place] == pytest.approx(
+            record["confidence_uint8"], abs=1e-2
+        )
+        assert faces.persons[examples.clean.prediction[place]] == record["clean_prediction"]
+        first = moments.pictures[0, place]
+        assert np.array_equal(first, faces.read(index)) == (init == "image")
 
 
 def test_summary_by_hand():
