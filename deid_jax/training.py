@@ -31,6 +31,7 @@ class TrainConfig:
     """How to train: Adam, mean cross-entropy, L2 penalty, random horizontal flips.
 
     The learning rate is `learning_rate`, and falls linearly to zero in the last quarter.
+    `flips` is off where labels tell left from right.
 
     Raises:
       InputError: an epoch or batch size below 1, or a learning rate that is negative or NaN.
@@ -40,6 +41,7 @@ class TrainConfig:
     learning_rate: float
     batch_size: int = 32
     seed: int = 0
+    flips: bool = True
 
     def __post_init__(self) -> None:
         _validate.count("epochs", self.epochs, least=1)
@@ -130,7 +132,9 @@ def optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformat
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "learning_rate", "num_steps"), donate_argnums=0
+    jax.jit,
+    static_argnames=("model", "learning_rate", "num_steps", "flips"),
+    donate_argnums=0,
 )
 def train_step(
     state: TrainState,
@@ -140,11 +144,14 @@ def train_step(
     model: Any,
     learning_rate: float,
     num_steps: int,
+    flips: bool = True,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One of `num_steps` optimiser steps; returns the batch's mean loss and accuracy."""
     flip_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-    flip = jax.random.bernoulli(flip_key, shape=(len(batch.image), 1, 1, 1))
-    images = jnp.where(flip, batch.image[:, :, ::-1], batch.image)
+    images = batch.image
+    if flips:
+        flip = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+        images = jnp.where(flip, images[:, :, ::-1], images)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
         logits, updated = model.apply(
@@ -170,22 +177,22 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames="model")
 def predict(variables: Any, images: jax.Array, *, model: Any) -> jax.Array:
-    """Logits float32[B, K] in inference mode."""
+    """Logits in inference mode: float32[B, K] of a recogniser."""
     return model.apply(variables, images)
 
 
 def accuracy(
     model: Any, variables: Any, dataset: FaceDataset, *, batch_size: int = 64
 ) -> float:
-    """Share of a data set's pictures that the model names rightly; NaN for no pictures."""
+    """Share of a data set's labels that the model names rightly; NaN for no pictures."""
     if not len(dataset):
         return float("nan")
     size = loader.even_batch_size(len(dataset), batch_size)
-    correct = 0
+    right = []
     for batch in loader.in_order(dataset, size):
         named = np.argmax(predict(variables, batch.image, model=model), axis=-1)
-        correct += int(np.sum((named == batch.label) & batch.mask))
-    return correct / len(dataset)
+        right.append((named == batch.label)[batch.mask])
+    return float(np.mean(np.concatenate(right)))
 
 
 def train(
@@ -197,11 +204,11 @@ def train(
     state_dir: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], list[EpochRecord]]:
-    """Trains a recogniser.
+    """Trains a recogniser, or whatever model's logits float32[B, ..., K] meet int32[B, ...].
 
     Args:
       model: a Flax module of `deid_jax.models`.
-      dataset: what to train on.
+      dataset: what to train on; its examples' "label" may be an array, a label per head.
       config: how.
       held_out: pictures to measure on after every epoch.
       state_dir: where to keep the state between epochs; if one is there already, training
@@ -224,7 +231,11 @@ def train(
     per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
     num_steps = config.epochs * per_epoch
     step = functools.partial(
-        train_step, model=model, learning_rate=config.learning_rate, num_steps=num_steps
+        train_step,
+        model=model,
+        learning_rate=config.learning_rate,
+        num_steps=num_steps,
+        flips=config.flips,
     )
     for epoch in range(len(history), config.epochs):
         order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))

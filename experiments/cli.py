@@ -227,7 +227,9 @@ def progress_bar(description: str) -> Iterator[Update]:
         TextColumn("{task.fields[text]}"),
     )
     # In notebooks rich draws through ipywidgets, which Colab has and others may lack.
-    shown = importlib.util.find_spec("ipywidgets") if console.is_jupyter else console.is_terminal
+    shown = bool(console.is_terminal)
+    if console.is_jupyter:
+        shown = importlib.util.find_spec("ipywidgets") is not None
     with Progress(*columns, console=console, disable=not shown) as progress:
         task = progress.add_task(description, total=None, text="")
 

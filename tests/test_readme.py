@@ -12,14 +12,17 @@ from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
-from experiments import attack, benchmark, cli, train
+from experiments import aggregate, attack, attributes, benchmark, cli, sweep, train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 SETTINGS = {
+    "aggregate": aggregate.AggregateSettings,
     "attack": attack.AttackSettings,
+    "attributes": attributes.AttributesSettings,
     "train": train.TrainSettings,
     "benchmark": benchmark.BenchmarkSettings,
+    "sweep": sweep.SweepSettings,
 }
 
 

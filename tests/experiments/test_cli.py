@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 
 from deid_jax._validate import InputError
-from experiments import attack, benchmark, cli, train
+from experiments import aggregate, attack, attributes, benchmark, cli, common, sweep, train
 from experiments.cli import Flag, setting
+
+BINARIES = {
+    aggregate: aggregate.AggregateSettings,
+    attack: attack.AttackSettings,
+    attributes: attributes.AttributesSettings,
+    benchmark: benchmark.BenchmarkSettings,
+    sweep: sweep.SweepSettings,
+    train: train.TrainSettings,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +27,7 @@ class Settings:
     rate: float = setting(0.5, "How fast.")
     folder: str | None = setting(None, "Where.")
     loud: bool = setting(False, "Say more.")
+    tags: tuple[str, ...] = setting((), "Words; as often as one likes.")
     others: Mapping[str, Any] = cli.settings_of_others(
         {"alpha": Flag(float, None, "A step."), "steps": Flag(int, None, "Steps.")}
     )
@@ -36,6 +46,13 @@ def test_flags_have_the_types_of_the_annotations():
     assert parsed == expected
     assert isinstance(parsed.rate, float)
     assert isinstance(parsed.others["alpha"], float)
+
+
+def test_tuples_are_given_one_by_one():
+    assert cli.parse(Settings, ["--tags=a,b", "--tags=c"]).tags == ("a,b", "c")
+    assert cli.parse(Settings, []).tags == ()
+    with pytest.raises(InputError, match="--tags is empty"):
+        cli.parse(Settings, ["--tags="])
 
 
 def test_parsing_twice_starts_from_the_defaults():
@@ -76,19 +93,14 @@ def test_help_is_printed_and_nothing_is_run(flag, capsys):
         assert words in out
 
 
-@pytest.mark.parametrize("module", [attack, train, benchmark])
+@pytest.mark.parametrize("module", BINARIES)
 def test_help_of_every_binary_shows_each_flag_with_a_description(module, capsys):
     assert module.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(module.__doc__.strip().splitlines()[0])
     lines = out.partition("Flags:\n")[2].splitlines()
     names = [line for line in lines if line.startswith("  --")]
-    settings = {
-        attack: attack.AttackSettings,
-        train: train.TrainSettings,
-        benchmark: benchmark.BenchmarkSettings,
-    }[module]
-    assert len(names) == len(cli.flags_of(settings))
+    assert len(names) == len(cli.flags_of(BINARIES[module]))
     for name in names:
         description = lines[lines.index(name) + 1]
         assert description.startswith(" " * 6)
@@ -98,7 +110,7 @@ def test_help_of_every_binary_shows_each_flag_with_a_description(module, capsys)
 
 def test_every_setting_of_a_method_is_explained():
     for name in attack.AttackSettings.__dataclass_fields__["method_settings"].metadata["flags"]:
-        assert name in attack._MEANINGS, name
+        assert name in common._MEANINGS, name
 
 
 @pytest.mark.parametrize(

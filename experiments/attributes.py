@@ -1,0 +1,399 @@
+"""Do expression, pose, age and the like survive de-identification?
+
+    python -m experiments.attributes --runs=DIR,DIR,...
+
+Each DIR is an output folder of `experiments.attack`; all are of the same pictures. A classifier
+names every attribute on the original and on the written 8-bit picture: how often it says the
+same is the agreement. It is trained on persons that are not in the runs, and kept under
+checkpoints/. Writes into --output_dir: `attributes.csv` (a line per run and attribute),
+`attributes.md` and `config.json`.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deid_jax import attributes, checkpointing, reporting, storage
+from deid_jax._validate import InputError
+from deid_jax.attacks import ATTACKS
+from deid_jax.attributes import AttributeClassifier, ClassifierInfo
+from deid_jax.data import DataOptions, FaceDataset, load_dataset
+from deid_jax.data.images import decode_image
+from deid_jax.reporting import RunFolder
+from deid_jax.training import EpochRecord
+from experiments import cli, common
+from experiments.cli import setting
+
+_CONTENTS = ("attributes.csv", "attributes.md")
+
+# Which pictures the classifier is trained on: of how many other seeds, and which split of each.
+# A few pictures of many persons teach more than many of a few; of CelebA, reading one split
+# takes as long as reading all.
+_OTHERS = {"synthetic": (40, "test"), "celeba": (10, "all")}
+_LEAST_PERSONS = 30
+
+# The settings of a run that decide what its pictures are.
+_DATA = ("dataset", "data_dir", "image_size", "crop", "skip_unreadable", "seed", "split")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttributesSettings:
+    """Settings of `experiments.attributes`."""
+
+    runs: str | None = setting(None, "Output folders of experiments.attack, by commas.")
+    output_dir: str = setting("runs/attributes", "Where to write.")
+
+
+class Run(NamedTuple):
+    """What an output folder of `experiments.attack` holds.
+
+    Attributes:
+      folder: the folder.
+      method: a key of `deid_jax.evaluation.METHODS`.
+      model: the recogniser that was attacked.
+      settings: the method's settings, name -> value as text.
+      data: the settings named in `_DATA`.
+      pictures: "person/name" of every picture.
+    """
+
+    folder: Path
+    method: str
+    model: str
+    settings: Mapping[str, str]
+    data: Mapping[str, Any]
+    pictures: tuple[str, ...]
+
+    def read(self, index: int) -> np.ndarray:
+        """The de-identified picture at a position, uint8[H, W, 3].
+
+        Raises:
+          InputError: it is missing, damaged, or not of the run's size.
+        """
+        path = self.folder / "images" / f"{self.pictures[index]}.png"
+        if not path.is_file():
+            raise InputError(f"run {self.folder} lacks the picture {path}")
+        picture, size = decode_image(path, str(path)), self.data["image_size"]
+        if picture.shape != (size, size, 3):
+            height, width = picture.shape[:2]
+            raise InputError(f"{path} is {width}x{height}, but its run is of {size}x{size}")
+        return picture
+
+
+def run(settings: AttributesSettings) -> list[dict[str, Any]]:
+    """Compares, writes, prints; returns the lines of `attributes.csv`.
+
+    Raises:
+      InputError: a folder without a whole run, runs of different pictures, a data set without
+        attribute labels or with too few persons, or an output folder that cannot be written;
+        nothing is written then.
+    """
+    folder = RunFolder(Path(settings.output_dir), _CONTENTS)
+    folder.check()
+    runs = _read_runs(settings.runs)
+    options = _options(runs[0])
+    originals = _originals(runs[0], options)
+    for one in runs:
+        for index in range(len(one.pictures)):
+            one.read(index)
+    classifier = _classifier(originals, options)
+    rows = _compare(runs, originals, classifier)
+    info = dataclasses.asdict(classifier.info) | {"persons": len(classifier.info.persons)}
+    description = reporting.describe(settings, classifier=info, data=runs[0].data)
+    lines = _table(rows, _headings(runs))
+    with folder:
+        folder.write_csv("attributes.csv", rows)
+        folder.write_text("attributes.md", _markdown(lines, runs[0], classifier.info))
+        folder.write_json(reporting.DESCRIPTION, description)
+    _print(lines, runs[0], folder.path)
+    return rows
+
+
+def _read_runs(folders: str | None) -> list[Run]:
+    """The runs, which are of the same pictures."""
+    paths = [Path(name.strip()) for name in (folders or "").split(",") if name.strip()]
+    if not paths:
+        raise InputError("--runs=DIR,DIR,... names output folders of experiments.attack")
+    runs: list[Run] = []
+    for path in paths:
+        if any(path.resolve() == other.folder.resolve() for other in runs):
+            raise InputError(f"--runs names {path} twice")
+        runs.append(_read_run(path))
+    first = runs[0]
+    for other in runs[1:]:
+        where = f"{first.folder} and {other.folder} are not of the same pictures"
+        for name in _DATA:
+            if first.data[name] != other.data[name]:
+                raise InputError(
+                    f"{where}: {name} is {first.data[name]} and {other.data[name]}"
+                )
+        if first.pictures != other.pictures:
+            odd = sorted(set(first.pictures).symmetric_difference(other.pictures))
+            raise InputError(f"{where}: {odd[0] if odd else 'their order'} differs")
+    return runs
+
+
+def _read_run(folder: Path) -> Run:
+    texts = {}
+    for name in ("metrics.json", "config.json", "per_image.csv"):
+        try:
+            texts[name] = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{folder} is no output folder of experiments.attack: it has no {name}"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{folder / name} cannot be read: {error}") from error
+    try:
+        name = "metrics.json"
+        figures = json.loads(texts[name])
+        method, model = str(figures["method"]), str(figures["model"])
+        config = {
+            key: f"{value:g}" if isinstance(value, float) else str(value)
+            for key, value in figures["config"].items()
+        }
+        name = "config.json"
+        given = json.loads(texts[name])["settings"]
+        data = {key: given[key] for key in _DATA}
+        if method in ATTACKS:
+            config |= {"target": given["target"] or "random", "init": given["init"] or "image"}
+        if given["quantize"]:
+            config["quantize"] = "yes"
+        name = "per_image.csv"
+        records = list(csv.DictReader(io.StringIO(texts[name])))
+        pictures = tuple(f"{record['person']}/{record['name']}" for record in records)
+        if not pictures:
+            raise ValueError("it lists no picture")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise InputError(
+            f"{folder / name} is not as experiments.attack writes it: {reason}"
+        ) from error
+    if data["data_dir"]:
+        data["data_dir"] = str(Path(data["data_dir"]).resolve())
+    return Run(folder, method, model, config, data, pictures)
+
+
+def _options(run: Run) -> DataOptions:
+    """What the loader of the run's data set is asked for."""
+    data = {name: value for name, value in run.data.items() if name != "split"}
+    return common.DataSettings(**data).options(run.data["split"])
+
+
+def _originals(run: Run, options: DataOptions) -> FaceDataset:
+    """The run's pictures before de-identification, in its order."""
+    faces = load_dataset(run.data["dataset"], options)
+    if faces.name not in _OTHERS or not faces.attributes:
+        raise InputError(
+            f"data set {faces.name} has no attribute labels here; {' and '.join(_OTHERS)} "
+            "(with its list of attributes) have"
+        )
+    places = {picture: index for index, picture in enumerate(faces.pictures)}
+    missing = [picture for picture in run.pictures if picture not in places]
+    if missing:
+        raise InputError(
+            f"{run.folder} has a picture {missing[0]}, which data set {faces.name} has not"
+        )
+    return faces.take([places[picture] for picture in run.pictures])
+
+
+def _classifier(originals: FaceDataset, options: DataOptions) -> AttributeClassifier:
+    """The classifier for these pictures, trained now if it is missing."""
+    path = attributes.default_path(originals.name, options)
+    if storage.exists(path):
+        return attributes.load(path, originals, options)
+    checkpointing.check_target(path, overwrite=False)
+    print(
+        f"No attribute classifier at {path} yet: training one on other persons now.",
+        file=sys.stderr,
+    )
+    with cli.progress_bar("reading other persons") as update:
+        others = other_faces(originals, options, update)
+    with cli.progress_bar("training the classifier") as update:
+
+        def show(done: int, total: int, history: Sequence[EpochRecord]) -> None:
+            held_out = f"{history[-1].test_accuracy:.1%}" if history else "–"
+            update(done, total, f"epoch {len(history) + 1}, held-out accuracy {held_out}")
+
+        return attributes.fit(others, options, path, config=attributes.RECIPE, progress=show)
+
+
+def other_faces(
+    evaluated: FaceDataset,
+    options: DataOptions,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> FaceDataset:
+    """Pictures of persons other than those evaluated: what the data set gives for other seeds.
+
+    Args:
+      evaluated: the set whose persons are left out, those without pictures in it, too.
+      options: how it was loaded.
+      progress: called with (seeds done, seeds in all).
+
+    Returns:
+      One set of them all, its persons by `attributes.names_of_persons`.
+
+    Raises:
+      InputError: too few persons are left, or what the loader raises.
+    """
+    num_seeds, split = _OTHERS[evaluated.name]
+    known = set(attributes.names_of_persons(evaluated))
+    persons: list[str] = []
+    sets: list[FaceDataset] = []
+    for number in range(1, num_seeds + 1):
+        seed = (options.seed + number) % 2**31
+        drawn = load_dataset(
+            evaluated.name, dataclasses.replace(options, seed=seed, split=split)
+        )
+        own = attributes.names_of_persons(drawn)
+        fresh = [name for name in own if name not in known]
+        labels = {name: len(persons) + i for i, name in enumerate(fresh)}
+        relabelled = np.array([labels.get(name, -1) for name in own], np.int32)[drawn.labels]
+        part = dataclasses.replace(drawn, labels=relabelled)
+        sets.append(part.take(np.flatnonzero(relabelled >= 0)))
+        persons += fresh
+        known.update(fresh)
+        progress(number, num_seeds)
+    if len(persons) < _LEAST_PERSONS:
+        raise InputError(
+            f"{evaluated.name} has {len(persons)} persons to train an attribute classifier on "
+            f"beside the {len(evaluated.persons)} evaluated, {_LEAST_PERSONS} are needed"
+        )
+    return _joined(sets, tuple(persons))
+
+
+def _joined(sets: Sequence[FaceDataset], persons: tuple[str, ...]) -> FaceDataset:
+    """One set of several whose labels are positions in `persons` already."""
+    reads = [functools.partial(one.read, index) for one in sets for index in range(len(one))]
+    return dataclasses.replace(
+        sets[0],
+        persons=persons,
+        labels=np.concatenate([one.labels for one in sets]),
+        names=tuple(name for one in sets for name in one.names),
+        read=lambda index: reads[index](),
+        attributes={
+            name: np.concatenate([one.attributes[name] for one in sets])
+            for name in sets[0].attributes
+        },
+        provenance={},
+    )
+
+
+def _compare(
+    runs: Sequence[Run], originals: FaceDataset, classifier: AttributeClassifier
+) -> list[dict[str, Any]]:
+    """A line per run and attribute."""
+    info = classifier.info
+    truth = attributes.encode(info.attributes, originals)
+    before = classifier.classify(originals)
+    rows = []
+    with cli.progress_bar("comparing") as update:
+        for done, one in enumerate(runs, start=1):
+            after = classifier.classify(dataclasses.replace(originals, read=one.read))
+            records = attributes.compare(info.attributes, truth, before, after)
+            text = ", ".join(f"{name} {value}" for name, value in one.settings.items())
+            named = {"method": one.method, "model": one.model, "settings": text}
+            for record, skill in zip(records, info.skills, strict=True):
+                known = {"classifier_kappa": skill.kappa, "told": skill.is_told}
+                rows.append(named | record | known)
+            update(done, len(runs))
+    return rows
+
+
+def _headings(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its method, and what tells it from others of that method."""
+    headings = []
+    for one in runs:
+        others = [other for other in runs if other.method == one.method and other is not one]
+        facts = {"model": one.model, **one.settings}
+        telling = [
+            f"{name} {value}"
+            for name, value in facts.items()
+            if any({"model": o.model, **o.settings}.get(name) != value for o in others)
+        ] or [str(one.folder)]
+        headings.append(f"{one.method} ({', '.join(telling)})" if others else one.method)
+    return headings
+
+
+def _table(rows: Sequence[dict[str, Any]], headings: Sequence[str]) -> list[list[str]]:
+    """Header and lines of cells: attributes down, runs across, means at the end."""
+    count = len(rows) // len(headings)
+    columns = [rows[start : start + count] for start in range(0, len(rows), count)]
+    lines = [["attribute", "chance", "accuracy", *headings]]
+    for across in zip(*columns, strict=True):
+        first = across[0]
+        shares = [first["chance"], first["accuracy_before"]]
+        shares += [row["agreement"] for row in across]
+        name = first["attribute"] + ("" if first["told"] else " *")
+        lines.append([name, *(f"{100 * share:.1f}" for share in shares)])
+    told = [[row for row in column if row["told"]] for column in columns]
+    if told[0]:
+
+        def mean(column: Sequence[dict[str, Any]], name: str) -> float:
+            return float(np.mean([row[name] for row in column]))
+
+        shares = [mean(told[0], "chance"), mean(told[0], "accuracy_before")]
+        shares += [mean(column, "agreement") for column in told]
+        lines.append(["mean", *(f"{100 * share:.1f}" for share in shares)])
+        kappas = [f"{mean(column, 'kappa'):.3f}" for column in told]
+        lines.append(["mean kappa", "", "", *kappas])
+    return lines
+
+
+_MARKDOWN = """# Attributes before and after de-identification
+
+{count} pictures of {dataset}, split {split}, seed {seed}, {image_size} px. Under each method:
+the share of pictures, in per cent, of which a classifier says the same before and after.
+Accuracy is its share of true answers on the originals, chance the share of the commonest
+class, kappa agreement beyond chance (Cohen's). It learnt from {num_images} pictures of others.
+
+{table}
+
+{note}
+"""
+_NOTE = (
+    "* On persons that it was not trained on, the classifier does not tell this attribute "
+    f"(kappa with the truth below {attributes.LEAST_KAPPA:g}): the means leave it out."
+)
+
+
+def _markdown(lines: Sequence[Sequence[str]], run: Run, info: ClassifierInfo) -> str:
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))
+    text = _MARKDOWN.format(
+        count=len(run.pictures),
+        num_images=info.num_images,
+        table=table,
+        note="" if all(skill.is_told for skill in info.skills) else _NOTE,
+        **run.data,
+    )
+    return text.replace("* ", "\\* ").rstrip() + "\n"
+
+
+def _print(lines: Sequence[Sequence[str]], run: Run, path: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table, box
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(lines[0]):
+        table.add_column(name, justify="right" if place else "left", no_wrap=not place)
+    for cells in lines[1:]:
+        table.add_row(*cells)
+    print(f"Same answer before and after, per cent of {len(run.pictures)} pictures:")
+    Console().print(table)
+    if any(cells[0].endswith("*") for cells in lines):
+        print(_NOTE)
+    print(f"Tables: {path}")
+
+
+main = cli.binary(run, AttributesSettings)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
