@@ -25,7 +25,9 @@ KINDS = {"uint8": "_uint8", "float": ""}
 FIGURES = {"l2": True, "mssim": False, "mr": False}
 # The paper's gains: of the first over each of the others.
 OURS, OTHERS = "pfgvm", ("ifgvm", "ifgsm")
-RECOGNISER_FACTS = ("seed", "training", "accuracy", "split")
+# Least misclassification rates that methods are compared at.
+MIN_MR = (0.99, 0.995)
+RECOGNISER_FACTS = ("seed", "training", "accuracy", "split", "weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,20 +237,20 @@ def check_no_point_twice(points: Sequence[Point]) -> None:
 def compare(
     points: Sequence[Point],
     *,
-    min_mr: Sequence[float] = (0.99, 0.995),
+    min_mr: Sequence[float] | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[Table]:
     """The tables of some comparable points, 8-bit pictures first.
 
-    Where every method has one point against each recogniser, there is one table of each kind,
-    of the points as they were run. Where one has several, there is a table for each entry of
-    `min_mr`: every method stands at its point of least L2 (then of highest MR) among those
-    whose MR reaches it, both judged on the table's kind of picture.
+    Without `min_mr`, and where every method has one point against each recogniser, there is
+    one table of each kind, of the points as they were run. Else there is a table for each
+    entry of `min_mr`: every method stands at its point of least L2 (then of highest MR) among
+    those whose MR reaches it, both judged on the table's kind of picture.
 
     Args:
       points: at least one; see `check_comparable`.
-      min_mr: misclassification rates, 0 to 1.
+      min_mr: misclassification rates, 0 to 1; None: 0.99 and 0.995, or the points as run.
       confidence: of the intervals, between 0 and 1.
       seed: of the bootstrap.
 
@@ -260,8 +262,8 @@ def compare(
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         groups.setdefault((point.method, point.model), []).append(point)
-    as_run = all(len(group) == 1 for group in groups.values())
-    thresholds: Sequence[float | None] = [None] if as_run else list(min_mr)
+    as_run = min_mr is None and all(len(group) == 1 for group in groups.values())
+    thresholds: Sequence[float | None] = [None] if as_run else (min_mr or MIN_MR)
     return [
         _table(groups, kind, threshold, estimator) for kind in KINDS for threshold in thresholds
     ]

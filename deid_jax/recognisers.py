@@ -1,9 +1,11 @@
 """Trained recognisers: a model with its weights, from a checkpoint or trained now."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from deid_jax import checkpointing, storage, training
@@ -27,6 +29,13 @@ class Recogniser(NamedTuple):
     model: Any
     variables: Any
     info: CheckpointInfo
+
+    def describe(self) -> dict[str, Any]:
+        """What it was made from, and the SHA-256 of its weights: JSON-able."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.variables):
+            digest.update(np.asarray(leaf).tobytes())
+        return {**self.info.summary(), "weights": digest.hexdigest()}
 
 
 def default_path(model: str, dataset: str, options: DataOptions) -> Path:

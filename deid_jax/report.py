@@ -2,21 +2,19 @@
 
 `table.csv` has a line for each kind of picture, threshold of MR, recogniser and method. The
 gains of P-FGVM over the line's method are columns of that line, fractions like all rates. No
-output has dates, timings or places on the disk: the same runs give the same bytes.
+output has dates or timings, and of places on the disk only the runs' names as they were given:
+the same command gives the same bytes.
 """
 
 import base64
 import collections
 import dataclasses
 import importlib.resources
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from deid_jax import reporting
+from deid_jax import reporting, sheet
 from deid_jax.comparison import (
     FIGURES,
     KINDS,
@@ -348,7 +346,7 @@ def html(report: Report, *, frontier: bytes) -> str:
     )
     environment.filters |= {
         "base64": lambda data: base64.b64encode(data).decode(),
-        "smaller": _webp,
+        "smaller": sheet.as_webp,
         "name": name_of,
         "settings": lambda point: settings_of(point) or "not recorded",
         "percent": _percent,
@@ -366,14 +364,6 @@ def html(report: Report, *, frontier: bytes) -> str:
         attributes=report.attributes,
         versions=_versions(report.runs),
     )
-
-
-def _webp(png: bytes) -> bytes:
-    """The picture in a tenth of the bytes; what is lost is not seen."""
-    file = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.save(file, format="WebP", quality=85)
-    return file.getvalue()
 
 
 def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:

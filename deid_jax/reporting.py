@@ -3,10 +3,12 @@
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import importlib.metadata
 import io
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +37,8 @@ class RunFolder:
         what an earlier run left of one that this run does not write is deleted.
 
     Raises:
-      InputError: `path` is a file, cannot be written, or holds one of the names and no run.
+      InputError: `path` is a file, cannot be written, is being written by another run, holds
+        the run of another command, or holds one of the names and no run.
     """
 
     def __init__(self, path: Path, contents: Sequence[str]):
@@ -50,6 +53,12 @@ class RunFolder:
         if self._staging.exists():
             return
         ours = self._contents_of_runs()
+        others = sorted(set(ours) - set(self._contents))
+        if others:
+            raise _validate.InputError(
+                f"output_dir {self.path} holds the run of another command "
+                f"({', '.join(others)}): name another folder"
+            )
         for name in self._contents:
             if name not in ours and (self.path / name).exists():
                 raise _validate.InputError(
@@ -58,7 +67,7 @@ class RunFolder:
                 )
 
     def _contents_of_runs(self) -> list[str]:
-        """What earlier runs, of whatever binary, wrote here."""
+        """What an earlier run, of whatever binary, wrote here."""
         try:
             return list(json.loads((self.path / DESCRIPTION).read_text())["contents"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -67,9 +76,23 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         self.check()
         self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-        shutil.rmtree(self._staging, ignore_errors=True)
-        self._staging.mkdir(parents=True)
+        self._staging.mkdir(parents=True, exist_ok=True)
+        self._lock = self._locked()
+        for left in self._staging.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         return self
+
+    def _locked(self) -> int:
+        """Locks the hidden folder; the lock goes with the process, however that ends."""
+        lock = os.open(self._staging, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise _validate.InputError(
+                f"output_dir {self.path} is being written by another run: name another folder"
+            ) from None
+        return lock
 
     def __exit__(
         self,
@@ -88,6 +111,7 @@ class RunFolder:
                 else:
                     final.unlink(missing_ok=True)
         shutil.rmtree(self._staging, ignore_errors=True)
+        os.close(self._lock)
         if kind is not None:
             for folder in self._made:
                 with contextlib.suppress(OSError):  # Others write there, too.
@@ -96,9 +120,8 @@ class RunFolder:
     def _complete_description(self) -> None:
         staged = self._staging / DESCRIPTION
         description = json.loads(staged.read_text()) if staged.exists() else describe()
-        others = set(self._contents_of_runs()) - set(self._contents)
-        ours = {name for name in self._contents if (self._staging / name).exists()}
-        contents = sorted(others | ours | {DESCRIPTION})
+        written = {name for name in self._contents if (self._staging / name).exists()}
+        contents = sorted(written | {DESCRIPTION})
         self.write_json(DESCRIPTION, description | {"contents": contents})
 
     def write_text(self, name: str, text: str) -> None:

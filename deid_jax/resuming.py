@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 class Store:
     """A folder of finished pieces of one computation.
 
-    Pieces of other computations (other facts) lie in folders of their own and are neither
-    read nor touched.
+    Pieces of other computations (other facts) lie in folders of their own and are not read.
 
     Args:
       folder: where computations of this kind keep their pieces; made when the first is kept.
@@ -22,7 +20,6 @@ class Store:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]):
-        self._parent = folder
         self._folder = folder / _digest(facts)
 
     def __len__(self) -> int:
@@ -40,15 +37,13 @@ class Store:
         """Keeps a JSON-able piece, whole or not at all."""
         self._folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".unfinished")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(piece, file)
-        Path(temporary).replace(self._path(key))
-
-    def remove(self) -> None:
-        """Deletes the pieces of this computation."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._parent.is_dir() and not any(self._parent.iterdir()):
-            self._parent.rmdir()
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(piece, file)
+            Path(temporary).replace(self._path(key))
+        except BaseException:
+            Path(temporary).unlink()
+            raise
 
     def _path(self, key: Mapping[str, Any]) -> Path:
         return self._folder / f"{_digest(key)}.json"

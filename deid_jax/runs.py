@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from deid_jax import comparison, reporting
 from deid_jax._validate import InputError
 from deid_jax.comparison import Point, Run, picture_of
@@ -94,9 +96,25 @@ def read_run(folder: Path) -> Run:
 def _sheet(path: Path) -> bytes | None:
     """The bytes of a picture, if it is there."""
     content = path.read_bytes() if path.exists() else None
-    if content is not None and not content.startswith(_PNG):
+    if content is None:
+        return None
+    if not content.startswith(_PNG):
         raise InputError(f"{path} is no PNG file")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} is broken: it cannot be read as a picture") from error
     return content
+
+
+def _shown(description: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The settings that a sweep's sheet of a method was drawn at; empty if not recorded."""
+    shown = description.get("shown")
+    settings = shown.get(method) if isinstance(shown, Mapping) else None
+    if not isinstance(settings, Mapping):
+        return {}
+    return {name: _value(value) for name, value in settings.items()}
 
 
 def _read_attack(folder: Path, description: Mapping[str, Any]) -> list[Point]:
@@ -122,7 +140,7 @@ def _read_sweep(folder: Path, description: Mapping[str, Any]) -> list[Point]:
         figures = _figures(row, path)
         settings = _settings({name: figures.pop(name) for name in names}, path)
         point = _point(figures, settings, folder)
-        if description.get("shown", {}).get(point.method) == settings:
+        if _shown(description, point.method) == settings:
             sheet = _sheet(folder / "sheets" / f"{point.method}.png")
             point = dataclasses.replace(point, sheet=sheet)
         points.append(point)
@@ -286,15 +304,36 @@ def _read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def read_attributes(folders: Sequence[Path]) -> list[tuple[str, list[list[str]]]]:
-    """(folder, headings and rows) of every `attributes.csv`."""
-    paths = [folder / "attributes.csv" for folder in folders]
-    tables = [(path, _read_csv(path)) for path in paths if path.is_file()]
-    return [
-        (str(path.parent), [list(rows[0]), *(list(row.values()) for row in rows)])
-        for path, rows in tables
-        if rows
-    ]
+def read_attributes(
+    folders: Sequence[Path], facts: Mapping[str, Any]
+) -> list[tuple[str, list[list[str]]]]:
+    """(folder, headings and rows) of every `attributes.csv`.
+
+    Args:
+      folders: where to look.
+      facts: of the runs, see `comparison.Common`: the table must be of the same pictures.
+
+    Raises:
+      InputError: a table is broken, empty, or of other pictures.
+    """
+    tables = []
+    for path in (folder / "attributes.csv" for folder in folders):
+        if not path.is_file():
+            continue
+        rows = _read_csv(path)
+        if not rows:
+            raise InputError(f"{path} has no rows")
+        beside = path.with_name(reporting.DESCRIPTION)
+        data = _read_json(beside).get("data") if beside.exists() else None
+        for name in ("dataset", "split", "image_size", "seed"):
+            theirs = data.get(name) if isinstance(data, Mapping) else None
+            if None not in (theirs, facts.get(name)) and theirs != facts[name]:
+                raise InputError(
+                    f"{path.parent} and the runs cannot be compared: {name} is {theirs} and "
+                    f"{facts[name]}"
+                )
+        tables.append((str(path.parent), [list(rows[0]), *(list(r.values()) for r in rows)]))
+    return tables
 
 
 def _parse(path: Path, parse: Callable[[str], Any]) -> Any:

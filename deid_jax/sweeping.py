@@ -25,16 +25,16 @@ from deid_jax.types import Batch
 Settings = Mapping[str, float]
 Records = list[dict[str, Any]]
 
-# Pictures × settings in one compiled call. On two CPU cores one batch of 64 at a time is
-# fastest (see `experiments.sweep --settings_per_call`); accelerators want more at once.
-_PICTURES_PER_CALL = {"cpu": 64}
-_PICTURES_PER_CALL_ELSEWHERE = 1024
+# Pixels × settings in one compiled call. CPU cores have enough to do with a batch at one
+# setting; accelerators want more at once, as far as their memory goes.
+_PIXELS_PER_CALL = {"cpu": 64 * 64**2}
+_PIXELS_PER_CALL_ELSEWHERE = 1024 * 64**2
 
 
-def default_settings_per_call(batch_size: int) -> int:
+def default_settings_per_call(batch_size: int, image_size: int) -> int:
     """How many settings share a call with a batch, on the device at hand."""
-    most = _PICTURES_PER_CALL.get(jax.default_backend(), _PICTURES_PER_CALL_ELSEWHERE)
-    return max(1, most // batch_size)
+    most = _PIXELS_PER_CALL.get(jax.default_backend(), _PIXELS_PER_CALL_ELSEWHERE)
+    return max(1, most // (batch_size * image_size**2))
 
 
 def grid(
@@ -151,7 +151,7 @@ def sweep(
       For each point one record per picture, in the data set's order.
     """
     size = loader.even_batch_size(len(dataset), protocol.batch_size)
-    per_call = settings_per_call or default_settings_per_call(size)
+    per_call = settings_per_call or default_settings_per_call(size, dataset.image_size)
     jobs = _jobs(method, points)
     total = sum(len(job.leaves) for job in jobs) * len(dataset)
     results: dict[tuple, Records] = {}

@@ -29,21 +29,24 @@ class AggregateSettings:
     """Settings of `experiments.aggregate`."""
 
     runs: str | None = setting(None, "Folders of runs, by commas; needed.")
-    min_mr: str = setting(
-        "0.99,0.995",
-        "Misclassification rates, by commas: a table for each, where methods have several "
-        "settings.",
+    min_mr: str | None = setting(
+        None,
+        "Misclassification rates, by commas: a table for each, every method at the least L2 "
+        "that reaches it. Default: 0.99,0.995 where methods have several settings, else the "
+        "runs as they are.",
     )
     confidence: float = setting(0.95, "How often an interval is to hold the true value.")
     seed: int = setting(0, "Decides the bootstrap's resamples.")
     output_dir: str = setting("runs/aggregate", "Where to write.")
 
-    def thresholds(self) -> list[float]:
-        """The rates of --min_mr.
+    def thresholds(self) -> list[float] | None:
+        """The rates of --min_mr; None where it is not given.
 
         Raises:
           InputError: one is no number from 0 to 1.
         """
+        if self.min_mr is None:
+            return None
         rates = []
         for text in self.min_mr.split(","):
             rate = runs.number_in(text)
@@ -92,6 +95,7 @@ def run(settings: AggregateSettings) -> list[Table]:
     finished = [runs.read_run(folder) for folder in found if runs.kind_of(folder)]
     common = comparison.check_comparable(finished)
     points = [point for run in finished for point in run.points]
+    attributes = runs.read_attributes(found, common.facts)
     tables = comparison.compare(
         points, min_mr=thresholds, confidence=settings.confidence, seed=settings.seed
     )
@@ -101,7 +105,7 @@ def run(settings: AggregateSettings) -> list[Table]:
         common,
         settings.confidence,
         settings.seed,
-        runs.read_attributes(found),
+        attributes,
     )
     page = report.html(shown, frontier=frontier.draw(points))
     with output:

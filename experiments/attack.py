@@ -83,7 +83,7 @@ def run(settings: AttackSettings) -> dict[str, Any]:
             "config": dataclasses.asdict(config),
         }
         description = reporting.describe(
-            settings, dataset=faces.provenance, recogniser=recogniser.info.summary()
+            settings, dataset=faces.provenance, recogniser=recogniser.describe()
         )
         folder.write_json("metrics.json", figures)
         folder.write_csv("per_image.csv", records)

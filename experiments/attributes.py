@@ -98,11 +98,12 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
     folder = RunFolder(Path(settings.output_dir), _CONTENTS)
     folder.check()
     runs = _read_runs(settings.runs)
+    if folder.path.resolve() in (one.folder.resolve() for one in runs):
+        raise InputError(f"output_dir {folder.path} is one of the runs: name another folder")
     options = _options(runs[0])
     originals = _originals(runs[0], options)
-    for one in runs:
-        for index in range(len(one.pictures)):
-            one.read(index)
+    for run_of, index in ((one, at) for one in runs for at in range(len(one.pictures))):
+        run_of.read(index)
     classifier = _classifier(originals, options)
     rows = _compare(runs, originals, classifier)
     info = dataclasses.asdict(classifier.info) | {"persons": len(classifier.info.persons)}

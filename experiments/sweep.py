@@ -4,22 +4,20 @@
     python -m experiments.sweep --method=all
 
 Settings are stacked and attacked together (`vmap`); several numbers of steps come from one
-run. A sweep that was stopped goes on where it stood when the same command is given again, with
-other values too. Writes into --output_dir: `sweep.csv` (a line a point), `per_image.csv`,
-`config.json`, `frontier.png` (distortion against misclassification) and `sheets/<method>.png`
-(pictures at the least distortion that gets 99 % misnamed).
+run. A sweep that was stopped goes on where it stood when the same command is given again, also
+with more values of a setting. Writes into --output_dir: `sweep.csv` (a line a point),
+`per_image.csv`, `config.json`, `frontier.png` (distortion against misclassification) and
+`sheets/<method>.png` (pictures at the least distortion that gets 99 % misnamed).
 """
 
 import dataclasses
 import hashlib
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from deid_jax import comparison, evaluation, frontier, recognisers, reporting, sheet, sweeping
 from deid_jax._validate import InputError, count
@@ -93,7 +91,8 @@ class SweepSettings(common.MethodSettings):
             own = METHODS[method].settings()
             chosen = {name: values for name, values in asked.items() if name in own}
             fixed = self.settings_of(method)
-            grids[method] = sweeping.grid(method, chosen or METHODS[method].grid, fixed)
+            default = {n: v for n, v in METHODS[method].grid.items() if n not in fixed}
+            grids[method] = sweeping.grid(method, chosen or default, fixed)
         return grids
 
     def _sweeps(self) -> dict[str, list[float]]:
@@ -133,30 +132,25 @@ def run(settings: SweepSettings) -> list[Point]:
     folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
     folder.check()
     faces, recogniser = common.faces_and_recogniser(settings)
-    store = Store(folder.path / _PIECES, _facts(settings, faces, recogniser))
-    if len(store):
-        print("going on where the sweep stopped", file=sys.stderr)
-    start = time.perf_counter()
-    points = _sweep_all(settings, grids, faces, recogniser, store)
-    seconds = time.perf_counter() - start
     with folder:
-        folder.write_csv("sweep.csv", [_row(point, points) for point in points])
-        folder.write_csv(
-            "per_image.csv",
-            [{**_key(point, points), **record} for point in points for record in point.records],
-        )
+        store = Store(folder.path / _PIECES, _facts(settings, faces, recogniser))
+        if len(store):
+            print("going on where the sweep stopped", file=sys.stderr)
+        start = time.perf_counter()
+        points = _sweep_all(settings, grids, faces, recogniser, store)
+        seconds = time.perf_counter() - start
+        rows = [_row(point, points) for point in points]
+        records = [{**_key(p, points), **record} for p in points for record in p.records]
+        folder.write_csv("sweep.csv", rows)
+        folder.write_csv("per_image.csv", records)
         folder.write_bytes("frontier.png", frontier.draw(points))
         shown = _write_sheets(folder, settings, faces, recogniser, points)
-        folder.write_json(
-            reporting.DESCRIPTION,
-            reporting.describe(
-                settings,
-                dataset=faces.provenance,
-                recogniser=recogniser.info.summary(),
-                shown=shown,
-            ),
+        description = reporting.describe(
+            settings, dataset=faces.provenance, recogniser=recogniser.describe(), shown=shown
         )
-    store.remove()
+        folder.write_json(reporting.DESCRIPTION, description)
+    # Those of other settings, too: what this folder holds is this sweep now.
+    shutil.rmtree(folder.path / _PIECES, ignore_errors=True)
     _print(points, recogniser, seconds, folder.path)
     return points
 
@@ -165,13 +159,12 @@ def _facts(
     settings: SweepSettings, faces: FaceDataset, recogniser: Recogniser
 ) -> dict[str, Any]:
     """All that decides the records of a point, beside the point."""
-    weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(recogniser.variables):
-        weights.update(np.asarray(leaf).tobytes())
     pictures = hashlib.sha256("\n".join(faces.pictures).encode())
-    pictures.update(faces.read(0).tobytes())
+    for index in range(len(faces)):
+        pictures.update(faces.read(index).tobytes())
     return {
-        "weights": weights.hexdigest(),
+        "versions": reporting.describe()["versions"],
+        "recogniser": recogniser.describe(),
         "pictures": pictures.hexdigest(),
         "dataset": [settings.dataset, faces.provenance],
         "protocol": [

@@ -65,7 +65,7 @@ def run(settings: TrainSettings) -> Recogniser:
     with folder:
         recogniser, history = common.trained(settings.model, faces, held_out, config, path)
         folder.write_csv("history.csv", [record._asdict() for record in history])
-        folder.write_json(DESCRIPTION, describe(settings, recogniser=recogniser.info.summary()))
+        folder.write_json(DESCRIPTION, describe(settings, recogniser=recogniser.describe()))
     print(common.accuracy_line(recogniser))
     print(f"Checkpoint: {path}\nHistory: {folder.path / 'history.csv'}")
     return recogniser

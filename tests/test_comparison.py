@@ -46,7 +46,7 @@ DESCRIPTION = {
     "dataset": {"folder": "faces", "crop": "auto"},
     "recogniser": {
         "model": "model_a", "seed": 0, "split": "train", "training": {"epochs": 24},
-        "accuracy": {"test": 0.82},
+        "accuracy": {"test": 0.82}, "weights": "5d41",
     },
 }  # fmt: skip
 
@@ -82,6 +82,7 @@ def test_runs_of_the_same_facts_pass_and_the_facts_are_told():
         ("settings", {"quantize": True}, "quantize is false and true"),
         ("settings", {"data_dir": "x/others"}, 'data_dir is "faces" and "others"'),
         ("recogniser", {"seed": 1}, "recogniser's seed of model_a is 0 and 1"),
+        ("recogniser", {"weights": "9f"}, "recogniser's weights of model_a is"),
         ("recogniser", {"split": "all"}, "recogniser's split of model_a is"),
         (
             "recogniser",
@@ -167,7 +168,7 @@ def test_what_is_not_recorded_passes_and_is_named():
     assert set(common.unrecorded["ifgvm"]) == {
         "pictures", "image_size", "seed", "quantize", "crop", "data_dir", "persons_seed",
         "target", "init", "recogniser's seed", "recogniser's training",
-        "recogniser's accuracy", "recogniser's split",
+        "recogniser's accuracy", "recogniser's split", "recogniser's weights",
     }  # fmt: skip
     bare = check_comparable([Run("blur", [point("blur")])])
     assert not {"target", "init"} & set(bare.unrecorded["blur"])

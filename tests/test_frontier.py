@@ -17,16 +17,25 @@ def point(method, l2, mr, model="model_a", **figures):
 
 
 @pytest.mark.parametrize(
-    ("points", "larger", "expected"),
+    ("points", "expected"),
     [
-        ([(1.0, 0.5)], False, [(1.0, 0.5)]),
-        ([(2.0, 0.9), (1.0, 0.5), (3.0, 0.8)], False, [(1.0, 0.5), (2.0, 0.9)]),
-        ([(1.0, 0.5), (1.0, 0.7)], False, [(1.0, 0.7)]),
-        ([(0.9, 0.5), (0.8, 0.9), (0.7, 0.9)], True, [(0.9, 0.5), (0.8, 0.9)]),
+        ([(1.0, 0.5)], [(1.0, 0.5)]),
+        ([(2.0, 0.9), (1.0, 0.5), (3.0, 0.8)], [(1.0, 0.5), (2.0, 0.9)]),
+        ([(1.0, 0.5), (1.0, 0.7)], [(1.0, 0.7)]),
+        ([(0.1, 0.5), (0.2, 0.9), (0.3, 0.9)], [(0.1, 0.5), (0.2, 0.9)]),
     ],
 )
-def test_frontier_is_what_nothing_beats(points, larger, expected):
-    assert frontier.frontier(points, larger_is_better=larger) == expected
+def test_frontier_is_what_nothing_beats(points, expected):
+    assert frontier.frontier(points) == expected
+
+
+def test_rings_mark_the_goals_that_are_reached():
+    def black(points):
+        return np.sum(np.all(drawn(points)[80:400] < 40, axis=2))
+
+    missed = [point("pfgvm", 1.0, 0.98), point("pfgvm", 2.0, 0.985)]
+    reached = [point("pfgvm", 1.0, 0.98), point("pfgvm", 2.0, 0.992)]
+    assert black(reached) > black(missed) + 50
 
 
 def drawn(points):

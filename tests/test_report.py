@@ -25,10 +25,12 @@ def png(grey):
     return file.getvalue()
 
 
-def make(points, *, min_mr=(0.99,), description=DESCRIPTION, sheet=None, **more):
+def make(points, *, min_mr=None, description=DESCRIPTION, sheet=None, **more):
     """A report on points, each a run of its own."""
     points = [dataclasses.replace(one, sheet=sheet) for one in points]
     runs = [Run(one.source, [one], description) for one in points]
+    if min_mr is None and len({(one.method, one.model) for one in points}) < len(points):
+        min_mr = (0.99,)
     tables = compare(points, min_mr=min_mr)
     return Report(tables, runs, check_comparable(runs), **more)
 

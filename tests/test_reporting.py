@@ -81,17 +81,29 @@ def test_run_that_was_killed_while_moving_its_files_is_no_stranger(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"number": 2}
 
 
-def test_run_of_one_binary_does_not_claim_what_another_would_replace(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/mine.png").touch()
-    with RunFolder(tmp_path, ["history.csv"]) as folder:
-        folder.write_text("history.csv", "")
-    with pytest.raises(InputError, match="holds images, and no run of ours wrote it"):
-        write_run(tmp_path, 1)
-    (tmp_path / "images").rename(tmp_path / "other")
-    for number in (1, 2):
-        write_run(tmp_path, number)
-    RunFolder(tmp_path, ["history.csv"]).check()
+def test_run_of_another_command_is_kept(tmp_path):
+    write_run(tmp_path, 1)
+    before = listing(tmp_path)
+    with pytest.raises(InputError, match=r"another command \(images, metrics.json\)"):
+        RunFolder(tmp_path, ["history.csv"]).check()
+    assert listing(tmp_path) == before
+
+
+def test_two_runs_at_once_are_refused_and_the_first_goes_on(tmp_path):
+    with RunFolder(tmp_path, CONTENTS) as folder:
+        folder.write_json("metrics.json", {"number": 1})
+        with pytest.raises(InputError, match="is being written by another run"):
+            write_run(tmp_path, 2)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"number": 1}
+    write_run(tmp_path, 2)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"number": 2}
+
+
+def test_what_a_run_no_longer_writes_goes(tmp_path):
+    write_run(tmp_path, 1)
+    with RunFolder(tmp_path, CONTENTS) as folder:
+        folder.write_json("metrics.json", {"number": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DESCRIPTION, "metrics.json"]
 
 
 @pytest.mark.parametrize("description", [None, "[]", "{}", "not even json \xff"])

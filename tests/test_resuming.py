@@ -27,11 +27,8 @@ def test_other_facts_are_another_computation(tmp_path):
     first.write({"at": 1}, "first")
     assert second.read({"at": 1}) is None
     second.write({"at": 1}, "second")
-    second.remove()
     assert Store(tmp_path / "pieces", {"seed": 0}).read({"at": 1}) == "first"
-    first.remove()
-    assert list(tmp_path.iterdir()) == []
-    first.remove()
+    assert (len(first), len(second)) == (1, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2", b"\xff\xfe"])
@@ -49,4 +46,4 @@ def test_pieces_are_whole_or_absent(tmp_path):
     with pytest.raises(TypeError):
         store.write({"at": 1}, {"not JSON": object()})
     assert store.read({"at": 1}) == "old"
-    assert len(store) == 1
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1

@@ -64,7 +64,7 @@ def config(model="model_a", **settings):
             "output_dir": "/secret/out", "checkpoint": "/secret/checkpoint", **settings,
         },
         "dataset": {"folder": "faces", "crop": "auto"},
-        "recogniser": {"model": model, "seed": 0, "split": "train", "accuracy": {"test": 0.9},
+        "recogniser": {"model": model, "seed": 0, "split": "train", "accuracy": {"test": 0.9}, "weights": "5d41",
                        "training": {"epochs": 2}},
         "versions": {"jax": "0.10.2"},
         "contents": ["config.json", "metrics.json", "per_image.csv", "sheet.png"],
@@ -342,9 +342,14 @@ def test_run_returns_the_tables_and_needs_only_metrics(runs, workplace, drawn):
     assert "(in runs/ours)." in text
 
 
-def test_attributes_are_shown_wherever_they_lie(runs, workplace, drawn):
+def test_attributes_are_shown_wherever_they_lie(runs, workplace, drawn, capsys):
     (runs / "attributes").mkdir()
     (runs / "attributes/attributes.csv").write_text("attribute,agreement\nsmiling,0.93\n")
+    description = runs / "attributes/config.json"
+    description.write_text('{"data": {"dataset": "celeba", "split": "test"}}')
+    assert aggregate_main() == 2
+    assert "cannot be compared: dataset is celeba and" in capsys.readouterr().err
+    description.unlink()
     assert aggregate_main() == 0
     page = (workplace / "out/report.html").read_text("utf-8")
     assert "Attributes: runs/attributes" in page

@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import aggregate
 from tests.experiments.conftest import finish, listing, process
@@ -53,7 +55,7 @@ def refused(workplace, capsys, message, *flags, runs="runs"):
         (["--confidence=1"], "confidence must be a number > 0 and < 1, got 1"),
         (["--seed=-1"], "seed must be an integer >= 0, got -1"),
         (["--output_dir=file"], "output_dir file is a file"),
-        (["--output_dir=runs/ours"], "output_dir runs/ours is one of the runs"),
+        (["--output_dir=runs/ours"], "output_dir runs/ours holds the run of another command"),
         (["--output_dir=foreign"], "output_dir foreign holds table.md"),
     ],
 )
@@ -223,6 +225,13 @@ def test_broken_sweeps_are_refused(workplace, drawn, capsys, name, edit, message
     folder = write_sweep(workplace / "runs/sweep")
     edit_lines(folder / name, edit)
     refused(workplace, capsys, message)
+
+
+def test_sheet_that_ends_early_is_refused(runs, workplace, capsys):
+    path = runs / "ours/sheet.png"
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    refused(workplace, capsys, "runs/ours/sheet.png is broken: it cannot be read as a picture")
 
 
 def test_sheet_that_is_no_picture_is_refused(runs, workplace, capsys):

@@ -63,14 +63,32 @@ def test_sweep_writes_what_single_runs_measure(arguments, workplace, capsys):
         assert mean == pytest.approx(alone["l2_uint8"], rel=1e-4)
 
 
-def test_all_methods_stand_side_by_side(arguments, workplace):
-    assert sweep.main([*arguments, "--method=all", QUICK, "--max_images=2"]) == 0
+def test_methods_stand_side_by_side(arguments, workplace):
+    methods = ("pfgvm", "ifgsm", "noise")
+    flags = [f"--method={','.join(methods)}", QUICK, "--max_images=2", "--noise_stddev=0.1"]
+    assert sweep.main([*arguments, *flags]) == 0
     rows = read(workplace / "out/sweep.csv")
-    expected = [name for name in METHODS for _ in next(iter(METHODS[name].grid.values()))]
+    counts = [len(next(iter(METHODS[name].grid.values()))) for name in methods[:2]]
+    expected = ["pfgvm"] * counts[0] + ["ifgsm"] * counts[1] + ["noise"]
     assert [row["method"] for row in rows] == expected
     for row in rows:
-        for setting in ("epsilon", "penalty_weight", "blur_sigma", "mask_size"):
+        for setting in ("epsilon", "penalty_weight", "noise_stddev"):
             assert (row[setting] != "") == (setting in METHODS[row["method"]].settings())
+
+
+def test_all_means_every_method_with_its_own_grid():
+    grids = sweep.SweepSettings(method="all").grids()
+    assert list(grids) == list(METHODS)
+    for method, points in grids.items():
+        ((name, values),) = METHODS[method].grid.items()
+        assert [point[name] for point in points] == list(values)
+
+
+def test_setting_that_is_given_is_not_swept_by_default():
+    settings = {"epsilon": 0.05, "num_steps": 7}
+    grids = sweep.SweepSettings(method="pfgvm,ifgvm", method_settings=settings).grids()
+    assert [(p["epsilon"], p["num_steps"]) for p in grids["ifgvm"]] == [(0.05, 7)]
+    assert len(grids["pfgvm"]) > 1
 
 
 def test_repeated_alike(arguments, workplace):
