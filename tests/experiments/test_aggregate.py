@@ -64,8 +64,8 @@ def config(model="model_a", **settings):
             "output_dir": "/secret/out", "checkpoint": "/secret/checkpoint", **settings,
         },
         "dataset": {"folder": "faces", "crop": "auto"},
-        "recogniser": {"model": model, "seed": 0, "split": "train", "accuracy": {"test": 0.9}, "weights": "5d41",
-                       "training": {"epochs": 2}},
+        "recogniser": {"model": model, "seed": 0, "split": "train", "accuracy": {"test": 0.9},
+                       "training": {"epochs": 2}, "weights": "5d41"},
         "versions": {"jax": "0.10.2"},
         "contents": ["config.json", "metrics.json", "per_image.csv", "sheet.png"],
     }  # fmt: skip
