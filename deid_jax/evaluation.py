@@ -64,6 +64,15 @@ class Protocol:
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
+    @property
+    def targeted(self) -> bool:
+        """Whether an attack aims at a label."""
+        return self.target != "none"
+
+    def program(self, model: Any, method: str) -> "Program":
+        """What decides the compiled program of a method against a model."""
+        return Program(model, method, self.target, self.init, self.quantize)
+
 
 def choose_targets(
     kind: str, logits: jax.Array, labels: jax.Array, key: jax.Array
@@ -255,7 +264,7 @@ def evaluate(
       One record per picture, in the data set's order, and the timing.
     """
     size = loader.even_batch_size(len(dataset), protocol.batch_size)
-    program = Program(model, method, protocol.target, protocol.init, protocol.quantize)
+    program = protocol.program(model, method)
     collect = functools.partial(_collect, model, variables, dataset, keep=keep)
     key = jax.random.key(protocol.seed)
     start = time.perf_counter()
@@ -270,7 +279,7 @@ def evaluate(
         for batch in _and_none(loader.in_order(dataset, size)):
             following = (batch, attack(variables, batch, config, key)) if batch else None
             if pending:
-                records += collect(pending, pool.map, targeted=protocol.target != "none")
+                records += collect(pending, pool.map, targeted=protocol.targeted)
                 progress(len(records), len(dataset))
             pending = following
     return records, Timing(compiled - start, time.perf_counter() - compiled)
@@ -316,7 +325,7 @@ def run_examples(
         for name in ("image", "label", "position")
     )
     batch = Batch(image, label, position, jnp.ones(len(indices), bool))
-    program = Program(model, method, protocol.target, protocol.init, protocol.quantize)
+    program = protocol.program(model, method)
     key = jax.random.key(protocol.seed)
     config = jax.tree.map(jnp.float32, config)
     outcome = run_batch(variables, batch, config, key, program=program)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deid_jax.attacks import ATTACKS
-from deid_jax.comparison import MIN_MR, Point, choose
+from deid_jax.comparison import MIN_MR, Point, choose, in_order
 from deid_jax.evaluation import METHODS
 from deid_jax.models import MODELS
 from deid_jax.report import name_of
@@ -43,8 +43,8 @@ def draw(points: Sequence[Point]) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    models = sorted({p.model for p in points}, key=lambda m: (_rank(MODELS, m), m))
-    methods = sorted({p.method for p in points}, key=lambda m: (_rank(METHODS, m), m))
+    models = in_order((point.model for point in points), MODELS)
+    methods = in_order((point.method for point in points), METHODS)
     figure = Figure(figsize=(11, 1.1 + 4.3 * len(models)), dpi=120, layout="constrained")
     axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
     for row, model in zip(axes, models, strict=True):
@@ -86,14 +86,10 @@ def draw(points: Sequence[Point]) -> bytes:
     return file.getvalue()
 
 
-def _rank(table: Any, name: str) -> int:
-    return list(table).index(name) if name in table else len(table)
-
-
 def _style(method: str) -> tuple[str, str]:
     """Colour and marker, the same in every picture."""
-    rank = _rank(METHODS, method)
-    return ("#777777", "*") if rank >= len(_COLOURS) else (_COLOURS[rank], _MARKERS[rank])
+    looks = dict(zip(METHODS, zip(_COLOURS, _MARKERS, strict=True), strict=False))
+    return looks.get(method, ("#777777", "*"))
 
 
 def _zorder(points: Sequence[Point]) -> int:

@@ -17,7 +17,7 @@ from deid_jax import evaluation
 from deid_jax._validate import InputError
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
-from deid_jax.evaluation import METHODS, Program, Protocol
+from deid_jax.evaluation import METHODS, Protocol
 from deid_jax.records import records_of
 from deid_jax.resuming import Store
 from deid_jax.types import Batch
@@ -107,16 +107,15 @@ def _jobs(method: str, points: Sequence[Settings]) -> list[_Job]:
     """Groups points by what changes the program; each group takes its steps from one run."""
     fields = dataclasses.fields(METHODS[method].config)
     static = {f.name for f in fields if f.metadata.get("static")} - {"num_steps"}
-    groups: dict[tuple, dict[tuple, list[Settings]]] = {}
+    steps = tuple(sorted({int(p["num_steps"]) for p in points if "num_steps" in p}))
+    groups: dict[tuple, list[Settings]] = {}
     for point in points:
-        leaves = tuple((n, v) for n, v in point.items() if n not in static | {"num_steps"})
+        leaves = {n: v for n, v in point.items() if n not in static | {"num_steps"}}
         statics = tuple((n, v) for n, v in point.items() if n in static)
-        groups.setdefault(statics, {}).setdefault(leaves, []).append(point)
-    jobs = []
-    for statics, by_leaves in groups.items():
-        steps = sorted({int(p["num_steps"]) for p in points if "num_steps" in p})
-        jobs.append(_Job(dict(statics), tuple(steps), [dict(leaves) for leaves in by_leaves]))
-    return jobs
+        stack = groups.setdefault(statics, [])
+        if leaves not in stack:
+            stack.append(leaves)
+    return [_Job(dict(statics), steps, stack) for statics, stack in groups.items()]
 
 
 def sweep(
@@ -218,12 +217,9 @@ class _Call:
             batch,
             self.job.config(self.method, [*self.chosen, *repeated]),
             jax.random.key(protocol.seed),
-            program=Program(
-                self.model, self.method, protocol.target, protocol.init, protocol.quantize
-            ),
+            program=protocol.program(self.model, self.method),
         )
-        targeted = protocol.target != "none"
         return [
-            [records_of(at, self.dataset, batch, targeted=targeted) for at in per_step]
+            [records_of(at, self.dataset, batch, targeted=protocol.targeted) for at in per_step]
             for per_step in jax.device_get(figures).per_setting()[: len(self.chosen)]
         ]

@@ -76,7 +76,7 @@ def run(settings: AttackSettings) -> dict[str, Any]:
             "dataset": settings.dataset,
             "split": settings.split,
             "num_devices": 1,
-            **summary(records, targeted=protocol.target != "none"),
+            **summary(records, targeted=protocol.targeted),
             "seconds": timing.seconds,
             "images_per_second": len(records) / timing.seconds,
             "compile_seconds": timing.compile_seconds,

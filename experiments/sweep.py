@@ -132,8 +132,9 @@ def run(settings: SweepSettings) -> list[Point]:
     folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
     folder.check()
     faces, recogniser = common.faces_and_recogniser(settings)
+    described = recogniser.describe()
     with folder:
-        store = Store(folder.path / _PIECES, _facts(settings, faces, recogniser))
+        store = Store(folder.path / _PIECES, _facts(settings, faces, described))
         if len(store):
             print("going on where the sweep stopped", file=sys.stderr)
         start = time.perf_counter()
@@ -146,7 +147,7 @@ def run(settings: SweepSettings) -> list[Point]:
         folder.write_bytes("frontier.png", frontier.draw(points))
         shown = _write_sheets(folder, settings, faces, recogniser, points)
         description = reporting.describe(
-            settings, dataset=faces.provenance, recogniser=recogniser.describe(), shown=shown
+            settings, dataset=faces.provenance, recogniser=described, shown=shown
         )
         folder.write_json(reporting.DESCRIPTION, description)
     # Those of other settings, too: what this folder holds is this sweep now.
@@ -156,7 +157,7 @@ def run(settings: SweepSettings) -> list[Point]:
 
 
 def _facts(
-    settings: SweepSettings, faces: FaceDataset, recogniser: Recogniser
+    settings: SweepSettings, faces: FaceDataset, recogniser: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that decides the records of a point, beside the point."""
     pictures = hashlib.sha256("\n".join(faces.pictures).encode())
@@ -164,7 +165,7 @@ def _facts(
         pictures.update(faces.read(index).tobytes())
     return {
         "versions": reporting.describe()["versions"],
-        "recogniser": recogniser.describe(),
+        "recogniser": recogniser,
         "pictures": pictures.hexdigest(),
         "dataset": [settings.dataset, faces.provenance],
         "protocol": [
@@ -209,7 +210,7 @@ def _sweep_all(
                 "split": settings.split,
                 "num_images": len(records),
                 "num_devices": 1,
-                **summary(records, targeted=protocol.target != "none"),
+                **summary(records, targeted=protocol.targeted),
             }
             points.append(Point(method, settings.model, own, figures, records))
     return points

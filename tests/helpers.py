@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from deid_jax.data import FaceDataset
 from deid_jax.models import create_model
 
 
@@ -33,6 +35,20 @@ def small_model(seed=0, size=16, num_classes=5):
     model = create_model("model_a", num_classes=num_classes, image_size=size)
     variables = randomised(model, size, seed)
     return (lambda images: model.apply(variables, images)), model, variables
+
+
+def noise_faces(size=16):
+    """Eleven pictures of five persons, pure noise, as a data set."""
+    pixels = np.random.default_rng(3).integers(256, size=(11, size, size, 3), dtype=np.uint8)
+    return FaceDataset(
+        name="noise",
+        persons=tuple("abcde"),
+        labels=np.arange(11, dtype=np.int32) % 5,
+        names=tuple(f"{i:03}" for i in range(11)),
+        read=lambda index: pixels[index],
+        image_size=size,
+        split="all",
+    )
 
 
 def pictures(count, size=16, seed=0):

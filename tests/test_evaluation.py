@@ -11,10 +11,9 @@ from deid_jax import evaluation
 from deid_jax._validate import InputError
 from deid_jax.attacks import PFGVMConfig
 from deid_jax.baselines import BlurConfig
-from deid_jax.data import FaceDataset
 from deid_jax.evaluation import METHODS, Protocol
 from deid_jax.records import summary
-from tests.helpers import small_model
+from tests.helpers import noise_faces, small_model
 
 NUM_PERSONS, SIZE = 5, 16
 CONFIG = PFGVMConfig(step_size=0.5, penalty_weight=0.1, num_steps=8)
@@ -22,16 +21,7 @@ CONFIG = PFGVMConfig(step_size=0.5, penalty_weight=0.1, num_steps=8)
 
 @pytest.fixture(scope="module")
 def faces():
-    pixels = np.random.default_rng(3).integers(256, size=(11, SIZE, SIZE, 3), dtype=np.uint8)
-    return FaceDataset(
-        name="noise",
-        persons=tuple("abcde"),
-        labels=np.arange(11, dtype=np.int32) % NUM_PERSONS,
-        names=tuple(f"{i:03}" for i in range(11)),
-        read=lambda index: pixels[index],
-        image_size=SIZE,
-        split="all",
-    )
+    return noise_faces(SIZE)
 
 
 @pytest.fixture(scope="module")

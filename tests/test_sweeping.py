@@ -7,11 +7,10 @@ import pytest
 from deid_jax import evaluation, metrics, sweeping
 from deid_jax._validate import InputError
 from deid_jax.baselines import PixelateConfig
-from deid_jax.data import FaceDataset
 from deid_jax.evaluation import METHODS, Protocol
 from deid_jax.records import summary
 from deid_jax.resuming import Store
-from tests.helpers import pictures, small_model
+from tests.helpers import noise_faces, pictures, small_model
 
 SIZE = 16
 LAMBDAS = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5]
@@ -19,16 +18,7 @@ LAMBDAS = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5]
 
 @pytest.fixture(scope="module")
 def faces():
-    pixels = np.random.default_rng(3).integers(256, size=(11, SIZE, SIZE, 3), dtype=np.uint8)
-    return FaceDataset(
-        name="noise",
-        persons=tuple("abcde"),
-        labels=np.arange(11, dtype=np.int32) % 5,
-        names=tuple(f"{i:03}" for i in range(11)),
-        read=lambda index: pixels[index],
-        image_size=SIZE,
-        split="all",
-    )
+    return noise_faces(SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,18 @@ def listing(folder):
     }
 
 
+def assert_refused(main, arguments, message, folder, capsys):
+    """A binary ends in one line that says why, and leaves the folder as it was."""
+    before = listing(folder)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert listing(folder) == before
+
+
 def process(name, *arguments, cwd, **options):
     """Starts a binary as a user does, on the CPU."""
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu")

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from experiments import aggregate
-from tests.experiments.conftest import finish, listing, process
+from tests.experiments.conftest import assert_refused, finish, process
 from tests.experiments.test_aggregate import (
-    aggregate_main,
     config,
     drawn,
     metrics,
@@ -27,14 +26,8 @@ __all__ = ["drawn", "runs"]  # Fixtures.
 
 def refused(workplace, capsys, message, *flags, runs="runs"):
     """The command ends in one line, and writes nothing."""
-    before = listing(workplace)
-    assert aggregate_main(*flags, runs=runs) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert listing(workplace) == before
+    arguments = [f"--runs={runs}", "--output_dir=out", *flags]
+    assert_refused(aggregate.main, arguments, message, workplace, capsys)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from deid_jax import attributes as library
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.training import TrainConfig
 from experiments import attack, attributes
-from tests.experiments.conftest import COMMON, listing
+from tests.experiments.conftest import COMMON, assert_refused, listing
 
 SIZE = 16
 PERSONS, PICTURES = 6, 5
@@ -340,14 +340,7 @@ def test_bad_runs_end_in_one_line_and_nothing_is_written(place, capsys, change, 
     for name in "ab":
         write_run(place / name)
     change(place / "b")
-    before = listing(place)
-    assert attributes.main(command("a", "b")) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert listing(place) == before
+    assert_refused(attributes.main, command("a", "b"), message, place, capsys)
 
 
 @pytest.mark.parametrize(

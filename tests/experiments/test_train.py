@@ -10,7 +10,15 @@ import pytest
 from deid_jax import checkpointing
 from deid_jax.data import DataOptions, load_dataset
 from experiments import train
-from tests.experiments.conftest import COMMON, SIZE, finish, listing, process, write_faces
+from tests.experiments.conftest import (
+    COMMON,
+    SIZE,
+    assert_refused,
+    finish,
+    listing,
+    process,
+    write_faces,
+)
 
 
 def test_checkpoint_says_what_it_was_made_from(trained, faces):
@@ -86,14 +94,8 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
         (workplace / name).parent.mkdir()
         (workplace / name).write_text("mine")
     write_faces(workplace / "alone", persons=1)
-    before = listing(workplace)
-    assert train.main([*COMMON, f"--data_dir={faces}", *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert listing(workplace) == before
+    given = [*COMMON, f"--data_dir={faces}", *arguments]
+    assert_refused(train.main, given, message, workplace, capsys)
 
 
 def test_existing_checkpoint_is_kept_unless_overwrite_is_given(
