@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from deid_jax import _validate
+from deid_jax.models.preparing import prepare
 
 # name -> module:class; imported only when asked for.
 MODELS = {
@@ -35,4 +36,4 @@ def create_model(name: str, *, num_classes: int, image_size: int) -> Any:
     return model
 
 
-__all__ = ["MODELS", "create_model"]
+__all__ = ["MODELS", "create_model", "prepare"]

@@ -1,7 +1,8 @@
 """Convolution and max-pooling that stay fast inside `lax.scan` on the CPU.
 
 Values and gradients are those of `flax.linen.Conv` and `flax.linen.max_pool`, ties in a
-maximum aside; layout is NHWC for images and HWIO for kernels.
+maximum aside; layout is NHWC for images and HWIO for kernels. With weights as loaded, kernels
+have gradients, for training; with `preparing.prepare`d ones convolutions are faster still.
 """
 
 import functools
@@ -12,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from deid_jax.models import preparing
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -77,11 +80,13 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Stands in for `lax.conv_general_dilated` in `nn.Conv(conv_general_dilated=...)`.
 
-    Fast for what the recognisers here are made of: stride 1, no dilation, one group. Anything
-    else goes to `lax.conv_general_dilated` unchanged.
+    Fast on the CPU for what the recognisers here are made of: stride 1, no dilation, one group.
+    Anything else goes to `lax.conv_general_dilated` unchanged, and so does everything on
+    accelerators, whose libraries know no slow dimension order.
     """
     plain = (
-        tuple(window_strides) == (1, 1)
+        jax.default_backend() == "cpu"
+        and tuple(window_strides) == (1, 1)
         and kwargs.get("feature_group_count", 1) == 1
         and all(
             tuple(kwargs.get(name) or (1, 1)) == (1, 1)
@@ -96,13 +101,30 @@ def conv_general_dilated(
     return _conv(lhs, rhs, ((top, bottom), (left, right)))
 
 
-def conv(features: int, size: int, name: str) -> nn.Conv:
+class Conv(nn.Conv):
+    """`nn.Conv` of stride 1 and 'same' padding that uses its prepared kernel where it has one.
+
+    Prepared kernels are of float32: another `dtype` takes the kernel as loaded.
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """float[B, H, W, K] of float[B, H, W, C]."""
+        is_prepared = self.has_variable(preparing.COLLECTION, "kernel")
+        if not is_prepared or self.dtype not in (None, jnp.float32):
+            return super().__call__(inputs)
+        kernel: Any = self.get_variable(preparing.COLLECTION, "kernel")
+        bias: Any = self.get_variable("params", "bias")
+        return preparing.convolve(inputs, kernel) + bias.reshape(1, 1, 1, -1)
+
+
+def conv(features: int, size: int, name: str, dtype: Any = None) -> Conv:
     """A size×size convolution of stride 1 with 'same' padding, bias and He initialisation."""
-    return nn.Conv(
+    return Conv(
         features,
         (size, size),
         kernel_init=nn.initializers.he_normal(),
         conv_general_dilated=conv_general_dilated,
+        dtype=dtype,
         name=name,
     )
 

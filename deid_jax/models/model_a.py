@@ -3,10 +3,11 @@
 Input is RGB in [0, 1]; output is logits (the paper's softmax is in the loss).
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from deid_jax.models.layers import conv, max_pool
 
@@ -20,9 +21,12 @@ class ModelA(nn.Module):
 
     Attributes:
       num_classes: K.
+      dtype: what layers compute in, bfloat16 say; None: the input's. Weights and logits stay
+        float32.
     """
 
     num_classes: int
+    dtype: Any = None
     min_image_size: ClassVar[int] = 4
     # The layers whose kernels the paper regularises (L2, weight 1e-3).
     regularised: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "fc1")
@@ -35,13 +39,16 @@ class ModelA(nn.Module):
         """
         x = images - 0.5
         for number, features in enumerate((32, 64), start=1):
-            x = conv(features, 5, name=f"conv{number}")(x)
+            x = conv(features, 5, f"conv{number}", self.dtype)(x)
             x = self._normalise(x, f"bn{number}", train=train)
             x = max_pool(nn.relu(x))
-        x = nn.Dense(512, name="fc1")(x.reshape(len(x), -1))
+        x = nn.Dense(512, dtype=self.dtype, name="fc1")(x.reshape(len(x), -1))
         x = nn.relu(self._normalise(x, "bn3", train=train))
         x = nn.Dropout(0.9, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="fc2")(x)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _normalise(self, x: jax.Array, name: str, *, train: bool) -> jax.Array:
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)(x)
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, dtype=self.dtype, name=name
+        )(x)

@@ -5,7 +5,8 @@ Simonyan, Zisserman: "Very Deep Convolutional Networks", 2015; Parkhi, Vedaldi, 
 logits (the paper's softmax is in the loss).
 """
 
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,9 +29,12 @@ class VGG16(nn.Module):
 
     Attributes:
       num_classes: K.
+      dtype: what layers compute in, bfloat16 say; None: the input's. Weights and logits stay
+        float32.
     """
 
     num_classes: int
+    dtype: Any = None
     min_image_size: ClassVar[int] = 32
     # The layer whose kernel the paper regularises (L2, weight 1e-3).
     regularised: ClassVar[tuple[str, ...]] = ("fc8",)
@@ -45,11 +49,15 @@ class VGG16(nn.Module):
         x = 255 * images - jnp.array([[[VGG_FACE_MEAN]]], images.dtype)
         for block, (depth, features) in enumerate(BLOCKS, start=1):
             for layer in range(1, depth + 1):
-                x = nn.relu(conv(features, 3, name=f"conv{block}_{layer}")(x))
+                x = nn.relu(conv(features, 3, f"conv{block}_{layer}", self.dtype)(x))
             x = max_pool(x)
         x = x.reshape(len(x), -1)
-        x = nn.relu(nn.Dense(4096, kernel_init=he, name="fc6")(x))
-        x = nn.relu(nn.Dense(4096, kernel_init=he, name="fc7")(x))
-        x = nn.Dense(256, kernel_init=he, name="fc8")(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn8")(x)
-        return nn.Dense(self.num_classes, name="fc9")(nn.relu(x))
+        dense = functools.partial(nn.Dense, kernel_init=he, dtype=self.dtype)
+        x = nn.relu(dense(4096, name="fc6")(x))
+        x = nn.relu(dense(4096, name="fc7")(x))
+        x = dense(256, name="fc8")(x)
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, dtype=self.dtype, name="bn8"
+        )(x)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc9")(nn.relu(x))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,221 @@
+"""Convolutions by Winograd's minimal filtering: four to six times fewer multiplications.
+
+F(m×m, r×r) makes m×m outputs Y of an r×r kernel g from a tile d of a×a inputs,
+a = m + r − 1, with a² multiplications per pair of channels instead of m²r²:
+
+    Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A
+
+Summed over channels, the products are a² matrix products, which run at the processor's full
+rate. `transform` makes G g Gᵀ, once, outside an attack's loop; `convolve` does the rest, and so
+does its gradient, with the same transformed kernel.
+
+Lavin, Gray: "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. The matrices are
+Toom's and Cook's for the evaluation points below.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+# m. Of 2, 4 and 6, 4 is fastest against both recognisers at 64 and at 224 px.
+TILE = 4
+
+# r -> evaluation points beside 0 and ∞. Each set holds the inverse of every point: turning a
+# kernel by 180° then only permutes its transform, and the gradient needs no second one.
+_POINTS = {
+    3: (Fraction(1), Fraction(-1), Fraction(2), Fraction(1, 2)),
+    5: tuple(Fraction(*p) for p in ((1, 1), (-1, 1), (2, 1), (1, 2), (-2, 1), (-1, 2))),
+}
+SIZES = tuple(_POINTS)
+
+# [a][a] arrays of [C, K]: apart, as XLA copies a slice before it multiplies it.
+Transformed = tuple[tuple[jax.Array, ...], ...]
+
+
+class _Matrices(NamedTuple):
+    """Aᵀ [m, a], G [a, r], Bᵀ [a, a], and where 180° take each evaluation point."""
+
+    output: np.ndarray
+    kernel: np.ndarray
+    input: np.ndarray
+    turned: tuple[int, ...]
+
+
+@functools.cache
+def matrices(size: int) -> _Matrices:
+    """The matrices of F(m×m, r×r) for r = size.
+
+    A filter is the transpose of a product of polynomials: evaluation at the points
+    (Vandermonde's matrix), product, interpolation (Lagrange's polynomials). G's row of a point
+    p is scaled by p^{−(r−1)/2} |D_p D_{1/p}|^{−1/2}, D_p = Π_{q ≠ p} (p − q): the first factor
+    makes turning a permutation, the second leaves short numbers in Bᵀ.
+    """
+    points = [Fraction(0), *_POINTS[size]]
+
+    def evaluate(degree: int) -> np.ndarray:
+        rows = [[float(point**power) for power in range(degree)] for point in points]
+        return np.array([*rows, [0.0] * (degree - 1) + [1.0]])
+
+    def others(point: Fraction) -> list[Fraction]:
+        return [other for other in points if other != point]
+
+    def spread(point: Fraction) -> Fraction:
+        return math.prod((point - other for other in others(point)), start=Fraction(1))
+
+    length = TILE + size - 1
+    kernel, inputs = evaluate(size), np.zeros((length, length))
+    for row, point in enumerate(points):
+        scale = 1.0
+        if point:
+            scale = float(point) ** (size // 2)
+            scale *= float(abs(spread(point) * spread(1 / point))) ** 0.5
+        kernel[row] /= scale
+        polynomial = np.poly([float(other) for other in others(point)])
+        inputs[row, :-1] = scale / float(spread(point)) * polynomial[::-1]
+    inputs[-1] = np.poly([float(point) for point in points])[::-1]
+    turned = [length - 1, *(points.index(1 / point) for point in points[1:]), 0]
+    return _Matrices(evaluate(TILE).T, kernel, inputs, tuple(turned))
+
+
+def transform(kernel: jax.Array) -> Transformed:
+    """G g Gᵀ of a kernel float32[r, r, C, K], r in `SIZES`."""
+    matrix = jnp.asarray(matrices(len(kernel)).kernel, kernel.dtype)
+    points = jnp.einsum("ai,bj,ijck->abck", matrix, matrix, kernel, precision="highest")
+    return tuple(tuple(row) for row in points)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(images: jax.Array, kernel: Transformed, size: int) -> jax.Array:
+    """Stride-1 convolution with 'same' padding by a transformed kernel.
+
+    Rounding differs from a plain convolution's, by 1e-5 of the largest output.
+
+    Args:
+      images: float[B, H, W, C].
+      kernel: what `transform` made.
+      size: r.
+
+    Returns:
+      float[B, H, W, K].
+
+    Raises:
+      TypeError: the gradient with respect to the kernel is asked for.
+    """
+    return _convolve(images, kernel, size, turned=False)
+
+
+def _forward(images: Any, kernel: Any, size: int) -> tuple[jax.Array, Transformed]:
+    def value(leaf: Any) -> jax.Array:
+        if leaf.perturbed:
+            raise TypeError("prepared weights have no gradient: train with them as loaded")
+        return leaf.value
+
+    values = jax.tree.map(value, kernel, is_leaf=lambda leaf: hasattr(leaf, "perturbed"))
+    return _convolve(images.value, values, size, turned=False), values
+
+
+def _backward(
+    size: int, kernel: Transformed, gradient: jax.Array
+) -> tuple[jax.Array, Transformed]:
+    images_gradient = _convolve(gradient, kernel, size, turned=True)
+    return images_gradient, jax.tree.map(jnp.zeros_like, kernel)
+
+
+convolve.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _convolve(images: jax.Array, kernel: Transformed, size: int, *, turned: bool) -> jax.Array:
+    """∂/∂images of a convolution is the convolution with w turned by 180°, C and K swapped."""
+    matrix, order = matrices(size).input, matrices(size).turned
+    contracted = 0
+    if turned:
+        kernel, contracted = tuple(tuple(kernel[i][j] for j in order) for i in order), 1
+    products = []
+    for line, points in zip(_input_lines(images, size), kernel, strict=True):
+        tiles = _combine(matrix, _every_tile(line, size, axis=2))
+        products.append(
+            [
+                lax.dot_general(tile, point, (((3,), (contracted,)), ((), ())))
+                for tile, point in zip(tiles, points, strict=True)
+            ]
+        )
+    height, width = images.shape[1:3]
+    return _outputs(_output_lines(products, size), size)[:, :height, :width]
+
+
+def _apart(function: Callable) -> Callable:
+    """Keeps what `function` returns from being computed anew for each of its readers.
+
+    XLA on the CPU fuses a cheap producer into every consumer, so that a tile's output would
+    take all a² products each time, and one thread does it; barriers are gone by then. A call
+    that is not inlined stays. Model A, 64 px, batch 64: 1.97 instead of 2.54 ms per image and
+    iteration; VGG-16, batch 16: 13.9 instead of 24.9 ms.
+    """
+    compiled = jax.jit(function, static_argnames="size")
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*arguments)
+
+    return call
+
+
+@_apart
+def _input_lines(images: jax.Array, size: int) -> list[jax.Array]:
+    """Bᵀ d along the rows: a arrays [B, H/m, W', C]."""
+    height, width = images.shape[1:3]
+    margin = size // 2
+    rows = (margin, -height % TILE + margin)
+    columns = (margin, -width % TILE + margin)
+    padded = jnp.pad(images, ((0, 0), rows, columns, (0, 0)))
+    return _combine(matrices(size).input, _every_tile(padded, size, axis=1))
+
+
+@_apart
+def _output_lines(products: list[list[jax.Array]], size: int) -> list[list[jax.Array]]:
+    """Aᵀ M along the rows: [a][m] arrays [B, H/m, W/m, K]."""
+    matrix = matrices(size).output
+    return [_combine(matrix, list(column)) for column in zip(*products, strict=True)]
+
+
+@_apart
+def _outputs(lines: list[list[jax.Array]], size: int) -> jax.Array:
+    """(Aᵀ M) A along the columns, the tiles put together: [B, H', W', K]."""
+    matrix = matrices(size).output
+    tiles = [_combine(matrix, list(row)) for row in zip(*lines, strict=True)]
+    outputs = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
+    batch, rows, _, columns, _, features = outputs.shape
+    return outputs.reshape(batch, rows * TILE, columns * TILE, features)
+
+
+def _every_tile(array: jax.Array, size: int, axis: int) -> list[jax.Array]:
+    """Along an axis, the first entries of all tiles, the second ones, ..., the a-th ones."""
+    length = TILE + size - 1
+    last = array.shape[axis] - length
+    return [
+        lax.slice_in_dim(array, start, start + last + 1, TILE, axis) for start in range(length)
+    ]
+
+
+def _combine(matrix: np.ndarray, parts: list[jax.Array]) -> list[jax.Array]:
+    """Σ_j matrix[i, j] parts[j] for every i."""
+    return [
+        functools.reduce(
+            jnp.add,
+            [
+                part if weight == 1 else jnp.asarray(weight, part.dtype) * part
+                for weight, part in zip(row, parts, strict=True)
+                if weight
+            ],
+        )
+        for row in matrix
+    ]
