@@ -8,21 +8,24 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax import programs
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS, Method, gaussian_noise
 from deid_jax.attacks.loop import fold_in_all
 from deid_jax.baselines import BASELINES
 from deid_jax.data import loader
 from deid_jax.data.dataset import LEVELS, FaceDataset
-from deid_jax.judging import Figures, Naming, Verdict, judge, name_faces
+from deid_jax.judging import Figures, Naming, Verdict, judge, judge_both, name_faces
+from deid_jax.models import prepare
 from deid_jax.objectives import LogitsFn, cross_entropy
+from deid_jax.precision import PRECISIONS, in_precision, products_in
 from deid_jax.records import records_of
 from deid_jax.types import AttackResult, Batch
 
@@ -44,24 +47,28 @@ class Protocol:
         "none": untargeted.
       init: the first iterate: "image", or "noise", N(0.5, 0.25²) clipped to [0, 1].
       quantize: round the result to the 8-bit grid, so that the float and 8-bit figures agree.
-      batch_size: pictures per compiled call; made smaller where that saves padding.
+      batch_size: pictures per compiled call; made smaller where that saves padding or the
+        device lacks the memory. None: what suits the device.
       seed: decides targets and noise, per picture: no figure depends on the batch size.
+      precision: what an attack's gradients are computed in; see `deid_jax.precision`.
     """
 
     target: str = "random"
     init: str = "image"
     quantize: bool = False
-    batch_size: int = 64
+    batch_size: int | None = None
     seed: int = 0
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("target", self.target, TARGETS),
             ("init", self.init, INITS),
+            ("precision", self.precision, PRECISIONS),
         ):
             if value not in choices:
                 raise InputError(f"{name} must be one of {', '.join(choices)}, got {value}")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @property
@@ -71,7 +78,7 @@ class Protocol:
 
     def program(self, model: Any, method: str) -> "Program":
         """What decides the compiled program of a method against a model."""
-        return Program(model, method, self.target, self.init, self.quantize)
+        return Program(model, method, self.target, self.init, self.quantize, self.precision)
 
 
 def choose_targets(
@@ -101,14 +108,15 @@ def choose_targets(
 class Outcome(NamedTuple):
     """What de-identifying a batch gives.
 
-    Where the config asks for S numbers of steps, `result`, `verdict` and `uint8` have a
-    leading axis S.
+    Where the config asks for S numbers of steps, `result`, `verdict`, `kept` and
+    `uint8` have a leading axis S.
 
     Attributes:
       result: the attack's.
       targets: int32[B]; the true labels where the attack is untargeted.
       clean: whom the recogniser names on the originals.
       verdict: the verdict on the result.
+      kept: the verdict on the 8-bit picture.
       uint8: uint8[B, H, W, C], round(255 x̂).
     """
 
@@ -116,7 +124,12 @@ class Outcome(NamedTuple):
     targets: jax.Array
     clean: Naming
     verdict: Verdict
+    kept: Verdict
     uint8: jax.Array
+
+    def figures(self) -> Figures:
+        """All but the pictures."""
+        return Figures(self.targets, self.clean, self.verdict, self.result[1:], self.kept)
 
 
 class Program(NamedTuple):
@@ -128,6 +141,7 @@ class Program(NamedTuple):
       target: see `Protocol`.
       init: see `Protocol`.
       quantize: see `Protocol`.
+      precision: see `Protocol`.
     """
 
     model: Any
@@ -135,6 +149,7 @@ class Program(NamedTuple):
     target: str = "random"
     init: str = "image"
     quantize: bool = False
+    precision: str = "float32"
 
 
 def de_identify(
@@ -149,40 +164,59 @@ def de_identify(
       key: the run's key; picture i uses fold_in(key, i).
       program: everything static.
     """
-    model, method, target, init, quantize = program
+    model, method, target, init, quantize, precision = program
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
     target_key, init_key, attack_key = (fold_in_all(keys, use) for use in range(3))
-    logits_fn = functools.partial(model.apply, variables)
+    # Whatever the attack computes in, the recogniser that judges it is the one of float32.
+    logits_fn = _exactly(functools.partial(model.apply, variables))
     clean = logits_fn(batch.image)
     targeted = target != "none"
     targets = batch.label
     if targeted:
         targets = choose_targets(target, clean, batch.label, target_key)
-    objective = cross_entropy(logits_fn, targets, targeted=targeted)
+    attacked = functools.partial(in_precision(model, precision).apply, variables)
+    objective = cross_entropy(attacked, targets, targeted=targeted)
     initial = gaussian_noise(batch.image, init_key) if init == "noise" else None
-    result = METHODS[method].function(
-        objective, batch.image, config, attack_key, initial=initial
-    )
+    with products_in(precision):
+        result = METHODS[method].function(
+            objective, batch.image, config, attack_key, initial=initial
+        )
     uint8 = jnp.round(255 * result.images).astype(jnp.uint8)
+    kept = jnp.asarray(LEVELS)[uint8]
     if quantize:
-        result = result._replace(images=jnp.asarray(LEVELS)[uint8])
+        result = result._replace(images=kept)
+
+    def both(images: tuple[jax.Array, jax.Array]) -> tuple[Verdict, Verdict]:
+        return judge_both(logits_fn, *images, batch)
+
+    # [B, H, W, C], or for each of [S, B, H, W, C].
+    several = kept.ndim > batch.image.ndim
+    judged = (
+        jax.lax.map(both, (result.images, kept)) if several else both((result.images, kept))
+    )
     return Outcome(
         result=result,
         targets=targets,
         clean=name_faces(clean, batch.label),
-        verdict=_judge_each(logits_fn, result.images, batch),
+        verdict=judged[0],
+        kept=judged[1],
         uint8=uint8,
     )
 
 
-def _judge_each(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Verdict:
-    """`judge` for [B, H, W, C], or for each of [S, B, H, W, C]."""
-    if images.ndim == batch.image.ndim:
-        return judge(logits_fn, images, batch)
-    return jax.lax.map(lambda images: judge(logits_fn, images, batch), images)
+def _exactly(logits_fn: LogitsFn) -> LogitsFn:
+    """The same in true float32, which accelerators do only when asked."""
+
+    def exact(images: jax.Array) -> jax.Array:
+        with products_in("float32"):
+            return logits_fn(images)
+
+    return exact
 
 
 run_batch = jax.jit(de_identify, static_argnames="program")
+# The results take the place of the pictures.
+_run_donated = jax.jit(de_identify, static_argnames="program", donate_argnames="batch")
 
 
 @functools.partial(jax.jit, static_argnames="program")
@@ -202,17 +236,9 @@ def run_batch_many(
       Entries of [C, B]; [C, S, B] in `verdict`, `spent` and `kept` where the config asks for
       S numbers of steps.
     """
-    logits_fn = functools.partial(program.model.apply, variables)
 
     def measure(config: Any) -> Figures:
-        outcome = de_identify(variables, batch, config, key, program=program)
-        return Figures(
-            targets=outcome.targets,
-            clean=outcome.clean,
-            verdict=outcome.verdict,
-            spent=outcome.result[1:],
-            kept=_judge_each(logits_fn, jnp.asarray(LEVELS)[outcome.uint8], batch),
-        )
+        return de_identify(variables, batch, config, key, program=program).figures()
 
     leaves = jax.tree.leaves(configs)
     return jax.vmap(measure, axis_size=len(leaves[0]) if leaves else 1)(configs)
@@ -221,7 +247,7 @@ def run_batch_many(
 @functools.partial(jax.jit, static_argnames="model")
 def judge_uint8(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
     """`judge` for pictures uint8[B, H, W, C]."""
-    logits_fn = functools.partial(model.apply, variables)
+    logits_fn = _exactly(functools.partial(model.apply, variables))
     return judge(logits_fn, jnp.asarray(LEVELS)[images], batch)
 
 
@@ -231,10 +257,23 @@ class Timing(NamedTuple):
     Attributes:
       compile_seconds: until the program was compiled.
       seconds: attacking, measuring and keeping, compilation aside.
+      attack_seconds: of those, the ones in which the compiled program ran.
     """
 
     compile_seconds: float
     seconds: float
+    attack_seconds: float
+
+
+def default_batch_size(image_size: int) -> int:
+    """Pictures per call that suit the device, memory permitting.
+
+    CPUs have both cores busy with few, and keep little in their caches; accelerators want all
+    that they have memory for.
+    """
+    if jax.default_backend() != "cpu":
+        return 4096
+    return max(16, min(64, 2**18 // image_size**2))
 
 
 def evaluate(
@@ -247,8 +286,12 @@ def evaluate(
     *,
     keep: Keep = lambda index, picture: picture,
     progress: Callable[[int, int], Any] = lambda done, total: None,
+    memory: int | None = None,
 ) -> tuple[list[dict[str, Any]], Timing]:
     """De-identifies a data set.
+
+    The next batch is read and attacked while the pictures of the last one are written. The
+    program is compiled once per shape and process.
 
     Args:
       model: the recogniser's module.
@@ -259,30 +302,136 @@ def evaluate(
       protocol: everything else that decides the result.
       keep: called with every 8-bit picture, in several threads; what it returns is measured.
       progress: called with (pictures done, pictures in all).
+      memory: bytes that a batch may take; what is free if None.
 
     Returns:
       One record per picture, in the data set's order, and the timing.
+
+    Raises:
+      InputError: not even one picture fits into memory.
+
+    Warns:
+      UserWarning: a batch did not fit, and smaller ones are taken.
     """
-    size = loader.even_batch_size(len(dataset), protocol.batch_size)
-    program = protocol.program(model, method)
-    collect = functools.partial(_collect, model, variables, dataset, keep=keep)
-    key = jax.random.key(protocol.seed)
-    start = time.perf_counter()
-    first = next(loader.in_order(dataset, size))
-    config = jax.tree.map(jnp.float32, config)
-    attack = run_batch.lower(variables, first, config, key, program=program).compile()
-    compiled = time.perf_counter()
-    records: list[dict[str, Any]] = []
-    with ThreadPoolExecutor() as pool:
-        # The next batch computes while the pictures of the last one are written.
-        pending: tuple[Batch, Outcome] | None = None
-        for batch in _and_none(loader.in_order(dataset, size)):
-            following = (batch, attack(variables, batch, config, key)) if batch else None
-            if pending:
-                records += collect(pending, pool.map, targeted=protocol.targeted)
-                progress(len(records), len(dataset))
-            pending = following
-    return records, Timing(compiled - start, time.perf_counter() - compiled)
+    run = _Run(
+        model=model,
+        variables=jax.device_put(prepare(variables)),
+        dataset=dataset,
+        program=protocol.program(model, method),
+        config=jax.tree.map(jnp.float32, config),
+        key=jax.random.key(protocol.seed),
+        keep=keep,
+        progress=progress,
+    )
+    size = protocol.batch_size or default_batch_size(dataset.image_size)
+    while len(run.records) < len(dataset):
+        size = loader.even_batch_size(len(dataset) - len(run.records), size)
+        try:
+            with programs.watching_memory():
+                smaller = run.prepare_batches(size, memory)
+                if smaller is None:
+                    run.over_batches(size)
+                else:
+                    size = smaller
+        except programs.OutOfMemoryError:
+            size = programs.half_of(size)
+    return run.records, run.timing
+
+
+@dataclasses.dataclass
+class _Run:
+    """One method over one data set: what `evaluate` does, and how far it is."""
+
+    model: Any
+    variables: Any
+    dataset: FaceDataset
+    program: Program
+    config: Any
+    key: jax.Array
+    keep: Keep
+    progress: Callable[[int, int], Any]
+    attack: Any = None
+    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    timing: Timing = dataclasses.field(default_factory=lambda: Timing(0.0, 0.0, 0.0))
+
+    def prepare_batches(self, size: int, memory: int | None) -> int | None:
+        """Compiles for a batch size; returns a smaller one if it will not fit."""
+        start = time.perf_counter()
+        batch = batch_shapes(size, self.dataset.image_size)
+        self.attack = programs.compile_once(
+            _run_donated, self.variables, batch, self.config, self.key, program=self.program
+        )
+        spent = time.perf_counter() - start
+        self.timing = self.timing._replace(compile_seconds=self.timing.compile_seconds + spent)
+        limit = programs.free_bytes() if memory is None else memory
+        return programs.smaller_to_fit(size, self.attack, limit)
+
+    def over_batches(self, size: int) -> None:
+        """Attacks what is left, and keeps every batch while the next one is computed."""
+        start = ready = time.perf_counter()
+        attacking = 0.0
+        with ThreadPoolExecutor() as pool:
+            pending: _Pending | None = None
+            batches = loader.in_order(self.dataset, size, first=len(self.records))
+            for batch in _and_none(batches):
+                following = self._dispatch(batch, pool) if batch else None
+                if pending:
+                    begun = max(ready, pending.dispatched)
+                    ready = pending.ready.result()
+                    attacking += ready - begun
+                    self.records += self._collect(pending, pool.map)
+                    self.progress(len(self.records), len(self.dataset))
+                pending = following
+        self.timing = self.timing._replace(
+            seconds=self.timing.seconds + time.perf_counter() - start,
+            attack_seconds=self.timing.attack_seconds + attacking,
+        )
+
+    def _dispatch(self, batch: Batch, pool: ThreadPoolExecutor) -> "_Pending":
+        dispatched = time.perf_counter()
+        outcome = self.attack(self.variables, batch, self.config, self.key)
+
+        def wait() -> float:
+            jax.block_until_ready(outcome)
+            return time.perf_counter()
+
+        return _Pending(batch, outcome, dispatched, pool.submit(wait))
+
+    def _collect(self, pending: "_Pending", run_all: Callable) -> list[dict[str, Any]]:
+        """Keeps the pictures of a computed batch, measures what was kept, makes records."""
+        batch, outcome = pending.batch, pending.outcome
+        # One fetch; the float pictures stay on the device.
+        written, figures = jax.device_get((outcome.uint8, outcome.figures()))
+        pictures = np.array(written)
+        real = np.flatnonzero(batch.mask)
+        indices = [int(batch.position[i]) for i in real]
+        pictures[real] = list(run_all(self.keep, indices, [written[i] for i in real]))
+        if not np.array_equal(pictures, written):
+            kept = judge_uint8(self.variables, pictures, batch, model=self.model)
+            figures = figures._replace(kept=jax.device_get(kept))
+        targeted = self.program.target != "none"
+        return records_of(figures, self.dataset, batch, targeted=targeted)
+
+
+def batch_shapes(size: int, image_size: int) -> Batch:
+    """A batch as far as the compiler is concerned."""
+    return jax.eval_shape(
+        lambda: Batch(
+            image=jnp.zeros((size, image_size, image_size, 3)),
+            label=jnp.zeros(size, jnp.int32),
+            position=jnp.zeros(size, jnp.int32),
+            mask=jnp.zeros(size, bool),
+        )
+    )
+
+
+class _Pending(NamedTuple):
+    """A batch under way: when it was dispatched, and when it will have been ready."""
+
+    batch: Batch
+    outcome: Outcome
+    dispatched: float
+    ready: Future[float]
 
 
 class Examples(NamedTuple):
@@ -319,6 +468,7 @@ def run_examples(
       protocol: everything else that decides the result.
       indices: which P pictures.
     """
+    variables = jax.device_put(prepare(variables))
     examples = [dataset[index] for index in indices]
     image, label, position = (
         jnp.stack([example[name] for example in examples])
@@ -330,41 +480,10 @@ def run_examples(
     config = jax.tree.map(jnp.float32, config)
     outcome = run_batch(variables, batch, config, key, program=program)
 
-    def named(pictures: jax.Array) -> Naming:
-        return judge_uint8(variables, pictures, batch, model=model).naming
-
-    if outcome.uint8.ndim == image.ndim:
-        naming = named(outcome.uint8)
-    else:
-        moments = [named(pictures) for pictures in outcome.uint8]
-        naming = jax.tree.map(lambda *each: jnp.stack(each), *moments)
-    return Examples(*jax.device_get((outcome.uint8, naming, outcome.clean)))
+    pictures = (outcome.uint8, outcome.kept.naming, outcome.clean)
+    return Examples(*jax.device_get(pictures))
 
 
 def _and_none(batches: Iterator[Batch]) -> Iterator[Batch | None]:
     yield from batches
     yield None
-
-
-def _collect(
-    model: Any,
-    variables: Any,
-    dataset: FaceDataset,
-    pending: tuple[Batch, Outcome],
-    run_all: Callable,
-    *,
-    keep: Keep,
-    targeted: bool,
-) -> list[dict[str, Any]]:
-    """Keeps the pictures of a computed batch, measures what was kept, and makes records."""
-    batch, outcome = pending
-    pictures = np.array(outcome.uint8)
-    real = np.flatnonzero(batch.mask)
-    indices = [int(batch.position[i]) for i in real]
-    pictures[real] = list(run_all(keep, indices, [pictures[i] for i in real]))
-    kept = judge_uint8(variables, pictures, batch, model=model)
-    # The pictures stay on the device: only figures are fetched.
-    figures = jax.device_get(
-        Figures(outcome.targets, outcome.clean, outcome.verdict, outcome.result[1:], kept)
-    )
-    return records_of(figures, dataset, batch, targeted=targeted)

@@ -93,10 +93,22 @@ def name_faces(logits: jax.Array, labels: jax.Array) -> Naming:
 
 def judge(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Verdict:
     """Measures pictures beside their originals: one forward pass and the metrics."""
+    return _verdict(images, logits_fn(images), batch)
+
+
+def judge_both(
+    logits_fn: LogitsFn, images: jax.Array, others: jax.Array, batch: Batch
+) -> tuple[Verdict, Verdict]:
+    """`judge` of two versions of the same pictures, in one forward pass for both."""
+    logits = jnp.split(logits_fn(jnp.concatenate([images, others])), 2)
+    return _verdict(images, logits[0], batch), _verdict(others, logits[1], batch)
+
+
+def _verdict(images: jax.Array, logits: jax.Array, batch: Batch) -> Verdict:
     originals = batch.image
     return Verdict(
         l2=metrics.l2(images, originals),
         linf=metrics.linf(images, originals),
         mssim=metrics.mssim(images, originals),
-        naming=name_faces(logits_fn(images), batch.label),
+        naming=name_faces(logits, batch.label),
     )

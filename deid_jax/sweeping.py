@@ -7,17 +7,19 @@ trajectory; what changes the program (the width of a blur) is compiled anew.
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from deid_jax import evaluation
+from deid_jax import evaluation, programs
 from deid_jax._validate import InputError
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.evaluation import METHODS, Protocol
+from deid_jax.models import prepare
 from deid_jax.records import records_of
 from deid_jax.resuming import Store
 from deid_jax.types import Batch
@@ -129,6 +131,7 @@ def sweep(
     settings_per_call: int | None = None,
     store: Store | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
+    memory: int | None = None,
 ) -> list[Records]:
     """De-identifies a data set at every point of a grid.
 
@@ -145,12 +148,21 @@ def sweep(
       settings_per_call: how many settings `vmap` stacks; None: what suits the device.
       store: keeps what is done, so that a sweep that was stopped goes on from there.
       progress: called with (pictures done, pictures in all) over all points.
+      memory: bytes that a call may take; what is free if None.
 
     Returns:
       For each point one record per picture, in the data set's order.
+
+    Raises:
+      InputError: not even one picture at one setting fits into memory.
+
+    Warns:
+      UserWarning: a batch or a stack of settings did not fit, and smaller ones are taken.
     """
-    size = loader.even_batch_size(len(dataset), protocol.batch_size)
+    size = protocol.batch_size or evaluation.default_batch_size(dataset.image_size)
+    size = loader.even_batch_size(len(dataset), size)
     per_call = settings_per_call or default_settings_per_call(size, dataset.image_size)
+    variables = jax.device_put(prepare(variables))
     jobs = _jobs(method, points)
     total = sum(len(job.leaves) for job in jobs) * len(dataset)
     results: dict[tuple, Records] = {}
@@ -158,11 +170,12 @@ def sweep(
     for job in jobs:
         # All chunks are of one size, so that one compilation serves them.
         width = loader.even_batch_size(len(job.leaves), per_call)
-        for start in range(0, len(job.leaves), width):
-            chosen = job.leaves[start : start + width]
-            call = _Call(model, variables, dataset, method, protocol, job, chosen, width, store)
+        call = _Call(model, variables, dataset, method, protocol, job, width, store)
+        call, size = call.fitted(size, memory)
+        for start in range(0, len(job.leaves), call.width):
+            chosen = job.leaves[start : start + call.width]
             for batch in loader.in_order(dataset, size):
-                for point, records in call(batch):
+                for point, records in call(batch, chosen):
                     results.setdefault(_identity(point), []).extend(records)
                 done += len(chosen) * int(np.sum(batch.mask))
                 progress(done, total)
@@ -175,7 +188,7 @@ def _identity(point: Settings) -> tuple:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """The compiled program for some settings, batch by batch, with its store."""
+    """The compiled program for `width` settings at once, batch by batch, with its store."""
 
     model: Any
     variables: Any
@@ -183,43 +196,86 @@ class _Call:
     method: str
     protocol: Protocol
     job: _Job
-    chosen: list[Settings]
     width: int
     store: Store | None
 
-    def __call__(self, batch: Batch) -> list[tuple[Settings, Records]]:
-        """Every point of the settings with its records of the batch."""
+    def fitted(self, size: int, memory: int | None) -> tuple["_Call", int]:
+        """The same with fewer settings, and a batch size, for which there is memory."""
+        while True:
+            limit = programs.free_bytes() if memory is None else memory
+            # To the device, settings and pictures are one: it is their product that counts.
+            smaller = programs.smaller_to_fit(size * self.width, self._program(size), limit)
+            if smaller is None:
+                return self, size
+            if self.width > 1:
+                width = loader.even_batch_size(len(self.job.leaves), max(1, smaller // size))
+                return dataclasses.replace(self, width=width).fitted(size, memory)
+            size = loader.even_batch_size(len(self.dataset), smaller)
+
+    def __call__(
+        self, batch: Batch, chosen: Sequence[Settings]
+    ) -> list[tuple[Settings, Records]]:
+        """Every point of the settings chosen, `width` at most, with its records."""
         piece = {
             "job": [self.method, self.job.statics, self.job.num_steps],
             "first": int(batch.position[0]),
+            "pictures": int(np.sum(batch.mask)),
         }
-        keys = [{**piece, "leaves": leaves} for leaves in self.chosen]
+        keys = [{**piece, "leaves": leaves} for leaves in chosen]
         kept: list[Any] = [
             self.store.read(key) if self.store is not None else None for key in keys
         ]
         if None in kept:
-            kept = self._compute(batch)
+            kept = self._compute(batch, chosen)
             if self.store is not None:
                 for key, records in zip(keys, kept, strict=True):
                     self.store.write(key, records)
         return [
             (point, records)
-            for leaves, per_step in zip(self.chosen, kept, strict=True)
+            for leaves, per_step in zip(chosen, kept, strict=True)
             for point, records in zip(self.job.points(leaves), per_step, strict=True)
         ]
 
-    def _compute(self, batch: Batch) -> list[list[Records]]:
-        """[setting][number of steps] -> records."""
-        protocol = self.protocol
-        repeated = [self.chosen[-1]] * (self.width - len(self.chosen))
-        figures = evaluation.run_batch_many(
+    def _program(self, size: int) -> Any:
+        return programs.compile_once(
+            evaluation.run_batch_many,
             self.variables,
-            batch,
-            self.job.config(self.method, [*self.chosen, *repeated]),
-            jax.random.key(protocol.seed),
-            program=protocol.program(self.model, self.method),
+            evaluation.batch_shapes(size, self.dataset.image_size),
+            self._config(self.job.leaves[:1]),
+            jax.random.key(self.protocol.seed),
+            program=self.protocol.program(self.model, self.method),
         )
+
+    def _config(self, chosen: Sequence[Settings]) -> Any:
+        repeated = [chosen[-1]] * (self.width - len(chosen))
+        return self.job.config(self.method, [*chosen, *repeated])
+
+    def _compute(self, batch: Batch, chosen: Sequence[Settings]) -> list[list[Records]]:
+        """[setting][number of steps] -> records."""
+        try:
+            with programs.watching_memory():
+                figures = self._program(len(batch.label))(
+                    self.variables,
+                    batch,
+                    self._config(chosen),
+                    jax.random.key(self.protocol.seed),
+                )
+                figures = jax.device_get(figures)
+        except programs.OutOfMemoryError:
+            return self._compute_halves(batch, chosen)
+        targeted = self.protocol.targeted
         return [
-            [records_of(at, self.dataset, batch, targeted=protocol.targeted) for at in per_step]
-            for per_step in jax.device_get(figures).per_setting()[: len(self.chosen)]
+            [records_of(at, self.dataset, batch, targeted=targeted) for at in per_step]
+            for per_step in figures.per_setting()[: len(chosen)]
+        ]
+
+    def _compute_halves(self, batch: Batch, chosen: Sequence[Settings]) -> list[list[Records]]:
+        middle = programs.half_of(len(batch.label))
+        halves = [
+            self._compute(jax.tree.map(operator.itemgetter(part), batch), chosen)
+            for part in (slice(middle), slice(middle, None))
+        ]
+        return [
+            [first + second for first, second in zip(*per_step, strict=True)]
+            for per_step in zip(*halves, strict=True)
         ]

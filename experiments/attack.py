@@ -80,6 +80,7 @@ def run(settings: AttackSettings) -> dict[str, Any]:
             "seconds": timing.seconds,
             "images_per_second": len(records) / timing.seconds,
             "compile_seconds": timing.compile_seconds,
+            "attack_seconds": timing.attack_seconds,
             "config": dataclasses.asdict(config),
         }
         description = reporting.describe(
@@ -106,14 +107,16 @@ def _de_identify(
     """Writes the pictures; returns the records, the timing and the sheet's rows."""
     chosen = reporting.spread(faces.labels, _SHEET_ROWS)
     shown: dict[int, np.ndarray] = {}
+    names = faces.pictures
 
     def keep(index: int, picture: np.ndarray) -> np.ndarray:
-        kept = folder.write_png(f"images/{faces.pictures[index]}.png", picture)
+        kept = folder.write_png(f"images/{names[index]}.png", picture)
         if index in chosen:
             shown[index] = kept
         return kept
 
-    with cli.progress_bar(settings.method) as update:
+    profiled = common.profiled(settings.profile_dir)
+    with profiled, cli.progress_bar(settings.method) as update:
         records, timing = evaluation.evaluate(
             recogniser.model,
             recogniser.variables,
@@ -205,7 +208,8 @@ def _print(
         left = kept ** config["num_steps"]
         print(f"Of the noise (1 - αλ)^N = {left:.1%} is left.")
     print(
-        f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s) after "
+        f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s), of them "
+        f"{figures['attack_seconds']:.1f} s in the compiled attack, after "
         f"{figures['compile_seconds']:.1f} s of compiling.\n"
         f"{common.accuracy_line(recogniser)}\n"
         f"Pictures, sheet and figures: {path}"

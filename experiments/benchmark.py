@@ -3,17 +3,16 @@
     python -m experiments.benchmark
 
 Writes `benchmark.json` into --output_dir. Ours and every peer run in turn (A B A B ...), on
-the same batch, with the same number of threads; figures are medians. Peers need PyTorch: `pip
-install --no-deps -r tests/requirements-peers.txt`; one that is missing is named and left out.
+the same batch and device, with the same number of threads; figures are medians, ratios a peer's
+time over ours. Peers need PyTorch: `pip install --no-deps -r tests/requirements-peers.txt`; one
+that is missing is named and left out. Of the plain PyTorch loop's variants the fastest counts.
+`--layers` times the recognisers' layers one by one instead of whole attacks.
 """
 
 import dataclasses
-import importlib.metadata
+import functools
 import os
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,87 +23,156 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from deid_jax._validate import InputError, count
+from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import PFGVMConfig, pfgvm
-from deid_jax.models import create_model
+from deid_jax.models import create_model, prepare
 from deid_jax.objectives import cross_entropy
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
-from experiments import cli
+from experiments import cli, layer_times, naive, timing
 from experiments.cli import setting
+from experiments.timing import NUM_CLASSES, Case, Problem, Run
 
-NUM_CLASSES = 30
+# Read when JAX finds its devices and when PyTorch is imported; one's own settings stand.
+_ENVIRONMENT = {
+    # PyTorch needs room on the same accelerator.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    # OpenMP threads that wait by spinning can block each other where the cores are few or
+    # shared: a PyTorch loop then takes several times as long.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+# Model, image size, batch on the CPU, batch on an accelerator.
+DEFAULT_CASES = (
+    ("model_a", 64, 64, 1024),
+    ("model_a", 224, 16, 256),
+    ("vgg16", 64, 16, 256),
+    ("vgg16", 224, 4, 64),
+)
 
 
-class Case(NamedTuple):
-    """What is timed: a recogniser, the picture size, the batch."""
+class Candidate(NamedTuple):
+    """One way to run a peer: its name, what makes its run, whether that may fail."""
 
-    model: str
-    image_size: int
-    batch: int
+    name: str
+    build: Callable[[Problem], Run]
+    may_fail: bool = False
 
 
-class Problem(NamedTuple):
-    """One case's weights, float32[B, H, W, 3] pictures, int[B] targets, settings, steps."""
+class Peer(NamedTuple):
+    """A peer: the packages that it needs, and its candidates, of which the fastest counts."""
 
-    case: Case
-    variables: Any
-    images: np.ndarray
-    labels: np.ndarray
-    config: PFGVMConfig
-    num_steps: int
+    packages: tuple[str, ...]
+    candidates: Callable[[str], list[Candidate]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkSettings:
     """Settings of `experiments.benchmark`."""
 
-    cases: str = setting("model_a:64:64,vgg16:64:16", "MODEL:IMAGE_SIZE:BATCH, …")
-    peers: str = setting("torch", "Peers to compare with, by commas, or none.")
+    cases: str | None = setting(
+        None,
+        "MODEL:IMAGE_SIZE:BATCH, …; if not given, model_a and vgg16 at 64 and at 224 px, with "
+        "batches for this device.",
+    )
+    peers: str = setting(
+        "torch,torchattacks,foolbox,art",
+        "Peers to compare with, by commas, all or none. flax is nn.Conv and nn.max_pool in the "
+        "place of this project's layers; unprepared is this project's with kernels as loaded.",
+    )
+    precision: str = setting(
+        "float32", "What ours and the peers compute in.", choices=tuple(timing.PRECISIONS)
+    )
+    layers: bool = setting(False, "Time each convolution and pooling instead of attacks.")
     num_steps: int = setting(10, "Iterations of the attack.")
     repeats: int = setting(5, "Runs of each; the median counts.")
     seed: int = setting(0, "Decides weights, pictures and targets.")
+    profile_dir: str | None = setting(
+        None, "Folder for a profiler trace of one more run of ours per case."
+    )
     output_dir: str = setting("runs/benchmark", "Folder for benchmark.json.")
 
 
-def ours(problem: Problem) -> Callable[[], None]:
-    """P-FGVM as one compiled scan."""
-    model = create_model(
-        problem.case.model, num_classes=NUM_CLASSES, image_size=problem.case.image_size
-    )
+def ours(problem: Problem) -> Run:
+    """P-FGVM as one compiled scan, with prepared weights."""
+    return jax_attack(problem, _model(problem), jax.jit(prepare)(problem.variables))
 
-    @jax.jit
+
+def jax_attack(problem: Problem, model: Any, variables: Any) -> Run:
+    """P-FGVM as one compiled scan."""
+
     def attack(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         objective = cross_entropy(
             lambda images: model.apply(variables, images), labels, targeted=True
         )
         return pfgvm(objective, images, problem.config, jax.random.key(0)).images
 
-    arguments = jax.device_put((problem.variables, problem.images, problem.labels))
-    return lambda: jax.block_until_ready(attack(*arguments))
+    arguments = jax.device_put((variables, problem.images, problem.labels))
+    compiled = timing.compile_at(problem.precision, attack, arguments)
+    return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def torch_loop(problem: Problem) -> Callable[[], Any]:
-    """A plain PyTorch loop in the channels_last layout."""
-    import torch
+def _model(problem: Problem) -> Any:
+    case = problem.case
+    model = create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
+    return model.clone(dtype=jnp.bfloat16) if problem.precision == "bf16" else model
 
+
+def _unprepared(problem: Problem) -> Run:
+    return jax_attack(problem, _model(problem), problem.variables)
+
+
+def _flax(problem: Problem) -> Run:
+    dtype = jnp.bfloat16 if problem.precision == "bf16" else None
+    model = naive.NAIVE_MODELS[problem.case.model](NUM_CLASSES, dtype)
+    return jax_attack(problem, model, problem.variables)
+
+
+def _torch_candidates(precision: str) -> list[Candidate]:
     from experiments import peers
 
-    twin: Any = peers.twin(problem.case.model, problem.variables)
-    twin = twin.to(memory_format=torch.channels_last)
-    images, labels = peers.to_torch(problem.images), torch.from_numpy(problem.labels)
-    alpha, penalty = problem.config.step_size, problem.config.penalty_weight
-
-    def update(adversarial: Any, gradient: Any) -> Any:
-        return adversarial - alpha * (gradient + penalty * (adversarial - images))
-
-    steps = problem.num_steps
-    return lambda: peers.descend(twin, images, labels, update=update, num_steps=steps)
+    return [
+        Candidate(
+            variant.name,
+            functools.partial(peers.plain_loop, variant=variant),
+            may_fail=variant.compiled,
+        )
+        for variant in peers.variants(precision)
+    ]
 
 
-# name -> (packages it needs, its timed run).
-PEERS: dict[str, tuple[tuple[str, ...], Callable[[Problem], Callable[[], Any]]]] = {
-    "torch": (("torch",), torch_loop),
+def _library(name: str, function: str) -> Callable[[str], list[Candidate]]:
+    """The one candidate of a peer that is a function of `experiments.peers`."""
+
+    def candidates(precision: str) -> list[Candidate]:
+        from experiments import peers
+
+        return [Candidate(name, getattr(peers, function))]
+
+    return candidates
+
+
+PEERS = {
+    "torch": Peer(("torch",), _torch_candidates),
+    "torchattacks": Peer(("torch", "torchattacks"), _library("BIM", "torchattacks_bim")),
+    "foolbox": Peer(
+        ("torch", "foolbox", "eagerpy"), _library("LinfBasicIterativeAttack", "foolbox_bim")
+    ),
+    "art": Peer(
+        ("torch", "adversarial-robustness-toolbox", "scikit-learn"),
+        _library("BasicIterativeMethod", "art_bim"),
+    ),
+    "flax": Peer((), lambda _: [Candidate("nn.Conv, nn.max_pool", _flax)]),
+    "unprepared": Peer((), lambda _: [Candidate("kernels as loaded", _unprepared)]),
 }
+
+
+def default_cases() -> list[Case]:
+    """The cases timed where none are named, with batches for JAX's device."""
+    on_cpu = jax.default_backend() == "cpu"
+    return [
+        Case(model, image_size, batch if on_cpu else larger)
+        for model, image_size, batch, larger in DEFAULT_CASES
+    ]
 
 
 def parse_cases(text: str) -> list[Case]:
@@ -127,25 +195,36 @@ def parse_cases(text: str) -> list[Case]:
 
 
 def parse_peers(text: str) -> list[str]:
-    """Reads peers' names, and leaves out, aloud, those that are not installed.
+    """Reads peers' names, and leaves out, aloud, those that cannot run here.
 
     Raises:
       InputError: an unknown peer.
     """
-    names = [] if text == "none" else [name.strip() for name in text.split(",")]
-    present = []
+    named = [name.strip() for name in text.split(",")]
+    names = {"none": [], "all": list(PEERS)}.get(text, list(dict.fromkeys(named)))
     for name in names:
         if name not in PEERS:
-            raise InputError(f"peers must be of {', '.join(PEERS)} or none, got {name}")
-        missing = [package for package in PEERS[name][0] if not _version(package)]
+            raise InputError(f"peers must be of {', '.join(PEERS)}, all or none, got {name}")
+    present = []
+    for name in names:
+        missing = [package for package in PEERS[name].packages if not timing.version(package)]
         if missing:
             print(f"{name} is left out: {', '.join(missing)} not installed", file=sys.stderr)
+        elif "torch" in PEERS[name].packages and not _torch_has_device():
+            print(f"{name} is left out: PyTorch has no CUDA device here", file=sys.stderr)
         else:
             present.append(name)
     return present
 
 
-def make_problem(case: Case, num_steps: int, seed: int) -> Problem:
+def _torch_has_device() -> bool:
+    """Whether PyTorch has the kind of device that JAX uses."""
+    import torch
+
+    return jax.default_backend() == "cpu" or torch.cuda.is_available()
+
+
+def make_problem(case: Case, num_steps: int, seed: int, precision: str = "float32") -> Problem:
     """Weights, pictures and targets of a case, drawn from the seed."""
     model = create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
     shape = (case.batch, case.image_size, case.image_size, 3)
@@ -158,20 +237,36 @@ def make_problem(case: Case, num_steps: int, seed: int) -> Problem:
         labels=random.integers(NUM_CLASSES, size=case.batch),
         config=PFGVMConfig(num_steps=num_steps),
         num_steps=num_steps,
+        precision=precision,
     )
 
 
-def time_in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn after one run that does not count."""
-    for run_once in runs.values():
-        run_once()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run_once in runs.items():
-            start = time.perf_counter()
-            run_once()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+def fastest(
+    peer: str, candidates: list[Candidate], problem: Problem
+) -> tuple[str, Run, list[str]]:
+    """The candidate that is fastest in two runs: its name, its run, notes on the choice."""
+    if len(candidates) == 1:
+        return candidates[0].name, candidates[0].build(problem), []
+    best: tuple[float, str, Run] | None = None
+    notes = []
+    for name, build, may_fail in candidates:
+        try:
+            attempt = build(problem)
+            seconds = timing.time_in_turn({name: attempt}, 2)[name]
+        except Exception as error:
+            if not may_fail:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            print(f"{peer}: {name} is left out: {reason}", file=sys.stderr)
+            notes.append(f"{problem.case}: {peer}: {name} is left out: {reason}")
+            continue
+        if best is None or seconds < best[0]:
+            best = seconds, name, attempt
+    assert best is not None
+    notes.append(
+        f"{problem.case}: {peer} is the fastest of {len(candidates)} variants: {best[1]}"
+    )
+    return best[1], best[2], notes
 
 
 def run(settings: BenchmarkSettings) -> dict[str, Any]:
@@ -180,87 +275,136 @@ def run(settings: BenchmarkSettings) -> dict[str, Any]:
     Raises:
       InputError: bad settings.
     """
-    cases = parse_cases(settings.cases)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cases = default_cases() if settings.cases is None else parse_cases(settings.cases)
     count("num_steps", settings.num_steps, least=1)
     count("repeats", settings.repeats, least=1)
     count("seed", settings.seed, most=2**31 - 1)
+    if settings.profile_dir is not None:
+        folder_to_write("profile_dir", Path(settings.profile_dir))
+        if settings.layers:
+            raise InputError("profile_dir traces attacks: give it without layers")
     folder = RunFolder(Path(settings.output_dir), ["benchmark.json"])
     folder.check()
     # Last, as it speaks of peers that are missing.
-    peers = parse_peers(settings.peers)
-    if peers:
-        import torch
+    names = parse_peers(settings.peers)
+    packages = [package for name in names for package in PEERS[name].packages]
+    if "torch" in packages:
+        from experiments import peers
 
-        torch.set_num_threads(os.cpu_count() or 1)
-    rows = []
-    with cli.progress_bar("benchmark") as update:
-        for number, case in enumerate(cases):
-            update(number, len(cases), ":".join(map(str, case)))
-            problem = make_problem(case, settings.num_steps, settings.seed)
-            runs = {"ours": ours(problem)} | {name: PEERS[name][1](problem) for name in peers}
-            seconds = time_in_turn(runs, settings.repeats)
-            scale = 1000 / (case.batch * settings.num_steps)
-            rows.append(
-                case._asdict()
-                | {
-                    "ours_ms": scale * seconds["ours"],
-                    "peers": {
-                        name: {
-                            "ms": scale * seconds[name],
-                            "ratio": seconds[name] / seconds["ours"],
-                        }
-                        for name in peers
-                    },
-                }
-            )
-    figures = {"machine": _machine(peers), "num_steps": settings.num_steps, "cases": rows}
+        peers.configure(settings.precision, timing.threads())
+    figures = {
+        "machine": timing.machine(packages),
+        "precision": settings.precision,
+        "num_steps": settings.num_steps,
+        "repeats": settings.repeats,
+        "cases": [],
+        "layers": [],
+        "notes": [],
+    }
+    if settings.layers:
+        figures["layers"] = layer_times.time_layers(
+            cases,
+            settings.precision,
+            repeats=settings.repeats,
+            seed=settings.seed,
+            with_torch="torch" in names,
+        )
+    else:
+        figures |= time_cases(settings, cases, names)
     with folder:
         folder.write_json("benchmark.json", figures)
         folder.write_json(DESCRIPTION, describe(settings))
-    _print(figures, folder.path)
+    _print(figures)
+    print(f"Figures: {folder.path / 'benchmark.json'}")
     return figures
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def time_cases(
+    settings: BenchmarkSettings, cases: list[Case], names: list[str]
+) -> dict[str, Any]:
+    """Times whole attacks: entries of `benchmark.json`."""
+    rate = timing.matrix_product_rate(settings.precision, max(5, settings.repeats))
+    rows, notes = [], []
+    with cli.progress_bar("benchmark") as update:
+        for number, case in enumerate(cases):
+            update(number, len(cases), str(case))
+            problem = make_problem(case, settings.num_steps, settings.seed, settings.precision)
+            runs, variants = {"ours": ours(problem)}, {}
+            for name in names:
+                candidates = PEERS[name].candidates(settings.precision)
+                variants[name], runs[name], more = fastest(name, candidates, problem)
+                notes += more
+            seconds = timing.time_in_turn(runs, settings.repeats)
+            row = timing.compared(seconds, 1000 / (case.batch * settings.num_steps))
+            for name, variant in variants.items():
+                row["peers"][name]["variant"] = variant
+            rows.append(case._asdict() | row | _throughput(problem, seconds["ours"], rate))
+            if settings.profile_dir is not None:
+                trace = Path(settings.profile_dir) / "-".join(map(str, case))
+                with jax.profiler.trace(trace):
+                    runs["ours"]()
+    return {"matrix_product_gflops": rate / 1e9, "cases": rows, "notes": notes}
 
 
-def _machine(peers: list[str]) -> dict[str, Any]:
-    packages = ["jax", "jaxlib", "flax", *(name for peer in peers for name in PEERS[peer][0])]
+def _throughput(problem: Problem, seconds: float, rate: float) -> dict[str, float]:
+    """FLOPs of a picture's forward pass, and how fast ours performs twice that per step."""
+    flops = 2 * timing.forward_multiply_adds(
+        problem.variables["params"], problem.case.image_size
+    )
+    reached = 2 * flops * problem.case.batch * problem.num_steps / seconds
     return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in packages},
+        "forward_gflop": flops / 1e9,
+        "gflops": reached / 1e9,
+        "share_of_matrix_product": reached / rate,
     }
 
 
-def _processor() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _print(figures: dict[str, Any]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    if figures["layers"]:
+        console.print(_times(figures["layers"], "ms per layer", ("layer", "pass")))
+    else:
+        rows = [row | {"case": str(_case(row))} for row in figures["cases"]]
+        console.print(_times(rows, "ms per image and iteration", ("case",)))
+        console.print(_throughputs(rows, figures["matrix_product_gflops"]))
+    for note in figures["notes"]:
+        print(note)
 
 
-def _print(figures: dict[str, Any], path: Path) -> None:
-    table = Table(title="ms per image and iteration", title_justify="left")
-    for heading in ("case", "ours"):
-        table.add_column(heading)
-    for peer in figures["cases"][0]["peers"]:
-        table.add_column(f"{peer} (ours / {peer})")
-    for row in figures["cases"]:
-        peers = [f"{p['ms']:.2f} ({1 / p['ratio']:.2f})" for p in row["peers"].values()]
-        name = f"{row['model']} {row['image_size']} px, batch {row['batch']}"
-        table.add_row(name, f"{row['ours_ms']:.2f}", *peers)
-    Console().print(table)
-    print(f"Figures: {path / 'benchmark.json'}")
+def _case(row: dict[str, Any]) -> Case:
+    return Case(*(row[field] for field in Case._fields))
+
+
+def _times(rows: list[dict[str, Any]], what: str, headings: tuple[str, ...]) -> Table:
+    title = f"{what} (× ours: where above 1, ours is faster)"
+    table = Table(title=title, title_justify="left")
+    for heading in (*headings, "ours", *rows[0]["peers"]):
+        table.add_column(heading, justify="left" if heading in headings else "right")
+    for row in rows:
+        peers = [f"{peer['ms']:.2f} ({peer['ratio']:.2f}×)" for peer in row["peers"].values()]
+        cells = [row[heading] for heading in headings]
+        table.add_row(*cells, f"{row['ours_ms']:.2f}", *peers)
+    return table
+
+
+def _throughputs(rows: list[dict[str, Any]], rate: float) -> Table:
+    title = f"ours beside this device's matrix product ({rate:.0f} GFLOP/s)"
+    table = Table(title=title, title_justify="left")
+    for heading in ("case", "GFLOP forward", "GFLOP/s", "share"):
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+    variants = "torch" in rows[0]["peers"]
+    if variants:
+        table.add_column("fastest torch")
+    for row in rows:
+        cells = [f"{row['forward_gflop']:.2f}", f"{row['gflops']:.0f}"]
+        cells.append(f"{row['share_of_matrix_product']:.0%}")
+        cells += [row["peers"]["torch"]["variant"]] if variants else []
+        table.add_row(row["case"], *cells)
+    return table
 
 
 main = cli.binary(run, BenchmarkSettings)

@@ -1,18 +1,22 @@
 """Settings and steps that several binaries share."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from deid_jax import checkpointing, recognisers, storage
-from deid_jax._validate import InputError, count
+from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import ATTACKS
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation import INITS, METHODS, TARGETS, Protocol
 from deid_jax.models import MODELS, create_model
+from deid_jax.precision import PRECISIONS
 from deid_jax.recognisers import Recogniser
 from deid_jax.training import EpochRecord, TrainConfig
 from experiments.cli import Flag, progress_bar, setting, settings_of_others
@@ -70,9 +74,14 @@ class EvaluationSettings(DataSettings):
 
     split: str = setting("test", "Which pictures to de-identify.", choices=SPLITS)
     max_images: int | None = setting(None, "Only the first N pictures of the split.")
-    batch_size: int = setting(64, "Pictures per compiled call.")
+    batch_size: int | None = setting(
+        None, "Pictures per compiled call; default: what suits the device and its memory."
+    )
     checkpoint: str | None = setting(
         None, "The recogniser's weights; default: under checkpoints/, trained if missing."
+    )
+    profile_dir: str | None = setting(
+        None, "Write a trace of JAX's profiler there, for XProf, TensorBoard or Perfetto."
     )
 
     def check(self) -> None:
@@ -84,9 +93,12 @@ class EvaluationSettings(DataSettings):
         self.options(self.split)
         # Structural similarity needs the room of its window.
         count("image_size", self.image_size, least=_SSIM_WINDOW)
-        count("batch_size", self.batch_size, least=1)
+        if self.batch_size is not None:
+            count("batch_size", self.batch_size, least=1)
         if self.max_images is not None:
             count("max_images", self.max_images, least=1)
+        if self.profile_dir is not None:
+            folder_to_write("profile_dir", Path(self.profile_dir))
 
 
 # What --help says of the methods' settings.
@@ -125,6 +137,11 @@ class MethodSettings(EvaluationSettings):
     )
     init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
     quantize: bool = setting(False, "Round the result to 8 bits before it is measured.")
+    precision: str = setting(
+        "float32",
+        "What the attack computes in; the verdict stays float32. On CPUs tf32 is float32.",
+        choices=PRECISIONS,
+    )
     method_settings: Mapping[str, Any] = settings_of_others(_method_flags())
 
     def check_methods(self, methods: Sequence[str]) -> None:
@@ -164,7 +181,15 @@ class MethodSettings(EvaluationSettings):
             quantize=self.quantize,
             batch_size=self.batch_size,
             seed=self.seed,
+            precision=self.precision,
         )
+
+
+def profiled(profile_dir: str | None) -> contextlib.AbstractContextManager:
+    """Traces what runs inside with JAX's profiler, where a folder is given."""
+    if profile_dir is None:
+        return contextlib.nullcontext()
+    return jax.profiler.trace(profile_dir)
 
 
 def say_skipped(dataset: FaceDataset) -> None:

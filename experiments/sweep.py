@@ -172,7 +172,7 @@ def _facts(
             settings.target,
             settings.init,
             settings.quantize,
-            settings.batch_size,
+            settings.precision,
             settings.seed,
             settings.image_size,
         ],
@@ -190,7 +190,8 @@ def _sweep_all(
     points = []
     for method, grid in grids.items():
         protocol = settings.protocol(method)
-        with cli.progress_bar(method) as update:
+        profiled = common.profiled(settings.profile_dir)
+        with profiled, cli.progress_bar(method) as update:
             per_point = sweeping.sweep(
                 recogniser.model,
                 recogniser.variables,

@@ -12,7 +12,7 @@ from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
-from experiments import aggregate, attack, attributes, benchmark, cli, sweep, train
+from experiments import aggregate, attack, attributes, benchmark, cli, growth, sweep, train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -22,6 +22,7 @@ SETTINGS = {
     "attributes": attributes.AttributesSettings,
     "train": train.TrainSettings,
     "benchmark": benchmark.BenchmarkSettings,
+    "growth": growth.GrowthSettings,
     "sweep": sweep.SweepSettings,
 }
 

@@ -31,9 +31,10 @@ def even_batch_size(num_images: int, batch_size: int) -> int:
     return -(-num_images // num_batches(num_images, batch_size))
 
 
-def in_order(dataset: FaceDataset, batch_size: int) -> Iterator[Batch]:
-    """All pictures once, in order; the last batch is padded with its last picture."""
-    pictures = grain.MapDataset.source(dataset).to_iter_dataset(read_options=_READ)
+def in_order(dataset: FaceDataset, batch_size: int, *, first: int = 0) -> Iterator[Batch]:
+    """The pictures from `first` on, in order; the last batch is padded with its last one."""
+    source = grain.MapDataset.source(dataset).slice(slice(first, None))
+    pictures = source.to_iter_dataset(read_options=_READ)
     for examples in pictures.batch(batch_size, batch_fn=_stack):
         yield _pad(examples, batch_size)
 

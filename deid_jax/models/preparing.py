@@ -8,6 +8,8 @@ algorithms and layouts.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from deid_jax.models import im2col, winograd
 
@@ -26,8 +28,9 @@ def prepare(variables: Any) -> Any:
     CPU the variables come back as they are.
 
     Args:
-      variables: a recogniser's, as loaded: "params" and the rest. For inference and attacks
-        alone: the gradient with respect to prepared weights is refused or zero.
+      variables: a recogniser's, as loaded: "params" and the rest; arrays, not traced. What is
+        returned serves inference and attacks, not training: the loaded kernels are there, but
+        no longer used.
     """
     if jax.default_backend() != "cpu":
         return variables
@@ -44,9 +47,9 @@ def _prepare_all(parameters: Any) -> dict[str, Any]:
         elif name == "kernel" and value.ndim == 4:
             height, width, channels, _ = value.shape
             if height == width and height % 2 and channels <= _FEW_CHANNELS:
-                found[name] = jax.numpy.asarray(value)
+                found[name] = jnp.asarray(value)
             elif height == width and height in winograd.SIZES:
-                found[name] = winograd.transform(jax.numpy.asarray(value))
+                found[name] = winograd.transform(np.asarray(value))
     return found
 
 

@@ -85,11 +85,15 @@ def matrices(size: int) -> _Matrices:
     return _Matrices(evaluate(TILE).T, kernel, inputs, tuple(turned))
 
 
-def transform(kernel: jax.Array) -> Transformed:
-    """G g Gᵀ of a kernel float32[r, r, C, K], r in `SIZES`."""
-    matrix = jnp.asarray(matrices(len(kernel)).kernel, kernel.dtype)
-    points = jnp.einsum("ai,bj,ijck->abck", matrix, matrix, kernel, precision="highest")
-    return tuple(tuple(row) for row in points)
+def transform(kernel: np.ndarray) -> Transformed:
+    """G g Gᵀ of a kernel float32[r, r, C, K], r in `SIZES`.
+
+    By NumPy: compiling the same for every layer's shape would take longer.
+    """
+    matrix = matrices(len(kernel)).kernel.astype(np.float32)
+    rows = np.tensordot(matrix, kernel, axes=(1, 0))
+    points = np.tensordot(matrix, rows, axes=(1, 1)).swapaxes(0, 1)
+    return tuple(tuple(map(jnp.asarray, row)) for row in points)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from deid_jax._validate import InputError
-from experiments import aggregate, attack, attributes, benchmark, cli, common, sweep, train
+from experiments import (
+    aggregate,
+    attack,
+    attributes,
+    benchmark,
+    cli,
+    common,
+    growth,
+    sweep,
+    train,
+)
 from experiments.cli import Flag, setting
 
 BINARIES = {
@@ -15,6 +25,7 @@ BINARIES = {
     attack: attack.AttackSettings,
     attributes: attributes.AttributesSettings,
     benchmark: benchmark.BenchmarkSettings,
+    growth: growth.GrowthSettings,
     sweep: sweep.SweepSettings,
     train: train.TrainSettings,
 }

@@ -1,0 +1,89 @@
+"""The recognisers and layers as Flax and XLA give them, without what `deid_jax.models` adds.
+
+What `experiments.benchmark` measures the project's own layers against; the weights are those
+of `deid_jax.models`, for inference alone. Layout is NHWC for images and HWIO for kernels.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from deid_jax.models.vgg16 import BLOCKS, VGG_FACE_MEAN
+
+
+class NaiveModelA(nn.Module):
+    """`deid_jax.models.model_a.ModelA` of `nn.Conv` and `nn.max_pool`.
+
+    Attributes:
+      num_classes: K.
+      dtype: what layers compute in; None: the input's.
+    """
+
+    num_classes: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits float32[B, K] of images float32[B, H, W, 3] in [0, 1]."""
+        x = images - 0.5
+        for number, features in enumerate((32, 64), start=1):
+            x = nn.Conv(features, (5, 5), dtype=self.dtype, name=f"conv{number}")(x)
+            x = max_pool(nn.relu(_normalise(x, f"bn{number}", self.dtype)))
+        x = nn.Dense(512, dtype=self.dtype, name="fc1")(x.reshape(len(x), -1))
+        x = nn.relu(_normalise(x, "bn3", self.dtype))
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x)
+        return x.astype(jnp.float32)
+
+
+class NaiveVGG16(nn.Module):
+    """`deid_jax.models.vgg16.VGG16` of `nn.Conv` and `nn.max_pool`.
+
+    Attributes:
+      num_classes: K.
+      dtype: what layers compute in; None: the input's.
+    """
+
+    num_classes: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits float32[B, K] of images float32[B, H, W, 3] in [0, 1]."""
+        x = 255 * images - jnp.array([[[VGG_FACE_MEAN]]], images.dtype)
+        for block, (depth, features) in enumerate(BLOCKS, start=1):
+            for layer in range(1, depth + 1):
+                name = f"conv{block}_{layer}"
+                x = nn.relu(nn.Conv(features, (3, 3), dtype=self.dtype, name=name)(x))
+            x = max_pool(x)
+        x = x.reshape(len(x), -1)
+        for name in ("fc6", "fc7"):
+            x = nn.relu(nn.Dense(4096, dtype=self.dtype, name=name)(x))
+        x = nn.Dense(256, dtype=self.dtype, name="fc8")(x)
+        x = nn.relu(_normalise(x, "bn8", self.dtype))
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc9")(x)
+        return x.astype(jnp.float32)
+
+
+NAIVE_MODELS: dict[str, Any] = {"model_a": NaiveModelA, "vgg16": NaiveVGG16}
+
+
+def convolve(variables: Any, images: jax.Array) -> jax.Array:
+    """Stride-1 convolution with 'same' padding and bias, in the images' dtype."""
+    parameters = jax.tree.map(lambda leaf: leaf.astype(images.dtype), variables["params"])
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    outputs = lax.conv_general_dilated(
+        images, parameters["kernel"], (1, 1), "SAME", dimension_numbers=dimensions
+    )
+    return outputs + parameters["bias"][None, None, None]
+
+
+def max_pool(images: jax.Array) -> jax.Array:
+    """2×2 max-pooling of stride 2."""
+    return nn.max_pool(images, (2, 2), strides=(2, 2))
+
+
+def _normalise(x: jax.Array, name: str, dtype: Any) -> jax.Array:
+    return nn.BatchNorm(use_running_average=True, dtype=dtype, name=name)(x)

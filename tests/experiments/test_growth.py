@@ -1,0 +1,252 @@
+"""The growth figures' contract: files, fits, lazily drawn pictures, points that fail."""
+
+import csv
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deid_jax import growth_plot
+from deid_jax.growth_plot import Curve, fit
+from experiments import growth
+from tests.experiments.conftest import listing
+
+SMALL = {
+    "num_images": "2,4",
+    "num_steps": "1,2",
+    "image_sizes": "16,24",
+    "batch_sizes": "1,2",
+    "images": "4",
+    "steps": "1",
+    "image_size": "16",
+    "batch": "2",
+}
+
+
+def _run(tmp_path, **changes):
+    given = SMALL | {"output_dir": str(tmp_path / "out")} | changes
+    return growth.main([f"--{name}={value}" for name, value in given.items()])
+
+
+def _figures(tmp_path):
+    return json.loads((tmp_path / "out" / "growth.json").read_text())
+
+
+def _pretend(point, *, repeats, seed):
+    """Time in proportion to all of the work, memory to the batch."""
+    work = point.num_images * point.num_steps * point.image_size**2
+    return growth.Measured(
+        seconds=1e-6 * work,
+        compile_seconds=1.0,
+        repeats=repeats,
+        peak_bytes=2**20 * point.batch_size,
+        peak_bytes_before=2**19,
+        devices=("cpu",),
+    )
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Points are not measured, but computed."""
+    monkeypatch.setattr(growth, "measure_afresh", _pretend)
+
+
+def test_measures_in_processes_of_their_own(tmp_path, capsys):
+    # Of this process, and none of the measured ones'.
+    ballast = np.ones(640 * 2**20, np.uint8)
+    narrow = {"num_steps": "1", "image_sizes": "16", "batch_sizes": "2", "repeats": "1"}
+    assert _run(tmp_path, **narrow) == 0
+    figures = _figures(tmp_path)
+    assert [point["num_images"] for point in figures["points"]] == [2, 4]
+    for point in figures["points"]:
+        assert point["seconds"] > 0
+        assert point["compile_seconds"] > 0
+        assert point["repeats"] == 1
+        assert ballast.nbytes > point["peak_bytes"] >= point["peak_bytes_before"] > 2**20
+    images = figures["curves"]["images"]
+    assert all(math.isfinite(value) for value in images["time_fit"].values())
+    assert 0.5 < images["memory_ratio"] < 2
+    assert figures["curves"]["steps"]["time_fit"] is None
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "time against images: exponent" in out
+
+
+def test_writes_every_file_and_every_curve(tmp_path, capsys, pretended):
+    assert _run(tmp_path, repeats="2") == 0
+    folder = tmp_path / "out"
+    names = ["config.json", "growth.csv", "growth.json", "growth.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    figures = _figures(tmp_path)
+    assert set(figures) == {"machine", "curves", "points"}
+    assert set(figures["machine"]) == {"processor", "cores", "devices", "versions"}
+    assert {name: curve["x"] for name, curve in figures["curves"].items()} == {
+        "images": [2, 4],
+        "steps": [1, 2],
+        "pixels": [256, 576],
+        "batch": [1, 2],
+    }
+    for name in ("images", "steps", "pixels"):
+        line = figures["curves"][name]["time_fit"]
+        assert line["exponent"] == pytest.approx(1)
+        assert line["r2"] == pytest.approx(1)
+    assert figures["curves"]["images"]["memory_ratio"] == 1
+    assert figures["curves"]["batch"]["memory_ratio"] == 2
+    # The point that all curves share is measured once.
+    assert len(figures["points"]) == 5
+    with (folder / "growth.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["against"] for row in rows] == [n for n in figures["curves"] for _ in range(2)]
+    assert {row["repeats"] for row in rows} == {"2"}
+    with Image.open(folder / "growth.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+    assert "time against pixels: exponent 1.00, R² 1.0000" in capsys.readouterr().out
+
+
+def test_the_same_figures_give_the_same_bytes(tmp_path, pretended):
+    assert _run(tmp_path) == 0
+    first = listing(tmp_path)
+    assert _run(tmp_path) == 0
+    assert listing(tmp_path) == first
+
+
+def test_failed_points_are_named_and_leave_a_gap(tmp_path, capsys, monkeypatch):
+    def measure(point, **options):
+        if point.batch_size == 1:
+            raise growth.PointError("killed by SIGKILL")
+        return _pretend(point, **options)
+
+    monkeypatch.setattr(growth, "measure_afresh", measure)
+    assert _run(tmp_path) == 0
+    name = "4 pictures of 16 px, 1 steps, batch 1"
+    assert capsys.readouterr().err == f"{name} failed: killed by SIGKILL\n"
+    figures = _figures(tmp_path)
+    assert figures["curves"]["batch"]["seconds"][0] is None
+    assert figures["curves"]["batch"]["peak_bytes"] == [None, 2 * 2**20]
+    assert figures["curves"]["batch"]["memory_ratio"] == 1
+    failures = [point["failure"] for point in figures["points"] if "failure" in point]
+    assert failures == ["killed by SIGKILL"]
+    with (tmp_path / "out" / "growth.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["failure"]]
+    assert [(row["against"], row["x"], row["seconds"]) for row in rows] == [("batch", "1", "")]
+
+
+def test_nothing_is_written_where_every_point_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(growth, "_CHILD", "raise MemoryError('no room')")
+    assert _run(tmp_path) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: no point could be measured: MemoryError: no room"
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_say_in_one_line_why_they_fail(monkeypatch):
+    def measure(point, folder, **options):
+        error = RuntimeError("RESOURCE_EXHAUSTED:\n  no room")
+        error.add_note("frames were removed")
+        raise error
+
+    monkeypatch.setattr(growth, "measure", measure)
+    task = json.dumps({"point": ["model_a", 2, 16, 1, 2], "repeats": 1, "seed": 0})
+    with pytest.raises(SystemExit, match=r"^RuntimeError: RESOURCE_EXHAUSTED: no room$"):
+        growth.answer(task, "")
+
+
+def test_accelerators_tell_their_own_peak(monkeypatch):
+    peaks = [{"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}]
+    devices = [SimpleNamespace(memory_stats=lambda peak=peak: peak) for peak in peaks]
+    monkeypatch.setattr(growth.jax, "local_devices", lambda: devices)
+    assert growth.peak_bytes() == 7
+
+
+def test_killed_processes_are_failed_points(monkeypatch):
+    monkeypatch.setattr(growth, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(growth.PointError, match="killed by SIGKILL"):
+        growth.measure_afresh(growth.Point("model_a", 2, 16, 1, 2), repeats=1, seed=0)
+
+
+def test_interrupted_leaves_nothing(tmp_path, capsys, monkeypatch):
+    def measure(point, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(growth, "measure_afresh", measure)
+    assert _run(tmp_path) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fit_is_the_closed_form():
+    x = [1, 10, 100, 1000]
+    cubes = fit(x, [2.0 * value**3 for value in x])
+    assert cubes.exponent == pytest.approx(3, abs=1e-12)
+    line = fit(x, [5 + 0.25 * value for value in x])
+    assert line[:3] == pytest.approx((5, 0.25, 1), abs=1e-12)
+    assert line.exponent < 1
+    assert fit([1, 2], [7, 7])[1:] == (0, 1, 0)
+    rough = [3.0, 1.0, 4.0, 1.5]
+    slope, intercept = np.polyfit(x, rough, 1)
+    fitted = fit(x, rough)
+    assert fitted[:2] == pytest.approx((intercept, slope))
+    assert fitted.r2 == pytest.approx(np.corrcoef(x, rough)[0, 1] ** 2)
+
+
+def test_curves_skip_what_failed():
+    curve = Curve("images", (1, 2, 4), (1.0, None, 4.0), (10, None, 20))
+    assert curve.time.exponent == pytest.approx(1)
+    assert curve.memory_ratio == 2
+    assert Curve("images", (1, 2), (1.0, None), (None, None)).time is None
+    assert Curve("images", (1, 2), (1.0, None), (None, None)).memory_ratio is None
+
+
+def test_draws_curves_of_one_point_and_of_none():
+    one = {name: Curve(name, (4,), (1.0,), (10,)) for name in ("steps", "pixels", "batch")}
+    none = Curve("images", (1, 2), (None, None), (None, None))
+    titles = dict.fromkeys((*one, "images"), "")
+    assert growth_plot.draw(one | {"images": none}, titles=titles, title="").startswith(
+        b"\x89PNG"
+    )
+
+
+def test_pictures_are_drawn_as_they_are_read():
+    faces = growth.noise_faces(10_000, 16, seed=3)
+    again = growth.noise_faces(4, 16, seed=3)
+    first = faces.read(2)
+    assert (first.shape, first.dtype) == ((16, 16, 3), np.uint8)
+    assert first is not faces.read(2)
+    np.testing.assert_array_equal(first, again.read(2))
+    assert (first != faces.read(3)).any()
+    assert (first != growth.noise_faces(4, 16, seed=4).read(2)).any()
+    assert len(set(faces.pictures)) == 10_000
+
+
+def test_batches_that_grow_come_two_at_least():
+    points = growth.plan(growth.GrowthSettings())["batch"]
+    assert {batch: point.num_images for batch, point in points.items()} == {
+        **dict.fromkeys((1, 4, 16, 64, 128), 256),
+        256: 512,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_images", "2,x", "num_images must be integers by commas, got '2,x'"),
+        ("num_images", "4,2", "num_images must increase, got 4,2"),
+        ("num_steps", "2,2", "num_steps must increase, got 2,2"),
+        ("num_steps", "0,2", "num_steps must be an integer >= 1, got 0"),
+        ("image_sizes", "10,16", "image_sizes must be an integer >= 11, got 10"),
+        ("batch_sizes", "1,,2", "batch_sizes must be integers by commas, got '1,,2'"),
+        ("image_size", "8", "image_size must be an integer >= 11, got 8"),
+        ("batch", "0", "batch must be an integer >= 1, got 0"),
+        ("repeats", "0", "repeats must be an integer >= 1, got 0"),
+        ("seed", "-1", "seed must be an integer >= 0, got -1"),
+        ("model", "vgg16", "image_size must be at least 32 for vgg16, got 16"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, capsys, name, value, message):
+    assert _run(tmp_path, **{name: value}) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+    assert not (tmp_path / "out").exists()
