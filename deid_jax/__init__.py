@@ -19,7 +19,7 @@ from deid_jax.attacks import (
     pfgvm,
 )
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
-from deid_jax.models import MODELS, create_model
+from deid_jax.models import MODELS, create_model, prepare
 from deid_jax.objectives import cross_entropy
 from deid_jax.types import Attack, AttackResult, Batch, Objective
 
@@ -62,4 +62,5 @@ __all__ = [
     "load_recogniser",
     "metrics",
     "pfgvm",
+    "prepare",
 ]

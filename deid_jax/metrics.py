@@ -4,6 +4,7 @@ Pictures are float32[B, H, W, C] in [0, 1]; every result is [B]. The mean over t
 a run is taken once, on the host, over real (not padding) entries: `summarise`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,24 @@ def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
     """
     from dm_pix import ssim
 
-    return ssim(images, originals)
+    # The window as two matrix products: dm-pix's own 1-D convolutions take nine times as long
+    # on the CPU, a tenth of the whole time of a ten-step attack.
+    rows, columns = (jnp.asarray(_gaussian_windows(size)) for size in images.shape[1:3])
+
+    def blur(pictures: jax.Array) -> jax.Array:
+        return jnp.einsum("ih,bhwc,jw->bijc", rows, pictures, columns, precision="highest")
+
+    return ssim(images, originals, filter_fn=blur)
+
+
+@functools.cache
+def _gaussian_windows(size: int) -> np.ndarray:
+    """Row i holds SSIM's window of 11 taps, σ = 1.5, over pixels i to i + 10 of a line."""
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    windows = np.zeros((size - 10, size), np.float32)
+    for row in range(size - 10):
+        windows[row, row : row + 11] = taps / taps.sum()
+    return windows
 
 
 def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:

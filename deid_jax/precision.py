@@ -19,6 +19,11 @@ _SETTINGS: dict[str, tuple[str, Any]] = {
 PRECISIONS = tuple(_SETTINGS)
 
 
+def dtype_of(precision: str) -> Any:
+    """The dtype that layers compute in, or None: the input's."""
+    return _SETTINGS[precision][1]
+
+
 def in_precision(model: Any, precision: str) -> Any:
     """A recogniser's module that computes in a precision; its weights stay as they are.
 
@@ -26,7 +31,7 @@ def in_precision(model: Any, precision: str) -> Any:
       model: a module with a field `dtype`, as those of `deid_jax.models` have.
       precision: of `PRECISIONS`.
     """
-    _, dtype = _SETTINGS[precision]
+    dtype = dtype_of(precision)
     return model if dtype is None else model.clone(dtype=dtype)
 
 

@@ -19,7 +19,6 @@ from deid_jax._validate import InputError
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.evaluation import METHODS, Protocol
-from deid_jax.models import prepare
 from deid_jax.records import records_of
 from deid_jax.resuming import Store
 from deid_jax.types import Batch
@@ -162,9 +161,11 @@ def sweep(
     size = protocol.batch_size or evaluation.default_batch_size(dataset.image_size)
     size = loader.even_batch_size(len(dataset), size)
     per_call = settings_per_call or default_settings_per_call(size, dataset.image_size)
-    variables = jax.device_put(prepare(variables))
     jobs = _jobs(method, points)
-    total = sum(len(job.leaves) for job in jobs) * len(dataset)
+    runs = sum(len(job.leaves) for job in jobs)
+    steps = max((*jobs[0].num_steps, 0))
+    variables = evaluation.ready_variables(variables, dataset, steps, runs)
+    total = runs * len(dataset)
     results: dict[tuple, Records] = {}
     done = 0
     for job in jobs:

@@ -208,9 +208,9 @@ def _print(
         left = kept ** config["num_steps"]
         print(f"Of the noise (1 - αλ)^N = {left:.1%} is left.")
     print(
-        f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s), of them "
-        f"{figures['attack_seconds']:.1f} s in the compiled attack, after "
-        f"{figures['compile_seconds']:.1f} s of compiling.\n"
+        f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s), "
+        f"{figures['attack_seconds']:.1f} s of them in the compiled attack;\n"
+        f"{figures['compile_seconds']:.1f} s of compiling before.\n"
         f"{common.accuracy_line(recogniser)}\n"
         f"Pictures, sheet and figures: {path}"
     )

@@ -27,6 +27,7 @@ from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import PFGVMConfig, pfgvm
 from deid_jax.models import create_model, prepare
 from deid_jax.objectives import cross_entropy
+from deid_jax.precision import PRECISIONS, in_precision
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import cli, layer_times, naive, timing
 from experiments.cli import setting
@@ -80,7 +81,7 @@ class BenchmarkSettings:
         "place of this project's layers; unprepared is this project's with kernels as loaded.",
     )
     precision: str = setting(
-        "float32", "What ours and the peers compute in.", choices=tuple(timing.PRECISIONS)
+        "float32", "What ours and the peers compute in.", choices=PRECISIONS
     )
     layers: bool = setting(False, "Time each convolution and pooling instead of attacks.")
     num_steps: int = setting(10, "Iterations of the attack.")
@@ -94,7 +95,7 @@ class BenchmarkSettings:
 
 def ours(problem: Problem) -> Run:
     """P-FGVM as one compiled scan, with prepared weights."""
-    return jax_attack(problem, _model(problem), jax.jit(prepare)(problem.variables))
+    return jax_attack(problem, _model(problem), prepare(problem.variables))
 
 
 def jax_attack(problem: Problem, model: Any, variables: Any) -> Run:
@@ -114,7 +115,7 @@ def jax_attack(problem: Problem, model: Any, variables: Any) -> Run:
 def _model(problem: Problem) -> Any:
     case = problem.case
     model = create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
-    return model.clone(dtype=jnp.bfloat16) if problem.precision == "bf16" else model
+    return in_precision(model, problem.precision)
 
 
 def _unprepared(problem: Problem) -> Run:
@@ -122,8 +123,7 @@ def _unprepared(problem: Problem) -> Run:
 
 
 def _flax(problem: Problem) -> Run:
-    dtype = jnp.bfloat16 if problem.precision == "bf16" else None
-    model = naive.NAIVE_MODELS[problem.case.model](NUM_CLASSES, dtype)
+    model = in_precision(naive.NAIVE_MODELS[problem.case.model](NUM_CLASSES), problem.precision)
     return jax_attack(problem, model, problem.variables)
 
 

@@ -8,12 +8,14 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import os
 import sys
 import textwrap
 import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from absl import flags, logging
@@ -163,11 +165,34 @@ def binary(run: Callable[[Any], Any], settings: type) -> Callable[[Sequence[str]
         if not {"--help", "-help", "-h", "-?"}.isdisjoint(arguments):
             print(help_text(run, settings))
             return 0
+        keep_compiled_programs()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return _status_of(lambda: run(parse(settings, arguments)))
 
     return main
+
+
+def keep_compiled_programs() -> None:
+    """Has JAX keep what it compiles on disk, so that a second run does not compile again.
+
+    Under `~/.cache/deid_jax` (or XDG_CACHE_HOME), 2 GiB at most, oldest first out; a folder
+    that JAX was told of (JAX_COMPILATION_CACHE_DIR), and JAX_ENABLE_COMPILATION_CACHE=0, stand.
+    """
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "deid_jax" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", 2 * 2**30)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _status_of(work: Callable[[], Any]) -> int:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax.models import create_model, layers, prepare
+from deid_jax.precision import dtype_of
 from experiments import cli, naive, timing
 from experiments.timing import Case, Run
 
@@ -84,7 +85,7 @@ def layer_runs(
     JAX's return the loop's last output; with `backward` a convolution's gradient to the
     images, or a pooling's gradient and output. PyTorch's return output or gradient.
     """
-    dtype = timing.dtype_of(precision)
+    dtype = dtype_of(precision) or jnp.float32
     random = np.random.default_rng(seed)
     output_size = layer.image_size if layer.size else layer.image_size // 2
     images, cotangent = (
@@ -96,7 +97,7 @@ def layer_runs(
     )
     variables = _draw(layer, random)
     own, naively = _applies(layer, dtype)
-    ours = jax.jit(prepare)(variables) if layer.size else variables
+    ours = prepare(variables) if layer.size else variables
     inputs = jnp.asarray(images, dtype), jnp.asarray(cotangent, dtype)
     runs = {
         name: _loop(layer, apply, (variables, *inputs), precision, backward)

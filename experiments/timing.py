@@ -15,14 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax.attacks import PFGVMConfig
+from deid_jax.precision import dtype_of, products_in
 
 # Performs the work once, and returns when its result is ready.
 Run = Callable[[], Any]
 
 NUM_CLASSES = 30
-
-# --precision -> JAX's name for that of float32 matrix products.
-PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bf16": "default"}
 
 # n of the n×n matrix product that tells what the device can do, on the CPU and elsewhere.
 MATRIX_SIZES = (2048, 8192)
@@ -53,13 +51,8 @@ class Problem(NamedTuple):
 
 def compile_at(precision: str, function: Callable, arguments: tuple) -> Callable:
     """A function compiled for some arguments, its matrix products of a precision."""
-    with jax.default_matmul_precision(PRECISIONS[precision]):
+    with products_in(precision):
         return jax.jit(function).lower(*arguments).compile()
-
-
-def dtype_of(precision: str) -> Any:
-    """What layers compute in at a precision."""
-    return jnp.bfloat16 if precision == "bf16" else jnp.float32
 
 
 def time_in_turn(runs: dict[str, Run], repeats: int) -> dict[str, float]:
@@ -108,7 +101,9 @@ def map_size(name: str, image_size: int) -> int:
 def matrix_product_rate(precision: str, repeats: int) -> float:
     """FLOP/s of the device in a large matrix product: the median of several."""
     size = MATRIX_SIZES[jax.default_backend() != "cpu"]
-    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype_of(precision))
+    matrix = jax.random.normal(
+        jax.random.key(0), (size, size), dtype_of(precision) or jnp.float32
+    )
     product = compile_at(precision, jnp.matmul, (matrix, matrix))
     runs = {"": lambda: jax.block_until_ready(product(matrix, matrix))}
     return 2 * size**3 / time_in_turn(runs, repeats)[""]

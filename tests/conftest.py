@@ -1,7 +1,16 @@
 """Shared strictness: no silent rank promotion, and no skip where CI forbids it."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
+
+# Before JAX is imported: the workers and the binaries started by tests share what any of them
+# has compiled. Made anew for every session, so that nothing old is tested.
+if "DEID_JAX_TEST_CACHE" not in os.environ:
+    os.environ["DEID_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="deid_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["DEID_JAX_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax
 import pytest
@@ -10,6 +19,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # CI sets it: there every peer and all data are at hand, so that a skip means a broken set-up.
 NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["DEID_JAX_TEST_CACHE"], ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)

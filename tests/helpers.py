@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax import programs
 from deid_jax.data import FaceDataset
 from deid_jax.models import create_model
 
@@ -55,3 +56,24 @@ def noise_faces(size=16):
 def pictures(count, size=16, seed=0):
     """float32[count, size, size, 3] in [0, 1]."""
     return jax.random.uniform(jax.random.key(seed), (count, size, size, 3))
+
+
+def let_batches_above_run_out_of_memory(monkeypatch, largest):
+    """Compiled programs fail for more than `largest` pictures, as accelerators say it."""
+    real = programs.compile_once
+
+    def compile_once(function, variables, batch, *rest, **static):
+        compiled = real(function, variables, batch, *rest, **static)
+        if len(batch.label) <= largest:
+            return compiled
+        return _FullDevice(compiled)
+
+    monkeypatch.setattr(programs, "compile_once", compile_once)
+
+
+class _FullDevice:
+    def __init__(self, compiled):
+        self.memory_analysis = compiled.memory_analysis
+
+    def __call__(self, *arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax import evaluation
+from deid_jax import evaluation, programs
 from deid_jax._validate import InputError
 from deid_jax.attacks import PFGVMConfig
 from deid_jax.baselines import BlurConfig
 from deid_jax.evaluation import METHODS, Protocol
 from deid_jax.records import summary
-from tests.helpers import noise_faces, small_model
+from tests.helpers import let_batches_above_run_out_of_memory, noise_faces, small_model
 
 NUM_PERSONS, SIZE = 5, 16
 CONFIG = PFGVMConfig(step_size=0.5, penalty_weight=0.1, num_steps=8)
@@ -207,20 +207,111 @@ def test_summary_by_hand():
     assert figures["num_gradients"] == 5
 
 
-def test_one_compilation_serves_every_batch_and_setting(recogniser, faces):
-    model, variables = recogniser
-    before = evaluation.run_batch._cache_size()
-    batch = next(evaluation.loader.in_order(faces, 11))
+def test_one_compilation_serves_every_batch_setting_and_run(recogniser, faces):
+    before = programs.num_compiled()
     for weight in (0.1, 0.2, 0.4):
-        config = jax.tree.map(jnp.float32, PFGVMConfig(penalty_weight=weight, num_steps=2))
-        evaluation.run_batch(
-            variables,
-            batch,
-            config,
-            jax.random.key(0),
-            program=evaluation.Program(model, "pfgvm"),
+        config = PFGVMConfig(penalty_weight=weight, num_steps=2)
+        _evaluate(recogniser, faces, config, batch_size=4)
+        _evaluate(recogniser, faces.take(range(7)), config, batch_size=4, seed=3)
+    assert programs.num_compiled() == before + 1
+
+
+@pytest.fixture(scope="module")
+def in_fours(recogniser, faces):
+    return _evaluate(recogniser, faces, batch_size=4)
+
+
+def _assert_as_in(records, expected, rtol=1e-4):
+    assert [r["name"] for r in records] == [r["name"] for r in expected]
+    assert [r["prediction"] for r in records] == [r["prediction"] for r in expected]
+    np.testing.assert_allclose(
+        [r["l2"] for r in records], [r["l2"] for r in expected], rtol=rtol
+    )
+
+
+def _needed(recogniser, faces, size):
+    model, variables = recogniser
+    compiled = programs.compile_once(
+        evaluation._run_donated,
+        variables,
+        evaluation.batch_shapes(size, SIZE),
+        jax.tree.map(jnp.float32, CONFIG),
+        jax.random.key(0),
+        program=evaluation.Program(model, "pfgvm"),
+    )
+    return programs.required_bytes(compiled)
+
+
+def test_batches_that_do_not_fit_are_split_and_give_the_same(recogniser, faces, in_fours):
+    memory = (_needed(recogniser, faces, 4) + _needed(recogniser, faces, 11)) // 2
+    with pytest.warns(UserWarning, match=r"a batch of 11 needs .* GiB of memory, .* free"):
+        records, _ = evaluation.evaluate(
+            *recogniser, faces, "pfgvm", CONFIG, Protocol(), memory=memory
         )
-    assert evaluation.run_batch._cache_size() == before + 1
+    _assert_as_in(records, in_fours)
+
+
+def test_memory_for_not_even_one_picture_is_named(recogniser, faces):
+    with (
+        pytest.warns(UserWarning, match="going on with batches of 1"),
+        pytest.raises(InputError, match=r"one picture needs .* GiB of memory, and .* are free"),
+    ):
+        evaluation.evaluate(*recogniser, faces, "pfgvm", CONFIG, Protocol(), memory=10)
+
+
+def test_memory_that_runs_out_on_the_way_halves_the_batch(
+    recogniser, faces, in_fours, monkeypatch
+):
+    let_batches_above_run_out_of_memory(monkeypatch, 6)
+    with pytest.warns(UserWarning, match="a batch of 11 needs more memory than there is"):
+        records = _evaluate(recogniser, faces)
+    _assert_as_in(records, in_fours)
+    let_batches_above_run_out_of_memory(monkeypatch, 0)
+    with pytest.raises(InputError, match="one picture needs more memory than there is"):
+        _evaluate(recogniser, faces, batch_size=1)
+
+
+def test_much_work_is_done_with_prepared_kernels(recogniser, faces, in_fours, monkeypatch):
+    monkeypatch.setattr(evaluation, "_MIN_WORK_TO_PREPARE", 0)
+    assert "prepared" in evaluation.ready_variables(recogniser[1], faces, num_steps=8)
+    # Rounding may put a ReLU on its other side in one of the steps.
+    _assert_as_in(_evaluate(recogniser, faces, batch_size=4), in_fours, rtol=1e-2)
+
+
+def test_other_failures_of_the_device_are_not_hidden(recogniser, faces, monkeypatch):
+    def fail(*arguments, **static):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    monkeypatch.setattr(programs, "compile_once", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        _evaluate(recogniser, faces)
+
+
+def test_timing_adds_up(recogniser, faces):
+    _, timing = evaluation.evaluate(*recogniser, faces, "pfgvm", CONFIG, Protocol(batch_size=4))
+    assert 0 < timing.attack_seconds <= timing.seconds
+    assert timing.compile_seconds > 0
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_other_precisions_attack_alike_and_are_judged_in_float32(recogniser, faces, precision):
+    model, variables = recogniser
+    kept = {}
+    exact = _evaluate(recogniser, faces)
+    records = _evaluate(
+        recogniser,
+        faces,
+        keep=lambda index, picture: kept.setdefault(index, picture),
+        precision=precision,
+    )
+    rough = np.array([record["l2"] for record in records])
+    np.testing.assert_allclose(rough, [record["l2"] for record in exact], rtol=0.2)
+    assert (precision == "bf16") != np.array_equal(rough, [r["l2"] for r in exact])
+    images = np.stack([kept[i] for i in range(len(faces))]).astype(np.float32) / 255
+    logits = jax.nn.softmax(model.apply(variables, images))
+    np.testing.assert_allclose(
+        [record["confidence_uint8"] for record in records], logits.max(axis=-1), rtol=1e-4
+    )
 
 
 def test_weights_are_arguments_of_the_program(recogniser, faces):
@@ -251,6 +342,7 @@ def test_every_method_runs_over_a_data_set(recogniser, faces, method):
     [
         ({"target": "nobody"}, "target must be one of random, .*, got nobody"),
         ({"init": "zeros"}, "init must be one of image, noise, got zeros"),
+        ({"precision": "half"}, "precision must be one of float32, .*, got half"),
         ({"batch_size": 0}, "batch_size must be .*, got 0"),
     ],
 )

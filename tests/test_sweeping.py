@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from deid_jax import evaluation, metrics, sweeping
+from deid_jax import evaluation, metrics, programs, sweeping
 from deid_jax._validate import InputError
 from deid_jax.baselines import PixelateConfig
 from deid_jax.evaluation import METHODS, Protocol
 from deid_jax.records import summary
 from deid_jax.resuming import Store
+from tests import helpers
 from tests.helpers import noise_faces, pictures, small_model
 
 SIZE = 16
@@ -57,9 +58,9 @@ def _assert_same(swept, alone):
 
 def test_eight_weights_equal_eight_runs_in_one_compilation(recogniser, faces):
     points = _grid(penalty_weight=LAMBDAS)
-    before = evaluation.run_batch_many._cache_size()
+    before = programs.num_compiled()
     swept = _sweep(recogniser, faces, points, settings_per_call=3)
-    assert evaluation.run_batch_many._cache_size() == before + 1
+    assert programs.num_compiled() == before + 1
     assert [point["penalty_weight"] for point in points] == LAMBDAS
     for place in (0, 4, 7):
         _assert_same(swept[place], _alone(recogniser, faces, points[place]))
@@ -131,10 +132,8 @@ def test_stopped_sweep_goes_on_and_ends_alike(
     points = _grid(penalty_weight=LAMBDAS[:4])
     undisturbed = _sweep(recogniser, faces, points, settings_per_call=2)
     computed = []
-    real = evaluation.run_batch_many
-    monkeypatch.setattr(
-        evaluation, "run_batch_many", lambda *a, **k: computed.append(1) or real(*a, **k)
-    )
+    real = sweeping._Call._compute
+    monkeypatch.setattr(sweeping._Call, "_compute", lambda *a: computed.append(1) or real(*a))
 
     def stop(done, total):
         if len(computed) == stop_after:
@@ -149,6 +148,40 @@ def test_stopped_sweep_goes_on_and_ends_alike(
     resumed = _sweep(recogniser, faces, points, settings_per_call=2, store=store)
     assert len(computed) == 3 * 3  # Three batches, three pairs of settings.
     assert resumed[:4] == undisturbed
+
+
+def test_a_stack_that_does_not_fit_is_split_and_gives_the_same(recogniser, faces):
+    points = _grid(penalty_weight=LAMBDAS[:4])
+    whole = _sweep(recogniser, faces, points, settings_per_call=4)
+    one = programs.required_bytes(_compiled_for(recogniser, faces, width=1, size=4))
+    four = programs.required_bytes(_compiled_for(recogniser, faces, width=4, size=4))
+    assert one < four
+    with pytest.warns(UserWarning, match=r"a batch of 16 needs .* going on with batches of"):
+        split = _sweep(recogniser, faces, points, settings_per_call=4, memory=(one + four) // 2)
+    for ours, theirs in zip(split, whole, strict=True):
+        _assert_same(ours, theirs)
+    with (
+        pytest.warns(UserWarning, match=r"going on with batches"),
+        pytest.raises(InputError, match=r"one picture needs .* of memory"),
+    ):
+        _sweep(recogniser, faces, points, memory=1000)
+
+
+def _compiled_for(recogniser, faces, width, size):
+    model, variables = recogniser
+    job = sweeping._Job({}, (6,), [{"step_size": 0.1, "penalty_weight": 0.1}] * width)
+    call = sweeping._Call(model, variables, faces, "pfgvm", Protocol(), job, width, None)
+    return call._program(size)
+
+
+def test_memory_that_runs_out_halves_the_batch(recogniser, faces, monkeypatch):
+    points = _grid(penalty_weight=LAMBDAS[:2])
+    whole = _sweep(recogniser, faces, points)
+    helpers.let_batches_above_run_out_of_memory(monkeypatch, 2)
+    with pytest.warns(UserWarning, match="a batch of 4 needs more memory than there is"):
+        split = _sweep(recogniser, faces, points)
+    for ours, theirs in zip(split, whole, strict=True):
+        _assert_same(ours, theirs)
 
 
 def test_pieces_of_another_method_are_not_taken(recogniser, faces, tmp_path):

@@ -9,14 +9,14 @@ from PIL import Image
 from deid_jax.evaluation import METHODS
 from deid_jax.reporting import RunFolder
 from experiments import attack
-from tests.experiments.conftest import COMMON, finish, listing, process
+from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
 CONTRACT = {
     "method", "model", "dataset", "split", "num_images", "num_devices", "l2", "linf", "mssim",
     "mr", "target_rate", "clean_error", "l2_uint8", "mssim_uint8", "mr_uint8",
     "num_gradients", "seconds", "images_per_second", "config",
 }  # fmt: skip
-TIMING = {"seconds", "images_per_second", "compile_seconds"}
+TIMING = {"seconds", "images_per_second", "compile_seconds", "attack_seconds"}
 QUICK = "--num_steps=3"
 
 
@@ -358,3 +358,29 @@ def test_summary_of_settings_names_every_choice(arguments, workplace, capsys):
         (workplace / "out/metrics.json").read_text(), parse_constant=pytest.fail
     )
     assert metrics["config"]["epsilon"] == "inf"
+
+
+def test_a_profile_is_written_on_request(arguments, workplace, capsys):
+    profile = workplace / "profile"
+    assert attack.main([*arguments, QUICK, f"--profile_dir={profile}"]) == 0
+    assert list(profile.rglob("*.xplane.pb"))
+    (workplace / "file").touch()
+    assert_refused(
+        attack.main,
+        [*arguments, QUICK, "--profile_dir=file"],
+        "error: profile_dir",
+        workplace,
+        capsys,
+    )
+
+
+def test_precision_is_the_attacks_alone(arguments, workplace):
+    assert attack.main([*arguments, QUICK, "--precision=bf16"]) == 0
+    rough, records, description = read(workplace / "out")
+    assert description["settings"]["precision"] == "bf16"
+    assert attack.main([*arguments, QUICK]) == 0
+    exact, exact_records, _ = read(workplace / "out")
+    assert rough["l2"] != exact["l2"]
+    assert rough["l2"] == pytest.approx(exact["l2"], rel=0.2)
+    named = "clean_confidence"
+    assert [r[named] for r in records] == [r[named] for r in exact_records]

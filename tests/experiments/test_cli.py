@@ -1,5 +1,8 @@
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +22,7 @@ from experiments import (
     train,
 )
 from experiments.cli import Flag, setting
+from tests.experiments.conftest import REPOSITORY
 
 BINARIES = {
     aggregate: aggregate.AggregateSettings,
@@ -187,3 +191,27 @@ def test_progress_bar_fits_80_columns_on_a_terminal(monkeypatch, capsys):
     assert "epoch 2, held-out accuracy 66.7%" in err
     lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err))
     assert max(map(len, lines)) <= 80
+
+
+def test_compiled_programs_are_kept_for_the_next_run(tmp_path):
+    """In a process of its own: JAX settles where its cache is when it first compiles."""
+    code = (
+        "import jax; from experiments import cli; cli.keep_compiled_programs(); "
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); "
+        "jax.jit(lambda x: x + 1)(1)"
+    )
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment = {**inherited, "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+
+    def compile_something(**more):
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, env={**environment, **more}, check=True, cwd=REPOSITORY)
+
+    own = tmp_path / "own"
+    compile_something(JAX_COMPILATION_CACHE_DIR=str(own))
+    assert any(own.iterdir())
+    assert not (tmp_path / "deid_jax").exists()
+    compile_something()
+    assert any((tmp_path / "deid_jax" / "compiled").iterdir())
+    (tmp_path / "a_file").touch()
+    compile_something(XDG_CACHE_HOME=str(tmp_path / "a_file"))  # No place: nothing is kept.

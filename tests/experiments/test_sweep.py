@@ -11,7 +11,7 @@ from deid_jax.evaluation import METHODS
 from experiments import attack, cli, sweep
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
-TIMING = {"seconds", "images_per_second", "compile_seconds", "config"}
+TIMING = {"seconds", "images_per_second", "compile_seconds", "attack_seconds", "config"}
 QUICK = "--num_steps=3"
 
 
