@@ -121,4 +121,5 @@ def _say_split(size: int, smaller: int, reason: str) -> None:
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.2g} GiB"
+    gib = size / 2**30
+    return f"{gib:.0f} GiB" if gib >= 10 else f"{gib:.2g} GiB"
