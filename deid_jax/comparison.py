@@ -189,6 +189,9 @@ def _facts_of_settings(
         for name, default in (("target", "random"), ("init", "image")):
             value = settings.get(name) or default
             yield name, "", value if name in settings else None
+        # Runs from before there was a choice computed in float32.
+        precision = settings.get("precision") or "float32"
+        yield "precision", "", precision if settings else None
 
 
 def _section(description: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ Every picture is measured twice: the attack's float32 result, and the 8-bit pict
 kept, as it reads back from where it was kept.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -255,7 +256,7 @@ class Timing(NamedTuple):
     """Seconds of the wall clock.
 
     Attributes:
-      compile_seconds: until the program was compiled.
+      compile_seconds: until the weights were ready and the program was compiled.
       seconds: attacking, measuring and keeping, compilation aside.
       attack_seconds: of those, the ones in which the compiled program ran.
     """
@@ -265,14 +266,14 @@ class Timing(NamedTuple):
     attack_seconds: float
 
 
-def default_batch_size(image_size: int) -> int:
+def default_batch_size(image_size: int, num_images: int) -> int:
     """Pictures per call that suit the device, memory permitting.
 
-    CPUs have both cores busy with few, and keep little in their caches; accelerators want all
-    that they have memory for.
+    Few keep the cores of a CPU busy and its caches small; accelerators want many, but in four
+    batches, so that reading and writing have something to go on beside.
     """
     if jax.default_backend() != "cpu":
-        return 4096
+        return min(4096, max(64, -(-num_images // 4)))
     return max(16, min(64, 2**18 // image_size**2))
 
 
@@ -339,6 +340,7 @@ def evaluate(
     Warns:
       UserWarning: a batch did not fit, and smaller ones are taken.
     """
+    start = time.perf_counter()
     run = _Run(
         model=model,
         variables=ready_variables(variables, dataset, _most_steps(config)),
@@ -349,7 +351,8 @@ def evaluate(
         keep=keep,
         progress=progress,
     )
-    size = protocol.batch_size or default_batch_size(dataset.image_size)
+    run.timing = Timing(time.perf_counter() - start, 0.0, 0.0)
+    size = protocol.batch_size or default_batch_size(dataset.image_size, len(dataset))
     while len(run.records) < len(dataset):
         size = loader.even_batch_size(len(dataset) - len(run.records), size)
         try:
@@ -396,7 +399,9 @@ class _Run:
         """Attacks what is left, and keeps every batch while the next one is computed."""
         start = ready = time.perf_counter()
         attacking = 0.0
-        with ThreadPoolExecutor() as pool:
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: self._count(time.perf_counter() - start, attacking))
+            pool = stack.enter_context(ThreadPoolExecutor())
             pending: _Pending | None = None
             batches = loader.in_order(self.dataset, size, first=len(self.records))
             for batch in _and_none(batches):
@@ -408,9 +413,11 @@ class _Run:
                     self.records += self._collect(pending, pool.map)
                     self.progress(len(self.records), len(self.dataset))
                 pending = following
+
+    def _count(self, seconds: float, attack_seconds: float) -> None:
         self.timing = self.timing._replace(
-            seconds=self.timing.seconds + time.perf_counter() - start,
-            attack_seconds=self.timing.attack_seconds + attacking,
+            seconds=self.timing.seconds + seconds,
+            attack_seconds=self.timing.attack_seconds + attack_seconds,
         )
 
     def _dispatch(self, batch: Batch, pool: ThreadPoolExecutor) -> "_Pending":

@@ -54,14 +54,34 @@ def required_bytes(compiled: Any) -> int:
 def free_bytes() -> int | None:
     """What the first device has free; None where the system does not tell."""
     device = jax.local_devices()[0]
-    if stats := device.memory_stats():
-        return int(_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    if device.platform != "cpu":
+        return None
+    known = [free for free in (_free_in_system(), _free_in_container()) if free is not None]
+    return int(_SHARE * min(known)) if known else None
+
+
+def _free_in_system() -> int | None:
+    """What Linux can give to processes without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(_SHARE * 1024 * int(available[0])) if available else None
+    return 1024 * int(available[0]) if available else None
+
+
+def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container's limit leaves, where it has one."""
+    try:
+        limit, used = (
+            (folder / name).read_text().strip() for name in ("memory.max", "memory.current")
+        )
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - int(used)
 
 
 def smaller_to_fit(size: int, compiled: Any, limit: int | None) -> int | None:

@@ -183,6 +183,7 @@ def lead(report: Report) -> list[str]:
     pictures = [f"{facts['num_images']} pictures of {where}", f"split {facts['split']}"]
     pictures += told("image_size", "{} px") + told("crop", "crop {}") + told("seed", "seed {}")
     attacks = told("target", "attacks: target {}") + told("init", "init {}")
+    attacks += told("precision", "{}") if facts.get("precision") != "float32" else []
     rounded = ["rounded to 8 bits before they are measured"] * bool(facts.get("quantize"))
     what = filter(None, map(", ".join, (pictures, attacks, rounded)))
     gains = _GAINS if any(table.gains for table in report.tables) else ""

@@ -158,12 +158,14 @@ def sweep(
     Warns:
       UserWarning: a batch or a stack of settings did not fit, and smaller ones are taken.
     """
-    size = protocol.batch_size or evaluation.default_batch_size(dataset.image_size)
+    size = protocol.batch_size or evaluation.default_batch_size(
+        dataset.image_size, len(dataset)
+    )
     size = loader.even_batch_size(len(dataset), size)
     per_call = settings_per_call or default_settings_per_call(size, dataset.image_size)
     jobs = _jobs(method, points)
     runs = sum(len(job.leaves) for job in jobs)
-    steps = max((*jobs[0].num_steps, 0))
+    steps = max((step for job in jobs for step in job.num_steps), default=0)
     variables = evaluation.ready_variables(variables, dataset, steps, runs)
     total = runs * len(dataset)
     results: dict[tuple, Records] = {}

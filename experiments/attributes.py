@@ -165,6 +165,8 @@ def _read_run(folder: Path) -> Run:
         data = {key: given[key] for key in _DATA}
         if method in ATTACKS:
             config |= {"target": given["target"] or "random", "init": given["init"] or "image"}
+            if (precision := given.get("precision") or "float32") != "float32":
+                config["precision"] = precision
         if given["quantize"]:
             config["quantize"] = "yes"
         name = "per_image.csv"

@@ -137,9 +137,10 @@ class MethodSettings(EvaluationSettings):
     )
     init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
     quantize: bool = setting(False, "Round the result to 8 bits before it is measured.")
-    precision: str = setting(
-        "float32",
-        "What the attack computes in; the verdict stays float32. On CPUs tf32 is float32.",
+    precision: str | None = setting(
+        None,
+        "What the attack computes in; the verdict stays float32. On CPUs tf32 is float32. "
+        "Default: float32.",
         choices=PRECISIONS,
     )
     method_settings: Mapping[str, Any] = settings_of_others(_method_flags())
@@ -152,7 +153,8 @@ class MethodSettings(EvaluationSettings):
         """
         asked = f"--method={','.join(methods)}"
         if not any(name in ATTACKS for name in methods):
-            for flag, value in (("target", self.target), ("init", self.init)):
+            for flag in ("target", "init", "precision"):
+                value = getattr(self, flag)
                 if value is not None:
                     raise InputError(f"--{flag}={value} means nothing to {asked}")
         known = dict.fromkeys(own for name in methods for own in METHODS[name].settings())
@@ -181,7 +183,7 @@ class MethodSettings(EvaluationSettings):
             quantize=self.quantize,
             batch_size=self.batch_size,
             seed=self.seed,
-            precision=self.precision,
+            precision=self.precision or "float32",
         )
 
 

@@ -10,13 +10,13 @@ own, of pictures that are drawn as they are read. Writes into --output_dir: `gro
 import dataclasses
 import json
 import os
-import platform
 import resource
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +33,9 @@ from deid_jax.data import FaceDataset
 from deid_jax.data.loader import even_batch_size
 from deid_jax.evaluation import Protocol, evaluate
 from deid_jax.growth_plot import Curve
-from deid_jax.models import MODELS, create_model
+from deid_jax.models import MODELS, create_model, prepare
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
-from experiments import cli
+from experiments import cli, timing
 from experiments.cli import setting
 
 NUM_CLASSES = 30
@@ -192,9 +192,11 @@ def measure(point: Point, folder: Path, *, repeats: int, seed: int) -> Measured:
             )
         return timing
 
+    # For every point alike: `evaluate` alone would not, where there is little to do.
+    variables = prepare(variables)
     jax.block_until_ready(variables)
     before = peak_bytes()
-    # One batch of the same shape, uncounted: it compiles what judges the kept pictures.
+    # One batch of the same shape, uncounted: it compiles the program.
     compiling = run_once(even_batch_size(point.num_images, point.batch_size))
     seconds = [run_once(point.num_images).seconds]
     while seconds[0] < _QUICK and len(seconds) < repeats:
@@ -228,6 +230,8 @@ def answer(task: str, folder: str) -> None:
     """The process of a point: its last line is what `measure` returns, or why it failed."""
     given = json.loads(task)
     point = Point(*given.pop("point"))
+    # A batch that had to be split is not the point asked for.
+    warnings.simplefilter("error", UserWarning)
     try:
         measured = measure(point, Path(folder), **given)
     except Exception as error:
@@ -276,7 +280,7 @@ def run(settings: GrowthSettings) -> dict[str, Any]:
     devices = next(iter(measured.values())).devices
     figures = {
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": timing.processor(),
             "cores": os.cpu_count(),
             "devices": devices,
             "versions": describe()["versions"],

@@ -127,7 +127,7 @@ def threads() -> int:
 def machine(packages: Iterable[str]) -> dict[str, Any]:
     """Processor, devices, threads and the versions of these packages beside JAX's."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
@@ -138,7 +138,7 @@ def machine(packages: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name where Linux tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -5,24 +5,27 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Before JAX is imported: the workers and the binaries started by tests share what any of them
-# has compiled. Made anew for every session, so that nothing old is tested.
-if "DEID_JAX_TEST_CACHE" not in os.environ:
-    os.environ["DEID_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="deid_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["DEID_JAX_TEST_CACHE"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Workers and binaries started by tests share what any of them has compiled. Made anew for every
+# session, so that nothing old is tested.
+_OWN_CACHE = "DEID_JAX_TEST_CACHE" not in os.environ
+if _OWN_CACHE:
+    os.environ["DEID_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="deid_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["DEID_JAX_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+jax.config.update("jax_compilation_cache_dir", os.environ["DEID_JAX_TEST_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
 # CI sets it: there every peer and all data are at hand, so that a skip means a broken set-up.
 NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
 
 
-def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
+def pytest_unconfigure():
+    if _OWN_CACHE:
         shutil.rmtree(os.environ["DEID_JAX_TEST_CACHE"], ignore_errors=True)
 
 

@@ -80,6 +80,7 @@ def test_runs_of_the_same_facts_pass_and_the_facts_are_told():
         ("settings", {"init": "noise"}, 'init is "image" and "noise"'),
         ("settings", {"seed": 1}, "seed is 0 and 1"),
         ("settings", {"quantize": True}, "quantize is false and true"),
+        ("settings", {"precision": "bf16"}, 'precision is "float32" and "bf16"'),
         ("settings", {"data_dir": "x/others"}, 'data_dir is "faces" and "others"'),
         ("recogniser", {"seed": 1}, "recogniser's seed of model_a is 0 and 1"),
         ("recogniser", {"weights": "9f"}, "recogniser's weights of model_a is"),
@@ -167,7 +168,7 @@ def test_what_is_not_recorded_passes_and_is_named():
     assert set(common.unrecorded) == {"ifgvm"}
     assert set(common.unrecorded["ifgvm"]) == {
         "pictures", "image_size", "seed", "quantize", "crop", "data_dir", "persons_seed",
-        "target", "init", "recogniser's seed", "recogniser's training",
+        "target", "init", "precision", "recogniser's seed", "recogniser's training",
         "recogniser's accuracy", "recogniser's split", "recogniser's weights",
     }  # fmt: skip
     bare = check_comparable([Run("blur", [point("blur")])])

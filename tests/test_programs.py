@@ -85,3 +85,12 @@ def test_only_exhausted_memory_is_taken_for_it():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 1 byte")
     with pytest.raises(jax.errors.JaxRuntimeError), programs.watching_memory():
         raise jax.errors.JaxRuntimeError("INTERNAL: no")
+
+
+def test_a_containers_limit_counts(tmp_path):
+    assert programs._free_in_container(tmp_path) is None
+    (tmp_path / "memory.max").write_text(f"{4 * GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{GIB}\n")
+    assert programs._free_in_container(tmp_path) == 3 * GIB
+    (tmp_path / "memory.max").write_text("max\n")
+    assert programs._free_in_container(tmp_path) is None

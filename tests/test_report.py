@@ -152,8 +152,8 @@ def test_what_was_not_recorded_is_named_with_its_runs():
     text = report.markdown(make(points, description={}))
     assert (
         "Not recorded, and so not checked to be the same: pictures, image_size, seed, "
-        "quantize, crop, data_dir, persons_seed, target, init, recogniser (in runs/a, runs/b)."
-        in text
+        "quantize, crop, data_dir, persons_seed, target, init, precision, recogniser "
+        "(in runs/a, runs/b)." in text
     )
 
 

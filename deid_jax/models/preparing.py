@@ -5,6 +5,7 @@ is done before its loop. Only CPUs gain: the libraries of accelerators choose th
 algorithms and layouts.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,14 +26,14 @@ def prepare(variables: Any) -> Any:
 
     The recognisers' convolutions then run as `winograd.convolve` and `im2col.convolve`. Takes
     memory for four times the 3×3 and 2.6 times the 5×5 kernels. On other platforms than the
-    CPU the variables come back as they are.
+    CPU the variables come back as they are, and so do those without layers of this project.
 
     Args:
       variables: a recogniser's, as loaded: "params" and the rest; arrays, not traced. What is
         returned serves inference and attacks, not training: the loaded kernels are there, but
         no longer used.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or "params" not in variables:
         return variables
     return {**variables, COLLECTION: _prepare_all(variables["params"])}
 
@@ -41,7 +42,7 @@ def _prepare_all(parameters: Any) -> dict[str, Any]:
     """The prepared kernels of every layer, at any depth, that has one to prepare."""
     found: dict[str, Any] = {}
     for name, value in parameters.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             if inner := _prepare_all(value):
                 found[name] = inner
         elif name == "kernel" and value.ndim == 4:

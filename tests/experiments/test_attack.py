@@ -365,6 +365,7 @@ def test_a_profile_is_written_on_request(arguments, workplace, capsys):
     assert attack.main([*arguments, QUICK, f"--profile_dir={profile}"]) == 0
     assert list(profile.rglob("*.xplane.pb"))
     (workplace / "file").touch()
+    capsys.readouterr()
     assert_refused(
         attack.main,
         [*arguments, QUICK, "--profile_dir=file"],
