@@ -1,12 +1,11 @@
-"""Runs a method over a data set and measures it: the one jit boundary of attacks.
+"""Runs a method over a data set and measures it.
 
-Every picture is measured twice: the attack's float32 result, and the 8-bit picture that is
-kept, as it reads back from where it was kept.
+What is measured of a picture beside the float32 result is the 8-bit picture as it reads back
+from where it was kept.
 """
 
 import contextlib
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,239 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax import programs
-from deid_jax._validate import InputError
-from deid_jax.attacks import ATTACKS, Method, gaussian_noise
-from deid_jax.attacks.loop import fold_in_all
-from deid_jax.baselines import BASELINES
+from deid_jax.batch import Outcome, Program, Protocol, judge_uint8, run_batch, run_donated
 from deid_jax.data import loader
-from deid_jax.data.dataset import LEVELS, FaceDataset
-from deid_jax.judging import Figures, Naming, Verdict, judge, judge_both, name_faces
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.judging import Naming
 from deid_jax.models import prepare
-from deid_jax.objectives import LogitsFn, cross_entropy
-from deid_jax.precision import PRECISIONS, in_precision, products_in
 from deid_jax.records import records_of
-from deid_jax.types import AttackResult, Batch
-
-METHODS: dict[str, Method] = ATTACKS | BASELINES
-TARGETS = ("random", "least_likely", "runner_up", "none")
-INITS = ("image", "noise")
+from deid_jax.types import Batch
 
 # (position in the data set, uint8[H, W, 3]) -> the picture as read back from its file.
 Keep = Callable[[int, np.ndarray], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """How a method is run, beside its own settings.
-
-    Attributes:
-      target: which label an attack aims at: "random" (any but the true one, drawn per
-        picture), "least_likely" or "runner_up" (among the others, by the clean logits), or
-        "none": untargeted.
-      init: the first iterate: "image", or "noise", N(0.5, 0.25²) clipped to [0, 1].
-      quantize: round the result to the 8-bit grid, so that the float and 8-bit figures agree.
-      batch_size: pictures per compiled call; made smaller where that saves padding or the
-        device lacks the memory. None: what suits the device.
-      seed: decides targets and noise, per picture: no figure depends on the batch size.
-      precision: what an attack's gradients are computed in; see `deid_jax.precision`.
-    """
-
-    target: str = "random"
-    init: str = "image"
-    quantize: bool = False
-    batch_size: int | None = None
-    seed: int = 0
-    precision: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("target", self.target, TARGETS),
-            ("init", self.init, INITS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in choices:
-                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
-
-    @property
-    def targeted(self) -> bool:
-        """Whether an attack aims at a label."""
-        return self.target != "none"
-
-    def program(self, model: Any, method: str) -> "Program":
-        """What decides the compiled program of a method against a model."""
-        return Program(model, method, self.target, self.init, self.quantize, self.precision)
-
-
-def choose_targets(
-    kind: str, logits: jax.Array, labels: jax.Array, key: jax.Array
-) -> jax.Array:
-    """The label each attack aims at; never the true one.
-
-    Args:
-      kind: "random", "least_likely" or "runner_up".
-      logits: float32[B, K] on the originals.
-      labels: int32[B], the true labels.
-      key: key[B].
-
-    Returns:
-      int32[B].
-    """
-    num_classes = logits.shape[-1]
-    if kind == "random":
-        draw = functools.partial(jax.random.randint, shape=(), minval=1, maxval=num_classes)
-        return (labels + jax.vmap(draw)(key)) % num_classes
-    true = jax.nn.one_hot(labels, num_classes, dtype=bool)
-    if kind == "least_likely":
-        return jnp.argmin(jnp.where(true, jnp.inf, logits), axis=-1).astype(jnp.int32)
-    return jnp.argmax(jnp.where(true, -jnp.inf, logits), axis=-1).astype(jnp.int32)
-
-
-class Outcome(NamedTuple):
-    """What de-identifying a batch gives.
-
-    Where the config asks for S numbers of steps, `result`, `verdict`, `kept` and
-    `uint8` have a leading axis S.
-
-    Attributes:
-      result: the attack's.
-      targets: int32[B]; the true labels where the attack is untargeted.
-      clean: whom the recogniser names on the originals.
-      verdict: the verdict on the result.
-      kept: the verdict on the 8-bit picture.
-      uint8: uint8[B, H, W, C], round(255 x̂).
-    """
-
-    result: AttackResult
-    targets: jax.Array
-    clean: Naming
-    verdict: Verdict
-    kept: Verdict
-    uint8: jax.Array
-
-    def figures(self) -> Figures:
-        """All but the pictures."""
-        return Figures(self.targets, self.clean, self.verdict, self.result[1:], self.kept)
-
-
-class Program(NamedTuple):
-    """What decides the compiled program, beside shapes: the static argument of `run_batch`.
-
-    Attributes:
-      model: the recogniser's module.
-      method: a key of `METHODS`.
-      target: see `Protocol`.
-      init: see `Protocol`.
-      quantize: see `Protocol`.
-      precision: see `Protocol`.
-    """
-
-    model: Any
-    method: str
-    target: str = "random"
-    init: str = "image"
-    quantize: bool = False
-    precision: str = "float32"
-
-
-def de_identify(
-    variables: Any, batch: Batch, config: Any, key: jax.Array, *, program: Program
-) -> Outcome:
-    """De-identifies and measures one batch: what `run_batch` and `run_batch_many` compile.
-
-    Args:
-      variables: the recogniser's weights, arguments so that they are no program constants.
-      batch: the pictures.
-      config: the method's settings; another value of a leaf needs no compilation.
-      key: the run's key; picture i uses fold_in(key, i).
-      program: everything static.
-    """
-    model, method, target, init, quantize, precision = program
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
-    target_key, init_key, attack_key = (fold_in_all(keys, use) for use in range(3))
-    # Whatever the attack computes in, the recogniser that judges it is the one of float32.
-    logits_fn = _exactly(functools.partial(model.apply, variables))
-    clean = logits_fn(batch.image)
-    targeted = target != "none"
-    targets = batch.label
-    if targeted:
-        targets = choose_targets(target, clean, batch.label, target_key)
-    attacked = functools.partial(in_precision(model, precision).apply, variables)
-    objective = cross_entropy(attacked, targets, targeted=targeted)
-    initial = gaussian_noise(batch.image, init_key) if init == "noise" else None
-    with products_in(precision):
-        result = METHODS[method].function(
-            objective, batch.image, config, attack_key, initial=initial
-        )
-    uint8 = jnp.round(255 * result.images).astype(jnp.uint8)
-    kept = jnp.asarray(LEVELS)[uint8]
-    if quantize:
-        result = result._replace(images=kept)
-
-    def both(images: tuple[jax.Array, jax.Array]) -> tuple[Verdict, Verdict]:
-        return judge_both(logits_fn, *images, batch)
-
-    # [B, H, W, C], or for each of [S, B, H, W, C].
-    several = kept.ndim > batch.image.ndim
-    judged = (
-        jax.lax.map(both, (result.images, kept)) if several else both((result.images, kept))
-    )
-    return Outcome(
-        result=result,
-        targets=targets,
-        clean=name_faces(clean, batch.label),
-        verdict=judged[0],
-        kept=judged[1],
-        uint8=uint8,
-    )
-
-
-def _exactly(logits_fn: LogitsFn) -> LogitsFn:
-    """The same in true float32, which accelerators do only when asked."""
-
-    def exact(images: jax.Array) -> jax.Array:
-        with products_in("float32"):
-            return logits_fn(images)
-
-    return exact
-
-
-run_batch = jax.jit(de_identify, static_argnames="program")
-# The results take the place of the pictures.
-_run_donated = jax.jit(de_identify, static_argnames="program", donate_argnames="batch")
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def run_batch_many(
-    variables: Any, batch: Batch, configs: Any, key: jax.Array, *, program: Program
-) -> Figures:
-    """`vmap` of `de_identify` over C settings: figures only, no pictures.
-
-    Args:
-      variables: see `de_identify`.
-      batch: see `de_identify`.
-      configs: the method's config with leaves of [C].
-      key: see `de_identify`.
-      program: everything static.
-
-    Returns:
-      Entries of [C, B]; [C, S, B] in `verdict`, `spent` and `kept` where the config asks for
-      S numbers of steps.
-    """
-
-    def measure(config: Any) -> Figures:
-        return de_identify(variables, batch, config, key, program=program).figures()
-
-    leaves = jax.tree.leaves(configs)
-    return jax.vmap(measure, axis_size=len(leaves[0]) if leaves else 1)(configs)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def judge_uint8(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
-    """`judge` for pictures uint8[B, H, W, C]."""
-    logits_fn = _exactly(functools.partial(model.apply, variables))
-    return judge(logits_fn, jnp.asarray(LEVELS)[images], batch)
 
 
 class Timing(NamedTuple):
@@ -388,7 +164,7 @@ class _Run:
         start = time.perf_counter()
         batch = batch_shapes(size, self.dataset.image_size)
         self.attack = programs.compile_once(
-            _run_donated, self.variables, batch, self.config, self.key, program=self.program
+            run_donated, self.variables, batch, self.config, self.key, program=self.program
         )
         spent = time.perf_counter() - start
         self.timing = self.timing._replace(compile_seconds=self.timing.compile_seconds + spent)

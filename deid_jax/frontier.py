@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deid_jax.attacks import ATTACKS
+from deid_jax.batch import METHODS
 from deid_jax.comparison import MIN_MR, Point, choose, in_order
-from deid_jax.evaluation import METHODS
 from deid_jax.models import MODELS
 from deid_jax.report import name_of
 

@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What is measured of a batch: entries of [B], or as `evaluation.run_batch_many` says.
+    """What is measured of a batch: entries of [B], or as `batch.run_batch_many` says.
 
     Attributes:
       targets: int32[B], the labels aimed at; the true ones where an attack is untargeted.

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from deid_jax import reporting, sheet
+from deid_jax.batch import METHODS
 from deid_jax.comparison import (
     FIGURES,
     KINDS,
@@ -29,7 +30,6 @@ from deid_jax.comparison import (
     Table,
     in_order,
 )
-from deid_jax.evaluation import METHODS
 from deid_jax.statistics import RESAMPLES
 
 TITLE = "De-identification methods side by side"

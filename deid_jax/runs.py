@@ -18,8 +18,8 @@ from PIL import Image
 
 from deid_jax import comparison, reporting
 from deid_jax._validate import InputError
+from deid_jax.batch import METHODS
 from deid_jax.comparison import Point, Run, picture_of
-from deid_jax.evaluation import METHODS
 
 _TEXTS = ("method", "model", "dataset", "split")
 _DISTANCES = ("l2", "linf", "l2_uint8")

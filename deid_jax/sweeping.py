@@ -16,9 +16,9 @@ import numpy as np
 
 from deid_jax import evaluation, programs
 from deid_jax._validate import InputError
+from deid_jax.batch import METHODS, Protocol, run_batch_many
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
-from deid_jax.evaluation import METHODS, Protocol
 from deid_jax.records import records_of
 from deid_jax.resuming import Store
 from deid_jax.types import Batch
@@ -241,7 +241,7 @@ class _Call:
 
     def _program(self, size: int) -> Any:
         return programs.compile_once(
-            evaluation.run_batch_many,
+            run_batch_many,
             self.variables,
             evaluation.batch_shapes(size, self.dataset.image_size),
             self._config(self.job.leaves[:1]),

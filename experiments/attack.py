@@ -18,8 +18,8 @@ from rich.console import Console
 from deid_jax import evaluation, filmstrip, recognisers, reporting, sheet
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS
+from deid_jax.batch import METHODS, Protocol
 from deid_jax.data import FaceDataset
-from deid_jax.evaluation import METHODS, Protocol
 from deid_jax.judging import Naming
 from deid_jax.recognisers import Recogniser
 from deid_jax.records import summary

@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
     Attributes:
       folder: the folder.
-      method: a key of `deid_jax.evaluation.METHODS`.
+      method: a key of `deid_jax.batch.METHODS`.
       model: the recogniser that was attacked.
       settings: the method's settings, name -> value as text.
       data: the settings named in `_DATA`.

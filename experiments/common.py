@@ -12,9 +12,9 @@ import jax
 from deid_jax import checkpointing, recognisers, storage
 from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import ATTACKS
+from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
-from deid_jax.evaluation import INITS, METHODS, TARGETS, Protocol
 from deid_jax.models import MODELS, create_model
 from deid_jax.precision import PRECISIONS
 from deid_jax.recognisers import Recogniser

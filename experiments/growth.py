@@ -29,9 +29,10 @@ from rich.table import Table
 from deid_jax import growth_plot
 from deid_jax._validate import InputError, count
 from deid_jax.attacks import PFGVMConfig
+from deid_jax.batch import Protocol
 from deid_jax.data import FaceDataset
 from deid_jax.data.loader import even_batch_size
-from deid_jax.evaluation import Protocol, evaluate
+from deid_jax.evaluation import evaluate
 from deid_jax.growth_plot import Curve
 from deid_jax.models import MODELS, create_model, prepare
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe

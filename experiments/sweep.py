@@ -21,9 +21,9 @@ from typing import Any
 
 from deid_jax import comparison, evaluation, frontier, recognisers, reporting, sheet, sweeping
 from deid_jax._validate import InputError, count
+from deid_jax.batch import METHODS
 from deid_jax.comparison import Point
 from deid_jax.data import FaceDataset
-from deid_jax.evaluation import METHODS
 from deid_jax.judging import Naming
 from deid_jax.recognisers import Recogniser
 from deid_jax.records import summary

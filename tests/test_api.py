@@ -8,8 +8,8 @@ import pytest
 
 import deid_jax
 from deid_jax import baselines, metrics, objectives
+from deid_jax.batch import METHODS
 from deid_jax.data import DATASETS
-from deid_jax.evaluation import METHODS
 from deid_jax.models import MODELS
 
 PUBLIC = [getattr(deid_jax, name) for name in deid_jax.__all__]

@@ -11,7 +11,8 @@ from deid_jax import evaluation, programs
 from deid_jax._validate import InputError
 from deid_jax.attacks import PFGVMConfig
 from deid_jax.baselines import BlurConfig
-from deid_jax.evaluation import METHODS, Protocol
+from deid_jax.batch import METHODS, Program, Protocol, choose_targets, run_batch, run_donated
+from deid_jax.data import loader
 from deid_jax.records import summary
 from tests.helpers import let_batches_above_run_out_of_memory, noise_faces, small_model
 
@@ -44,22 +45,20 @@ class TestTargets:
     keys = jax.random.split(jax.random.key(2), 400)
 
     def test_random_is_every_label_but_the_true_one_alike(self):
-        targets = evaluation.choose_targets("random", self.logits, self.labels, self.keys)
+        targets = choose_targets("random", self.logits, self.labels, self.keys)
         assert not np.any(targets == self.labels)
         distance = np.bincount((targets - self.labels) % 6, minlength=6)
         assert distance[0] == 0
         assert distance[1:].min() > 50
 
     def test_random_hangs_on_the_key_of_the_picture_alone(self):
-        whole = evaluation.choose_targets("random", self.logits, self.labels, self.keys)
-        part = evaluation.choose_targets(
-            "random", self.logits[5:9], self.labels[5:9], self.keys[5:9]
-        )
+        whole = choose_targets("random", self.logits, self.labels, self.keys)
+        part = choose_targets("random", self.logits[5:9], self.labels[5:9], self.keys[5:9])
         np.testing.assert_array_equal(whole[5:9], part)
 
     @pytest.mark.parametrize("kind, rank", [("least_likely", 0), ("runner_up", -1)])
     def test_ranked_targets_are_extreme_among_the_others(self, kind, rank):
-        targets = evaluation.choose_targets(kind, self.logits, self.labels, self.keys)
+        targets = choose_targets(kind, self.logits, self.labels, self.keys)
         for logits, label, target in zip(
             np.asarray(self.logits), self.labels, targets, strict=True
         ):
@@ -232,12 +231,12 @@ def _assert_as_in(records, expected, rtol=1e-4):
 def _needed(recogniser, faces, size):
     model, variables = recogniser
     compiled = programs.compile_once(
-        evaluation._run_donated,
+        run_donated,
         variables,
         evaluation.batch_shapes(size, SIZE),
         jax.tree.map(jnp.float32, CONFIG),
         jax.random.key(0),
-        program=evaluation.Program(model, "pfgvm"),
+        program=Program(model, "pfgvm"),
     )
     return programs.required_bytes(compiled)
 
@@ -316,13 +315,13 @@ def test_other_precisions_attack_alike_and_are_judged_in_float32(recogniser, fac
 
 def test_weights_are_arguments_of_the_program(recogniser, faces):
     model, variables = recogniser
-    batch = next(evaluation.loader.in_order(faces, 11))
-    text = evaluation.run_batch.lower(
+    batch = next(loader.in_order(faces, 11))
+    text = run_batch.lower(
         variables,
         batch,
         jax.tree.map(jnp.float32, CONFIG),
         jax.random.key(0),
-        program=evaluation.Program(model, "pfgvm", target="none"),
+        program=Program(model, "pfgvm", target="none"),
     ).as_text()
     assert len(text) < 400_000
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from deid_jax import frontier
+from deid_jax.batch import METHODS
 from deid_jax.comparison import Point
-from deid_jax.evaluation import METHODS
 
 
 def point(method, l2, mr, model="model_a", **figures):

@@ -8,9 +8,9 @@ import pytest
 
 from deid_jax.attacks import ATTACKS
 from deid_jax.baselines import BASELINES
+from deid_jax.batch import TARGETS
 from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
-from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
 from experiments import aggregate, attack, attributes, benchmark, cli, growth, sweep, train
 

@@ -7,7 +7,7 @@ import pytest
 from deid_jax import evaluation, metrics, programs, sweeping
 from deid_jax._validate import InputError
 from deid_jax.baselines import PixelateConfig
-from deid_jax.evaluation import METHODS, Protocol
+from deid_jax.batch import METHODS, Protocol
 from deid_jax.records import summary
 from deid_jax.resuming import Store
 from tests import helpers

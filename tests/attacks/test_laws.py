@@ -14,7 +14,7 @@ import pytest
 
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS
-from deid_jax.evaluation import METHODS
+from deid_jax.batch import METHODS
 from deid_jax.objectives import cross_entropy
 from tests.helpers import pictures, small_model
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.evaluation import METHODS
+from deid_jax.batch import METHODS
 from deid_jax.reporting import RunFolder
 from experiments import attack
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process

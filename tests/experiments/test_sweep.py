@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.evaluation import METHODS
+from deid_jax.batch import METHODS
 from experiments import attack, cli, sweep
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
