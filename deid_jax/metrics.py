@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SSIM_WINDOW = 11  # pixels
+
 
 def l2(images: jax.Array, originals: jax.Array) -> jax.Array:
     """‖x̂ − x‖₂ over all pixels and channels, pixels in [0, 1]: the paper's L2."""
@@ -45,10 +47,11 @@ def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
 @functools.cache
 def _gaussian_windows(size: int) -> np.ndarray:
     """Row i holds SSIM's window of 11 taps, σ = 1.5, over pixels i to i + 10 of a line."""
-    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
-    windows = np.zeros((size - 10, size), np.float32)
-    for row in range(size - 10):
-        windows[row, row : row + 11] = taps / taps.sum()
+    half = SSIM_WINDOW // 2
+    taps = np.exp(-0.5 * (np.arange(-half, half + 1) / 1.5) ** 2)
+    windows = np.zeros((size - 2 * half, size), np.float32)
+    for row in range(len(windows)):
+        windows[row, row : row + SSIM_WINDOW] = taps / taps.sum()
     return windows
 
 

@@ -165,8 +165,7 @@ def _read_run(folder: Path) -> Run:
         data = {key: given[key] for key in _DATA}
         if method in ATTACKS:
             config |= {"target": given["target"] or "random", "init": given["init"] or "image"}
-            if (precision := given.get("precision") or "float32") != "float32":
-                config["precision"] = precision
+            config |= {"precision": given["precision"]} if given.get("precision") else {}
         if given["quantize"]:
             config["quantize"] = "yes"
         name = "per_image.csv"

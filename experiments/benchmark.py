@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import PFGVMConfig, pfgvm
@@ -29,7 +27,7 @@ from deid_jax.models import create_model, prepare
 from deid_jax.objectives import cross_entropy
 from deid_jax.precision import PRECISIONS, in_precision
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
-from experiments import cli, layer_times, naive, timing
+from experiments import benchmark_tables, cli, layer_times, naive, timing
 from experiments.cli import setting
 from experiments.timing import NUM_CLASSES, Case, Problem, Run
 
@@ -316,7 +314,7 @@ def run(settings: BenchmarkSettings) -> dict[str, Any]:
     with folder:
         folder.write_json("benchmark.json", figures)
         folder.write_json(DESCRIPTION, describe(settings))
-    _print(figures)
+    benchmark_tables.show(figures)
     print(f"Figures: {folder.path / 'benchmark.json'}")
     return figures
 
@@ -359,52 +357,6 @@ def _throughput(problem: Problem, seconds: float, rate: float) -> dict[str, floa
         "gflops": reached / 1e9,
         "share_of_matrix_product": reached / rate,
     }
-
-
-def _print(figures: dict[str, Any]) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    if figures["layers"]:
-        console.print(_times(figures["layers"], "ms per layer", ("layer", "pass")))
-    else:
-        rows = [row | {"case": str(_case(row))} for row in figures["cases"]]
-        console.print(_times(rows, "ms per image and iteration", ("case",)))
-        console.print(_throughputs(rows, figures["matrix_product_gflops"]))
-    for note in figures["notes"]:
-        print(note)
-
-
-def _case(row: dict[str, Any]) -> Case:
-    return Case(*(row[field] for field in Case._fields))
-
-
-def _times(rows: list[dict[str, Any]], what: str, headings: tuple[str, ...]) -> Table:
-    title = f"{what} (× ours: where above 1, ours is faster)"
-    table = Table(title=title, title_justify="left")
-    for heading in (*headings, "ours", *rows[0]["peers"]):
-        table.add_column(heading, justify="left" if heading in headings else "right")
-    for row in rows:
-        peers = [f"{peer['ms']:.2f} ({peer['ratio']:.2f}×)" for peer in row["peers"].values()]
-        cells = [row[heading] for heading in headings]
-        table.add_row(*cells, f"{row['ours_ms']:.2f}", *peers)
-    return table
-
-
-def _throughputs(rows: list[dict[str, Any]], rate: float) -> Table:
-    title = f"ours beside this device's matrix product ({rate:.0f} GFLOP/s)"
-    table = Table(title=title, title_justify="left")
-    for heading in ("case", "GFLOP forward", "GFLOP/s", "share"):
-        table.add_column(heading, justify="left" if heading == "case" else "right")
-    variants = "torch" in rows[0]["peers"]
-    if variants:
-        table.add_column("fastest torch")
-    for row in rows:
-        cells = [f"{row['forward_gflop']:.2f}", f"{row['gflops']:.0f}"]
-        cells.append(f"{row['share_of_matrix_product']:.0%}")
-        cells += [row["peers"]["torch"]["variant"]] if variants else []
-        table.add_row(row["case"], *cells)
-    return table
 
 
 main = cli.binary(run, BenchmarkSettings)

@@ -15,6 +15,7 @@ from deid_jax.attacks import ATTACKS
 from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
+from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
 from deid_jax.precision import PRECISIONS
 from deid_jax.recognisers import Recogniser
@@ -22,7 +23,6 @@ from deid_jax.training import EpochRecord, TrainConfig
 from experiments.cli import Flag, progress_bar, setting, settings_of_others
 
 _LARGEST_IMAGE = 1024
-_SSIM_WINDOW = 11  # pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class EvaluationSettings(DataSettings):
         """
         self.options(self.split)
         # Structural similarity needs the room of its window.
-        count("image_size", self.image_size, least=_SSIM_WINDOW)
+        count("image_size", self.image_size, least=SSIM_WINDOW)
         if self.batch_size is not None:
             count("batch_size", self.batch_size, least=1)
         if self.max_images is not None:

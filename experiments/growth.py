@@ -34,13 +34,13 @@ from deid_jax.data import FaceDataset
 from deid_jax.data.loader import even_batch_size
 from deid_jax.evaluation import evaluate
 from deid_jax.growth_plot import Curve
+from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model, prepare
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import cli, timing
 from experiments.cli import setting
 
 NUM_CLASSES = 30
-_SSIM_WINDOW = 11
 # A run of fewer seconds is repeated; a longer one is steady enough by itself.
 _QUICK = 10.0
 _CHILD = "import sys; from experiments.growth import answer; answer(*sys.argv[1:])"
@@ -125,9 +125,9 @@ def plan(settings: GrowthSettings) -> dict[str, dict[int, Point]]:
     """
     num_images = parse_counts("num_images", settings.num_images)
     num_steps = parse_counts("num_steps", settings.num_steps)
-    sizes = parse_counts("image_sizes", settings.image_sizes, least=_SSIM_WINDOW)
+    sizes = parse_counts("image_sizes", settings.image_sizes, least=SSIM_WINDOW)
     batches = parse_counts("batch_sizes", settings.batch_sizes)
-    count("image_size", settings.image_size, least=_SSIM_WINDOW)
+    count("image_size", settings.image_size, least=SSIM_WINDOW)
     for name in ("images", "steps", "batch", "repeats"):
         count(name, getattr(settings, name), least=1)
     count("seed", settings.seed, most=2**31 - 1)
