@@ -20,7 +20,7 @@ from deid_jax.attacks import (
 )
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.models import MODELS, create_model, prepare
-from deid_jax.objectives import cross_entropy
+from deid_jax.objectives import cross_entropy, margin
 from deid_jax.types import Attack, AttackResult, Batch, Objective
 
 
@@ -60,6 +60,7 @@ __all__ = [
     "ifgvm",
     "load_dataset",
     "load_recogniser",
+    "margin",
     "metrics",
     "pfgvm",
     "prepare",

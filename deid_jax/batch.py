@@ -17,7 +17,7 @@ from deid_jax.attacks.loop import fold_in_all
 from deid_jax.baselines import BASELINES
 from deid_jax.data.dataset import LEVELS
 from deid_jax.judging import Figures, Naming, Verdict, judge, judge_both, name_faces
-from deid_jax.objectives import LogitsFn, cross_entropy
+from deid_jax.objectives import OBJECTIVES, LogitsFn
 from deid_jax.precision import PRECISIONS, in_precision, products_in
 from deid_jax.types import AttackResult, Batch
 
@@ -164,7 +164,7 @@ def de_identify(
     if targeted:
         targets = choose_targets(target, clean, batch.label, target_key)
     attacked = functools.partial(in_precision(model, precision).apply, variables)
-    objective = cross_entropy(attacked, targets, targeted=targeted)
+    objective = OBJECTIVES[METHODS[method].objective](attacked, targets, targeted=targeted)
     initial = gaussian_noise(batch.image, init_key) if init == "noise" else None
     with products_in(precision):
         result = METHODS[method].function(

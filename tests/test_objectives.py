@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.objectives import cross_entropy
+from deid_jax.objectives import cross_entropy, margin
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 300.0], [1.0, 1.5, -2.0]], np.float32)
 LABELS = jnp.array([0, 1, 1])
@@ -29,3 +29,12 @@ def test_success_is_being_named_as_asked(targeted):
     _, success = _objective(targeted)(jnp.asarray(LOGITS)[:, None, None, :], jax.random.key(0))
     named_as_label = np.array([True, False, True])
     np.testing.assert_array_equal(success, named_as_label if targeted else ~named_as_label)
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_margin_is_the_difference_to_the_best_other_and_its_sign_the_verdict(targeted):
+    objective = margin(lambda images: images[:, 0, 0, :], LABELS, targeted=targeted)
+    loss, success = objective(jnp.asarray(LOGITS)[:, None, None, :], jax.random.key(0))
+    expected = np.array([0.5 - 2.0, 300.0 - 3.0, 1.0 - 1.5])
+    np.testing.assert_allclose(loss, expected if targeted else -expected, rtol=1e-6)
+    np.testing.assert_array_equal(success, np.asarray(loss) < 0)

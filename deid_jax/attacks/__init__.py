@@ -19,11 +19,13 @@ class Method(NamedTuple):
       config: the class of its settings.
       grid: the setting that trades visibility for protection, and values from hardly visible
         to hardly resisted: what a sweep tries where nothing else is asked for.
+      objective: what it minimises, a name of `objectives.OBJECTIVES`.
     """
 
     function: Attack
     config: Any
     grid: Mapping[str, tuple[float, ...]]
+    objective: str = "cross_entropy"
 
     def settings(self) -> tuple[str, ...]:
         """Names of the method's settings."""

@@ -1,11 +1,14 @@
-"""The one compiled loop that the fixed-length attacks share.
+"""The one compiled loop that all attacks share.
 
-An attack gives its update rule; `descend` evaluates the objective's gradient, applies the
-rule, clips to [0, 1] and repeats, as a single `jax.lax.scan`. Asked for several numbers of
-steps, it runs once to the largest and keeps what it passes on the way.
+An attack gives its update rule; `iterate` evaluates the objective and its gradient, applies
+the rule and repeats, as a single `jax.lax.scan`: one gradient a step. `descend` is that for
+rules that keep nothing between steps; `Nearest` and `keep_nearest` serve those that seek the
+least change. Asked for several numbers of steps, a loop whose rule does not know where it
+ends runs once to the largest and keeps what it passes on the way.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +20,37 @@ from deid_jax.types import AttackResult, Objective
 UpdateRule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def input_gradient(objective: Objective, images: jax.Array, key: jax.Array) -> jax.Array:
-    """∇ₓ Σ_b l_b: the loss is summed, so every image gets its own gradient, unscaled."""
+class Point(NamedTuple):
+    """An iterate and what the objective says there.
 
-    def total_loss(images: jax.Array) -> jax.Array:
-        loss, _ = objective(images, key)
-        return loss.sum()
+    Attributes:
+      images: float32[B, H, W, C], x̂ₙ.
+      loss: float32[B], l(x̂ₙ).
+      success: bool[B], whether x̂ₙ reaches the attack's goal.
+      gradient: float32[B, H, W, C], ∇l(x̂ₙ).
+    """
 
-    return jax.grad(total_loss)(images)
+    images: jax.Array
+    loss: jax.Array
+    success: jax.Array
+    gradient: jax.Array
+
+
+# (what the objective says at x̂ₙ, the attack's state, n) -> (x̂ₙ₊₁ in [0, 1], the state).
+Step = Callable[[Point, Any, jax.Array], tuple[jax.Array, Any]]
+# (x̂_N, the state, key[B] of step N, N) -> what the attack returns.
+Conclude = Callable[[jax.Array, Any, jax.Array, int | jax.Array], AttackResult]
+
+
+def evaluate(objective: Objective, images: jax.Array, key: jax.Array) -> Point:
+    """The objective and its gradient; the loss is summed, so every image gets its own."""
+
+    def total_loss(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        loss, success = objective(images, key)
+        return loss.sum(), (loss, success)
+
+    gradient, (loss, success) = jax.grad(total_loss, has_aux=True)(images)
+    return Point(images, loss, success, gradient)
 
 
 def per_image_keys(key: jax.Array, batch_size: int) -> jax.Array:
@@ -61,13 +87,148 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.clip(0.5 + 0.25 * normal(images, key), 0, 1)
 
 
+def per_image(values: jax.Array) -> jax.Array:
+    """[B] -> [B, 1, 1, 1], to go with pictures."""
+    return values[:, None, None, None]
+
+
+def norms(images: jax.Array) -> jax.Array:
+    """‖·‖₂ of each picture: [B, H, W, C] -> [B]."""
+    return jnp.sqrt(jnp.sum(jnp.square(images), axis=(1, 2, 3)))
+
+
+def unit(images: jax.Array) -> jax.Array:
+    """Every picture over its ‖·‖₂; zero stays zero."""
+    size = norms(images)
+    return images / per_image(jnp.where(size > 0, size, 1))
+
+
+class Nearest(NamedTuple):
+    """The successful iterate nearest to the original so far.
+
+    Attributes:
+      images: float32[B, H, W, C]; the first iterate where none succeeded.
+      distance: float32[B], ‖images − x‖₂; infinity where none succeeded.
+    """
+
+    images: jax.Array
+    distance: jax.Array
+
+    @property
+    def found(self) -> jax.Array:
+        """bool[B], whether any iterate succeeded."""
+        return jnp.isfinite(self.distance)
+
+    @classmethod
+    def none(cls, start: jax.Array) -> "Nearest":
+        """Before the first step."""
+        return cls(start, jnp.full(len(start), jnp.inf, start.dtype))
+
+
+def keep_nearest(
+    nearest: Nearest, images: jax.Array, distance: jax.Array, success: jax.Array
+) -> Nearest:
+    """`images` in place of `nearest` where they succeed at a smaller distance [B]."""
+    better = success & (distance < nearest.distance)
+    return Nearest(
+        jnp.where(per_image(better), images, nearest.images),
+        jnp.where(better, distance, nearest.distance),
+    )
+
+
 def finish(
-    objective: Objective, images: jax.Array, key: jax.Array, *, num_gradients: int | jax.Array
+    objective: Objective,
+    images: jax.Array,
+    key: jax.Array,
+    *,
+    num_gradients: int | jax.Array,
+    num_forwards: int = 0,
 ) -> AttackResult:
-    """Judges the final pictures with one forward pass."""
+    """Judges the final pictures with one forward pass beside those spent before."""
     loss, success = objective(images, per_image_keys(key, len(images)))
     counts = jnp.zeros(len(images), jnp.int32)
-    return AttackResult(images, loss, success, counts + num_gradients, counts + 1)
+    return AttackResult(
+        images, loss, success, counts + num_gradients, counts + num_forwards + 1
+    )
+
+
+def first_iterate(images: jax.Array, initial: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The originals and x̂₀, checked.
+
+    Args:
+      images: float32[B, H, W, C] in [0, 1].
+      initial: x̂₀, likewise; `images` if None.
+
+    Raises:
+      InputError: either is not a batch of pictures, or their shapes differ.
+    """
+    _validate.images("images", images)
+    images = jnp.asarray(images)
+    if initial is None:
+        return images, images
+    _validate.images("initial", initial)
+    start = jnp.asarray(initial, images.dtype)
+    if start.shape != images.shape:
+        raise _validate.InputError(
+            f"initial must have the images' shape {images.shape}, got {start.shape}"
+        )
+    return images, start
+
+
+def iterate(
+    step: Step,
+    conclude: Conclude,
+    objective: Objective,
+    start: jax.Array,
+    state: Any,
+    key: jax.Array,
+    *,
+    num_steps: int | tuple[int, ...],
+) -> AttackResult:
+    """(x̂ₙ₊₁, stateₙ₊₁) = step(evaluate(x̂ₙ), stateₙ, n), `num_steps` times from x̂₀.
+
+    Args:
+      step: the method's rule.
+      conclude: makes the result of the last iterate and state.
+      objective: see `deid_jax.types.Objective`.
+      start: float32[B, H, W, C] in [0, 1], x̂₀.
+      state: what the rule carries from step to step, a pytree.
+      key: one key or key[B]; step n hands the objective fold_in(key, n).
+      num_steps: N ≥ 0, static; or S increasing numbers of steps, of which every one gets the
+        result that it would get alone, along a leading axis S of the result's entries.
+    """
+    keys = per_image_keys(key, len(start))
+
+    def one(carry: tuple[jax.Array, Any], number: jax.Array) -> tuple[jax.Array, Any]:
+        images, state = carry
+        point = evaluate(objective, images, fold_in_all(keys, number))
+        return step(point, state, number)
+
+    def end(carry: tuple[jax.Array, Any], steps_done: int | jax.Array) -> AttackResult:
+        return conclude(*carry, fold_in_all(keys, steps_done), steps_done)
+
+    def leg(
+        carry: tuple[jax.Array, Any], ends: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, Any], AttackResult]:
+        carry = jax.lax.fori_loop(*ends, lambda n, before: one(before, n), carry)
+        return carry, end(carry, ends[1])
+
+    if isinstance(num_steps, tuple):
+        ends = jnp.array((0, *num_steps), jnp.int32)
+        return jax.lax.scan(leg, (start, state), (ends[:-1], ends[1:]))[1]
+    last, _ = jax.lax.scan(
+        lambda carry, number: (one(carry, number), None), (start, state), jnp.arange(num_steps)
+    )
+    return end(last, num_steps)
+
+
+def each_alone(
+    run: Callable[[int], AttackResult], num_steps: int | tuple[int, ...]
+) -> AttackResult:
+    """`run` of one number of steps, or of each, stacked: for rules that know where they end."""
+    if isinstance(num_steps, tuple):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(run, num_steps))
+    return run(num_steps)
 
 
 def descend(
@@ -87,42 +248,23 @@ def descend(
       update: the method's rule.
       objective: see `deid_jax.types.Objective`.
       images: float32[B, H, W, C] in [0, 1].
-      key: one key or key[B]; step n hands the objective fold_in(key, n).
-      num_steps: N ≥ 0, static; or S increasing numbers of steps, of which every one gets the
-        result that it would get alone, along a leading axis S of the result's entries.
+      key: see `iterate`.
+      num_steps: see `iterate`.
       initial: x̂₀; `images` if None.
 
     Raises:
       InputError: `images` or `initial` is not a batch of pictures.
     """
-    _validate.images("images", images)
-    images = jnp.asarray(images)
-    start = images
-    if initial is not None:
-        _validate.images("initial", initial)
-        start = jnp.asarray(initial, images.dtype)
-        if start.shape != images.shape:
-            raise _validate.InputError(
-                f"initial must have the images' shape {images.shape}, got {start.shape}"
-            )
-    keys = per_image_keys(key, len(images))
+    _, start = first_iterate(images, initial)
 
-    def step(adversarial: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        gradient = input_gradient(objective, adversarial, fold_in_all(keys, number))
-        return jnp.clip(update(adversarial, gradient), 0, 1), None
+    def step(point: Point, state: tuple[()], number: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        del number
+        return jnp.clip(update(point.images, point.gradient), 0, 1), state
 
-    def judge(adversarial: jax.Array, steps_done: int | jax.Array) -> AttackResult:
-        final_keys = fold_in_all(keys, steps_done)
-        return finish(objective, adversarial, final_keys, num_gradients=steps_done)
+    def conclude(
+        images: jax.Array, state: tuple[()], key: jax.Array, steps_done: int | jax.Array
+    ) -> AttackResult:
+        del state
+        return finish(objective, images, key, num_gradients=steps_done)
 
-    def leg(
-        adversarial: jax.Array, ends: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, AttackResult]:
-        adversarial = jax.lax.fori_loop(*ends, lambda n, x: step(x, n)[0], adversarial)
-        return adversarial, judge(adversarial, ends[1])
-
-    if isinstance(num_steps, tuple):
-        ends = jnp.array((0, *num_steps), jnp.int32)
-        return jax.lax.scan(leg, start, (ends[:-1], ends[1:]))[1]
-    adversarial, _ = jax.lax.scan(step, start, jnp.arange(num_steps))
-    return judge(adversarial, num_steps)
+    return iterate(step, conclude, objective, start, (), key, num_steps=num_steps)
