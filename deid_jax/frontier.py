@@ -21,9 +21,12 @@ from deid_jax.report import name_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by the colour-blind; grey for whatever comes after.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+# Okabe and Ito's colours, then some of Tol's, told apart by the colour-blind; grey after them.
+_COLOURS = (
+    *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"),
+    *("#117733", "#332288", "#AA4499", "#999933", "#44AA99", "#661100", "#6699CC", "#DDCC77"),
+)
+_MARKERS = "osD^vPXp<>hd8sDo"
 _KINDS = (("_uint8", "-", "full"), ("", "--", "none"))
 # What tells 99 from 99.5 %: distances to a hair above 100 %, on a log scale.
 _ABOVE = 0.003

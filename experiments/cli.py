@@ -132,9 +132,12 @@ def help_text(run: Callable, settings: type) -> str:
     for name, flag in flags_of(settings).items():
         has_default = flag.default not in (None, False, ())
         default = f" Default: {flag.default}." if has_default else ""
-        lines.append(f"  {_usage(name, flag)}")
+        usage, text = f"  {_usage(name, flag)}", flag.help
+        if flag.choices and len(usage) > _WIDTH:
+            usage, text = f"  --{name}=NAME", f"{text} One of {', '.join(flag.choices)}."
+        lines.append(usage)
         lines += textwrap.wrap(
-            flag.help + default, _WIDTH, initial_indent=indent, subsequent_indent=indent
+            text + default, _WIDTH, initial_indent=indent, subsequent_indent=indent
         )
     return "\n".join(lines)
 

@@ -332,8 +332,13 @@ def test_every_method_runs_over_a_data_set(recogniser, faces, method):
     config = cls(num_steps=2) if method not in ("blur", "pixelate", "mask", "noise") else cls()
     records = _evaluate(recogniser, faces.take([0, 4]), config, method=method, target="none")
     assert len(records) == 2
-    assert all(record["l2"] > 0 for record in records)
-    assert all(0 < record["mssim"] < 1 for record in records)
+    for record in records:
+        # Those that seek the least change leave a picture that is misclassified already.
+        if method in ("ddn", "fmn", "cw") and not record["l2"]:
+            assert record["mssim"] == pytest.approx(1)
+            continue
+        assert record["l2"] > 0
+        assert 0 < record["mssim"] < 1
 
 
 @pytest.mark.parametrize(

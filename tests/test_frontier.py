@@ -44,9 +44,11 @@ def drawn(points):
 
 
 def test_every_method_is_drawn_in_its_colour():
-    points = [point(m, 1.0 + i, 0.1 + 0.1 * i) for i, m in enumerate([*METHODS, "stranger"])]
+    names = [*METHODS, "stranger"]
+    assert len({frontier._style(name)[0] for name in names}) == len(names)
+    points = [point(m, 1.0 + i, (i + 1) / (len(names) + 1)) for i, m in enumerate(names)]
     picture = drawn(points).reshape(-1, 3)
-    for name in [*METHODS, "stranger"]:
+    for name in names:
         colour = frontier._style(name)[0]
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.sum(np.all(picture == rgb, axis=1)) > 50, name

@@ -12,7 +12,17 @@ from deid_jax.batch import TARGETS
 from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.models import MODELS
-from experiments import aggregate, attack, attributes, benchmark, cli, growth, sweep, train
+from experiments import (
+    aggregate,
+    attack,
+    attributes,
+    benchmark,
+    cli,
+    compare,
+    growth,
+    sweep,
+    train,
+)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -22,6 +32,7 @@ SETTINGS = {
     "attributes": attributes.AttributesSettings,
     "train": train.TrainSettings,
     "benchmark": benchmark.BenchmarkSettings,
+    "compare": compare.CompareSettings,
     "growth": growth.GrowthSettings,
     "sweep": sweep.SweepSettings,
 }

@@ -4,10 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from deid_jax.attacks.carlini_wagner import CarliniWagnerConfig, carlini_wagner
+from deid_jax.attacks.ddn import DDNConfig, ddn
+from deid_jax.attacks.fmn import FMNConfig, fmn
 from deid_jax.attacks.ifgsm import IFGSMConfig, ifgsm
 from deid_jax.attacks.ifgvm import IFGVMConfig, ifgvm
 from deid_jax.attacks.loop import gaussian_noise
+from deid_jax.attacks.mifgsm import MIFGSMConfig, mifgsm
 from deid_jax.attacks.pfgvm import PFGVMConfig, pfgvm
+from deid_jax.attacks.pgd import PGDConfig, PGDL2Config, pgd, pgd_l2
 from deid_jax.types import Attack
 
 
@@ -18,7 +23,8 @@ class Method(NamedTuple):
       function: the method itself.
       config: the class of its settings.
       grid: the setting that trades visibility for protection, and values from hardly visible
-        to hardly resisted: what a sweep tries where nothing else is asked for.
+        to hardly resisted: what a sweep tries where nothing else is asked for. Of methods
+        that seek the least change it is how long they seek.
       objective: what it minimises, a name of `objectives.OBJECTIVES`.
     """
 
@@ -42,16 +48,45 @@ ATTACKS = {
     "ifgsm": Method(
         ifgsm, IFGSMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
     ),
+    "mifgsm": Method(
+        mifgsm, MIFGSMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
+    ),
+    "pgd": Method(
+        pgd, PGDConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
+    ),
+    "pgd_l2": Method(
+        pgd_l2, PGDL2Config, {"epsilon": (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)}
+    ),
+    "ddn": Method(ddn, DDNConfig, {"num_steps": (10, 20, 50, 100, 200)}),
+    "fmn": Method(fmn, FMNConfig, {"num_steps": (10, 20, 50, 100, 200)}, "margin"),
+    "cw": Method(
+        carlini_wagner,
+        CarliniWagnerConfig,
+        {"num_steps": (50, 100, 200, 500, 1000)},
+        "margin",
+    ),
 }
 
 __all__ = [
     "ATTACKS",
+    "CarliniWagnerConfig",
+    "DDNConfig",
+    "FMNConfig",
     "IFGSMConfig",
     "IFGVMConfig",
+    "MIFGSMConfig",
     "Method",
     "PFGVMConfig",
+    "PGDConfig",
+    "PGDL2Config",
+    "carlini_wagner",
+    "ddn",
+    "fmn",
     "gaussian_noise",
     "ifgsm",
     "ifgvm",
+    "mifgsm",
     "pfgvm",
+    "pgd",
+    "pgd_l2",
 ]

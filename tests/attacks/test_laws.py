@@ -20,6 +20,11 @@ from tests.helpers import pictures, small_model
 
 KEY = jax.random.key(7)
 STEPS = 6
+# Return the nearest success, for which they judge their last iterate by a forward pass.
+MINIMAL_NORM = ("ddn", "fmn", "cw")
+# Start at a point of their own, where they are told none.
+RANDOM_START = ("pgd", "pgd_l2")
+FORWARDS = dict.fromkeys(METHODS, 1) | dict.fromkeys(MINIMAL_NORM, 2)
 
 
 def bowl(images, key):
@@ -66,7 +71,7 @@ class TestEveryMethod:
         result = run(name, pictures(3))
         expected = STEPS if name in ATTACKS else 0
         np.testing.assert_array_equal(result.num_gradients, [expected] * 3)
-        np.testing.assert_array_equal(result.num_forwards, [1] * 3)
+        np.testing.assert_array_equal(result.num_forwards, [FORWARDS[name]] * 3)
 
     def test_jit_equals_eager(self, name):
         images, config = pictures(2), config_of(name)
@@ -147,8 +152,12 @@ class TestEveryAttack:
 
     def test_zero_step_size_is_the_identity(self, name):
         images = pictures(2)
-        result = run(name, images, config_of(name, step_size=0.0))
-        np.testing.assert_array_equal(result.images, images)
+        options = {"initial": images} if name in RANDOM_START else {}
+        result = run(name, images, config_of(name, step_size=0.0), **options)
+        if name == "cw":  # There and back through artanh, in float32.
+            np.testing.assert_allclose(result.images, images, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(result.images, images)
 
     def test_descends_on_a_smooth_objective(self, name):
         images = pictures(2)
@@ -181,7 +190,7 @@ class TestEveryAttack:
             np.testing.assert_allclose(several.loss[place], alone.loss, rtol=1e-4)
             np.testing.assert_array_equal(several.success[place], alone.success)
             np.testing.assert_array_equal(several.num_gradients[place], [count] * 2)
-            np.testing.assert_array_equal(several.num_forwards[place], [1, 1])
+            np.testing.assert_array_equal(several.num_forwards[place], [FORWARDS[name]] * 2)
 
     def test_starts_where_it_is_told(self, name):
         images, start = pictures(2), jnp.full((2, 16, 16, 3), 0.25)
@@ -214,9 +223,11 @@ class TestEveryAttack:
         """Rounding flips sign steps at zero, so means and shares are compared (see DESIGN)."""
         logits_fn, _, _ = small_model()
         images, labels = pictures(4), jnp.array([0, 1, 2, 3])
+        keys = jax.random.split(KEY, 6)
 
         def attack(images, labels):
-            return run(name, images, objective=cross_entropy(logits_fn, labels, targeted=True))
+            objective = cross_entropy(logits_fn, labels, targeted=True)
+            return run(name, images, objective=objective, key=keys[: len(images)])
 
         small = attack(images, labels).images
         padded = jnp.concatenate([images, images[:1], images[:1]])
@@ -248,7 +259,7 @@ def test_jit_and_vmap_change_little_on_a_real_network(name):
             assert np.mean(np.abs(ours - theirs) > 1e-3) < 2e-3
 
 
-@pytest.mark.parametrize("name", ["ifgvm", "ifgsm"])
+@pytest.mark.parametrize("name", ["ifgvm", "ifgsm", "mifgsm", "pgd"])
 @pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.1])
 def test_epsilon_is_respected(name, epsilon):
     images = pictures(3)
@@ -256,3 +267,60 @@ def test_epsilon_is_respected(name, epsilon):
     change = np.abs(run(name, images, config).images - images)
     assert change.max() <= epsilon + 1e-6
     assert change.max() >= 0.9 * epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 2.0])
+def test_epsilon_in_l2_is_respected(epsilon):
+    images = 0.5 * pictures(3) + 0.25
+    config = config_of("pgd_l2", epsilon=epsilon, step_size=0.7)
+    distance = np.linalg.norm(
+        np.reshape(run("pgd_l2", images, config).images - images, (3, -1)), axis=1
+    )
+    assert distance.max() <= epsilon + 1e-5
+    assert distance.min() >= 0.9 * epsilon
+
+
+@pytest.mark.parametrize("name", RANDOM_START)
+class TestRandomStart:
+    def start(self, name, images, epsilon, key=KEY):
+        """The picture after one step of length zero."""
+        return run(
+            name, images, config_of(name, epsilon=epsilon, step_size=0.0, num_steps=1), key=key
+        ).images
+
+    def test_differs_between_keys_and_pictures_and_stays_in_the_ball(self, name):
+        images = jnp.full((2, 8, 8, 3), 0.5)
+        one, other = (self.start(name, images, 0.1, jax.random.key(n)) for n in (1, 2))
+        assert np.abs(one - other).max() > 1e-3
+        assert np.abs(one[0] - one[1]).max() > 1e-3
+        order = np.inf if name == "pgd" else 2
+        for change in np.reshape(one - images, (2, -1)):
+            assert 0.05 < np.linalg.norm(change, order) <= 0.1 + 1e-6
+
+    def test_is_that_of_the_picture_alone(self, name):
+        images, keys = pictures(3), jax.random.split(KEY, 3)
+        together = self.start(name, images, 0.1, keys)
+        alone = self.start(name, images[2:], 0.1, keys[2:])
+        np.testing.assert_allclose(together[2:], alone, atol=1e-6)
+
+    def test_is_clipped_to_pictures(self, name):
+        start = self.start(name, jnp.round(pictures(3)), 5.0)
+        assert float(start.min()) == 0
+        assert float(start.max()) == 1
+
+    def test_is_uniform(self, name):
+        """Pixels are uniform in L∞; in L2 the share of the volume within the radius is."""
+        images = jnp.full((4000, 1, 2, 3), 0.5)
+        change = np.reshape(self.start(name, images, 0.2) - images, (4000, 6)) / 0.2
+        shares = (
+            (np.ravel(change) + 1) / 2 if name == "pgd" else np.linalg.norm(change, axis=1) ** 6
+        )
+        expected = np.linspace(0.1, 0.9, 9)
+        np.testing.assert_allclose(np.quantile(shares, expected), expected, atol=0.03)
+        np.testing.assert_allclose(change.mean(axis=0), 0, atol=0.04)
+
+    def test_gives_way_to_an_initial_one(self, name):
+        images = pictures(2)
+        config = config_of(name, step_size=0.0)
+        result = run(name, images, config, initial=images)
+        np.testing.assert_array_equal(result.images, images)

@@ -1,4 +1,4 @@
-"""The paper's attacks against torchattacks, foolbox and a plain PyTorch loop."""
+"""Attacks of a fixed length against torchattacks, foolbox and a plain PyTorch loop."""
 
 import jax
 import numpy as np
@@ -99,6 +99,73 @@ def test_attacks_equal_a_plain_pytorch_loop(name):
             images,
             method.config(**settings, num_steps=STEPS),
             jax.random.key(0),
+        )
+    assert np.linalg.norm(theirs - images) > 0.5
+    np.testing.assert_allclose(ours.images, theirs, atol=1e-6)
+
+
+def _fixed_length_case(name):
+    """Our settings and first iterate, and the peer: a function of model, pictures, labels."""
+    import foolbox
+    import torchattacks
+
+    def of_torchattacks(make):
+        return lambda twin, inputs, labels: make(twin)(inputs, labels)
+
+    def of_foolbox(attack, epsilon):
+        def run(twin, inputs, labels):
+            model = foolbox.PyTorchModel(twin, bounds=(0, 1), device="cpu")
+            criterion = foolbox.criteria.Misclassification(labels)
+            return attack.run(model, inputs.contiguous(), criterion, epsilon=epsilon)
+
+        return run
+
+    linf = {"step_size": ALPHA, "epsilon": EPSILON}
+    l2 = {"step_size": 0.15, "epsilon": 0.8}
+    arguments = {"eps": EPSILON, "alpha": ALPHA, "steps": STEPS}
+    exact = {"abs_stepsize": 0.15, "steps": STEPS, "random_start": False}
+    make = torchattacks.MIFGSM
+    cases = {
+        "mifgsm": (linf, lambda twin: make(twin, decay=1.0, **arguments)),
+        "mifgsm 0.7": (
+            linf | {"momentum": 0.7},
+            lambda twin: make(twin, decay=0.7, **arguments),
+        ),
+        "pgd": (linf, lambda twin: torchattacks.PGD(twin, random_start=False, **arguments)),
+    }
+    if name in cases:
+        return cases[name][0], of_torchattacks(cases[name][1])
+    if name == "pgd foolbox":
+        attack = foolbox.attacks.LinfProjectedGradientDescentAttack(
+            **(exact | {"abs_stepsize": ALPHA})
+        )
+        return linf, of_foolbox(attack, EPSILON)
+    return l2, of_foolbox(foolbox.attacks.L2ProjectedGradientDescentAttack(**exact), 0.8)
+
+
+@pytest.mark.parametrize(
+    "case", ["mifgsm", "mifgsm 0.7", "pgd", "pgd foolbox", "pgd_l2 foolbox"]
+)
+def test_fixed_length_attacks_equal_their_peers(case):
+    """In float64 and from the originals: no random start."""
+    for library in ("torchattacks", "foolbox"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    from experiments import peers
+
+    settings, peer = _fixed_length_case(case)
+    _, model, variables = small_model()
+    images = np.asarray(pictures(6), np.float64)
+    twin = peers.twin("model_a", variables).double()
+    theirs = peers.to_numpy(peer(twin, peers.to_torch(images), torch.from_numpy(LABELS)))
+    method = ATTACKS[case.split()[0]]
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+        ours = method.function(
+            cross_entropy(lambda x: model.apply(variables, x), LABELS, targeted=False),
+            images,
+            method.config(**settings, num_steps=STEPS),
+            jax.random.key(0),
+            initial=images,
         )
     assert np.linalg.norm(theirs - images) > 0.5
     np.testing.assert_allclose(ours.images, theirs, atol=1e-6)

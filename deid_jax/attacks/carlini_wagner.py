@@ -1,0 +1,181 @@
+"""The attack of Carlini and Wagner in L2: a peer that seeks the least change.
+
+Carlini, Wagner: "Towards Evaluating the Robustness of Neural Networks", IEEE Symposium on
+Security and Privacy 2017.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax import _validate
+from deid_jax.attacks.loop import (
+    Nearest,
+    Point,
+    each_alone,
+    first_iterate,
+    iterate,
+    keep_nearest,
+    norms,
+    per_image,
+)
+from deid_jax.attacks.minimal_norm import finish_nearest
+from deid_jax.types import AttackResult, Objective
+
+# Keeps artanh finite at black and white.
+_INSIDE = 0.999999
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CarliniWagnerConfig:
+    """Settings of `carlini_wagner`.
+
+    Attributes:
+      step_size: Adam's learning rate ≥ 0, in the space of artanh.
+      initial_const: c ≥ 0 of the first search.
+      confidence: κ ≥ 0, how far beyond the boundary l is pushed; 0 asks for success alone.
+      binary_search_steps: number of searches, ≥ 1, one for each c.
+      num_steps: number of gradient steps of all searches together, shared among them as
+        evenly as whole numbers allow (fewer steps than searches: one step each, and the last
+        searches fall away); several, increasing: one run each.
+
+    Raises:
+      InputError: a setting is negative, NaN or infinite, or there is no search.
+    """
+
+    step_size: float | jax.Array = 0.01
+    initial_const: float | jax.Array = 0.1
+    confidence: float | jax.Array = 0.0
+    binary_search_steps: int = dataclasses.field(default=5, metadata={"static": True})
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=500, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _validate.finite_non_negative("step_size", self.step_size)
+        _validate.finite_non_negative("initial_const", self.initial_const)
+        _validate.finite_non_negative("confidence", self.confidence)
+        _validate.count("binary_search_steps", self.binary_search_steps, least=1)
+        _validate.step_counts("num_steps", self.num_steps)
+
+
+class _Bounds(NamedTuple):
+    """The search for c, all [B]: c itself, and the largest that failed, the least that did."""
+
+    const: jax.Array
+    lower: jax.Array
+    upper: jax.Array
+
+    def after(self, reached: jax.Array) -> "_Bounds":
+        """Ten times c until it succeeds, then the middle between failure and success."""
+        lower = jnp.where(reached, self.lower, self.const)
+        upper = jnp.where(reached, self.const, self.upper)
+        const = jnp.where(jnp.isinf(upper), 10 * self.const, (lower + upper) / 2)
+        return _Bounds(const, lower, upper)
+
+
+class _State(NamedTuple):
+    """w float32[B, H, W, C], Adam's moments, success in this search, the bounds of c."""
+
+    variable: jax.Array
+    moments: Any
+    reached: jax.Array
+    bounds: _Bounds
+    nearest: Nearest
+
+
+def _to_variable(images: jax.Array) -> jax.Array:
+    return jnp.arctanh(_INSIDE * (2 * images - 1))
+
+
+def _to_images(variable: jax.Array) -> jax.Array:
+    return (jnp.tanh(variable) + 1) / 2
+
+
+def _difference(one: jax.Array, other: jax.Array) -> jax.Array:
+    """_to_images(one) − _to_images(other), in a form that is exactly zero where they agree.
+
+    Adam would make full steps of what rounding leaves of a plain difference.
+    """
+    return jnp.tanh(one - other) * (1 - jnp.tanh(one) * jnp.tanh(other)) / 2
+
+
+def carlini_wagner(
+    objective: Objective,
+    images: jax.Array,
+    config: CarliniWagnerConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """Minimises ‖x̂ − x‖₂² + c max(l(x̂) + κ, 0) over w by Adam, where x̂ = (tanh w + 1)/2.
+
+    Every search starts at x̂₀ with its own c for each picture: ten times the last one until a
+    search succeeds, from then on the middle between the largest c that failed and the least
+    that succeeded. l is to be zero at the boundary, as `objectives.margin` is; an iterate
+    counts where it succeeds and, for κ > 0, l ≤ −κ. Returns the one nearest to x of all
+    searches, the last iterate included; where there is none, the last iterate. Beside
+    gradients it spends two forward passes.
+
+    As foolbox does it, without its early stop and without the repeated search at the least
+    successful c that it has from ten searches on; `num_steps` counts all gradients, not those
+    of a search, and the defaults are for hundreds of gradients, not foolbox's 90,000.
+
+    See `deid_jax.types.Attack` for arguments, result and errors.
+    """
+    import optax
+
+    images, start = first_iterate(images, initial)
+    origin, first = _to_variable(images), _to_variable(start)
+    optimiser = optax.adam(config.step_size)
+    searches, kappa = config.binary_search_steps, config.confidence
+
+    def confident(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss, success = objective(images, key)
+        return loss, success & ((kappa == 0) | (loss <= -kappa))
+
+    def moved(point: Point, state: _State) -> _State:
+        """One step of Adam within a search."""
+        pull = per_image(jnp.where(point.loss + kappa > 0, state.bounds.const, 0))
+        here = _to_images(state.variable)
+        away = _difference(state.variable, origin)
+        slope = (pull * point.gradient + 2 * away) * 2 * here * (1 - here)
+        step, moments = optimiser.update(slope, state.moments)
+        distance = norms(point.images - images)
+        return _State(
+            state.variable + step,
+            moments,
+            state.reached | point.success,
+            state.bounds,
+            keep_nearest(state.nearest, point.images, distance, point.success),
+        )
+
+    def run(num_steps: int) -> AttackResult:
+        def step(point: Point, state: _State, number: jax.Array) -> tuple[jax.Array, _State]:
+            state = moved(point, state)
+            again = state._replace(
+                variable=first,
+                moments=optimiser.init(first),
+                reached=jnp.zeros_like(state.reached),
+                bounds=state.bounds.after(state.reached),
+            )
+            # The search of step n is floor(n · searches / N).
+            search = [(n * searches) // max(num_steps, 1) for n in (number, number + 1)]
+            ends = (search[0] != search[1]) & (number + 1 < num_steps)
+            state = jax.tree.map(lambda new, old: jnp.where(ends, new, old), again, state)
+            return _to_images(state.variable), state
+
+        def conclude(
+            last: jax.Array, state: _State, key: jax.Array, steps_done: int | jax.Array
+        ) -> AttackResult:
+            return finish_nearest(
+                objective, confident, images, last, state.nearest, key, num_gradients=steps_done
+            )
+
+        none = jnp.zeros(len(images), images.dtype)
+        bounds = _Bounds(none + config.initial_const, none, none + jnp.inf)
+        state = _State(first, optimiser.init(first), none > 0, bounds, Nearest.none(start))
+        return iterate(step, conclude, confident, start, state, key, num_steps=num_steps)
+
+    return each_alone(run, config.num_steps)

@@ -1,0 +1,107 @@
+"""DDN, Decoupling Direction and Norm: a peer that seeks the least change.
+
+Rony, Hafemann, Oliveira, Ben Ayed, Sabourin, Granger: "Decoupling Direction and Norm for
+Efficient Gradient-Based L2 Adversarial Attacks and Defenses", CVPR 2019.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax import _validate
+from deid_jax.attacks.loop import (
+    Nearest,
+    Point,
+    each_alone,
+    first_iterate,
+    iterate,
+    keep_nearest,
+    norms,
+    unit,
+)
+from deid_jax.attacks.minimal_norm import (
+    annealed,
+    below_one,
+    finish_nearest,
+    largest_change,
+    scaled_to,
+)
+from deid_jax.types import AttackResult, Objective
+
+State = tuple[Nearest, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DDNConfig:
+    """Settings of `ddn`.
+
+    Attributes:
+      step_size: α ≥ 0, ‖·‖₂ of the first step; falls to a hundredth along half a cosine.
+      init_epsilon: ε₀ ≥ 0, ‖x̂₁ − x‖₂ before it grows or shrinks for the first time.
+      gamma: γ in [0, 1), the share by which ε grows or shrinks at every step.
+      num_steps: number of gradient steps; several, increasing: one run each, since α depends
+        on where it ends.
+
+    Raises:
+      InputError: a setting is negative, NaN or infinite, or γ ≥ 1.
+    """
+
+    step_size: float | jax.Array = 1.0
+    init_epsilon: float | jax.Array = 1.0
+    gamma: float | jax.Array = 0.05
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _validate.finite_non_negative("step_size", self.step_size)
+        _validate.finite_non_negative("init_epsilon", self.init_epsilon)
+        _validate.finite_non_negative("gamma", self.gamma)
+        below_one("gamma", self.gamma)
+        _validate.step_counts("num_steps", self.num_steps)
+
+
+def ddn(
+    objective: Objective,
+    images: jax.Array,
+    config: DDNConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """x̂ ← clip₀₁( x + ε δ/‖δ‖₂ ) with δ = x̂ − αₙ ∇l(x̂)/‖∇l(x̂)‖₂ − x.
+
+    Before, ε ← ε(1 − γ) where x̂ succeeds, else ε(1 + γ): direction and norm are decoupled.
+    αₙ falls from α to α/100, ε never exceeds the largest change that [0, 1] allows. Returns
+    the successful iterate nearest to x, the last one included; where none succeeded, the last
+    one. As in foolbox, and unlike in the paper, iterates are not rounded to 8 bits; unlike in
+    foolbox, no random direction stands in for a gradient that is zero. Beside gradients it
+    spends two forward passes.
+
+    See `deid_jax.types.Attack` for arguments, result and errors.
+    """
+    images, start = first_iterate(images, initial)
+    most = largest_change(images)
+
+    def run(num_steps: int) -> AttackResult:
+        def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
+            nearest, epsilon = state
+            change = point.images - images
+            nearest = keep_nearest(nearest, point.images, norms(change), point.success)
+            alpha = annealed(config.step_size, config.step_size / 100, number, num_steps)
+            change = change - alpha.astype(change.dtype) * unit(point.gradient)
+            epsilon = epsilon * jnp.where(point.success, 1 - config.gamma, 1 + config.gamma)
+            epsilon = jnp.minimum(epsilon, most)
+            return jnp.clip(images + scaled_to(change, epsilon), 0, 1), (nearest, epsilon)
+
+        def conclude(
+            last: jax.Array, state: State, key: jax.Array, steps_done: int | jax.Array
+        ) -> AttackResult:
+            return finish_nearest(
+                objective, objective, images, last, state[0], key, num_gradients=steps_done
+            )
+
+        state = (Nearest.none(start), jnp.full_like(most, 1) * config.init_epsilon)
+        return iterate(step, conclude, objective, start, state, key, num_steps=num_steps)
+
+    return each_alone(run, config.num_steps)

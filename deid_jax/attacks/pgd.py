@@ -1,0 +1,174 @@
+"""PGD, projected gradient descent from a random start, in L∞ and in L2: peers.
+
+Madry, Makelov, Schmidt, Tsipras, Vladu: "Towards Deep Learning Models Resistant to
+Adversarial Attacks", ICLR 2018.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax import _validate
+from deid_jax.attacks.loop import (
+    Point,
+    UpdateRule,
+    finish,
+    first_iterate,
+    fold_in_all,
+    iterate,
+    normal,
+    per_image,
+    per_image_keys,
+    unit,
+)
+from deid_jax.attacks.minimal_norm import projected
+from deid_jax.types import AttackResult, Objective
+
+# Draws the start; far above the number of any step, which the objective's keys go by.
+_START = 2**31 - 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PGDConfig:
+    """Settings of `pgd`.
+
+    Attributes:
+      step_size: α ≥ 0, the change of every pixel in one step.
+      epsilon: ε ≥ 0, the largest change of a pixel.
+      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
+
+    Raises:
+      InputError: a setting is negative, NaN or infinite.
+    """
+
+    step_size: float | jax.Array = 0.002
+    epsilon: float | jax.Array = 0.03
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _validate.finite_non_negative("step_size", self.step_size)
+        _validate.finite_non_negative("epsilon", self.epsilon)
+        _validate.step_counts("num_steps", self.num_steps)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PGDL2Config:
+    """Settings of `pgd_l2`.
+
+    Attributes:
+      step_size: α ≥ 0, ‖·‖₂ of one step, pixels in [0, 1].
+      epsilon: ε ≥ 0, the largest ‖x̂ − x‖₂.
+      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
+
+    Raises:
+      InputError: a setting is negative, NaN or infinite.
+    """
+
+    step_size: float | jax.Array = 0.1
+    epsilon: float | jax.Array = 1.0
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _validate.finite_non_negative("step_size", self.step_size)
+        _validate.finite_non_negative("epsilon", self.epsilon)
+        _validate.step_counts("num_steps", self.num_steps)
+
+
+def pgd(
+    objective: Objective,
+    images: jax.Array,
+    config: PGDConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(∇l(x̂)) ) ), from clip₀₁(x + U[−ε, ε]).
+
+    The start is drawn for each picture from its own key; `initial` takes its place, and with
+    `initial=images` it is I-FGSM. Zero steps draw none: they return `initial` or x.
+
+    See `deid_jax.types.Attack` for arguments, result and errors.
+    """
+
+    def draw(images: jax.Array, key: jax.Array) -> jax.Array:
+        def one(key: jax.Array) -> jax.Array:
+            return jax.random.uniform(key, images.shape[1:], images.dtype, -1, 1)
+
+        return config.epsilon * jax.vmap(one)(key)
+
+    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+        moved = adversarial - config.step_size * jnp.sign(gradient)
+        return jnp.clip(moved, images - config.epsilon, images + config.epsilon)
+
+    return _descend_from(
+        draw, update, objective, images, key, num_steps=config.num_steps, initial=initial
+    )
+
+
+def pgd_l2(
+    objective: Objective,
+    images: jax.Array,
+    config: PGDL2Config,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ) with δ = x̂ − α ∇l(x̂)/‖∇l(x̂)‖₂ − x.
+
+    It starts at clip₀₁(x + u), u uniform in the ball ‖u‖₂ ≤ ε, drawn for each picture from
+    its own key; `initial` takes its place. Zero steps draw none: they return `initial` or x.
+
+    See `deid_jax.types.Attack` for arguments, result and errors.
+    """
+
+    def draw(images: jax.Array, key: jax.Array) -> jax.Array:
+        def share(key: jax.Array) -> jax.Array:
+            # A share u^d of the ball's volume lies within u of its radius, in d dimensions.
+            volume = jax.random.uniform(key, (), images.dtype)
+            return volume ** (1 / images[0].size)
+
+        directions = unit(normal(images, fold_in_all(key, 0)))
+        return directions * per_image(config.epsilon * jax.vmap(share)(fold_in_all(key, 1)))
+
+    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+        change = adversarial - config.step_size * unit(gradient) - images
+        return images + projected(change, jnp.full(len(images), config.epsilon, change.dtype))
+
+    return _descend_from(
+        draw, update, objective, images, key, num_steps=config.num_steps, initial=initial
+    )
+
+
+def _descend_from(
+    draw: Callable[[jax.Array, jax.Array], jax.Array],
+    update: UpdateRule,
+    objective: Objective,
+    images: jax.Array,
+    key: jax.Array,
+    *,
+    num_steps: int | tuple[int, ...],
+    initial: jax.Array | None,
+) -> AttackResult:
+    """`loop.descend`, from x + draw(x, key[B]) where no first iterate is given."""
+    images, given = first_iterate(images, initial)
+    start = given
+    if initial is None:
+        keys = fold_in_all(per_image_keys(key, len(images)), _START)
+        start = jnp.clip(images + draw(images, keys), 0, 1)
+
+    def step(point: Point, state: tuple[()], number: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        del number
+        return jnp.clip(update(point.images, point.gradient), 0, 1), state
+
+    def conclude(
+        last: jax.Array, state: tuple[()], key: jax.Array, steps_done: int | jax.Array
+    ) -> AttackResult:
+        del state
+        last = jnp.where(steps_done == 0, given, last)
+        return finish(objective, last, key, num_gradients=steps_done)
+
+    return iterate(step, conclude, objective, start, (), key, num_steps=num_steps)

@@ -1,0 +1,306 @@
+"""Compares least-distortion attacks with other libraries' at equal numbers of gradients.
+
+    python -m experiments.compare --num_steps=10,20,50,100
+
+Ours and the peers (foolbox, adv-lib) attack the same pictures, with the same targets and
+weights; the same recogniser judges them. Writes into --output_dir: `compare.md`, `compare.csv`
+(a line per method, target and number of gradients), `compare.png`, `per_image.csv`,
+`timing.csv` and `config.json`. Peers need PyTorch:
+`pip install --no-deps -r tests/requirements-peers.txt`.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from deid_jax import distortion_plot, recognisers, reporting
+from deid_jax._validate import InputError, count
+from deid_jax.attacks import ATTACKS
+from deid_jax.batch import TARGETS
+from deid_jax.data import FaceDataset, load_dataset
+from deid_jax.recognisers import Recogniser
+from deid_jax.reporting import DESCRIPTION, RunFolder
+from experiments import cli, common, compare_tables, timing
+from experiments.cli import setting
+from experiments.compare_peers import PEERS, check_peers, check_persons, search_split
+from experiments.compare_tables import Row, Trial
+from experiments.compare_trials import Comparison, Plan
+
+# Those of ours that seek the least distortion.
+_MINIMAL_NORM = tuple(name for name in ("apfgvm", "ddn", "fmn", "cw") if name in ATTACKS)
+_CONTENTS = (
+    "images",
+    "compare.md",
+    "compare.csv",
+    "compare.png",
+    "per_image.csv",
+    "timing.csv",
+)
+# Read when JAX finds its devices and when PyTorch is imported, as in `experiments.benchmark`.
+_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareSettings(common.EvaluationSettings):
+    """Settings of `experiments.compare`."""
+
+    methods: str = setting(
+        ",".join(_MINIMAL_NORM), f"Ours, by commas, of {', '.join(ATTACKS)}."
+    )
+    num_steps: str = setting(
+        "10,20,50,100",
+        "Numbers of gradients, by commas, increasing; other settings stay each method's own.",
+    )
+    targets: str = setting(
+        "random,none", f"Targets, by commas, of {', '.join(TARGETS)}; none = untargeted."
+    )
+    peers: str = setting(
+        "all", f"Other libraries', by commas, of {', '.join(PEERS)}, all or none."
+    )
+    reference: str | None = setting(
+        None, "Method or peer that each is tested against; default: the first of --methods."
+    )
+    quantize: bool = setting(True, "Finish ours on the 8-bit grid.")
+    sample: int | None = setting(
+        None, "Only N pictures of the split, drawn by the seed, of as many persons as possible."
+    )
+    keep_images: bool = setting(
+        False, "Keep every picture, under images/METHOD-STEPS-TARGET/<person>/<name>.png."
+    )
+    output_dir: str | None = setting(None, "Where to write; default: under runs/compare/.")
+
+
+def plan_of(settings: CompareSettings) -> Plan:
+    """Reads the lists of the settings.
+
+    Raises:
+      InputError: an unknown name, a number of steps below 1, or a peer that cannot run.
+    """
+    settings.check()
+    methods = _names("methods", settings.methods, tuple(ATTACKS))
+    targets = _names("targets", settings.targets, TARGETS)
+    num_steps = parse_steps(settings.num_steps)
+    named = tuple(dict.fromkeys(part.strip() for part in settings.peers.split(",")))
+    peers = {"none": (), "all": tuple(PEERS)}.get(settings.peers, named)
+    reference = settings.reference or methods[0]
+    if settings.sample is not None:
+        count("sample", settings.sample, least=1)
+        if settings.max_images is not None:
+            raise InputError("sample and max_images both say which pictures: give one of them")
+    check_peers(peers, settings.model, num_steps)
+    if reference not in (*methods, *peers):
+        known = ", ".join((*methods, *peers))
+        raise InputError(f"reference must be one of those compared ({known}), got {reference}")
+    return Plan(methods, peers, num_steps, targets, reference)
+
+
+def _names(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise InputError(f"{flag} must be of {', '.join(known)}, got {name}")
+    return names
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """Reads "K,K,…".
+
+    Raises:
+      InputError: anything but increasing integers of at least 1.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"num_steps must be integers by commas, got {text!r}") from None
+    for number in numbers:
+        count("num_steps", number, least=1)
+    if list(numbers) != sorted(set(numbers)):
+        raise InputError(f"num_steps must increase, got {text}")
+    return numbers
+
+
+def sampled(faces: FaceDataset, size: int, seed: int) -> FaceDataset:
+    """Pictures drawn by the seed, of as many persons as possible, in the data set's order.
+
+    Raises:
+      InputError: there are not so many.
+    """
+    if size > len(faces):
+        raise InputError(
+            f"sample must be at most {len(faces)}, the pictures of the split, got {size}"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(faces))
+    chosen = reporting.spread(faces.labels[shuffled].tolist(), size)
+    return faces.take(np.sort(shuffled[chosen]))
+
+
+def _check_data(settings: CompareSettings, plan: Plan) -> None:
+    """Refuses data that are too few, before a recogniser is trained where none is yet."""
+    if settings.sample is None and not plan.peers:
+        return
+    whole = load_dataset(settings.dataset, settings.options(settings.split))
+    check_persons(plan.peers, len(whole.persons))
+    if settings.sample is not None:
+        sampled(whole, settings.sample, settings.seed)
+
+
+def run(settings: CompareSettings) -> list[Row]:
+    """Compares, writes, prints; returns the rows of `compare.csv`.
+
+    Raises:
+      InputError: bad settings, data, checkpoint or output folder; nothing is written then.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    plan = plan_of(settings)
+    folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
+    folder.check()
+    _check_data(settings, plan)
+    faces, recogniser = common.faces_and_recogniser(settings)
+    if settings.sample is not None:
+        faces = sampled(faces, settings.sample, settings.seed)
+    with folder:
+        compared = Comparison(
+            plan=plan,
+            faces=faces,
+            recogniser=recogniser,
+            model=settings.model,
+            seed=settings.seed,
+            quantize=settings.quantize,
+            batch_size=settings.batch_size,
+            images=folder if settings.keep_images else None,
+        )
+        profiled = common.profiled(settings.profile_dir)
+        with profiled, cli.progress_bar("compare") as update:
+            trials = compared.trials(update)
+        rows = compare_tables.rows_of(trials, settings.model, plan.reference)
+        _write(folder, settings, compared, trials, rows)
+    _print(rows, recogniser, folder.path)
+    return rows
+
+
+def _write(
+    folder: RunFolder,
+    settings: CompareSettings,
+    compared: Comparison,
+    trials: Sequence[Trial],
+    rows: Sequence[Row],
+) -> None:
+    """Writes every file but the pictures."""
+    faces, plan = compared.faces, compared.plan
+    heading = (
+        f"{len(faces)} pictures of {settings.dataset}, split {settings.split}, against "
+        f"{settings.model}. Every method may spend as many gradients per picture as a column "
+        "says, on the same pictures, targets and weights. This project's recogniser judges all "
+        "of them, in float32; 8-bit pictures are judged as they read back from PNG."
+    )
+    most = plan.num_steps[-1]
+    panels = {
+        _panel(target): [
+            distortion_plot.Series(trial.method, trial.distances("_uint8"), trial.is_peer)
+            for trial in trials
+            if (trial.target, trial.num_steps) == (target, most)
+        ]
+        for target in plan.targets
+    }
+    title = f"{len(faces)} pictures of {settings.dataset}, {settings.model}, {most} gradients"
+    folder.write_csv("compare.csv", rows)
+    folder.write_text("compare.md", compare_tables.markdown(rows, heading, notes_on(plan)))
+    folder.write_bytes("compare.png", distortion_plot.draw(panels, title=title))
+    per_image = [
+        {"target": trial.target, "method": trial.method, "num_steps": trial.num_steps, **record}
+        for trial in trials
+        for record in trial.records
+    ]
+    folder.write_csv("per_image.csv", per_image)
+    folder.write_csv("timing.csv", compare_tables.timing_of(trials))
+    packages = {package for peer in plan.peers for package in PEERS[peer].packages}
+    description = reporting.describe(
+        settings,
+        dataset=faces.provenance,
+        recogniser=compared.recogniser.describe(),
+        plan=plan._asdict(),
+        peers={package: timing.version(package) for package in sorted(packages)},
+    )
+    folder.write_json(DESCRIPTION, description)
+
+
+def _panel(target: str) -> str:
+    return "untargeted: misnamed" if target == "none" else f"named as a {target} target"
+
+
+def notes_on(plan: Plan) -> list[str]:
+    """What a reader of the tables must know of the peers compared."""
+    if not plan.peers:
+        return []
+    libraries = dict.fromkeys(PEERS[name].library for name in plan.peers)
+    notes = [
+        f"Peers ({', '.join(libraries)}) run with their libraries' own settings on a PyTorch "
+        "twin with the same weights. They know nothing of 8 bits (but for adv_lib_ddn, which "
+        "rounds by itself): their pictures are rounded, which may undo a success.",
+    ]
+    if "foolbox_cw" in plan.peers:
+        splits = ", ".join(
+            "{}: {} × {}".format(number, *search_split(number)) for number in plan.num_steps
+        )
+        notes.append(
+            "foolbox_cw shares its gradients among searches for a weight (gradients: searches "
+            f"× steps; {splits}), and does not give up early: its own 9 × 10000 is made for "
+            "more. Where it finds nothing it returns black; the original counts instead."
+        )
+    if "foolbox_fmn" in plan.peers:
+        notes.append(
+            "foolbox_fmn is as foolbox 3.3.4 has it, where the projection onto the bound that "
+            "FMN adapts leaves every change as it is."
+        )
+    if "adv-lib" in libraries:
+        notes.append(
+            "adv-lib also asks for torchvision and visdom, for its LPIPS distance and its "
+            "plots; where they are not installed, empty modules stand in for them while it is "
+            "imported. No attack here uses them."
+        )
+    return notes
+
+
+def _default_output(settings: CompareSettings) -> Path:
+    """One folder per recogniser and split, named like the default checkpoint."""
+    options = settings.options("train")
+    name = recognisers.default_path(settings.model, settings.dataset, options).name
+    return Path("runs", "compare", f"{name}-{settings.split}")
+
+
+def _print(rows: Sequence[Row], recogniser: Recogniser, path: Path) -> None:
+    """A table per target: mean L2 and success of the 8-bit pictures."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    for target in dict.fromkeys(row["target"] for row in rows):
+        own = [row for row in rows if row["target"] == target]
+        steps = dict.fromkeys(row["num_steps"] for row in own)
+        print(f"target {target}, 8-bit pictures: mean L2 (success)")
+        table = Table()
+        table.add_column("gradients")
+        for number in steps:
+            table.add_column(str(number), justify="right")
+        for method in dict.fromkeys(row["method"] for row in own):
+            cells = []
+            for row in own:
+                if row["method"] == method:
+                    mean = row["l2_mean_uint8"]
+                    shown = "–" if mean == "" else f"{mean:.3f}"
+                    cells.append(f"{shown} ({row['success_rate_uint8']:.1%})")
+            table.add_row(method, *cells)
+        console.print(table)
+    print(f"{common.accuracy_line(recogniser)}\nTables, curves and figures: {path}")
+
+
+main = cli.binary(run, CompareSettings)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

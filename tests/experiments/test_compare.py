@@ -1,0 +1,376 @@
+"""The comparison's contract: files, tables, goals, the same pictures and targets for all."""
+
+import contextlib
+import csv
+import importlib
+import importlib.util
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from deid_jax import distortion
+from deid_jax.data import load_dataset
+from experiments import compare, compare_peers, compare_tables, timing
+from experiments.compare_tables import Trial, rows_of, scored
+from tests.experiments.conftest import COMMON, assert_refused, listing
+from tests.helpers import noise_faces
+
+FILES = [
+    "compare.csv",
+    "compare.md",
+    "compare.png",
+    "config.json",
+    "per_image.csv",
+    "timing.csv",
+]
+QUICK = ("--methods=pfgvm,ifgvm", "--num_steps=2", "--targets=random", "--peers=none")
+
+
+@pytest.fixture
+def arguments(trained, faces):
+    """What every comparison on the tiny data set is given."""
+    return [
+        *COMMON,
+        f"--data_dir={faces}",
+        "--split=all",
+        f"--checkpoint={trained[0]}",
+        "--output_dir=out",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """One thread of PyTorch, as tests share the processor."""
+    monkeypatch.setattr(timing, "threads", lambda: 1)
+
+
+def read(lines):
+    return list(csv.DictReader(lines))
+
+
+def table(path):
+    return read(path.read_text().splitlines())
+
+
+def record(l2, named, true="a", **more):
+    """A record of a float result and an 8-bit picture that differ in distance by 0.5."""
+    found = {"num_gradients": 4, "num_forwards": 1}
+    for suffix, distance in (("", l2), ("_uint8", l2 + 0.5)):
+        found |= {
+            "prediction" + suffix: named,
+            "misclassified" + suffix: named != true,
+            "l2" + suffix: distance,
+            "mssim" + suffix: 1 - distance / 10,
+        }
+    return found | more
+
+
+def trial(method, l2, *, library="deid_jax", num_steps=4, already=0, target="random"):
+    """A targeted run: distances of float results, None where it failed."""
+    lines = [
+        scored(
+            record(
+                1.0 if distance is None else distance,
+                "a" if distance is None else "b",
+                claimed=None if library == "deid_jax" else False,
+            ),
+            f"a/{place}",
+            "b",
+            already > place,
+        )
+        for place, distance in enumerate(l2)
+    ]
+    return Trial(target, library, method, num_steps, lines, 0.5)
+
+
+def test_goals_are_the_target_or_any_other_name():
+    line = scored(record(2.0, "c"), "a/0", "b", False)
+    assert not line["success"]
+    assert not line["success_uint8"]
+    assert line["misclassified_uint8"]
+    untargeted = scored(record(2.0, "c"), "a/0", "", False)
+    assert untargeted["success"]
+    assert (untargeted["l2"], untargeted["l2_uint8"]) == (2, 2.5)
+    assert not scored(record(2.0, "a"), "a/0", "", False)["success"]
+    # What rounding undoes is no success of the picture.
+    undone = scored(record(2.0, "b", prediction_uint8="a"), "a/0", "b", False)
+    assert (undone["success"], undone["success_uint8"]) == (True, False)
+
+
+@pytest.mark.parametrize("aim", ["b", ""])
+def test_originals_that_meet_the_goal_are_successes_at_distance_0(aim):
+    """Also where an attack undid it."""
+    for named in "ab":
+        line = scored(record(2.0, named), "a/0", aim, True)
+        for suffix in ("", "_uint8"):
+            assert line["success" + suffix]
+            assert line["misclassified" + suffix]
+            assert (line["l2" + suffix], line["mssim" + suffix]) == (0, 1)
+
+
+def test_a_twins_claims_are_held_to_the_recogniser():
+    assert scored(record(1.0, "a", claimed=True), "", "b", False)["unconfirmed"] is True
+    assert scored(record(1.0, "b", claimed=True), "", "b", False)["unconfirmed"] is False
+    assert scored(record(1.0, "a", claimed=False), "", "b", False)["unconfirmed"] is False
+    assert scored(record(1.0, "a"), "", "b", False)["unconfirmed"] == ""
+
+
+def test_rows_are_the_closed_forms():
+    ours = trial("ours", [9.0, 1.0, 2.5, None], already=1)
+    peer = trial("peer", [9.0, 1.5, 3.5, 4.5], already=1, library="foolbox")
+    first, second = rows_of([ours, peer], "model_a", "ours")
+    assert first["num_images"] == 4
+    assert first["num_already"] == 1
+    assert (first["success_rate"], first["success_rate_uint8"]) == (0.75, 0.75)
+    # The 8-bit distances: 0, 1.5, 3, failure beside 0, 2, 4, 5.
+    assert (first["l2_mean"], first["l2_median"]) == (pytest.approx(3.5 / 3), 1)
+    assert (first["l2_mean_uint8"], first["l2_median_uint8"]) == (1.5, 1.5)
+    assert first["mssim_uint8"] == pytest.approx((1 + 0.85 + 0.7) / 3)
+    assert first["mr_uint8"] == 0.75
+    assert first["auc_limit"] == second["auc_limit"] == 5
+    assert first["auc_uint8"] == pytest.approx((5 + 3.5 + 2) / 4 / 5)
+    assert second["auc_uint8"] == pytest.approx((5 + 3 + 1 + 0) / 4 / 5)
+    assert (first["p_value"], first["median_difference"]) == (1, 0)
+    # 0, 0.5, 1 and one of ours that failed, whose rank is the highest.
+    assert second["p_value"] == pytest.approx(stats.wilcoxon([1, 2, -3]).pvalue)
+    assert second["median_difference"] == 0.25
+    assert (first["best_peer"], second["best_peer"]) == ("peer", "peer")
+    assert first["ratio_to_best_peer"] == ""  # A mean over other pictures.
+    assert second["ratio_to_best_peer"] == pytest.approx((11 / 4) / (9.5 / 4))
+    assert (first["num_gradients"], first["num_forwards"]) == (4, 1)
+    assert (first["num_unconfirmed"], second["num_unconfirmed"]) == ("", 0)
+
+
+def test_rows_of_nothing_but_failures():
+    (row,) = rows_of([trial("ours", [None, None])], "model_a", "ours")
+    assert (row["success_rate"], row["l2_mean"], row["mssim_uint8"]) == (0, "", "")
+    assert (row["auc_uint8"], row["best_peer"], row["ratio_to_best_peer"]) == (0, "", "")
+    text = compare_tables.markdown([row], "heading", [])
+    assert "| ours | 0 % |" in text
+    assert "here none" in text
+
+
+def test_limits_and_best_peers_are_a_targets_own():
+    few = trial("peer", [1.0], library="x", num_steps=2)
+    many = trial("peer", [2.0], library="x")
+    partial = trial("other", [0.5], library="x")._replace(
+        records=[*trial("other", [0.5]).records, *trial("other", [None]).records]
+    )
+    assert compare_tables.best_peer([few, many, trial("ours", [0.1])]) == many
+    assert compare_tables.best_peer([many, trial("next", [1.5], library="x")]).method == "next"
+    assert compare_tables.best_peer([partial]) is None
+    rows = rows_of(
+        [trial("ours", [1.0]), trial("ours", [7.0], target="runner_up")], "model_a", "ours"
+    )
+    assert [row["auc_limit"] for row in rows] == [1.5, 7.5]
+
+
+def test_markdown_has_a_table_per_target_and_figure():
+    trials = [
+        trial("ours", [1.0, 2.0], num_steps=2),
+        trial("ours", [0.5, 1.0]),
+        trial("peer", [1.0, None], library="foolbox", num_steps=2),
+        trial("peer", [1.0, 2.0], library="foolbox"),
+    ]
+    text = compare_tables.markdown(rows_of(trials, "model_a", "ours"), "What.", ["a", "b"])
+    assert text.count("\n## ") == 1
+    assert text.count("\n| method | 2 | 4 |\n|---|---|---|\n") == text.count("\n### ") == 8
+    assert "| ours | 2.000 (2.000) 100 % | 1.250 (1.250) 100 % |" in text
+    assert "| peer | 1.000 (1.000) 50 % | 1.500 (1.500) 100 % |" in text
+    assert "| ours | — | — |" in text
+    assert "What.\n\n- a\n- b\n\n## Targeted (random)" in text
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(1, "100 %"), (0, "0 %"), (0.5, "50 %"), (0.99999, "> 99.9 %"), (1e-5, "< 0.1 %")],
+)
+def test_all_and_none_are_said_of_all_and_none(rate, text):
+    assert compare_tables._percent(rate) == text
+
+
+def test_writes_tables_that_agree_with_each_picture(workplace, arguments, capsys):
+    assert compare.main([*arguments, *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "target random, 8-bit pictures: mean L2 (success)" in out
+    folder = workplace / "out"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    rows, lines = table(folder / "compare.csv"), table(folder / "per_image.csv")
+    places = [(row["target"], row["method"], row["num_steps"]) for row in rows]
+    methods = ("pfgvm", "ifgvm")
+    assert places == [("random", method, "2") for method in methods]
+    for row, place in zip(rows, places, strict=True):
+        own = [n for n in lines if (n["target"], n["method"], n["num_steps"]) == place]
+        assert len(own) == int(row["num_images"]) == 18
+        reached = [line["success_uint8"] == "True" for line in own]
+        assert float(row["success_rate_uint8"]) == pytest.approx(np.mean(reached))
+        values = distortion.distances([float(line["l2_uint8"]) for line in own], reached)
+        assert float(row["auc_uint8"]) == distortion.auc(values, float(row["auc_limit"]))
+        assert {line["num_gradients"] for line in own} == {place[2]}
+        # Finished on the grid: there is nothing left to round.
+        assert row["l2_mean"] == row["l2_mean_uint8"]
+    aims = {m: [n["aim"] for n in lines if n["method"] == m] for m in methods}
+    assert aims["pfgvm"] == aims["ifgvm"]
+    timings = table(folder / "timing.csv")
+    assert [(row["target"], row["method"], row["num_steps"]) for row in timings] == places
+    assert all(float(row["ms_per_gradient"]) > 0 for row in timings)
+    with Image.open(folder / "compare.png") as picture:
+        assert picture.format == "PNG"
+    description = json.loads((folder / "config.json").read_text())
+    assert description["plan"]["reference"] == "pfgvm"
+    assert description["contents"] == FILES
+
+
+def test_the_same_command_gives_the_same_files_but_for_times(workplace, arguments):
+    flags = [*arguments, *QUICK, "--methods=pfgvm"]
+    runs = []
+    for more in ([], [], ["--batch_size=5"]):
+        assert compare.main([*flags, *more]) == 0
+        files = listing(workplace / "out")
+        assert files.pop("timing.csv")
+        runs.append(files)
+    assert runs[0] == runs[1]
+    # In batches the figures are the same but for rounding.
+    whole, batches = (read(run["compare.csv"].decode().splitlines()) for run in runs[1:])
+    for name, value in whole[0].items():
+        other = batches[0][name]
+        with contextlib.suppress(ValueError):
+            value, other = float(value), pytest.approx(float(other), rel=1e-3)
+        assert value == other, name
+
+
+def test_pictures_are_kept_where_asked(workplace, arguments):
+    flags = ["--methods=pfgvm", "--num_steps=3", "--peers=none", "--targets=none", "--sample=4"]
+    assert compare.main([*arguments, *flags, "--keep_images"]) == 0
+    lines = table(workplace / "out" / "per_image.csv")
+    kept = workplace / "out" / "images" / "pfgvm-3-none"
+    written = {str(path.relative_to(kept)) for path in kept.rglob("*.png")}
+    assert written == {line["picture"] + ".png" for line in lines}
+    assert len(written) == 4
+    # The distances are those of the files.
+    settings = compare.cli.parse(compare.CompareSettings, arguments)
+    faces = load_dataset("folder", settings.options("all"))
+    for line in lines:
+        original = faces.read(faces.pictures.index(line["picture"]))
+        with Image.open(kept / f"{line['picture']}.png") as picture:
+            change = (np.asarray(picture, float) - original) / 255
+        if line["already"] == "False":
+            assert float(line["l2_uint8"]) == pytest.approx(np.linalg.norm(change), rel=1e-5)
+
+
+def test_peers_have_the_same_pictures_targets_and_judge(workplace, arguments):
+    for module in ("torch", "foolbox", "adv_lib"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module}, a peer, is not installed")
+    with warnings.catch_warnings(action="ignore"):
+        peers = importlib.import_module("experiments.minimal_norm_peers")
+        peers.import_libraries(list(compare_peers.PEERS))
+    flags = ["--methods=pfgvm", "--num_steps=15", "--peers=foolbox_ddn,adv_lib_ddn"]
+    flags += ["--sample=6", "--batch_size=4"]
+    runs = []
+    for _ in range(2):
+        assert compare.main([*arguments, *flags]) == 0
+        runs.append(listing(workplace / "out"))
+        assert runs[-1].pop("timing.csv")
+    assert runs[0] == runs[1]
+    lines = table(workplace / "out" / "per_image.csv")
+    for target in ("random", "none"):
+        own = [line for line in lines if line["target"] == target]
+        shared = [(n["picture"], n["aim"], n["already"]) for n in own]
+        assert shared[:6] == shared[6:12] == shared[12:]
+    rows = {(r["target"], r["method"]): r for r in table(workplace / "out" / "compare.csv")}
+    assert {row["library"] for row in rows.values()} == {"deid_jax", "foolbox", "adv-lib"}
+    for (_, method), row in rows.items():
+        if method != "pfgvm":
+            assert float(row["success_rate"]) > 0.6
+            assert (row["num_gradients"], row["num_unconfirmed"]) == ("15.0", "0")
+            # Floats, and then rounded; adv-lib's DDN rounds by itself.
+            assert (row["l2_mean"] == row["l2_mean_uint8"]) == (method == "adv_lib_ddn")
+    text = (workplace / "out" / "compare.md").read_text()
+    assert "adv-lib also asks for torchvision and visdom" in text
+    versions = json.loads((workplace / "out" / "config.json").read_text())["peers"]
+    assert versions["adv-lib"] == timing.version("adv-lib")
+
+
+def test_samples_are_drawn_evenly_by_the_seed():
+    faces = noise_faces()  # Of five persons three pictures of the first and two of the others.
+    for size in (1, 5, 7, 10):
+        counts = np.bincount(compare.sampled(faces, size, 0).labels, minlength=5)
+        assert counts.sum() == size
+        assert counts.max() - counts.min() <= 1
+    drawn = [compare.sampled(faces, 5, seed).pictures for seed in range(4)]
+    assert len(set(drawn)) > 1
+    assert drawn[0] == compare.sampled(faces, 5, 0).pictures
+    assert compare.sampled(faces, 11, 3).pictures == faces.pictures
+
+
+def test_peers_that_are_not_installed_are_named_at_once(
+    workplace, arguments, capsys, monkeypatch
+):
+    version = timing.version
+    monkeypatch.setattr(timing, "version", lambda name: None if "a" in name else version(name))
+    message = (
+        "peers need eagerpy, adv-lib: pip install --no-deps -r tests/requirements-peers.txt, "
+        "or leave them out with --peers=none"
+    )
+    monkeypatch.setattr(compare.common, "faces_and_recogniser", None)
+    assert_refused(compare.main, [*arguments, "--methods=pfgvm"], message, workplace, capsys)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--methods=pfgvm,blur", "methods must be of pfgvm, "),
+        ("--methods=pfgvm,", "methods must be of pfgvm, "),
+        ("--targets=random,all", "targets must be of random, least_likely, runner_up, none"),
+        ("--num_steps=0,10", "num_steps must be an integer >= 1, got 0"),
+        ("--num_steps=10,x", "num_steps must be integers by commas, got '10,x'"),
+        ("--num_steps=20,10", "num_steps must increase, got 20,10"),
+        ("--peers=foolbox", "peers must be of foolbox_ddn, "),
+        ("--reference=ddd", "reference must be one of those compared (pfgvm, ifgvm), got ddd"),
+        ("--sample=0", "sample must be an integer >= 1, got 0"),
+        ("--sample=19", "sample must be at most 18, the pictures of the split, got 19"),
+        ("--max_images=0", "max_images must be an integer >= 1, got 0"),
+        ("--batch_size=0", "batch_size must be an integer >= 1, got 0"),
+        ("--checkpoint=nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_is_named(workplace, arguments, capsys, flag, message):
+    assert_refused(compare.main, [*arguments, *QUICK, flag], message, workplace, capsys)
+
+
+def test_two_ways_to_choose_pictures_are_one_too_many(workplace, arguments, capsys):
+    flags = [*arguments, *QUICK, "--sample=3", "--max_images=3"]
+    assert_refused(compare.main, flags, "sample and max_images both say", workplace, capsys)
+
+
+@pytest.mark.skipif(timing.version("adv-lib") is None, reason="adv-lib, a peer, is missing")
+def test_peers_of_more_persons_are_named(workplace, arguments, capsys):
+    flags = [*arguments, "--methods=pfgvm", "--num_steps=2", "--peers=adv_lib_alma"]
+    message = "adv_lib_alma needs at least 4 persons, got 3"
+    assert_refused(compare.main, flags, message, workplace, capsys)
+
+
+@pytest.mark.skipif(timing.version("torch") is None, reason="torch, a peer, is not installed")
+@pytest.mark.parametrize(
+    ("names", "model", "num_steps", "message"),
+    [
+        (["adv_lib_pdgd"], "model_a", (1, 2), "adv_lib_pdgd needs num_steps of at least 2"),
+        (["foolbox_ddn"], "no_such_model", (1,), "no PyTorch twin of no_such_model"),
+    ],
+)
+def test_peers_that_cannot_run_are_named(names, model, num_steps, message):
+    with pytest.raises(compare.InputError, match=message):
+        compare_peers.check_peers(names, model, num_steps)
+
+
+def test_no_nan_reaches_the_table():
+    rows = rows_of([trial("ours", [None, 1.0]), trial("peer", [1.0, None])], "model_a", "ours")
+    assert rows[1]["median_difference"] == ""
+    assert not any(isinstance(v, float) and math.isnan(v) for row in rows for v in row.values())
