@@ -10,6 +10,7 @@ from deid_jax import baselines, metrics
 from deid_jax._validate import InputError
 from deid_jax.attacks import (
     ATTACKS,
+    APFGVMConfig,
     CarliniWagnerConfig,
     DDNConfig,
     FMNConfig,
@@ -19,6 +20,7 @@ from deid_jax.attacks import (
     PFGVMConfig,
     PGDConfig,
     PGDL2Config,
+    apfgvm,
     carlini_wagner,
     ddn,
     fmn,
@@ -54,6 +56,7 @@ __all__ = [
     "ATTACKS",
     "DATASETS",
     "MODELS",
+    "APFGVMConfig",
     "Attack",
     "AttackResult",
     "Batch",
@@ -70,6 +73,7 @@ __all__ = [
     "PFGVMConfig",
     "PGDConfig",
     "PGDL2Config",
+    "apfgvm",
     "baselines",
     "carlini_wagner",
     "create_model",

@@ -15,10 +15,11 @@ from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS, Method, gaussian_noise
 from deid_jax.attacks.loop import fold_in_all
 from deid_jax.baselines import BASELINES
-from deid_jax.data.dataset import LEVELS
+from deid_jax.data.dataset import LEVELS, on_grid, to_uint8
 from deid_jax.judging import Figures, Naming, Verdict, judge, judge_both, name_faces
 from deid_jax.objectives import OBJECTIVES, LogitsFn
 from deid_jax.precision import PRECISIONS, in_precision, products_in
+from deid_jax.quantizing import finish_on_grid
 from deid_jax.types import AttackResult, Batch
 
 METHODS: dict[str, Method] = ATTACKS | BASELINES
@@ -35,7 +36,8 @@ class Protocol:
         picture), "least_likely" or "runner_up" (among the others, by the clean logits), or
         "none": untargeted.
       init: the first iterate: "image", or "noise", N(0.5, 0.25²) clipped to [0, 1].
-      quantize: round the result to the 8-bit grid, so that the float and 8-bit figures agree.
+      quantize: finish on the 8-bit grid with success kept (`finish_on_grid`), so that the
+        float and 8-bit figures agree.
       batch_size: pictures per compiled call; made smaller where that saves padding or the
         device lacks the memory. None: what suits the device.
       seed: decides targets and noise, per picture: no figure depends on the batch size.
@@ -155,7 +157,7 @@ def de_identify(
     """
     model, method, target, init, quantize, precision = program
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
-    target_key, init_key, attack_key = (fold_in_all(keys, use) for use in range(3))
+    target_key, init_key, attack_key, finish_key = (fold_in_all(keys, n) for n in range(4))
     # Whatever the attack computes in, the recogniser that judges it is the one of float32.
     logits_fn = _exactly(functools.partial(model.apply, variables))
     clean = logits_fn(batch.image)
@@ -164,33 +166,42 @@ def de_identify(
     if targeted:
         targets = choose_targets(target, clean, batch.label, target_key)
     attacked = functools.partial(in_precision(model, precision).apply, variables)
-    objective = OBJECTIVES[METHODS[method].objective](attacked, targets, targeted=targeted)
+    loss_of = functools.partial(
+        OBJECTIVES[METHODS[method].objective], labels=targets, targeted=targeted
+    )
     initial = gaussian_noise(batch.image, init_key) if init == "noise" else None
     with products_in(precision):
         result = METHODS[method].function(
-            objective, batch.image, config, attack_key, initial=initial
+            loss_of(attacked),
+            batch.image,
+            with_quantize(method, config, quantize),
+            attack_key,
+            initial=initial,
         )
-    uint8 = jnp.round(255 * result.images).astype(jnp.uint8)
-    kept = jnp.asarray(LEVELS)[uint8]
-    if quantize:
-        result = result._replace(images=kept)
+    finish = functools.partial(finish_on_grid, loss_of(logits_fn), batch.image, key=finish_key)
 
-    def both(images: tuple[jax.Array, jax.Array]) -> tuple[Verdict, Verdict]:
-        return judge_both(logits_fn, *images, batch)
+    def conclude(result: AttackResult) -> tuple[AttackResult, tuple[Verdict, Verdict]]:
+        result = finish(result) if quantize else result
+        return result, judge_both(logits_fn, result.images, on_grid(result.images), batch)
 
-    # [B, H, W, C], or for each of [S, B, H, W, C].
-    several = kept.ndim > batch.image.ndim
-    judged = (
-        jax.lax.map(both, (result.images, kept)) if several else both((result.images, kept))
-    )
+    # Entries of [B], or for each of [S, B].
+    several = result.images.ndim > batch.image.ndim
+    result, (verdict, kept) = jax.lax.map(conclude, result) if several else conclude(result)
     return Outcome(
         result=result,
         targets=targets,
         clean=name_faces(clean, batch.label),
-        verdict=judged[0],
-        kept=judged[1],
-        uint8=uint8,
+        verdict=verdict,
+        kept=kept,
+        uint8=to_uint8(result.images),
     )
+
+
+def with_quantize(method: str, config: Any, quantize: bool) -> Any:
+    """A method's settings, told whether to stay on the 8-bit grid if it can be told."""
+    if "quantize" in METHODS[method].settings():
+        return dataclasses.replace(config, quantize=quantize)
+    return config
 
 
 def _exactly(logits_fn: LogitsFn) -> LogitsFn:

@@ -176,8 +176,9 @@ def _facts_of_settings(
     description: Mapping[str, Any], method: str
 ) -> Iterator[tuple[str, str, Any]]:
     settings, provenance = (_section(description, name) for name in ("settings", "dataset"))
-    for name in ("image_size", "seed", "quantize"):
+    for name in ("image_size", "seed"):
         yield name, "", settings.get(name)
+    yield from _rounding(settings, method)
     yield "crop", "", settings.get("crop") or provenance.get("crop")
     # Facts that not every data set has: "none" is a value, too.
     folder = settings.get("data_dir")
@@ -192,6 +193,16 @@ def _facts_of_settings(
         # Runs from before there was a choice computed in float32.
         precision = settings.get("precision") or "float32"
         yield "precision", "", precision if settings else None
+
+
+def _rounding(settings: Mapping[str, Any], method: str) -> Iterator[tuple[str, str, Any]]:
+    """Whether results are on the 8-bit grid; methods whose own way that is go with any."""
+    quantize = settings.get("quantize")
+    if quantize is None and "quantize" in settings:
+        if method in METHODS and METHODS[method].quantizes:
+            return
+        quantize = False
+    yield "quantize", "", quantize
 
 
 def _section(description: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -257,6 +257,8 @@ def _settings(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     """A setting from JSON (infinity is a text there) or CSV (a missing one is empty)."""
+    if isinstance(value, bool):  # In CSV a text.
+        return str(value)
     number = number_in(value)
     return value or None if number is None else number
 

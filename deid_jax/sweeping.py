@@ -60,7 +60,7 @@ def grid(
                 f"{method} has no setting {name} to sweep: it takes {', '.join(known)}"
             )
         if name in fixed:
-            raise InputError(f"{name} is swept and set to {fixed[name]:g}: one or the other")
+            raise InputError(f"{name} is swept and set to {fixed[name]}: one or the other")
         if not values or len(set(values)) < len(values):
             raise InputError(f"the values of {name} must be different ones, got {values}")
     points: list[Settings] = []

@@ -194,7 +194,9 @@ def _default_output(settings: AttackSettings) -> Path:
 def _print(
     figures: Mapping[str, Any], protocol: Protocol, recogniser: Recogniser, path: Path
 ) -> None:
-    settings = [f"{name} {value:g}" for name, value in figures["config"].items()]
+    settings = [
+        f"{name} {common.number_or_name(value)}" for name, value in figures["config"].items()
+    ]
     if figures["method"] in ATTACKS:
         settings += [f"target {protocol.target}", f"init {protocol.init}"]
     print(

@@ -166,7 +166,7 @@ def _read_run(folder: Path) -> Run:
         if method in ATTACKS:
             config |= {"target": given["target"] or "random", "init": given["init"] or "image"}
             config |= {"precision": given["precision"]} if given.get("precision") else {}
-        if given["quantize"]:
+        if given["quantize"] and "quantize" not in config:
             config["quantize"] = "yes"
         name = "per_image.csv"
         records = list(csv.DictReader(io.StringIO(texts[name])))

@@ -104,6 +104,9 @@ class EvaluationSettings(DataSettings):
 # What --help says of the methods' settings.
 _MEANINGS = {
     "step_size": "α, how far one step goes.",
+    "shrink": "β₀, the share of the change that the first penalty step takes back.",
+    "max_step": "The longest step, in L2.",
+    "penalty": "What is held small beside the loss.",
     "penalty_weight": "λ, the weight of the 'realism' term; α·λ >= 2 diverges.",
     "num_steps": "Number of gradient steps.",
     "epsilon": "ε, the largest change of a pixel, of a range of 1; in pgd_l2 of a picture.",
@@ -125,13 +128,27 @@ def _method_flags() -> dict[str, Flag]:
     found: dict[str, Flag] = {}
     for name, method in METHODS.items():
         for field in dataclasses.fields(method.config):
-            kind, default = type(field.default), f"{name} {field.default:g}"
+            if field.name == "quantize":  # A flag that all methods share.
+                continue
+            default = f"{name} {number_or_name(field.default)}"
             if field.name in found:
                 text = f"{found[field.name].help.removesuffix('.')}, {default}."
             else:
                 text = f"{_MEANINGS.get(field.name, '')} Default: {default}.".strip()
-            found[field.name] = Flag(kind, None, text)
+            choices = field.metadata.get("choices")
+            found[field.name] = Flag(type(field.default), None, text, choices)
     return found
+
+
+def number_or_name(value: Any) -> str:
+    """A setting's value as people write it: 0.1, 50, l2, True."""
+    return f"{value:g}" if type(value) in (int, float) else str(value)
+
+
+def _quantizing_methods() -> str:
+    """Which methods quantize by themselves, in words."""
+    names = [name for name, method in METHODS.items() if method.quantizes]
+    return f"on for {', '.join(names)}, off for the others" if names else "off"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +159,11 @@ class MethodSettings(EvaluationSettings):
         None, "Label that an attack aims at; none = untargeted. Default: random.", TARGETS
     )
     init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
-    quantize: bool = setting(False, "Round the result to 8 bits before it is measured.")
+    quantize: bool | None = setting(
+        None,
+        "Finish on the 8-bit grid with success kept: roundings that the attack does not "
+        f"survive are mended. Default: {_quantizing_methods()}.",
+    )
     precision: str | None = setting(
         None,
         "What the attack computes in; the verdict stays float32. On CPUs tf32 is float32. "
@@ -172,9 +193,14 @@ class MethodSettings(EvaluationSettings):
                 )
 
     def settings_of(self, method: str) -> dict[str, Any]:
-        """What was given for a method's settings."""
+        """What was given for a method's settings, `quantize` among them."""
         known = METHODS[method].settings()
-        return {n: value for n, value in self.method_settings.items() if n in known}
+        given = {**self.method_settings, "quantize": self.quantizes(method)}
+        return {name: value for name, value in given.items() if name in known}
+
+    def quantizes(self, method: str) -> bool:
+        """Whether a method finishes on the 8-bit grid."""
+        return METHODS[method].quantizes if self.quantize is None else self.quantize
 
     def protocol(self, method: str) -> Protocol:
         """How a method is run; ad-hoc methods know neither target nor first iterate.
@@ -186,7 +212,7 @@ class MethodSettings(EvaluationSettings):
         return Protocol(
             target=(self.target or "random") if aims else "none",
             init=(self.init or "image") if aims else "image",
-            quantize=self.quantize,
+            quantize=self.quantizes(method),
             batch_size=self.batch_size,
             seed=self.seed,
             precision=self.precision or "float32",

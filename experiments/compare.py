@@ -66,7 +66,7 @@ class CompareSettings(common.EvaluationSettings):
     reference: str | None = setting(
         None, "Method or peer that each is tested against; default: the first of --methods."
     )
-    quantize: bool = setting(True, "Finish ours on the 8-bit grid.")
+    quantize: bool = setting(True, "Finish ours on the 8-bit grid, with success kept.")
     sample: int | None = setting(
         None, "Only N pictures of the split, drawn by the seed, of as many persons as possible."
     )

@@ -15,7 +15,7 @@ import hashlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +95,14 @@ class SweepSettings(common.MethodSettings):
             grids[method] = sweeping.grid(method, chosen or default, fixed)
         return grids
 
-    def _sweeps(self) -> dict[str, list[float]]:
+    def _sweeps(self) -> dict[str, list[Any]]:
         """Setting -> values, from the texts given."""
         defaults = {
             field.name: field.default
             for method in METHODS.values()
             for field in dataclasses.fields(method.config)
         }
-        sweeps: dict[str, list[float]] = {}
+        sweeps: dict[str, list[Any]] = {}
         for text in self.sweep:
             name, equals, values = text.partition("=")
             if not equals:
@@ -110,8 +110,8 @@ class SweepSettings(common.MethodSettings):
             if name in sweeps:
                 raise InputError(f"--sweep={name} is given twice: name all its values in one")
             try:
-                whole = isinstance(defaults.get(name), int)
-                sweeps[name] = [(int if whole else float)(v) for v in values.split(",")]
+                kind: Callable[[str], Any] = type(defaults.get(name, 0.0))
+                sweeps[name] = [kind(value) for value in values.split(",")]
             except ValueError as error:
                 raise InputError(
                     f"--sweep={text}: the values must be numbers, by commas"
@@ -291,7 +291,10 @@ def _print(points: Sequence[Point], recogniser: Recogniser, seconds: float, path
         figures = point.figures
         table.add_row(
             point.method,
-            ", ".join(f"{name} {value:g}" for name, value in point.settings.items()),
+            ", ".join(
+                f"{name} {common.number_or_name(value)}"
+                for name, value in point.settings.items()
+            ),
             f"{figures['l2_uint8']:.3f}",
             f"{figures['mssim_uint8']:.4f}",
             f"{figures['mr_uint8']:.1%}",
@@ -317,7 +320,9 @@ def _best_line(point: Point) -> str:
     return (
         f"{point.method}: {what}; L2 {figures['l2_uint8']:.3f}, MSSIM "
         f"{figures['mssim_uint8']:.4f}, MR {figures['mr_uint8']:.1%} at "
-        + ", ".join(f"{name} {value:g}" for name, value in point.settings.items())
+        + ", ".join(
+            f"{name} {common.number_or_name(value)}" for name, value in point.settings.items()
+        )
     )
 
 

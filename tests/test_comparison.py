@@ -58,6 +58,18 @@ def run(one=None, section="settings", /, **changes):
     return Run(one.source, [one], changed)
 
 
+def test_methods_that_quantize_by_themselves_go_with_any():
+    def unasked(method):
+        return run(point(method), quantize=None)
+
+    common = check_comparable([unasked("pfgvm"), run(point("ifgvm")), unasked("apfgvm")])
+    assert common.facts["quantize"] is False
+    assert not any("quantize" in names for names in common.unrecorded.values())
+    assert check_comparable([run(point("ifgvm"), quantize=True), unasked("apfgvm")])
+    with pytest.raises(InputError, match="quantize is true and false"):
+        check_comparable([run(point("apfgvm"), quantize=True), unasked("pfgvm")])
+
+
 def test_runs_of_the_same_facts_pass_and_the_facts_are_told():
     common = check_comparable([run(point(seed=1)), run(point("ifgvm", seed=2))])
     assert common.facts["image_size"] == 64

@@ -11,7 +11,15 @@ from deid_jax import evaluation, programs
 from deid_jax._validate import InputError
 from deid_jax.attacks import PFGVMConfig
 from deid_jax.baselines import BlurConfig
-from deid_jax.batch import METHODS, Program, Protocol, choose_targets, run_batch, run_donated
+from deid_jax.batch import (
+    METHODS,
+    Program,
+    Protocol,
+    choose_targets,
+    run_batch,
+    run_donated,
+    with_quantize,
+)
 from deid_jax.data import loader
 from deid_jax.records import summary
 from tests.helpers import let_batches_above_run_out_of_memory, noise_faces, small_model
@@ -132,6 +140,62 @@ def test_quantised_results_agree_with_their_files(recogniser, faces):
     for record in _evaluate(recogniser, faces, quantize=True):
         for name in ("l2", "linf", "mssim", "prediction"):
             assert record[name] == record[name + "_uint8"]
+
+
+@pytest.mark.parametrize("target", ["random", "none"])
+@pytest.mark.parametrize("method", ["fmn", "ddn"])
+def test_quantised_results_keep_their_success(recogniser, faces, method, target):
+    """What seeks the least change ends just beyond the boundary, where rounding undoes it."""
+    config = METHODS[method].config(num_steps=20)
+    own = (recogniser, faces, config, method)
+    goal = "misclassified" if target == "none" else "hit_target"
+    floats = _evaluate(*own, target=target)
+    assert all(record[goal] for record in floats)
+    assert method == "ddn" or not all(record[goal + "_uint8"] for record in floats)
+    finished = _evaluate(*own, target=target, quantize=True)
+    assert all(record[goal] and record[goal + "_uint8"] for record in finished)
+    for before, after in zip(floats, finished, strict=True):
+        assert after["num_forwards"] > before["num_forwards"]
+        assert (after["num_forwards"] == before["num_forwards"] + 1) == before[goal + "_uint8"]
+    distances = [np.mean([r["l2_uint8"] for r in run]) for run in (finished, floats)]
+    assert distances[0] < 1.01 * distances[1]
+
+
+def test_quantised_results_succeed_by_the_judge_whatever_the_attack_computed_in(
+    recogniser, faces
+):
+    own = (recogniser, faces, METHODS["fmn"].config(num_steps=20), "fmn")
+    rough = _evaluate(*own, precision="bf16")
+    assert not all(record["hit_target_uint8"] for record in rough)
+    finished = _evaluate(*own, precision="bf16", quantize=True)
+    assert all(record["hit_target_uint8"] for record in finished)
+
+
+@pytest.mark.parametrize("method", ["blur", "noise", "pgd"])
+def test_methods_of_any_kind_finish_on_the_grid(recogniser, faces, method):
+    records = _evaluate(
+        recogniser, faces, METHODS[method].config(), method, target="none", quantize=True
+    )
+    plain = _evaluate(recogniser, faces, METHODS[method].config(), method, target="none")
+    for before, after in zip(plain, records, strict=True):
+        assert after["misclassified"] == after["misclassified_uint8"]
+        assert after["misclassified_uint8"] >= before["misclassified"]
+        assert after["l2"] == after["l2_uint8"]
+
+
+@pytest.mark.parametrize("quantize", [True, False])
+def test_methods_that_know_the_grid_are_told_of_it(quantize):
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        quantize: bool = True
+
+    method = METHODS["pfgvm"]._replace(config=Config)
+    assert method.quantizes
+    assert not METHODS["pfgvm"].quantizes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "knowing", method)
+        assert with_quantize("knowing", Config(), quantize) == Config(quantize)
+    assert with_quantize("pfgvm", CONFIG, quantize) is CONFIG
 
 
 def test_noise_start_forgets_nothing_in_zero_steps(recogniser, faces):
@@ -334,7 +398,7 @@ def test_every_method_runs_over_a_data_set(recogniser, faces, method):
     assert len(records) == 2
     for record in records:
         # Those that seek the least change leave a picture that is misclassified already.
-        if method in ("ddn", "fmn", "cw") and not record["l2"]:
+        if method in ("apfgvm", "ddn", "fmn", "cw") and not record["l2"]:
             assert record["mssim"] == pytest.approx(1)
             continue
         assert record["l2"] > 0

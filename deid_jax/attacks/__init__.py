@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from deid_jax.attacks.apfgvm import APFGVMConfig, apfgvm
 from deid_jax.attacks.carlini_wagner import CarliniWagnerConfig, carlini_wagner
 from deid_jax.attacks.ddn import DDNConfig, ddn
 from deid_jax.attacks.fmn import FMNConfig, fmn
@@ -37,11 +38,20 @@ class Method(NamedTuple):
         """Names of the method's settings."""
         return tuple(field.name for field in dataclasses.fields(self.config))
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether it ends on the 8-bit grid unless told not to."""
+        return any(
+            field.name == "quantize" and field.default is True
+            for field in dataclasses.fields(self.config)
+        )
+
 
 ATTACKS = {
     "pfgvm": Method(
         pfgvm, PFGVMConfig, {"penalty_weight": (2.0, 1.4, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1)}
     ),
+    "apfgvm": Method(apfgvm, APFGVMConfig, {"num_steps": (10, 20, 50, 100, 200)}, "margin"),
     "ifgvm": Method(
         ifgvm, IFGVMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1)}
     ),
@@ -69,6 +79,7 @@ ATTACKS = {
 
 __all__ = [
     "ATTACKS",
+    "APFGVMConfig",
     "CarliniWagnerConfig",
     "DDNConfig",
     "FMNConfig",
@@ -79,6 +90,7 @@ __all__ = [
     "PFGVMConfig",
     "PGDConfig",
     "PGDL2Config",
+    "apfgvm",
     "carlini_wagner",
     "ddn",
     "fmn",

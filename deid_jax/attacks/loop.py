@@ -142,7 +142,7 @@ def finish(
     key: jax.Array,
     *,
     num_gradients: int | jax.Array,
-    num_forwards: int = 0,
+    num_forwards: int | jax.Array = 0,
 ) -> AttackResult:
     """Judges the final pictures with one forward pass beside those spent before."""
     loss, success = objective(images, per_image_keys(key, len(images)))

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deid_jax._validate import InputError
@@ -17,6 +19,16 @@ SPLITS = ("all", "train", "test")
 # The 256 values of a pixel as float32. A table, because compiled programs may divide by 255
 # differently in the last bit, and then a picture would differ from itself.
 LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """round(255 x), of pictures in [0, 1]."""
+    return jnp.round(255 * images).astype(jnp.uint8)
+
+
+def on_grid(images: jax.Array) -> jax.Array:
+    """Pictures in [0, 1] as they read back from an 8-bit file, bit for bit."""
+    return jnp.asarray(LEVELS, images.dtype)[to_uint8(images)]
 
 
 @dataclasses.dataclass(frozen=True)

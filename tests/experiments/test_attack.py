@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from deid_jax.batch import METHODS
+from deid_jax.data.dataset import LEVELS
 from deid_jax.reporting import RunFolder
-from experiments import attack
+from experiments import attack, cli
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
 CONTRACT = {
@@ -131,6 +132,49 @@ def test_other_flags_do_what_they_say(arguments, workplace, trained):
     assert names == list(trained[2].info.pictures[:2])
     # Three steps from noise are still far from the picture.
     assert metrics["mssim"] < 0.5
+
+
+def test_quantised_attacks_succeed_in_the_files_they_write(
+    arguments, workplace, trained, faces
+):
+    recogniser = trained[2]
+    flags = ["--method=fmn", "--num_steps=20", "--split=all"]
+    assert attack.main([*arguments, *flags]) == 0
+    assert not read(workplace / "out")[2]["settings"]["quantize"]
+    assert attack.main([*arguments, *flags, "--quantize"]) == 0
+    metrics, records, _ = read(workplace / "out")
+    assert metrics["target_rate"] == metrics["target_rate_uint8"] == 1
+    assert metrics["l2"] == metrics["l2_uint8"]
+    pixels = [
+        np.asarray(Image.open(workplace / f"out/images/{r['person']}/{r['name']}.png"))
+        for r in records
+    ]
+    logits = recogniser.model.apply(recogniser.variables, LEVELS[np.stack(pixels)])
+    persons = sorted({record["person"] for record in records})
+    named = [persons[k] for k in np.argmax(logits, axis=-1)]
+    assert named == [record["target"] for record in records]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_quantize_is_each_methods_own_unless_given(method):
+    def protocol(*flags):
+        settings = cli.parse(attack.AttackSettings, [f"--method={method}", *flags])
+        config = METHODS[method].config(**settings.settings_of(method))
+        quantize = settings.protocol(method).quantize
+        assert getattr(config, "quantize", quantize) == quantize
+        return quantize
+
+    assert protocol() == METHODS[method].quantizes
+    assert protocol("--quantize") is True
+    assert protocol("--noquantize") is False
+
+
+def test_settings_that_are_names_have_choices(arguments, workplace, capsys):
+    flags = [*arguments, "--method=apfgvm", QUICK, "--noquantize"]
+    assert attack.main([*flags, "--penalty=ssim"]) == 0
+    assert "penalty ssim, quantize False" in capsys.readouterr().out
+    assert read(workplace / "out")[0]["config"]["penalty"] == "ssim"
+    assert_refused(attack.main, [*flags, "--penalty=l7"], "--penalty=l7", workplace, capsys)
 
 
 def test_same_command_writes_the_same_bytes(arguments, workplace):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deid_jax import runs
 from deid_jax.batch import METHODS
 from experiments import attack, cli, sweep
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
@@ -74,6 +75,19 @@ def test_methods_stand_side_by_side(arguments, workplace):
     for row in rows:
         for setting in ("epsilon", "penalty_weight", "noise_stddev"):
             assert (row[setting] != "") == (setting in METHODS[row["method"]].settings())
+
+
+def test_settings_that_are_names_are_swept_and_read_again(arguments, workplace):
+    flags = ["--method=apfgvm", QUICK, "--max_images=2", "--sweep=penalty=l2,ssim"]
+    assert sweep.main([*arguments, *flags]) == 0
+    rows = read(workplace / "out/sweep.csv")
+    assert [(row["penalty"], row["quantize"]) for row in rows] == [
+        ("l2", "True"), ("ssim", "True"),
+    ]  # fmt: skip
+    assert [row["l2"] for row in rows] == [row["l2_uint8"] for row in rows]
+    points = runs.read_run(workplace / "out").points
+    assert [point.settings["penalty"] for point in points] == ["l2", "ssim"]
+    assert sum(point.sheet is not None for point in points) == 1
 
 
 def test_all_means_every_method_with_its_own_grid():

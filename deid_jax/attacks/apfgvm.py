@@ -1,0 +1,265 @@
+"""A-PFGVM, adaptive P-FGVM: the paper's step with a penalty weight per image and step.
+
+`pfgvm` holds one λ for all pictures: easy ones are changed too much, hard ones not enough.
+Here every picture's λ follows its own attack, and the nearest success is kept.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax import _validate
+from deid_jax.attacks.loop import (
+    Nearest,
+    Point,
+    each_alone,
+    finish,
+    first_iterate,
+    iterate,
+    keep_nearest,
+    norms,
+    per_image,
+)
+from deid_jax.attacks.minimal_norm import below_one
+from deid_jax.attacks.penalties import PENALTIES, Penalty
+from deid_jax.data.dataset import on_grid
+from deid_jax.types import AttackResult, Objective
+
+# Forward passes of the final search: one outwards, the others halve the interval.
+_SEARCH_PASSES = 6
+# How far outwards the search looks where no iterate succeeded, in lengths of the change.
+_FARTHEST = 1.5
+# The linearised loss is to end this far beyond zero at first, in ‖∇l‖·‖x̂ − x‖; while the
+# picture is fooled it may come nearer: at step N, 0.04/N of it.
+_BEYOND, _BEYOND_TIMES_STEPS = 0.004, 0.04
+# Newton steps overshoot by 5 %, and while nothing succeeded by up to 55 % at the end.
+_OVERSHOOT, _OVERSHOOT_UNTIL_FOOLED = 1.05, 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class APFGVMConfig:
+    """Settings of `apfgvm`.
+
+    Attributes:
+      shrink: β₀ in [0, 1], the share of the change that the first penalty step takes back;
+        falls linearly to 0.
+      momentum: ρ in [0, 1), the weight of the past in the running mean of gradients.
+      max_step: the longest step, ‖x̂ₙ₊₁ − x̂ₙ‖₂, ≥ 0, before the picture is cut to [0, 1].
+      num_steps: number of gradient steps; several, increasing: one run each, since β depends
+        on where it ends.
+      penalty: what is held small, a name of `penalties.PENALTIES`.
+      quantize: whether iterates are judged on the grid of 8-bit pictures, and the result is
+        one.
+
+    Raises:
+      InputError: a setting is out of its range.
+    """
+
+    shrink: float | jax.Array = 0.6
+    momentum: float | jax.Array = 0.5
+    max_step: float | jax.Array = 1.0
+    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
+    penalty: str = dataclasses.field(
+        default="l2", metadata={"static": True, "choices": tuple(PENALTIES)}
+    )
+    quantize: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        for name in ("shrink", "momentum", "max_step"):
+            _validate.finite_non_negative(name, getattr(self, name))
+        if isinstance(self.shrink, int | float) and self.shrink > 1:
+            raise _validate.InputError(f"shrink must be <= 1, got {self.shrink}")
+        below_one("momentum", self.momentum)
+        _validate.step_counts("num_steps", self.num_steps)
+        if self.penalty not in PENALTIES:
+            raise _validate.InputError(
+                f"penalty must be one of {', '.join(PENALTIES)}, got {self.penalty}"
+            )
+
+
+class State(NamedTuple):
+    """What `apfgvm` carries from step to step.
+
+    Attributes:
+      exact: float32[B, H, W, C], x̂ₙ before it is rounded.
+      nearest: the success of the least penalty, likewise before rounding.
+      mean: float32[B, H, W, C], Σ ρᵏ ∇l / Σ ρᵏ is `mean / weight`.
+      weight: float32[], the sum of weights in `mean`.
+    """
+
+    exact: jax.Array
+    nearest: Nearest
+    mean: jax.Array
+    weight: jax.Array
+
+
+def apfgvm(
+    objective: Objective,
+    images: jax.Array,
+    config: APFGVMConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """x̂ ← clip₀₁( x̂ − αₙ ( g + λₙ (x̂ − x) ) ), with αₙ and λₙ = βₙ/αₙ of each picture.
+
+    g is the bias-corrected running mean of ∇l. P-FGVM's step, read for a loss l that is zero
+    at the recogniser's boundary (`objectives.margin`): of its two parts the penalty takes back
+    the share αλ = βₙ of the change δ = x̂ − x, which falls from β₀ to 0, so that no λ diverges;
+    and αₙ is what brings the linearised loss l + ⟨g, x̂ₙ₊₁ − x̂ₙ⟩ to −κ:
+
+      αₙ = (l + κ − βₙ⟨g, δ⟩) / ‖g‖²,    λₙ = βₙ / αₙ.
+
+    So λ rises while a picture is fooled (l < 0) and falls while it is not, and where the
+    iteration rests, δ = −g/λ lies on the boundary: the penalised problem l + (λ/2)‖δ‖² solved
+    at the picture's own λ. κ is 0.4 % of ‖g‖‖δ‖ at first and less in long runs; steps
+    overshoot by 5 %, more where nothing succeeded yet. For another penalty g and δ in the step
+    are replaced by its metric's `direction` and `pull` (see `penalties`).
+
+    Each step spends one gradient. The success of the least penalty is kept, the last iterate
+    is judged, too, and six forward passes then pull the success towards x by bisection; where
+    there was none they look for one up to 1.5 δ. Beside these one pass judges the last iterate
+    and one the result. With `quantize` what is judged is always the 8-bit picture round(255 x̂),
+    so rounding loses nothing: for a change −μg, as it is where the iteration rests, nearest
+    rounding is the cheapest choice of levels for what it gains.
+
+    Returns the success, or the last iterate where there was none. Pictures that succeed as
+    they are stay as they are. Zero steps return x̂₀.
+
+    See `deid_jax.types.Attack` for arguments, result and errors.
+    """
+    images, start = first_iterate(images, initial)
+
+    def seen(pictures: jax.Array) -> jax.Array:
+        return on_grid(pictures).astype(pictures.dtype) if config.quantize else pictures
+
+    penalty = PENALTIES[config.penalty](images)
+
+    def run(num_steps: int) -> AttackResult:
+        if num_steps == 0:
+            return finish(objective, start, key, num_gradients=0)
+        last_beyond = min(_BEYOND, _BEYOND_TIMES_STEPS / num_steps)
+
+        def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
+            state = _remember(state, point, penalty, config.momentum)
+            left = 1 - number.astype(images.dtype) / num_steps
+            move = _move(
+                state,
+                point.loss,
+                penalty,
+                beta=config.shrink * left,
+                beyond=last_beyond + (_BEYOND - last_beyond) * left,
+                overshoot_until_fooled=_OVERSHOOT_UNTIL_FOOLED * (1 - left),
+                change=state.exact - images,
+            )
+            length = norms(move)
+            move = move * per_image(
+                jnp.minimum(length, config.max_step) / jnp.where(length > 0, length, 1)
+            )
+            exact = jnp.clip(state.exact + move, 0, 1)
+            return seen(exact), state._replace(exact=exact)
+
+        def conclude(
+            last: jax.Array, state: State, key: jax.Array, steps_done: int | jax.Array
+        ) -> AttackResult:
+            _, success = objective(last, key)
+            nearest = keep_nearest(state.nearest, state.exact, penalty.value(last), success)
+            found = per_image(nearest.found)
+            end = jnp.where(found, nearest.images, state.exact)
+            chosen = _search(objective, images, end, nearest.found, seen, key)
+            return finish(
+                objective,
+                chosen,
+                key,
+                num_gradients=steps_done,
+                num_forwards=1 + _SEARCH_PASSES,
+            )
+
+        state = State(
+            start, Nearest.none(start), jnp.zeros_like(start), jnp.zeros((), start.dtype)
+        )
+        return iterate(step, conclude, objective, seen(start), state, key, num_steps=num_steps)
+
+    return each_alone(run, config.num_steps)
+
+
+def _remember(
+    state: State, point: Point, penalty: Penalty, momentum: float | jax.Array
+) -> State:
+    """The state with this iterate among the successes and its gradient in the mean."""
+    distance = penalty.value(point.images)
+    return State(
+        exact=state.exact,
+        nearest=keep_nearest(state.nearest, state.exact, distance, point.success),
+        mean=momentum * state.mean + point.gradient,
+        weight=momentum * state.weight + 1,
+    )
+
+
+def _move(
+    state: State,
+    loss: jax.Array,
+    penalty: Penalty,
+    *,
+    beta: jax.Array,
+    beyond: float | jax.Array,
+    overshoot_until_fooled: jax.Array,
+    change: jax.Array,
+) -> jax.Array:
+    """−αₙ(M⁻¹g + λₙ M⁻¹∇R), which is −αₙ(g + λₙδ) for the paper's penalty."""
+    gradient = state.mean / state.weight
+    direction, pull = penalty.direction(gradient), penalty.pull(state.exact)
+    slope = _inner(gradient, direction)
+    kappa = beyond * jnp.abs(_inner(gradient, change))
+    overshoot = _OVERSHOOT + jnp.where(state.nearest.found, 0, overshoot_until_fooled)
+    wanted = overshoot * (loss + kappa) - beta * _inner(gradient, pull)
+    alpha = jnp.where(slope > 0, wanted / jnp.where(slope > 0, slope, 1), 0)
+    return -(per_image(alpha) * direction + beta * pull)
+
+
+def _search(
+    objective: Objective,
+    images: jax.Array,
+    end: jax.Array,
+    succeeds: jax.Array,
+    seen: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+) -> jax.Array:
+    """The least t for which x + t(end − x) succeeds, by bisection; `end` where none does.
+
+    Args:
+      objective: the judge.
+      images: float32[B, H, W, C], x.
+      end: likewise, a success or the last iterate.
+      succeeds: bool[B], whether `end` is a success.
+      seen: what the judge is shown of a picture.
+      key: key[B].
+    """
+
+    def at(share: jax.Array) -> jax.Array:
+        return seen(jnp.clip(images + per_image(share) * (end - images), 0, 1))
+
+    def narrow(
+        bounds: tuple[jax.Array, jax.Array], number: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        fails, works = bounds
+        middle = (fails + works) / 2
+        # The first pass looks outwards where there is no success to start from.
+        middle = jnp.where((number == 0) & ~succeeds, works, middle)
+        _, success = objective(at(middle), key)
+        return (jnp.where(success, fails, middle), jnp.where(success, middle, works)), None
+
+    one = jnp.ones(len(images), images.dtype)
+    bounds = (jnp.where(succeeds, 0, one), jnp.where(succeeds, one, _FARTHEST))
+    (fails, works), _ = jax.lax.scan(narrow, bounds, jnp.arange(_SEARCH_PASSES))
+    # Where even the farthest failed both bounds are there.
+    return jnp.where(per_image(succeeds | (fails < works)), at(works), at(one))
+
+
+def _inner(one: jax.Array, other: jax.Array) -> jax.Array:
+    """⟨·, ·⟩ of each picture: [B]."""
+    return jnp.sum(one * other, axis=(1, 2, 3))

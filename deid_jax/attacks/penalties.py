@@ -1,0 +1,174 @@
+"""What a penalised attack holds small: the 'realism' term R(x̂) beside the loss.
+
+The paper's is ½‖δ‖², δ = x̂ − x. All but one of these are quadratic, R = ½⟨δ, Mδ⟩ with a
+metric M that costs more where people see more: then the cheapest way to gain on a loss of
+gradient g is −M⁻¹g (`direction`), and R falls fastest, in that metric, along −M⁻¹∇R = −δ
+(`pull`). Pictures are float32[B, H, W, C] in [0, 1].
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax import metrics
+from deid_jax.attacks.loop import norms
+
+# What a difference between neighbours costs, of what a change alone costs.
+_ROUGHNESS = 1.0
+# A change of luminance (ITU-R BT.601) costs this many times one of colour.
+_LUMINANCE = 4.0
+_RED_GREEN_BLUE = np.array([0.299, 0.587, 0.114], np.float32)
+# The standard deviation below which a surface counts as plain.
+_PLAIN = 0.03
+# What a pixel costs at least, of the mean: SSIM's windows hardly see a picture's border.
+_LEAST_COST = 0.2
+
+Images = Callable[[jax.Array], jax.Array]
+
+
+class Penalty(NamedTuple):
+    """R for one batch of originals x.
+
+    Attributes:
+      value: x̂ -> [B], what grows with R(x̂) and is zero at x: the order of 'nearer'.
+      direction: g -> M⁻¹g.
+      pull: x̂ -> M⁻¹∇R(x̂); δ where R is quadratic.
+    """
+
+    value: Images
+    direction: Images
+    pull: Images
+
+
+def l2(images: jax.Array) -> Penalty:
+    """The paper's: R = ½‖δ‖², M = 1; `value` is ‖δ‖₂."""
+    return Penalty(
+        value=lambda adversarial: norms(adversarial - images),
+        direction=lambda gradient: gradient,
+        pull=lambda adversarial: adversarial - images,
+    )
+
+
+def smooth(images: jax.Array) -> Penalty:
+    """Low frequencies cost less: R = ½(‖δ‖² + ‖∇δ‖²), ∇ the differences of neighbours.
+
+    M is diagonal in the cosine transform: 1 + (4 − 2 cos(πk/H) − 2 cos(πl/W)).
+    """
+    rows, columns = (_cosines(size) for size in images.shape[1:3])
+    cost = 1 + _ROUGHNESS * (_stiffness(len(rows))[:, None] + _stiffness(len(columns)))
+
+    def scaled(pictures: jax.Array, factor: np.ndarray) -> jax.Array:
+        spectrum = jnp.einsum("kh,bhwc,lw->bklc", rows, pictures, columns, precision="highest")
+        spectrum = spectrum * jnp.asarray(factor, pictures.dtype)[None, :, :, None]
+        return jnp.einsum("kh,bklc,lw->bhwc", rows, spectrum, columns, precision="highest")
+
+    return Penalty(
+        value=lambda adversarial: norms(scaled(adversarial - images, np.sqrt(cost))),
+        direction=lambda gradient: scaled(gradient, 1 / cost),
+        pull=lambda adversarial: adversarial - images,
+    )
+
+
+def luminance(images: jax.Array) -> Penalty:
+    """Light costs more than colour: R = ½(‖δ‖² + 3·|Y|⁻²‖⟨Y, δ⟩‖²), Y the luma weights.
+
+    A change along Y = (0.299, 0.587, 0.114) costs four times what one across it costs.
+    """
+    weights = _RED_GREEN_BLUE if images.shape[-1] == 3 else np.ones(images.shape[-1])
+    along = np.outer(weights, weights) / float(np.sum(weights**2))
+    across = np.eye(len(weights)) - along
+
+    def scaled(pictures: jax.Array, factor: float) -> jax.Array:
+        matrix = jnp.asarray(across + factor * along, pictures.dtype)
+        return jnp.einsum("bhwc,cd->bhwd", pictures, matrix, precision="highest")
+
+    return Penalty(
+        value=lambda adversarial: norms(scaled(adversarial - images, _LUMINANCE**0.5)),
+        direction=lambda gradient: scaled(gradient, 1 / _LUMINANCE),
+        pull=lambda adversarial: adversarial - images,
+    )
+
+
+def texture(images: jax.Array) -> Penalty:
+    """Plain surfaces cost more: M = diag(w), w = 1/(σ² + 0.03²) over its mean.
+
+    σ² is the variance of the original's channel in SSIM's window around the pixel.
+    """
+    variance = _variance(images)
+    return _diagonal(images, 1 / (variance + _PLAIN**2))
+
+
+def ssim(images: jax.Array) -> Penalty:
+    """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated).
+
+    M is the diagonal of R's second derivative at x without its part that is lower still: with
+    windows' variances σ², E[δ²]/(2σ² + C₂) is what contrast and structure lose to a small δ.
+    """
+    variance = _variance(images)
+    constant = 0.03**2
+    metric = _diagonal(images, 1 / (2 * variance + constant))
+
+    def lost(adversarial: jax.Array) -> jax.Array:
+        return 1 - metrics.mssim(adversarial, images)
+
+    def pull(adversarial: jax.Array) -> jax.Array:
+        slope = jax.grad(lambda pictures: lost(pictures).sum())(adversarial)
+        return metric.direction(slope) * (0.5 * num_windows) / mean_cost
+
+    # MSSIM is a mean over windows: δ costs about Σ δ²/(2σ² + C₂) over their number.
+    height, width = (size - metrics.SSIM_WINDOW + 1 for size in images.shape[1:3])
+    num_windows = height * width * images.shape[-1]
+    mean_cost = jnp.mean(1 / (2 * variance + constant), axis=(1, 2, 3), keepdims=True)
+    return Penalty(value=lost, direction=metric.direction, pull=pull)
+
+
+def _diagonal(images: jax.Array, cost: jax.Array) -> Penalty:
+    """M = diag(cost over its mean), of each picture."""
+    relative = cost / jnp.mean(cost, axis=(1, 2, 3), keepdims=True)
+    relative = jnp.maximum(relative, _LEAST_COST)
+    return Penalty(
+        value=lambda adversarial: norms(jnp.sqrt(relative) * (adversarial - images)),
+        direction=lambda gradient: gradient / relative,
+        pull=lambda adversarial: adversarial - images,
+    )
+
+
+def _variance(images: jax.Array) -> jax.Array:
+    """Per channel, in SSIM's Gaussian window around each pixel, cut off at the border."""
+    rows, columns = (jnp.asarray(_windows(size), images.dtype) for size in images.shape[1:3])
+
+    def mean(pictures: jax.Array) -> jax.Array:
+        return jnp.einsum("ih,bhwc,jw->bijc", rows, pictures, columns, precision="highest")
+
+    return jnp.maximum(mean(jnp.square(images)) - jnp.square(mean(images)), 0)
+
+
+def _windows(size: int) -> np.ndarray:
+    """Row i: a Gaussian of σ = 1.5 around pixel i, up to 5 pixels away; sums to 1."""
+    distance = np.abs(np.arange(size)[:, None] - np.arange(size))
+    weights = np.exp(-0.5 * (distance / 1.5) ** 2) * (distance <= metrics.SSIM_WINDOW // 2)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _cosines(size: int) -> np.ndarray:
+    """The orthonormal cosine transform (DCT-II), float32[size, size]."""
+    from scipy.fft import dct
+
+    return dct(np.eye(size), axis=0, norm="ortho").astype(np.float32)
+
+
+def _stiffness(size: int) -> np.ndarray:
+    """‖∇‖² of each row of `_cosines`."""
+    return 2 - 2 * np.cos(np.pi * np.arange(size) / size)
+
+
+PENALTIES: Mapping[str, Callable[[jax.Array], Penalty]] = {
+    "l2": l2,
+    "ssim": ssim,
+    "smooth": smooth,
+    "luminance": luminance,
+    "texture": texture,
+}
