@@ -34,7 +34,8 @@ from deid_jax.statistics import RESAMPLES
 
 TITLE = "De-identification methods side by side"
 # The paper's names; others go by their own.
-_NAMES = {"pfgvm": "P-FGVM", "ifgvm": "I-FGVM", "ifgsm": "I-FGSM"}
+_NAMES = {"pfgvm": "P-FGVM", "apfgvm": "A-PFGVM", "ifgvm": "I-FGVM", "ifgsm": "I-FGSM"}
+_NAMES |= {"mifgsm": "MI-FGSM", "pgd": "PGD", "pgd_l2": "PGD (L2)", "cw": "C&W"}
 _HEADINGS = {"l2": "L2", "mssim": "SI", "mr": "MR"}
 _KINDS = {"uint8": "8-bit pictures", "float": "Float results"}
 _SYMBOLS = {"step_size": "α {}", "penalty_weight": "λ {}", "epsilon": "ε {}"}

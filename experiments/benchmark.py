@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax._validate import InputError, count, folder_to_write
-from deid_jax.attacks import PFGVMConfig, pfgvm
+from deid_jax.attacks import APFGVMConfig, PFGVMConfig, apfgvm, pfgvm
 from deid_jax.models import create_model, prepare
-from deid_jax.objectives import cross_entropy
+from deid_jax.objectives import cross_entropy, margin
 from deid_jax.precision import PRECISIONS, in_precision
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import benchmark_tables, cli, layer_times, naive, timing
@@ -76,7 +76,8 @@ class BenchmarkSettings:
     peers: str = setting(
         "torch,torchattacks,foolbox,art",
         "Peers to compare with, by commas, all or none. flax is nn.Conv and nn.max_pool in the "
-        "place of this project's layers; unprepared is this project's with kernels as loaded.",
+        "place of this project's layers; unprepared is this project's with kernels as loaded; "
+        "apfgvm is the adaptive attack, with its forward passes at the end.",
     )
     precision: str = setting(
         "float32", "What ours and the peers compute in.", choices=PRECISIONS
@@ -106,6 +107,19 @@ def jax_attack(problem: Problem, model: Any, variables: Any) -> Run:
         return pfgvm(objective, images, problem.config, jax.random.key(0)).images
 
     arguments = jax.device_put((variables, problem.images, problem.labels))
+    compiled = timing.compile_at(problem.precision, attack, arguments)
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def _adaptive(problem: Problem) -> Run:
+    """A-PFGVM, with as many gradients."""
+    model, config = _model(problem), APFGVMConfig(num_steps=problem.num_steps)
+
+    def attack(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        objective = margin(functools.partial(model.apply, variables), labels, targeted=True)
+        return apfgvm(objective, images, config, jax.random.key(0)).images
+
+    arguments = jax.device_put((prepare(problem.variables), problem.images, problem.labels))
     compiled = timing.compile_at(problem.precision, attack, arguments)
     return lambda: jax.block_until_ready(compiled(*arguments))
 
@@ -161,6 +175,7 @@ PEERS = {
     ),
     "flax": Peer((), lambda _: [Candidate("nn.Conv, nn.max_pool", _flax)]),
     "unprepared": Peer((), lambda _: [Candidate("kernels as loaded", _unprepared)]),
+    "apfgvm": Peer((), lambda _: [Candidate("A-PFGVM", _adaptive)]),
 }
 
 

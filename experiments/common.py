@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from deid_jax import checkpointing, recognisers, storage
+from deid_jax import checkpointing, recognisers, reporting, storage
 from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import ATTACKS
 from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
@@ -74,6 +75,9 @@ class EvaluationSettings(DataSettings):
 
     split: str = setting("test", "Which pictures to de-identify.", choices=SPLITS)
     max_images: int | None = setting(None, "Only the first N pictures of the split.")
+    sample: int | None = setting(
+        None, "Only N pictures of the split, drawn by the seed, of as many persons as possible."
+    )
     batch_size: int | None = setting(
         None, "Pictures per compiled call; default: what suits the device and its memory."
     )
@@ -95,8 +99,11 @@ class EvaluationSettings(DataSettings):
         count("image_size", self.image_size, least=SSIM_WINDOW)
         if self.batch_size is not None:
             count("batch_size", self.batch_size, least=1)
-        if self.max_images is not None:
-            count("max_images", self.max_images, least=1)
+        for name in ("max_images", "sample"):
+            if getattr(self, name) is not None:
+                count(name, getattr(self, name), least=1)
+        if self.max_images is not None and self.sample is not None:
+            raise InputError("sample and max_images both say which pictures: give one of them")
         if self.profile_dir is not None:
             folder_to_write("profile_dir", Path(self.profile_dir))
 
@@ -277,6 +284,9 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
         recognisers.load_info(path, settings.model, settings.dataset, settings.image_size)
     faces = load_dataset(settings.dataset, settings.options(settings.split))
     say_skipped(faces)
+    wanted = first(faces, settings.max_images)
+    if settings.sample is not None:
+        wanted = sampled(faces, settings.sample, settings.seed)
     if is_new:
         print(f"No checkpoint at {path} yet: training {settings.model} now.", file=sys.stderr)
         config = recognisers.train_config(settings.model, settings.dataset, seed=settings.seed)
@@ -286,7 +296,7 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
         recogniser, _ = trained(settings.model, *to_train, config, path)
         print(accuracy_line(recogniser), file=sys.stderr)
     recogniser = recognisers.load(path, settings.model, faces)
-    return first(faces, settings.max_images), recogniser
+    return wanted, recogniser
 
 
 def accuracy_line(recogniser: Recogniser) -> str:
@@ -300,3 +310,18 @@ def accuracy_line(recogniser: Recogniser) -> str:
 def first(faces: FaceDataset, max_images: int | None) -> FaceDataset:
     """The first `max_images` pictures; all if None."""
     return faces if max_images is None else faces.take(range(min(max_images, len(faces))))
+
+
+def sampled(faces: FaceDataset, size: int, seed: int) -> FaceDataset:
+    """Pictures drawn by the seed, of as many persons as possible, in the data set's order.
+
+    Raises:
+      InputError: there are not so many.
+    """
+    if size > len(faces):
+        raise InputError(
+            f"sample must be at most {len(faces)}, the pictures of the split, got {size}"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(faces))
+    chosen = reporting.spread(faces.labels[shuffled].tolist(), size)
+    return faces.take(np.sort(shuffled[chosen]))

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +22,7 @@ from deid_jax import distortion_plot, recognisers, reporting
 from deid_jax._validate import InputError, count
 from deid_jax.attacks import ATTACKS
 from deid_jax.batch import TARGETS
-from deid_jax.data import FaceDataset, load_dataset
+from deid_jax.data import load_dataset
 from deid_jax.recognisers import Recogniser
 from deid_jax.reporting import DESCRIPTION, RunFolder
 from experiments import cli, common, compare_tables, timing
@@ -67,9 +66,6 @@ class CompareSettings(common.EvaluationSettings):
         None, "Method or peer that each is tested against; default: the first of --methods."
     )
     quantize: bool = setting(True, "Finish ours on the 8-bit grid, with success kept.")
-    sample: int | None = setting(
-        None, "Only N pictures of the split, drawn by the seed, of as many persons as possible."
-    )
     keep_images: bool = setting(
         False, "Keep every picture, under images/METHOD-STEPS-TARGET/<person>/<name>.png."
     )
@@ -89,10 +85,6 @@ def plan_of(settings: CompareSettings) -> Plan:
     named = tuple(dict.fromkeys(part.strip() for part in settings.peers.split(",")))
     peers = {"none": (), "all": tuple(PEERS)}.get(settings.peers, named)
     reference = settings.reference or methods[0]
-    if settings.sample is not None:
-        count("sample", settings.sample, least=1)
-        if settings.max_images is not None:
-            raise InputError("sample and max_images both say which pictures: give one of them")
     check_peers(peers, settings.model, num_steps)
     if reference not in (*methods, *peers):
         known = ", ".join((*methods, *peers))
@@ -125,29 +117,11 @@ def parse_steps(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def sampled(faces: FaceDataset, size: int, seed: int) -> FaceDataset:
-    """Pictures drawn by the seed, of as many persons as possible, in the data set's order.
-
-    Raises:
-      InputError: there are not so many.
-    """
-    if size > len(faces):
-        raise InputError(
-            f"sample must be at most {len(faces)}, the pictures of the split, got {size}"
-        )
-    shuffled = np.random.default_rng(seed).permutation(len(faces))
-    chosen = reporting.spread(faces.labels[shuffled].tolist(), size)
-    return faces.take(np.sort(shuffled[chosen]))
-
-
 def _check_data(settings: CompareSettings, plan: Plan) -> None:
     """Refuses data that are too few, before a recogniser is trained where none is yet."""
-    if settings.sample is None and not plan.peers:
-        return
-    whole = load_dataset(settings.dataset, settings.options(settings.split))
-    check_persons(plan.peers, len(whole.persons))
-    if settings.sample is not None:
-        sampled(whole, settings.sample, settings.seed)
+    if plan.peers:
+        whole = load_dataset(settings.dataset, settings.options(settings.split))
+        check_persons(plan.peers, len(whole.persons))
 
 
 def run(settings: CompareSettings) -> list[Row]:
@@ -163,8 +137,6 @@ def run(settings: CompareSettings) -> list[Row]:
     folder.check()
     _check_data(settings, plan)
     faces, recogniser = common.faces_and_recogniser(settings)
-    if settings.sample is not None:
-        faces = sampled(faces, settings.sample, settings.seed)
     with folder:
         compared = Comparison(
             plan=plan,

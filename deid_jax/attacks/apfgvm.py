@@ -139,10 +139,9 @@ def apfgvm(
 
     penalty = PENALTIES[config.penalty](images)
 
-    def run(num_steps: int) -> AttackResult:
-        if num_steps == 0:
-            return finish(objective, start, key, num_gradients=0)
-        last_beyond = min(_BEYOND, _BEYOND_TIMES_STEPS / num_steps)
+    def run(num_steps: int | jax.Array) -> AttackResult:
+        last_beyond = _BEYOND_TIMES_STEPS / jnp.maximum(num_steps, 1)
+        last_beyond = jnp.minimum(last_beyond.astype(images.dtype), _BEYOND)
 
         def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
             state = _remember(state, point, penalty, config.momentum)
@@ -171,6 +170,7 @@ def apfgvm(
             found = per_image(nearest.found)
             end = jnp.where(found, nearest.images, state.exact)
             chosen = _search(objective, images, end, nearest.found, seen, key)
+            chosen = jnp.where(steps_done == 0, start, chosen)
             return finish(
                 objective,
                 chosen,

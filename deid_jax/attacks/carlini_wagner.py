@@ -151,7 +151,7 @@ def carlini_wagner(
             keep_nearest(state.nearest, point.images, distance, point.success),
         )
 
-    def run(num_steps: int) -> AttackResult:
+    def run(num_steps: int | jax.Array) -> AttackResult:
         def step(point: Point, state: _State, number: jax.Array) -> tuple[jax.Array, _State]:
             state = moved(point, state)
             again = state._replace(
@@ -161,7 +161,7 @@ def carlini_wagner(
                 bounds=state.bounds.after(state.reached),
             )
             # The search of step n is floor(n · searches / N).
-            search = [(n * searches) // max(num_steps, 1) for n in (number, number + 1)]
+            search = [(n * searches) // jnp.maximum(num_steps, 1) for n in (number, number + 1)]
             ends = (search[0] != search[1]) & (number + 1 < num_steps)
             state = jax.tree.map(lambda new, old: jnp.where(ends, new, old), again, state)
             return _to_images(state.variable), state

@@ -86,7 +86,7 @@ def fmn(
     images, start = first_iterate(images, initial)
     most = largest_change(images)
 
-    def run(num_steps: int) -> AttackResult:
+    def run(num_steps: int | jax.Array) -> AttackResult:
         def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
             nearest, epsilon = state
             change = point.images - images

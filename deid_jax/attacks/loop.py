@@ -183,7 +183,7 @@ def iterate(
     state: Any,
     key: jax.Array,
     *,
-    num_steps: int | tuple[int, ...],
+    num_steps: int | jax.Array | tuple[int, ...],
 ) -> AttackResult:
     """(x̂ₙ₊₁, stateₙ₊₁) = step(evaluate(x̂ₙ), stateₙ, n), `num_steps` times from x̂₀.
 
@@ -194,8 +194,8 @@ def iterate(
       start: float32[B, H, W, C] in [0, 1], x̂₀.
       state: what the rule carries from step to step, a pytree.
       key: one key or key[B]; step n hands the objective fold_in(key, n).
-      num_steps: N ≥ 0, static; or S increasing numbers of steps, of which every one gets the
-        result that it would get alone, along a leading axis S of the result's entries.
+      num_steps: N ≥ 0; or S increasing numbers of steps, of which every one gets the result
+        that it would get alone, along a leading axis S of the result's entries.
     """
     keys = per_image_keys(key, len(start))
 
@@ -210,12 +210,17 @@ def iterate(
     def leg(
         carry: tuple[jax.Array, Any], ends: tuple[jax.Array, jax.Array]
     ) -> tuple[tuple[jax.Array, Any], AttackResult]:
-        carry = jax.lax.fori_loop(*ends, lambda n, before: one(before, n), carry)
+        carry = between(*ends, carry)
         return carry, end(carry, ends[1])
+
+    def between(first: jax.Array, last: jax.Array, carry: tuple[jax.Array, Any]) -> Any:
+        return jax.lax.fori_loop(first, last, lambda n, before: one(before, n), carry)
 
     if isinstance(num_steps, tuple):
         ends = jnp.array((0, *num_steps), jnp.int32)
         return jax.lax.scan(leg, (start, state), (ends[:-1], ends[1:]))[1]
+    if isinstance(num_steps, jax.Array):
+        return end(between(jnp.zeros_like(num_steps), num_steps, (start, state)), num_steps)
     last, _ = jax.lax.scan(
         lambda carry, number: (one(carry, number), None), (start, state), jnp.arange(num_steps)
     )
@@ -223,11 +228,11 @@ def iterate(
 
 
 def each_alone(
-    run: Callable[[int], AttackResult], num_steps: int | tuple[int, ...]
+    run: Callable[[int | jax.Array], AttackResult], num_steps: int | tuple[int, ...]
 ) -> AttackResult:
     """`run` of one number of steps, or of each, stacked: for rules that know where they end."""
     if isinstance(num_steps, tuple):
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(run, num_steps))
+        return jax.lax.map(run, jnp.array(num_steps, jnp.int32))
     return run(num_steps)
 
 

@@ -17,10 +17,13 @@ def below_one(name: str, value: Any) -> None:
 
 
 def annealed(
-    first: float | jax.Array, last: float | jax.Array, number: jax.Array, num_steps: int
+    first: float | jax.Array,
+    last: float | jax.Array,
+    number: jax.Array,
+    num_steps: int | jax.Array,
 ) -> jax.Array:
     """From `first` at step 0 towards `last` at step N, along half a cosine: a scalar."""
-    share = number.astype(jnp.result_type(float)) / max(num_steps, 1)
+    share = number.astype(jnp.result_type(float)) / jnp.maximum(num_steps, 1)
     return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
 
 

@@ -23,6 +23,7 @@ MODULES = {
     "art": ("torch", "art.attacks.evasion", "art.estimators.classification"),
     "flax": (),
     "unprepared": (),
+    "apfgvm": (),
 }
 LIBRARIES = [name for name, modules in MODULES.items() if modules]
 TINY = ("--cases=model_a:16:3", "--num_steps=2", "--repeats=1")
@@ -240,6 +241,14 @@ def test_own_baselines_give_our_pictures(name, pictures_of_ours):
     _assert_close(_only_run(name, _problem())(), pictures_of_ours, "float32")
 
 
+def test_adaptive_attack_succeeds_on_every_picture():
+    problem = _problem(num_steps=60)
+    images = _only_run("apfgvm", problem)()
+    model = create_model(problem.case.model, num_classes=30, image_size=16)
+    named = jnp.argmax(model.apply(problem.variables, images), axis=-1)
+    np.testing.assert_array_equal(named, problem.labels)
+
+
 @pytest.mark.parametrize("name", ["ours", "flax"])
 def test_precision_reaches_our_models(name, pictures_of_ours):
     problem = _problem(precision="bf16")
@@ -432,8 +441,8 @@ def test_peers_without_our_accelerator_are_left_out(monkeypatch, capsys):
         ("--cases=model_a:64:0", "batch must be an integer >= 1, got 0"),
         (
             "--peers=caffe",
-            "peers must be of torch, torchattacks, foolbox, art, flax, unprepared, all or "
-            "none, got caffe",
+            "peers must be of torch, torchattacks, foolbox, art, flax, unprepared, apfgvm, all "
+            "or none, got caffe",
         ),
         ("--num_steps=0", "num_steps must be an integer >= 1, got 0"),
         ("--repeats=0", "repeats must be an integer >= 1, got 0"),

@@ -15,7 +15,7 @@ from scipy import stats
 
 from deid_jax import distortion
 from deid_jax.data import load_dataset
-from experiments import compare, compare_peers, compare_tables, timing
+from experiments import common, compare, compare_peers, compare_tables, timing
 from experiments.compare_tables import Trial, rows_of, scored
 from tests.experiments.conftest import COMMON, assert_refused, listing
 from tests.helpers import noise_faces
@@ -301,13 +301,13 @@ def test_peers_have_the_same_pictures_targets_and_judge(workplace, arguments):
 def test_samples_are_drawn_evenly_by_the_seed():
     faces = noise_faces()  # Of five persons three pictures of the first and two of the others.
     for size in (1, 5, 7, 10):
-        counts = np.bincount(compare.sampled(faces, size, 0).labels, minlength=5)
+        counts = np.bincount(common.sampled(faces, size, 0).labels, minlength=5)
         assert counts.sum() == size
         assert counts.max() - counts.min() <= 1
-    drawn = [compare.sampled(faces, 5, seed).pictures for seed in range(4)]
+    drawn = [common.sampled(faces, 5, seed).pictures for seed in range(4)]
     assert len(set(drawn)) > 1
-    assert drawn[0] == compare.sampled(faces, 5, 0).pictures
-    assert compare.sampled(faces, 11, 3).pictures == faces.pictures
+    assert drawn[0] == common.sampled(faces, 5, 0).pictures
+    assert common.sampled(faces, 11, 3).pictures == faces.pictures
 
 
 def test_peers_that_are_not_installed_are_named_at_once(
