@@ -37,7 +37,7 @@ class Protocol:
         "none": untargeted.
       init: the first iterate: "image", or "noise", N(0.5, 0.25²) clipped to [0, 1].
       quantize: finish on the 8-bit grid with success kept (`finish_on_grid`), so that the
-        float and 8-bit figures agree.
+        float and 8-bit figures agree; None: where the method does so by itself.
       batch_size: pictures per compiled call; made smaller where that saves padding or the
         device lacks the memory. None: what suits the device.
       seed: decides targets and noise, per picture: no figure depends on the batch size.
@@ -46,7 +46,7 @@ class Protocol:
 
     target: str = "random"
     init: str = "image"
-    quantize: bool = False
+    quantize: bool | None = None
     batch_size: int | None = None
     seed: int = 0
     precision: str = "float32"
@@ -69,7 +69,8 @@ class Protocol:
 
     def program(self, model: Any, method: str) -> "Program":
         """What decides the compiled program of a method against a model."""
-        return Program(model, method, self.target, self.init, self.quantize, self.precision)
+        quantize = METHODS[method].quantizes if self.quantize is None else self.quantize
+        return Program(model, method, self.target, self.init, quantize, self.precision)
 
 
 def choose_targets(
@@ -131,7 +132,7 @@ class Program(NamedTuple):
       method: a key of `METHODS`.
       target: see `Protocol`.
       init: see `Protocol`.
-      quantize: see `Protocol`.
+      quantize: whether results are finished on the 8-bit grid.
       precision: see `Protocol`.
     """
 

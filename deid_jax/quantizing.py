@@ -69,9 +69,10 @@ def finish_on_grid(
     Where the result succeeded and q does not, other roundings are tried: first outwards,
     q(t) = round(255 (x + t(x̂ − x)))/255 with the least t > 1 that succeeds. For a change
     x̂ − x = −μ∇l, as least changes are, q(t) minimises ‖q − x‖² + 2tμ⟨∇l, q⟩ over the grid: no
-    rounding that lowers the linearised loss as much is cheaper. Where no t succeeds, up to 20
-    gradient steps of growing length follow from x̂, each judged on the grid. Where these do not
-    help either, q is returned, and success is False.
+    rounding that lowers the linearised loss as much is cheaper. Where no t succeeds, gradient
+    steps of growing length follow from x̂; each of up to 20 gradients also judges the picture
+    on the grid that it is taken at. Where these do not help either, q is returned, and success
+    is False.
 
     Every picture is charged what was spent on it: one forward pass where q is kept, beside it
     one per t, or one gradient per step. Where no picture of the batch needs it, nothing beyond

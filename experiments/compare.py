@@ -32,7 +32,7 @@ from experiments.compare_tables import Row, Trial
 from experiments.compare_trials import Comparison, Plan
 
 # Those of ours that seek the least distortion.
-_MINIMAL_NORM = tuple(name for name in ("apfgvm", "ddn", "fmn", "cw") if name in ATTACKS)
+_MINIMAL_NORM = ("apfgvm", "ddn", "fmn", "cw")
 _CONTENTS = (
     "images",
     "compare.md",
@@ -168,9 +168,11 @@ def _write(
     faces, plan = compared.faces, compared.plan
     heading = (
         f"{len(faces)} pictures of {settings.dataset}, split {settings.split}, against "
-        f"{settings.model}. Every method may spend as many gradients per picture as a column "
-        "says, on the same pictures, targets and weights. This project's recogniser judges all "
-        "of them, in float32; 8-bit pictures are judged as they read back from PNG."
+        f"{settings.model}. Every attack spends as many gradients per picture as a column "
+        "says, on the same pictures, targets and weights; `compare.csv` has what was spent "
+        "beside them (forward passes, and gradients where rounding had to be mended). This "
+        "project's recogniser judges all, in float32; 8-bit pictures are judged as they read "
+        "back from PNG."
     )
     most = plan.num_steps[-1]
     panels = {

@@ -107,6 +107,8 @@ class SweepSettings(common.MethodSettings):
             name, equals, values = text.partition("=")
             if not equals:
                 raise InputError(f"--sweep={text} must be SETTING=VALUE,VALUE,...")
+            if name == "quantize":
+                raise InputError("--sweep=quantize: give --quantize or --noquantize")
             if name in sweeps:
                 raise InputError(f"--sweep={name} is given twice: name all its values in one")
             try:

@@ -30,11 +30,13 @@ from deid_jax.types import AttackResult, Objective
 
 # Forward passes of the final search: one outwards, the others halve the interval.
 _SEARCH_PASSES = 6
-# How far outwards the search looks where no iterate succeeded, in lengths of the change.
-_FARTHEST = 1.5
-# The linearised loss is to end this far beyond zero at first, in ‖∇l‖·‖x̂ − x‖; while the
-# picture is fooled it may come nearer: at step N, 0.04/N of it.
+# Where no iterate succeeded the search goes outwards by this factor at a time.
+_OUTWARDS = 1.5
+# The linearised loss is to end this far beyond zero at first, in |⟨∇l, x̂ − x⟩|; in long runs it
+# comes nearer by and by: at step N, 0.04/N of it.
 _BEYOND, _BEYOND_TIMES_STEPS = 0.004, 0.04
+# Bounds a step where the loss is all but flat; far above any that is not cut to `max_step`.
+_LARGEST = 1e6
 # Newton steps overshoot by 5 %, and while nothing succeeded by up to 55 % at the end.
 _OVERSHOOT, _OVERSHOOT_UNTIL_FOOLED = 1.05, 0.5
 
@@ -110,25 +112,28 @@ def apfgvm(
     g is the bias-corrected running mean of ∇l. P-FGVM's step, read for a loss l that is zero
     at the recogniser's boundary (`objectives.margin`): of its two parts the penalty takes back
     the share αλ = βₙ of the change δ = x̂ − x, which falls from β₀ to 0, so that no λ diverges;
-    and αₙ is what brings the linearised loss l + ⟨g, x̂ₙ₊₁ − x̂ₙ⟩ to −κ:
+    and αₙ is what brings the linearised loss l + ⟨g, x̂ₙ₊₁ − x̂ₙ⟩ to −κ, overshot by s:
 
-      αₙ = (l + κ − βₙ⟨g, δ⟩) / ‖g‖²,    λₙ = βₙ / αₙ.
+      αₙ = (s(l + κ) − βₙ⟨g, δ⟩) / ‖g‖²,    λₙ = βₙ / αₙ.
 
-    So λ rises while a picture is fooled (l < 0) and falls while it is not, and where the
+    So λ rises while a picture is fooled (l < 0), without end where α comes to zero and the
+    step is but the pull (α < 0 goes back uphill), and falls while it is not fooled. Where the
     iteration rests, δ = −g/λ lies on the boundary: the penalised problem l + (λ/2)‖δ‖² solved
-    at the picture's own λ. κ is 0.4 % of ‖g‖‖δ‖ at first and less in long runs; steps
-    overshoot by 5 %, more where nothing succeeded yet. For another penalty g and δ in the step
-    are replaced by its metric's `direction` and `pull` (see `penalties`).
+    at the picture's own λ. κ is 0.4 % of |⟨g, δ⟩| at first and less in long runs, s is 1.05,
+    and more where nothing succeeded yet. For another penalty g and δ in the step are replaced
+    by its metric's `direction` and `pull` (see `penalties`). Where g is zero only the pull
+    acts.
 
     Each step spends one gradient. The success of the least penalty is kept, the last iterate
     is judged, too, and six forward passes then pull the success towards x by bisection; where
-    there was none they look for one up to 1.5 δ. Beside these one pass judges the last iterate
-    and one the result. With `quantize` what is judged is always the 8-bit picture round(255 x̂),
-    so rounding loses nothing: for a change −μg, as it is where the iteration rests, nearest
-    rounding is the cheapest choice of levels for what it gains.
+    there was none they look for one farther out first, at 1.5 δ, 1.5² δ and so on. Beside these
+    one pass judges the last iterate and one the result. With `quantize` what is judged is
+    always the 8-bit picture round(255 x̂), so rounding loses nothing: for a change −μg, as it
+    is where the iteration rests, nearest rounding is the cheapest choice of levels for what it
+    gains.
 
-    Returns the success, or the last iterate where there was none. Pictures that succeed as
-    they are stay as they are. Zero steps return x̂₀.
+    Returns the success, or the last iterate where there was none. From x̂₀ = x, pictures that
+    succeed as they are stay as they are (on the grid, with `quantize`). Zero steps return x̂₀.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
@@ -212,12 +217,17 @@ def _move(
 ) -> jax.Array:
     """−αₙ(M⁻¹g + λₙ M⁻¹∇R), which is −αₙ(g + λₙδ) for the paper's penalty."""
     gradient = state.mean / state.weight
+    # Scaled, with the loss, to 1 at most: squares of very flat losses' slopes underflow.
+    scale = jnp.max(jnp.abs(gradient), axis=(1, 2, 3))
+    scale = jnp.where(scale > 0, scale, 1)
+    gradient, loss = gradient / per_image(scale), loss / scale
     direction, pull = penalty.direction(gradient), penalty.pull(state.exact)
     slope = _inner(gradient, direction)
     kappa = beyond * jnp.abs(_inner(gradient, change))
     overshoot = _OVERSHOOT + jnp.where(state.nearest.found, 0, overshoot_until_fooled)
     wanted = overshoot * (loss + kappa) - beta * _inner(gradient, pull)
     alpha = jnp.where(slope > 0, wanted / jnp.where(slope > 0, slope, 1), 0)
+    alpha = jnp.clip(alpha, -_LARGEST, _LARGEST)
     return -(per_image(alpha) * direction + beta * pull)
 
 
@@ -229,7 +239,7 @@ def _search(
     seen: Callable[[jax.Array], jax.Array],
     key: jax.Array,
 ) -> jax.Array:
-    """The least t for which x + t(end − x) succeeds, by bisection; `end` where none does.
+    """The least t found for which x + t(end − x) succeeds; `end` where there is none.
 
     Args:
       objective: the judge.
@@ -246,18 +256,16 @@ def _search(
     def narrow(
         bounds: tuple[jax.Array, jax.Array], number: jax.Array
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        del number
         fails, works = bounds
-        middle = (fails + works) / 2
-        # The first pass looks outwards where there is no success to start from.
-        middle = jnp.where((number == 0) & ~succeeds, works, middle)
+        middle = jnp.where(jnp.isfinite(works), (fails + works) / 2, _OUTWARDS * fails)
         _, success = objective(at(middle), key)
         return (jnp.where(success, fails, middle), jnp.where(success, middle, works)), None
 
     one = jnp.ones(len(images), images.dtype)
-    bounds = (jnp.where(succeeds, 0, one), jnp.where(succeeds, one, _FARTHEST))
-    (fails, works), _ = jax.lax.scan(narrow, bounds, jnp.arange(_SEARCH_PASSES))
-    # Where even the farthest failed both bounds are there.
-    return jnp.where(per_image(succeeds | (fails < works)), at(works), at(one))
+    bounds = (jnp.where(succeeds, 0, one), jnp.where(succeeds, one, jnp.inf))
+    (_, works), _ = jax.lax.scan(narrow, bounds, jnp.arange(_SEARCH_PASSES))
+    return at(jnp.where(jnp.isfinite(works), works, one))
 
 
 def _inner(one: jax.Array, other: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import metrics
+from deid_jax import _validate, metrics
 from deid_jax.attacks.loop import norms
 
 # What a difference between neighbours costs, of what a change alone costs.
@@ -23,7 +23,7 @@ _LUMINANCE = 4.0
 _RED_GREEN_BLUE = np.array([0.299, 0.587, 0.114], np.float32)
 # The standard deviation below which a surface counts as plain.
 _PLAIN = 0.03
-# What a pixel costs at least, of the mean: SSIM's windows hardly see a picture's border.
+# What a pixel costs at least, of the mean, so that no few of them carry the whole change.
 _LEAST_COST = 0.2
 
 Images = Callable[[jax.Array], jax.Array]
@@ -57,7 +57,7 @@ def smooth(images: jax.Array) -> Penalty:
 
     M is diagonal in the cosine transform: 1 + (4 − 2 cos(πk/H) − 2 cos(πl/W)).
     """
-    rows, columns = (_cosines(size) for size in images.shape[1:3])
+    rows, columns = (jnp.asarray(_cosines(n), images.dtype) for n in images.shape[1:3])
     cost = 1 + _ROUGHNESS * (_stiffness(len(rows))[:, None] + _stiffness(len(columns)))
 
     def scaled(pictures: jax.Array, factor: np.ndarray) -> jax.Array:
@@ -75,7 +75,8 @@ def smooth(images: jax.Array) -> Penalty:
 def luminance(images: jax.Array) -> Penalty:
     """Light costs more than colour: R = ½(‖δ‖² + 3·|Y|⁻²‖⟨Y, δ⟩‖²), Y the luma weights.
 
-    A change along Y = (0.299, 0.587, 0.114) costs four times what one across it costs.
+    A change along Y = (0.299, 0.587, 0.114) costs four times what one across it costs. Of
+    pictures of other than three channels all channels weigh the same.
     """
     weights = _RED_GREEN_BLUE if images.shape[-1] == 3 else np.ones(images.shape[-1])
     along = np.outer(weights, weights) / float(np.sum(weights**2))
@@ -93,7 +94,7 @@ def luminance(images: jax.Array) -> Penalty:
 
 
 def texture(images: jax.Array) -> Penalty:
-    """Plain surfaces cost more: M = diag(w), w = 1/(σ² + 0.03²) over its mean.
+    """Plain surfaces cost more: M = diag(w), w = 1/(σ² + 0.03²) over its mean, at least 0.2.
 
     σ² is the variance of the original's channel in SSIM's window around the pixel.
     """
@@ -104,9 +105,18 @@ def texture(images: jax.Array) -> Penalty:
 def ssim(images: jax.Array) -> Penalty:
     """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated).
 
-    M is the diagonal of R's second derivative at x without its part that is lower still: with
-    windows' variances σ², E[δ²]/(2σ² + C₂) is what contrast and structure lose to a small δ.
+    M is diag(w), w = 1/(2σ² + C₂) over its mean, at least 0.2, with the variance σ² of the
+    window around the pixel: what contrast and structure lose to a small change there, were
+    its own mean in the window zero.
+
+    Raises:
+      InputError: pictures are smaller than SSIM's window.
     """
+    if min(images.shape[1:3]) < metrics.SSIM_WINDOW:
+        raise _validate.InputError(
+            f"penalty ssim needs pictures of at least {metrics.SSIM_WINDOW} pixels each way, "
+            f"got {images.shape[1]}x{images.shape[2]}"
+        )
     variance = _variance(images)
     constant = 0.03**2
     metric = _diagonal(images, 1 / (2 * variance + constant))
@@ -154,10 +164,10 @@ def _windows(size: int) -> np.ndarray:
 
 
 def _cosines(size: int) -> np.ndarray:
-    """The orthonormal cosine transform (DCT-II), float32[size, size]."""
+    """The orthonormal cosine transform (DCT-II), float64[size, size]."""
     from scipy.fft import dct
 
-    return dct(np.eye(size), axis=0, norm="ortho").astype(np.float32)
+    return dct(np.eye(size), axis=0, norm="ortho")
 
 
 def _stiffness(size: int) -> np.ndarray:

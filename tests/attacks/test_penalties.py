@@ -7,6 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
+from deid_jax._validate import InputError
 from deid_jax.attacks.penalties import PENALTIES
 from tests.helpers import pictures
 
@@ -120,6 +121,12 @@ def test_pull_of_ssim_lowers_it_and_never_overshoots():
     values = [np.asarray(terms.value(adversarial - share * pull)) for share in (0, 0.3, 0.6, 1)]
     assert np.all(np.diff(values, axis=0) < 0)
     assert np.all(values[-1] < 0.3 * values[0])
+
+
+@pytest.mark.parametrize("size", [8, 10])
+def test_ssim_of_pictures_below_its_window_is_refused(size):
+    with pytest.raises(InputError, match=f"at least 11 pixels each way, got {size}x{size}"):
+        PENALTIES["ssim"](pictures(1, size))
 
 
 def test_nothing_changed_costs_nothing_and_pulls_nowhere():
