@@ -222,6 +222,13 @@ def _spent(row: Row) -> str:
     return f"{row['num_gradients']:.4g} + {row['num_forwards']:.4g}"
 
 
+def _ratios(row: Row) -> str:
+    mean, median = (
+        _number(row[f"{kind}ratio_to_best_peer"], "{:.3f}") for kind in ("", "median_")
+    )
+    return f"{mean} ({median})"
+
+
 # Heading, what it means, cell.
 _TABLES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     (
@@ -253,17 +260,17 @@ _TABLES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ),
     (
         "Against {reference}",
-        "Median of a row's L2 less that of {reference} on the same 8-bit picture (positive: "
-        "{reference} is nearer), and p of Wilcoxon's signed-rank test, two-sided. A failure is "
-        "further than any success.",
+        "Median of a row's L2 (of a peer before rounding) less that of {reference}'s 8-bit "
+        "picture (positive: {reference} is nearer), and p of Wilcoxon's signed-rank test, "
+        "two-sided. A failure is further than any success.",
         _against,
     ),
     (
         "Ratio to the best peer",
-        "Mean L2 of the 8-bit pictures over the least mean L2 of a peer's float results at the "
-        "largest number of gradients ({best_peer}); only where all pictures succeed on both "
-        "sides.",
-        lambda row: _number(row["ratio_to_best_peer"], "{:.3f}"),
+        "Mean (median) L2 of the 8-bit pictures over that of a peer's successful float results "
+        "at the largest number of gradients: the peer with 99 % success and the least mean "
+        "({best_peer}). Only where all of a row's pictures succeed.",
+        _ratios,
     ),
     (
         "Spent",

@@ -103,7 +103,10 @@ def texture(images: jax.Array) -> Penalty:
 
 
 def ssim(images: jax.Array) -> Penalty:
-    """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated).
+    """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated), with mirrored rims.
+
+    The metric's windows lie inside the picture and hardly see its border, where a change would
+    gather; mirrored by half a window, every pixel counts alike.
 
     M is diag(w), w = 1/(2σ² + C₂) over its mean, at least 0.2, with the variance σ² of the
     window around the pixel: what contrast and structure lose to a small change there, were
@@ -122,17 +125,22 @@ def ssim(images: jax.Array) -> Penalty:
     metric = _diagonal(images, 1 / (2 * variance + constant))
 
     def lost(adversarial: jax.Array) -> jax.Array:
-        return 1 - metrics.mssim(adversarial, images)
+        return 1 - metrics.mssim(_mirrored(adversarial), _mirrored(images))
 
     def pull(adversarial: jax.Array) -> jax.Array:
         slope = jax.grad(lambda pictures: lost(pictures).sum())(adversarial)
         return metric.direction(slope) * (0.5 * num_windows) / mean_cost
 
     # MSSIM is a mean over windows: δ costs about Σ δ²/(2σ² + C₂) over their number.
-    height, width = (size - metrics.SSIM_WINDOW + 1 for size in images.shape[1:3])
-    num_windows = height * width * images.shape[-1]
+    num_windows = images[0].size
     mean_cost = jnp.mean(1 / (2 * variance + constant), axis=(1, 2, 3), keepdims=True)
     return Penalty(value=lost, direction=metric.direction, pull=pull)
+
+
+def _mirrored(images: jax.Array) -> jax.Array:
+    """With a rim of half SSIM's window."""
+    half = metrics.SSIM_WINDOW // 2
+    return jnp.pad(images, ((0, 0), (half, half), (half, half), (0, 0)), mode="reflect")
 
 
 def _diagonal(images: jax.Array, cost: jax.Array) -> Penalty:

@@ -135,13 +135,15 @@ def test_rows_are_the_closed_forms():
     assert first["auc_limit"] == second["auc_limit"] == 5
     assert first["auc_uint8"] == pytest.approx((5 + 3.5 + 2) / 4 / 5)
     assert second["auc_uint8"] == pytest.approx((5 + 3 + 1 + 0) / 4 / 5)
+    assert second["auc"] == pytest.approx((5 + 3.5 + 1.5 + 0.5) / 4 / 5)
     assert (first["p_value"], first["median_difference"]) == (1, 0)
-    # 0, 0.5, 1 and one of ours that failed, whose rank is the highest.
-    assert second["p_value"] == pytest.approx(stats.wilcoxon([1, 2, -3]).pvalue)
-    assert second["median_difference"] == 0.25
+    # A peer's floats, 0, 1.5, 3.5, 4.5, less 0, 1.5, 3 and one of ours that failed.
+    assert second["p_value"] == pytest.approx(stats.wilcoxon([1, -2]).pvalue)
+    assert second["median_difference"] == 0
     assert (first["best_peer"], second["best_peer"]) == ("peer", "peer")
     assert first["ratio_to_best_peer"] == ""  # A mean over other pictures.
     assert second["ratio_to_best_peer"] == pytest.approx((11 / 4) / (9.5 / 4))
+    assert second["median_ratio_to_best_peer"] == pytest.approx(3 / 2.5)
     assert (first["num_gradients"], first["num_forwards"]) == (4, 1)
     assert (first["num_unconfirmed"], second["num_unconfirmed"]) == ("", 0)
 
