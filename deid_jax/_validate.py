@@ -41,6 +41,12 @@ def finite_non_negative(name: str, value: Any) -> None:
         raise InputError(f"{name} must be finite, got {value}")
 
 
+def below_one(name: str, value: Any) -> None:
+    """Refuses plain numbers of 1 and more; traced and stacked settings pass unseen."""
+    if isinstance(value, int | float) and value >= 1:
+        raise InputError(f"{name} must be < 1, got {value}")
+
+
 def count(name: str, value: Any, *, least: int = 0, most: int | None = None) -> None:
     """Refuses everything but an integer of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:

@@ -246,7 +246,12 @@ def run_batch_many(
 
 
 @functools.partial(jax.jit, static_argnames="model")
+def judge_float(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
+    """`judge` in true float32 for pictures float32[B, H, W, C] in [0, 1]."""
+    return judge(_exactly(functools.partial(model.apply, variables)), images, batch)
+
+
+@functools.partial(jax.jit, static_argnames="model")
 def judge_uint8(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
-    """`judge` for pictures uint8[B, H, W, C]."""
-    logits_fn = _exactly(functools.partial(model.apply, variables))
-    return judge(logits_fn, jnp.asarray(LEVELS)[images], batch)
+    """`judge_float` for pictures uint8[B, H, W, C]."""
+    return judge_float(variables, jnp.asarray(LEVELS)[images], batch, model=model)

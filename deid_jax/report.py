@@ -34,8 +34,6 @@ from deid_jax.statistics import RESAMPLES
 
 TITLE = "De-identification methods side by side"
 # The paper's names; others go by their own.
-_NAMES = {"pfgvm": "P-FGVM", "apfgvm": "A-PFGVM", "ifgvm": "I-FGVM", "ifgsm": "I-FGSM"}
-_NAMES |= {"mifgsm": "MI-FGSM", "pgd": "PGD", "pgd_l2": "PGD (L2)", "cw": "C&W"}
 _HEADINGS = {"l2": "L2", "mssim": "SI", "mr": "MR"}
 _KINDS = {"uint8": "8-bit pictures", "float": "Float results"}
 _SYMBOLS = {"step_size": "α {}", "penalty_weight": "λ {}", "epsilon": "ε {}"}
@@ -48,7 +46,8 @@ _FIGURES = (
     "done, and part of MR."
 )
 _GAINS = (
-    f" Gains of {_NAMES[OURS]}: (other − ours)/other in L2, (ours − other)/other in SI and MR."
+    f" Gains of {METHODS[OURS].title}: (other − ours)/other in L2, (ours − other)/other in SI "
+    "and MR."
 )
 
 
@@ -100,7 +99,7 @@ class Row(NamedTuple):
 
 def name_of(method: str) -> str:
     """A method's name for people."""
-    return _NAMES.get(method, method)
+    return (METHODS[method].title if method in METHODS else "") or method
 
 
 def title_of(table: Table) -> str:

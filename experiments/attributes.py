@@ -9,27 +9,23 @@ checkpoints/. Writes into --output_dir: `attributes.csv` (a line per run and att
 `attributes.md` and `config.json`.
 """
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from deid_jax import attributes, checkpointing, reporting, storage
 from deid_jax._validate import InputError
-from deid_jax.attacks import ATTACKS
 from deid_jax.attributes import AttributeClassifier, ClassifierInfo
 from deid_jax.data import DataOptions, FaceDataset, load_dataset
-from deid_jax.data.images import decode_image
 from deid_jax.reporting import RunFolder
 from deid_jax.training import EpochRecord
 from experiments import cli, common
+from experiments.attribute_runs import Run, read_runs
 from experiments.cli import setting
 
 _CONTENTS = ("attributes.csv", "attributes.md")
@@ -40,9 +36,6 @@ _CONTENTS = ("attributes.csv", "attributes.md")
 _OTHERS = {"synthetic": (40, "test"), "celeba": (10, "all")}
 _LEAST_PERSONS = 30
 
-# The settings of a run that decide what its pictures are.
-_DATA = ("dataset", "data_dir", "image_size", "crop", "skip_unreadable", "seed", "split")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttributesSettings:
@@ -50,41 +43,6 @@ class AttributesSettings:
 
     runs: str | None = setting(None, "Output folders of experiments.attack, by commas.")
     output_dir: str = setting("runs/attributes", "Where to write.")
-
-
-class Run(NamedTuple):
-    """What an output folder of `experiments.attack` holds.
-
-    Attributes:
-      folder: the folder.
-      method: a key of `deid_jax.batch.METHODS`.
-      model: the recogniser that was attacked.
-      settings: the method's settings, name -> value as text.
-      data: the settings named in `_DATA`.
-      pictures: "person/name" of every picture.
-    """
-
-    folder: Path
-    method: str
-    model: str
-    settings: Mapping[str, str]
-    data: Mapping[str, Any]
-    pictures: tuple[str, ...]
-
-    def read(self, index: int) -> np.ndarray:
-        """The de-identified picture at a position, uint8[H, W, 3].
-
-        Raises:
-          InputError: it is missing, damaged, or not of the run's size.
-        """
-        path = self.folder / "images" / f"{self.pictures[index]}.png"
-        if not path.is_file():
-            raise InputError(f"run {self.folder} lacks the picture {path}")
-        picture, size = decode_image(path, str(path)), self.data["image_size"]
-        if picture.shape != (size, size, 3):
-            height, width = picture.shape[:2]
-            raise InputError(f"{path} is {width}x{height}, but its run is of {size}x{size}")
-        return picture
 
 
 def run(settings: AttributesSettings) -> list[dict[str, Any]]:
@@ -97,7 +55,7 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
     """
     folder = RunFolder(Path(settings.output_dir), _CONTENTS)
     folder.check()
-    runs = _read_runs(settings.runs)
+    runs = read_runs(settings.runs)
     if folder.path.resolve() in (one.folder.resolve() for one in runs):
         raise InputError(f"output_dir {folder.path} is one of the runs: name another folder")
     options = _options(runs[0])
@@ -115,72 +73,6 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
         folder.write_json(reporting.DESCRIPTION, description)
     _print(lines, runs[0], folder.path)
     return rows
-
-
-def _read_runs(folders: str | None) -> list[Run]:
-    """The runs, which are of the same pictures."""
-    paths = [Path(name.strip()) for name in (folders or "").split(",") if name.strip()]
-    if not paths:
-        raise InputError("--runs=DIR,DIR,... names output folders of experiments.attack")
-    runs: list[Run] = []
-    for path in paths:
-        if any(path.resolve() == other.folder.resolve() for other in runs):
-            raise InputError(f"--runs names {path} twice")
-        runs.append(_read_run(path))
-    first = runs[0]
-    for other in runs[1:]:
-        where = f"{first.folder} and {other.folder} are not of the same pictures"
-        for name in _DATA:
-            if first.data[name] != other.data[name]:
-                raise InputError(
-                    f"{where}: {name} is {first.data[name]} and {other.data[name]}"
-                )
-        if first.pictures != other.pictures:
-            odd = sorted(set(first.pictures).symmetric_difference(other.pictures))
-            raise InputError(f"{where}: {odd[0] if odd else 'their order'} differs")
-    return runs
-
-
-def _read_run(folder: Path) -> Run:
-    texts = {}
-    for name in ("metrics.json", "config.json", "per_image.csv"):
-        try:
-            texts[name] = (folder / name).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{folder} is no output folder of experiments.attack: it has no {name}"
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder / name} cannot be read: {error}") from error
-    try:
-        name = "metrics.json"
-        figures = json.loads(texts[name])
-        method, model = str(figures["method"]), str(figures["model"])
-        config = {
-            key: f"{value:g}" if isinstance(value, float) else str(value)
-            for key, value in figures["config"].items()
-        }
-        name = "config.json"
-        given = json.loads(texts[name])["settings"]
-        data = {key: given[key] for key in _DATA}
-        if method in ATTACKS:
-            config |= {"target": given["target"] or "random", "init": given["init"] or "image"}
-            config |= {"precision": given["precision"]} if given.get("precision") else {}
-        if given["quantize"] and "quantize" not in config:
-            config["quantize"] = "yes"
-        name = "per_image.csv"
-        records = list(csv.DictReader(io.StringIO(texts[name])))
-        pictures = tuple(f"{record['person']}/{record['name']}" for record in records)
-        if not pictures:
-            raise ValueError("it lists no picture")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise InputError(
-            f"{folder / name} is not as experiments.attack writes it: {reason}"
-        ) from error
-    if data["data_dir"]:
-        data["data_dir"] = str(Path(data["data_dir"]).resolve())
-    return Run(folder, method, model, config, data, pictures)
 
 
 def _options(run: Run) -> DataOptions:

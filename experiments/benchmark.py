@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax._validate import InputError, count, folder_to_write
-from deid_jax.attacks import APFGVMConfig, PFGVMConfig, apfgvm, pfgvm
+from deid_jax.attacks import ATTACKS, PFGVMConfig
 from deid_jax.models import create_model, prepare
-from deid_jax.objectives import cross_entropy, margin
+from deid_jax.objectives import OBJECTIVES
 from deid_jax.precision import PRECISIONS, in_precision
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import benchmark_tables, cli, layer_times, naive, timing
@@ -97,14 +97,20 @@ def ours(problem: Problem) -> Run:
     return jax_attack(problem, _model(problem), prepare(problem.variables))
 
 
-def jax_attack(problem: Problem, model: Any, variables: Any) -> Run:
-    """P-FGVM as one compiled scan."""
+def jax_attack(
+    problem: Problem,
+    model: Any,
+    variables: Any,
+    method: str = "pfgvm",
+) -> Run:
+    """An attack of P-FGVM's kind as one compiled scan."""
+    chosen = ATTACKS[method]
+    config = problem.config if method == "pfgvm" else chosen.config(num_steps=problem.num_steps)
 
     def attack(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        objective = cross_entropy(
-            lambda images: model.apply(variables, images), labels, targeted=True
-        )
-        return pfgvm(objective, images, problem.config, jax.random.key(0)).images
+        logits_fn = functools.partial(model.apply, variables)
+        objective = OBJECTIVES[chosen.objective](logits_fn, labels, targeted=True)
+        return chosen.function(objective, images, config, jax.random.key(0)).images
 
     arguments = jax.device_put((variables, problem.images, problem.labels))
     compiled = timing.compile_at(problem.precision, attack, arguments)
@@ -113,15 +119,7 @@ def jax_attack(problem: Problem, model: Any, variables: Any) -> Run:
 
 def _adaptive(problem: Problem) -> Run:
     """A-PFGVM, with as many gradients."""
-    model, config = _model(problem), APFGVMConfig(num_steps=problem.num_steps)
-
-    def attack(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        objective = margin(functools.partial(model.apply, variables), labels, targeted=True)
-        return apfgvm(objective, images, config, jax.random.key(0)).images
-
-    arguments = jax.device_put((prepare(problem.variables), problem.images, problem.labels))
-    compiled = timing.compile_at(problem.precision, attack, arguments)
-    return lambda: jax.block_until_ready(compiled(*arguments))
+    return jax_attack(problem, _model(problem), prepare(problem.variables), "apfgvm")
 
 
 def _model(problem: Problem) -> Any:

@@ -3,7 +3,6 @@
 PyTorch is imported when a peer runs, not before.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,11 +10,11 @@ import jax
 import numpy as np
 
 from deid_jax._validate import InputError
-from deid_jax.batch import judge_uint8
+from deid_jax.batch import judge_float, judge_uint8
 from deid_jax.data import FaceDataset, loader
+from deid_jax.data.dataset import to_uint8
 from deid_jax.evaluation import Keep, default_batch_size
-from deid_jax.judging import Verdict, judge
-from deid_jax.precision import products_in
+from deid_jax.judging import Verdict
 from deid_jax.recognisers import Recogniser
 from deid_jax.types import Batch
 from experiments import timing
@@ -196,7 +195,7 @@ class Bench:
         )
         images = np.array(batch.image)
         images[real] = result.images
-        kept = np.round(255 * images).astype(np.uint8)
+        kept = np.array(to_uint8(jax.numpy.asarray(images)))
         for place, position in zip(real, positions, strict=True):
             kept[place] = keep(position, kept[place])
         verdicts = {
@@ -227,14 +226,3 @@ def _columns(verdicts: dict[str, Verdict], persons: Sequence[str]) -> dict[str, 
             "mssim" + suffix: verdict.mssim.tolist(),
         }
     return columns
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def judge_float(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
-    """`judge` in true float32 for pictures float32[B, H, W, C] in [0, 1]."""
-
-    def logits_fn(images: jax.Array) -> jax.Array:
-        with products_in("float32"):
-            return model.apply(variables, images)
-
-    return judge(logits_fn, images, batch)

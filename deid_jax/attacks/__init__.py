@@ -27,12 +27,14 @@ class Method(NamedTuple):
         to hardly resisted: what a sweep tries where nothing else is asked for. Of methods
         that seek the least change it is how long they seek.
       objective: what it minimises, a name of `objectives.OBJECTIVES`.
+      title: its name for people, where that is not its key.
     """
 
     function: Attack
     config: Any
     grid: Mapping[str, tuple[float, ...]]
     objective: str = "cross_entropy"
+    title: str = ""
 
     def settings(self) -> tuple[str, ...]:
         """Names of the method's settings."""
@@ -47,33 +49,40 @@ class Method(NamedTuple):
         )
 
 
+_GRID_OF_EPSILON = {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
+_GRID_OF_STEPS = {"num_steps": (10, 20, 50, 100, 200)}
+
 ATTACKS = {
     "pfgvm": Method(
-        pfgvm, PFGVMConfig, {"penalty_weight": (2.0, 1.4, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1)}
+        pfgvm,
+        PFGVMConfig,
+        {"penalty_weight": (2.0, 1.4, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1)},
+        title="P-FGVM",
     ),
-    "apfgvm": Method(apfgvm, APFGVMConfig, {"num_steps": (10, 20, 50, 100, 200)}, "margin"),
+    "apfgvm": Method(apfgvm, APFGVMConfig, _GRID_OF_STEPS, "margin", "A-PFGVM"),
     "ifgvm": Method(
-        ifgvm, IFGVMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1)}
+        ifgvm,
+        IFGVMConfig,
+        {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1)},
+        title="I-FGVM",
     ),
-    "ifgsm": Method(
-        ifgsm, IFGSMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
-    ),
-    "mifgsm": Method(
-        mifgsm, MIFGSMConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
-    ),
-    "pgd": Method(
-        pgd, PGDConfig, {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
-    ),
+    "ifgsm": Method(ifgsm, IFGSMConfig, _GRID_OF_EPSILON, title="I-FGSM"),
+    "mifgsm": Method(mifgsm, MIFGSMConfig, _GRID_OF_EPSILON, title="MI-FGSM"),
+    "pgd": Method(pgd, PGDConfig, _GRID_OF_EPSILON, title="PGD"),
     "pgd_l2": Method(
-        pgd_l2, PGDL2Config, {"epsilon": (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)}
+        pgd_l2,
+        PGDL2Config,
+        {"epsilon": (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)},
+        title="PGD (L2)",
     ),
-    "ddn": Method(ddn, DDNConfig, {"num_steps": (10, 20, 50, 100, 200)}),
-    "fmn": Method(fmn, FMNConfig, {"num_steps": (10, 20, 50, 100, 200)}, "margin"),
+    "ddn": Method(ddn, DDNConfig, _GRID_OF_STEPS, title="DDN"),
+    "fmn": Method(fmn, FMNConfig, _GRID_OF_STEPS, "margin", "FMN"),
     "cw": Method(
         carlini_wagner,
         CarliniWagnerConfig,
         {"num_steps": (50, 100, 200, 500, 1000)},
         "margin",
+        "C&W",
     ),
 }
 

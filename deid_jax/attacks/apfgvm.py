@@ -23,7 +23,6 @@ from deid_jax.attacks.loop import (
     norms,
     per_image,
 )
-from deid_jax.attacks.minimal_norm import below_one
 from deid_jax.attacks.penalties import PENALTIES, Penalty
 from deid_jax.data.dataset import on_grid
 from deid_jax.types import AttackResult, Objective
@@ -75,7 +74,7 @@ class APFGVMConfig:
             _validate.finite_non_negative(name, getattr(self, name))
         if isinstance(self.shrink, int | float) and self.shrink > 1:
             raise _validate.InputError(f"shrink must be <= 1, got {self.shrink}")
-        below_one("momentum", self.momentum)
+        _validate.below_one("momentum", self.momentum)
         _validate.step_counts("num_steps", self.num_steps)
         if self.penalty not in PENALTIES:
             raise _validate.InputError(

@@ -21,7 +21,7 @@ from deid_jax.attacks.loop import (
     norms,
     per_image,
 )
-from deid_jax.attacks.minimal_norm import finish_nearest
+from deid_jax.attacks.minimal_norm import conclude_nearest
 from deid_jax.types import AttackResult, Objective
 
 # Keeps artanh finite at black and white.
@@ -166,16 +166,10 @@ def carlini_wagner(
             state = jax.tree.map(lambda new, old: jnp.where(ends, new, old), again, state)
             return _to_images(state.variable), state
 
-        def conclude(
-            last: jax.Array, state: _State, key: jax.Array, steps_done: int | jax.Array
-        ) -> AttackResult:
-            return finish_nearest(
-                objective, confident, images, last, state.nearest, key, num_gradients=steps_done
-            )
-
         none = jnp.zeros(len(images), images.dtype)
         bounds = _Bounds(none + config.initial_const, none, none + jnp.inf)
         state = _State(first, optimiser.init(first), none > 0, bounds, Nearest.none(start))
+        conclude = conclude_nearest(objective, confident, images)
         return iterate(step, conclude, confident, start, state, key, num_steps=num_steps)
 
     return each_alone(run, config.num_steps)

@@ -21,15 +21,13 @@ from deid_jax.attacks.loop import (
     unit,
 )
 from deid_jax.attacks.minimal_norm import (
+    State,
     annealed,
-    below_one,
-    finish_nearest,
+    conclude_nearest,
     largest_change,
     scaled_to,
 )
 from deid_jax.types import AttackResult, Objective
-
-State = tuple[Nearest, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -57,7 +55,7 @@ class DDNConfig:
         _validate.finite_non_negative("step_size", self.step_size)
         _validate.finite_non_negative("init_epsilon", self.init_epsilon)
         _validate.finite_non_negative("gamma", self.gamma)
-        below_one("gamma", self.gamma)
+        _validate.below_one("gamma", self.gamma)
         _validate.step_counts("num_steps", self.num_steps)
 
 
@@ -92,16 +90,11 @@ def ddn(
             change = change - alpha.astype(change.dtype) * unit(point.gradient)
             epsilon = epsilon * jnp.where(point.success, 1 - config.gamma, 1 + config.gamma)
             epsilon = jnp.minimum(epsilon, most)
-            return jnp.clip(images + scaled_to(change, epsilon), 0, 1), (nearest, epsilon)
+            adversarial = jnp.clip(images + scaled_to(change, epsilon), 0, 1)
+            return adversarial, State(nearest, epsilon)
 
-        def conclude(
-            last: jax.Array, state: State, key: jax.Array, steps_done: int | jax.Array
-        ) -> AttackResult:
-            return finish_nearest(
-                objective, objective, images, last, state[0], key, num_gradients=steps_done
-            )
-
-        state = (Nearest.none(start), jnp.full_like(most, 1) * config.init_epsilon)
+        state = State(Nearest.none(start), jnp.full_like(most, 1) * config.init_epsilon)
+        conclude = conclude_nearest(objective, objective, images)
         return iterate(step, conclude, objective, start, state, key, num_steps=num_steps)
 
     return each_alone(run, config.num_steps)

@@ -21,15 +21,14 @@ from deid_jax.attacks.loop import (
     unit,
 )
 from deid_jax.attacks.minimal_norm import (
+    State,
     annealed,
-    below_one,
-    finish_nearest,
+    conclude_nearest,
     largest_change,
     projected,
 )
 from deid_jax.types import AttackResult, Objective
 
-State = tuple[Nearest, jax.Array]
 # γ falls towards this, as in the paper and in foolbox.
 _LAST_GAMMA = 0.001
 
@@ -57,7 +56,7 @@ class FMNConfig:
     def __post_init__(self) -> None:
         _validate.finite_non_negative("step_size", self.step_size)
         _validate.finite_non_negative("gamma", self.gamma)
-        below_one("gamma", self.gamma)
+        _validate.below_one("gamma", self.gamma)
         _validate.step_counts("num_steps", self.num_steps)
 
 
@@ -102,16 +101,11 @@ def fmn(
             epsilon = jnp.minimum(jnp.where(point.success, inside, outside), most)
             epsilon = epsilon.astype(most.dtype)
             change = change - alpha.astype(change.dtype) * unit(point.gradient)
-            return jnp.clip(images + projected(change, epsilon), 0, 1), (nearest, epsilon)
+            adversarial = jnp.clip(images + projected(change, epsilon), 0, 1)
+            return adversarial, State(nearest, epsilon)
 
-        def conclude(
-            last: jax.Array, state: State, key: jax.Array, steps_done: int | jax.Array
-        ) -> AttackResult:
-            return finish_nearest(
-                objective, objective, images, last, state[0], key, num_gradients=steps_done
-            )
-
-        state = (Nearest.none(start), jnp.full_like(most, jnp.inf))
+        state = State(Nearest.none(start), jnp.full_like(most, jnp.inf))
+        conclude = conclude_nearest(objective, objective, images)
         return iterate(step, conclude, objective, start, state, key, num_steps=num_steps)
 
     return each_alone(run, config.num_steps)

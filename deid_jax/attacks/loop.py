@@ -20,6 +20,10 @@ from deid_jax.types import AttackResult, Objective
 UpdateRule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+# Draws the start; far above the number of any step, which the objective's keys go by.
+_START = 2**31 - 1
+
+
 class Point(NamedTuple):
     """An iterate and what the objective says there.
 
@@ -38,6 +42,8 @@ class Point(NamedTuple):
 
 # (what the objective says at x̂ₙ, the attack's state, n) -> (x̂ₙ₊₁ in [0, 1], the state).
 Step = Callable[[Point, Any, jax.Array], tuple[jax.Array, Any]]
+# (x, key[B]) -> how far x̂₀ lies from x, before clipping to [0, 1].
+Draw = Callable[[jax.Array, jax.Array], jax.Array]
 # (x̂_N, the state, key[B] of step N, N) -> what the attack returns.
 Conclude = Callable[[jax.Array, Any, jax.Array, int | jax.Array], AttackResult]
 
@@ -244,10 +250,11 @@ def descend(
     *,
     num_steps: int | tuple[int, ...],
     initial: jax.Array | None = None,
+    draw: Draw | None = None,
 ) -> AttackResult:
     """x̂ₙ₊₁ = clip₀₁(update(x̂ₙ, ∇l(x̂ₙ))), `num_steps` times from x̂₀.
 
-    Zero steps return x̂₀ bit for bit.
+    Zero steps return `initial`, or the images, bit for bit.
 
     Args:
       update: the method's rule.
@@ -255,21 +262,28 @@ def descend(
       images: float32[B, H, W, C] in [0, 1].
       key: see `iterate`.
       num_steps: see `iterate`.
-      initial: x̂₀; `images` if None.
+      initial: x̂₀; if None, `images`, or clip₀₁(x + draw(x, key[B])).
+      draw: a random start, of keys that no step has; None for none.
 
     Raises:
       InputError: `images` or `initial` is not a batch of pictures.
     """
-    _, start = first_iterate(images, initial)
+    images, given = first_iterate(images, initial)
+    start = given
+    if draw is not None and initial is None:
+        keys = fold_in_all(per_image_keys(key, len(images)), _START)
+        start = jnp.clip(images + draw(images, keys), 0, 1)
 
     def step(point: Point, state: tuple[()], number: jax.Array) -> tuple[jax.Array, tuple[()]]:
         del number
         return jnp.clip(update(point.images, point.gradient), 0, 1), state
 
     def conclude(
-        images: jax.Array, state: tuple[()], key: jax.Array, steps_done: int | jax.Array
+        last: jax.Array, state: tuple[()], key: jax.Array, steps_done: int | jax.Array
     ) -> AttackResult:
         del state
-        return finish(objective, images, key, num_gradients=steps_done)
+        if draw is not None:
+            last = jnp.where(steps_done == 0, given, last)
+        return finish(objective, last, key, num_gradients=steps_done)
 
     return iterate(step, conclude, objective, start, (), key, num_steps=num_steps)

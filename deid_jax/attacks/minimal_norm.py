@@ -1,19 +1,19 @@
 """What attacks that seek the least change share: schedules, bounds and how they end."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deid_jax._validate import InputError
-from deid_jax.attacks.loop import Nearest, finish, keep_nearest, norms, per_image
+from deid_jax.attacks.loop import Conclude, Nearest, finish, keep_nearest, norms, per_image
 from deid_jax.types import AttackResult, Objective
 
 
-def below_one(name: str, value: Any) -> None:
-    """Refuses plain numbers of 1 and more; traced and stacked settings pass unseen."""
-    if isinstance(value, int | float) and value >= 1:
-        raise InputError(f"{name} must be < 1, got {value}")
+class State(NamedTuple):
+    """The nearest success so far, and ε, float32[B]: the norm that iterates may have."""
+
+    nearest: Nearest
+    epsilon: jax.Array
 
 
 def annealed(
@@ -43,17 +43,8 @@ def projected(change: jax.Array, radius: jax.Array) -> jax.Array:
     return scaled_to(change, jnp.minimum(norms(change), radius))
 
 
-def finish_nearest(
-    objective: Objective,
-    judge: Objective,
-    images: jax.Array,
-    last: jax.Array,
-    nearest: Nearest,
-    key: jax.Array,
-    *,
-    num_gradients: int | jax.Array,
-) -> AttackResult:
-    """The nearest success, the last iterate included; the last iterate where none succeeded.
+def conclude_nearest(objective: Objective, judge: Objective, images: jax.Array) -> Conclude:
+    """Ends with the nearest success, the last iterate included; where none is, with the last.
 
     Two forward passes: one judges the last iterate, one what is returned.
 
@@ -61,12 +52,17 @@ def finish_nearest(
       objective: whose verdict the result holds.
       judge: who says whether the last iterate succeeds.
       images: float32[B, H, W, C], the originals x.
-      last: likewise, x̂_N.
-      nearest: the nearest success before x̂_N.
-      key: key[B].
-      num_gradients: see `AttackResult`.
+
+    Returns:
+      For `loop.iterate`, of states with a `nearest`.
     """
-    _, success = judge(last, key)
-    nearest = keep_nearest(nearest, last, norms(last - images), success)
-    chosen = jnp.where(per_image(nearest.found), nearest.images, last)
-    return finish(objective, chosen, key, num_gradients=num_gradients, num_forwards=1)
+
+    def conclude(
+        last: jax.Array, state: Any, key: jax.Array, steps_done: int | jax.Array
+    ) -> AttackResult:
+        _, success = judge(last, key)
+        nearest = keep_nearest(state.nearest, last, norms(last - images), success)
+        chosen = jnp.where(per_image(nearest.found), nearest.images, last)
+        return finish(objective, chosen, key, num_gradients=steps_done, num_forwards=1)
+
+    return conclude

@@ -5,29 +5,20 @@ Adversarial Attacks", ICLR 2018.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from deid_jax import _validate
 from deid_jax.attacks.loop import (
-    Point,
-    UpdateRule,
-    finish,
-    first_iterate,
+    descend,
     fold_in_all,
-    iterate,
     normal,
     per_image,
-    per_image_keys,
     unit,
 )
 from deid_jax.attacks.minimal_norm import projected
 from deid_jax.types import AttackResult, Objective
-
-# Draws the start; far above the number of any step, which the objective's keys go by.
-_START = 2**31 - 1
 
 
 @jax.tree_util.register_dataclass
@@ -104,8 +95,14 @@ def pgd(
         moved = adversarial - config.step_size * jnp.sign(gradient)
         return jnp.clip(moved, images - config.epsilon, images + config.epsilon)
 
-    return _descend_from(
-        draw, update, objective, images, key, num_steps=config.num_steps, initial=initial
+    return descend(
+        update,
+        objective,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        draw=draw,
     )
 
 
@@ -138,37 +135,12 @@ def pgd_l2(
         change = adversarial - config.step_size * unit(gradient) - images
         return images + projected(change, jnp.full(len(images), config.epsilon, change.dtype))
 
-    return _descend_from(
-        draw, update, objective, images, key, num_steps=config.num_steps, initial=initial
+    return descend(
+        update,
+        objective,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        draw=draw,
     )
-
-
-def _descend_from(
-    draw: Callable[[jax.Array, jax.Array], jax.Array],
-    update: UpdateRule,
-    objective: Objective,
-    images: jax.Array,
-    key: jax.Array,
-    *,
-    num_steps: int | tuple[int, ...],
-    initial: jax.Array | None,
-) -> AttackResult:
-    """`loop.descend`, from x + draw(x, key[B]) where no first iterate is given."""
-    images, given = first_iterate(images, initial)
-    start = given
-    if initial is None:
-        keys = fold_in_all(per_image_keys(key, len(images)), _START)
-        start = jnp.clip(images + draw(images, keys), 0, 1)
-
-    def step(point: Point, state: tuple[()], number: jax.Array) -> tuple[jax.Array, tuple[()]]:
-        del number
-        return jnp.clip(update(point.images, point.gradient), 0, 1), state
-
-    def conclude(
-        last: jax.Array, state: tuple[()], key: jax.Array, steps_done: int | jax.Array
-    ) -> AttackResult:
-        del state
-        last = jnp.where(steps_done == 0, given, last)
-        return finish(objective, last, key, num_gradients=steps_done)
-
-    return iterate(step, conclude, objective, start, (), key, num_steps=num_steps)

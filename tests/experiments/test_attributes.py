@@ -12,7 +12,7 @@ from PIL import Image
 from deid_jax import attributes as library
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.training import TrainConfig
-from experiments import attack, attributes
+from experiments import attack, attribute_runs, attributes
 from tests.experiments.conftest import COMMON, assert_refused, listing
 
 SIZE = 16
@@ -206,7 +206,7 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(place):
     write_run(place / "a", config={"penalty_weight": 0.3, "num_steps": 5})
     write_run(place / "b", config={"penalty_weight": 1.0, "num_steps": 5}, target="runner_up")
     write_run(place / "c", method="blur", config={"blur_sigma": 0.1}, quantize=True)
-    runs = attributes._read_runs("a, b,c")
+    runs = attribute_runs.read_runs("a, b,c")
     assert attributes._headings(runs) == [
         "pfgvm (penalty_weight 0.3, target random)",
         "pfgvm (penalty_weight 1, target runner_up)",
@@ -214,7 +214,7 @@ def test_runs_of_one_method_are_told_apart_by_what_differs(place):
     ]
     assert runs[2].settings == {"blur_sigma": "0.1", "quantize": "yes"}
     shutil.copytree("a", "d")
-    assert attributes._headings(attributes._read_runs("a,d")) == ["pfgvm (a)", "pfgvm (d)"]
+    assert attributes._headings(attribute_runs.read_runs("a,d")) == ["pfgvm (a)", "pfgvm (d)"]
 
 
 @pytest.mark.parametrize("name", ["synthetic", "celeba"])
@@ -272,7 +272,7 @@ def test_run_of_the_attack_command_is_read(trained, faces, workplace, capsys):
     settings = ["--method=mask", f"--checkpoint={trained[0]}", f"--data_dir={faces}"]
     assert attack.main([*COMMON, *settings, "--output_dir=run"]) == 0
     capsys.readouterr()
-    (run,) = attributes._read_runs("run")
+    (run,) = attribute_runs.read_runs("run")
     assert (run.method, run.model, run.settings) == ("mask", "model_a", {"mask_size": "0.5"})
     assert len(run.pictures) == 3
     assert run.read(0).shape == (SIZE, SIZE, 3)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deid_jax import growth_plot
 from deid_jax.growth_plot import Curve, fit
-from experiments import growth
+from experiments import growth, growth_points
 from tests.experiments.conftest import listing
 
 SMALL = {
@@ -38,7 +38,7 @@ def _figures(tmp_path):
 def _pretend(point, *, repeats, seed):
     """Time in proportion to all of the work, memory to the batch."""
     work = point.num_images * point.num_steps * point.image_size**2
-    return growth.Measured(
+    return growth_points.Measured(
         seconds=1e-6 * work,
         compile_seconds=1.0,
         repeats=repeats,
@@ -51,7 +51,7 @@ def _pretend(point, *, repeats, seed):
 @pytest.fixture
 def pretended(monkeypatch):
     """Points are not measured, but computed."""
-    monkeypatch.setattr(growth, "measure_afresh", _pretend)
+    monkeypatch.setattr(growth_points, "measure_afresh", _pretend)
 
 
 def test_measures_in_processes_of_their_own(tmp_path, capsys):
@@ -117,10 +117,10 @@ def test_the_same_figures_give_the_same_bytes(tmp_path, pretended):
 def test_failed_points_are_named_and_leave_a_gap(tmp_path, capsys, monkeypatch):
     def measure(point, **options):
         if point.batch_size == 1:
-            raise growth.PointError("killed by SIGKILL")
+            raise growth_points.PointError("killed by SIGKILL")
         return _pretend(point, **options)
 
-    monkeypatch.setattr(growth, "measure_afresh", measure)
+    monkeypatch.setattr(growth_points, "measure_afresh", measure)
     assert _run(tmp_path) == 0
     name = "4 pictures of 16 px, 1 steps, batch 1"
     assert capsys.readouterr().err == f"{name} failed: killed by SIGKILL\n"
@@ -136,7 +136,7 @@ def test_failed_points_are_named_and_leave_a_gap(tmp_path, capsys, monkeypatch):
 
 
 def test_nothing_is_written_where_every_point_fails(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(growth, "_CHILD", "raise MemoryError('no room')")
+    monkeypatch.setattr(growth_points, "_CHILD", "raise MemoryError('no room')")
     assert _run(tmp_path) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "error: no point could be measured: MemoryError: no room"
@@ -149,30 +149,32 @@ def test_points_say_in_one_line_why_they_fail(monkeypatch):
         error.add_note("frames were removed")
         raise error
 
-    monkeypatch.setattr(growth, "measure", measure)
+    monkeypatch.setattr(growth_points, "measure", measure)
     task = json.dumps({"point": ["model_a", 2, 16, 1, 2], "repeats": 1, "seed": 0})
     with pytest.raises(SystemExit, match=r"^RuntimeError: RESOURCE_EXHAUSTED: no room$"):
-        growth.answer(task, "")
+        growth_points.answer(task, "")
 
 
 def test_accelerators_tell_their_own_peak(monkeypatch):
     peaks = [{"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}]
     devices = [SimpleNamespace(memory_stats=lambda peak=peak: peak) for peak in peaks]
-    monkeypatch.setattr(growth.jax, "local_devices", lambda: devices)
-    assert growth.peak_bytes() == 7
+    monkeypatch.setattr(growth_points.jax, "local_devices", lambda: devices)
+    assert growth_points.peak_bytes() == 7
 
 
 def test_killed_processes_are_failed_points(monkeypatch):
-    monkeypatch.setattr(growth, "_CHILD", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(growth.PointError, match="killed by SIGKILL"):
-        growth.measure_afresh(growth.Point("model_a", 2, 16, 1, 2), repeats=1, seed=0)
+    monkeypatch.setattr(growth_points, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(growth_points.PointError, match="killed by SIGKILL"):
+        growth_points.measure_afresh(
+            growth_points.Point("model_a", 2, 16, 1, 2), repeats=1, seed=0
+        )
 
 
 def test_interrupted_leaves_nothing(tmp_path, capsys, monkeypatch):
     def measure(point, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(growth, "measure_afresh", measure)
+    monkeypatch.setattr(growth_points, "measure_afresh", measure)
     assert _run(tmp_path) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
     assert list(tmp_path.iterdir()) == []
@@ -211,14 +213,14 @@ def test_draws_curves_of_one_point_and_of_none():
 
 
 def test_pictures_are_drawn_as_they_are_read():
-    faces = growth.noise_faces(10_000, 16, seed=3)
-    again = growth.noise_faces(4, 16, seed=3)
+    faces = growth_points.noise_faces(10_000, 16, seed=3)
+    again = growth_points.noise_faces(4, 16, seed=3)
     first = faces.read(2)
     assert (first.shape, first.dtype) == ((16, 16, 3), np.uint8)
     assert first is not faces.read(2)
     np.testing.assert_array_equal(first, again.read(2))
     assert (first != faces.read(3)).any()
-    assert (first != growth.noise_faces(4, 16, seed=4).read(2)).any()
+    assert (first != growth_points.noise_faces(4, 16, seed=4).read(2)).any()
     assert len(set(faces.pictures)) == 10_000
 
 
