@@ -33,7 +33,9 @@ _SEARCH_PASSES = 6
 _OUTWARDS = 1.5
 # The linearised loss is to end this far beyond zero at first, in |⟨∇l, x̂ − x⟩|; in long runs it
 # comes nearer by and by: at step N, 0.04/N of it.
-_BEYOND, _BEYOND_TIMES_STEPS = 0.004, 0.04
+_BEYOND, _BEYOND_TIMES_STEPS = 0.01, 0.04
+# β falls as this power of the share of steps that are left.
+_FALL = 1.5
 # Bounds a step where the loss is all but flat; far above any that is not cut to `max_step`.
 _LARGEST = 1e6
 # Newton steps overshoot by 5 %, and while nothing succeeded by up to 55 % at the end.
@@ -47,8 +49,7 @@ class APFGVMConfig:
 
     Attributes:
       shrink: β₀ in [0, 1], the share of the change that the first penalty step takes back;
-        falls linearly to 0.
-      momentum: ρ in [0, 1), the weight of the past in the running mean of gradients.
+        falls to 0 as (1 − n/N)^1.5.
       max_step: the longest step, ‖x̂ₙ₊₁ − x̂ₙ‖₂, ≥ 0, before the picture is cut to [0, 1].
       num_steps: number of gradient steps; several, increasing: one run each, since β depends
         on where it ends.
@@ -60,8 +61,7 @@ class APFGVMConfig:
       InputError: a setting is out of its range.
     """
 
-    shrink: float | jax.Array = 0.6
-    momentum: float | jax.Array = 0.5
+    shrink: float | jax.Array = 1.0
     max_step: float | jax.Array = 1.0
     num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
     penalty: str = dataclasses.field(
@@ -70,11 +70,10 @@ class APFGVMConfig:
     quantize: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        for name in ("shrink", "momentum", "max_step"):
+        for name in ("shrink", "max_step"):
             _validate.finite_non_negative(name, getattr(self, name))
         if isinstance(self.shrink, int | float) and self.shrink > 1:
             raise _validate.InputError(f"shrink must be <= 1, got {self.shrink}")
-        _validate.below_one("momentum", self.momentum)
         _validate.step_counts("num_steps", self.num_steps)
         if self.penalty not in PENALTIES:
             raise _validate.InputError(
@@ -88,14 +87,10 @@ class State(NamedTuple):
     Attributes:
       exact: float32[B, H, W, C], x̂ₙ before it is rounded.
       nearest: the success of the least penalty, likewise before rounding.
-      mean: float32[B, H, W, C], Σ ρᵏ ∇l / Σ ρᵏ is `mean / weight`.
-      weight: float32[], the sum of weights in `mean`.
     """
 
     exact: jax.Array
     nearest: Nearest
-    mean: jax.Array
-    weight: jax.Array
 
 
 def apfgvm(
@@ -108,20 +103,22 @@ def apfgvm(
 ) -> AttackResult:
     """x̂ ← clip₀₁( x̂ − αₙ ( g + λₙ (x̂ − x) ) ), with αₙ and λₙ = βₙ/αₙ of each picture.
 
-    g is the bias-corrected running mean of ∇l. P-FGVM's step, read for a loss l that is zero
-    at the recogniser's boundary (`objectives.margin`): of its two parts the penalty takes back
-    the share αλ = βₙ of the change δ = x̂ − x, which falls from β₀ to 0, so that no λ diverges;
-    and αₙ is what brings the linearised loss l + ⟨g, x̂ₙ₊₁ − x̂ₙ⟩ to −κ, overshot by s:
+    g is ∇l(x̂ₙ). P-FGVM's step, read for a loss l that is zero at the recogniser's boundary
+    (`objectives.margin`): of its two parts the penalty takes back the share αλ = βₙ of the
+    change δ = x̂ − x, which falls from β₀ to 0, so that no λ diverges; and αₙ is what brings
+    the linearised loss l + ⟨g, x̂ₙ₊₁ − x̂ₙ⟩ to −κ, overshot by s:
 
       αₙ = (s(l + κ) − βₙ⟨g, δ⟩) / ‖g‖²,    λₙ = βₙ / αₙ.
 
-    So λ rises while a picture is fooled (l < 0), without end where α comes to zero and the
-    step is but the pull (α < 0 goes back uphill), and falls while it is not fooled. Where the
-    iteration rests, δ = −g/λ lies on the boundary: the penalised problem l + (λ/2)‖δ‖² solved
-    at the picture's own λ. κ is 0.4 % of |⟨g, δ⟩| at first and less in long runs, s is 1.05,
-    and more where nothing succeeded yet. For another penalty g and δ in the step are replaced
-    by its metric's `direction` and `pull` (see `penalties`). Where g is zero only the pull
-    acts.
+    At β = 1 that is the least change which the linearised loss asks for, anew at every step;
+    with β falling, more and more of the changes found before stays in it, and their bends
+    average out. So λ rises while a picture is fooled (l < 0), without end where α comes to zero
+    and the step is but the pull (α < 0 goes back uphill), and falls while it is not fooled.
+    Where the iteration rests, δ = −g/λ lies on the boundary: the penalised problem l +
+    (λ/2)‖δ‖² solved at the picture's own λ. κ is 1 % of |⟨g, δ⟩| at first and less in long
+    runs, s is 1.05, and more where nothing succeeded yet. For another penalty g and δ in the
+    step are replaced by its metric's `direction` and `pull` (see `penalties`). Where g is zero
+    only the pull acts.
 
     Each step spends one gradient. The success of the least penalty is kept, the last iterate
     is judged, too, and six forward passes then pull the success towards x by bisection; where
@@ -148,23 +145,25 @@ def apfgvm(
         last_beyond = jnp.minimum(last_beyond.astype(images.dtype), _BEYOND)
 
         def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
-            state = _remember(state, point, penalty, config.momentum)
+            distance = penalty.value(point.images)
+            nearest = keep_nearest(state.nearest, state.exact, distance, point.success)
             left = 1 - number.astype(images.dtype) / num_steps
+            further = jnp.where(nearest.found, 0, _OVERSHOOT_UNTIL_FOOLED * (1 - left))
             move = _move(
-                state,
-                point.loss,
+                point,
                 penalty,
-                beta=config.shrink * left,
+                state.exact,
+                images,
+                beta=config.shrink * left**_FALL,
                 beyond=last_beyond + (_BEYOND - last_beyond) * left,
-                overshoot_until_fooled=_OVERSHOOT_UNTIL_FOOLED * (1 - left),
-                change=state.exact - images,
+                overshoot=_OVERSHOOT + further,
             )
             length = norms(move)
             move = move * per_image(
                 jnp.minimum(length, config.max_step) / jnp.where(length > 0, length, 1)
             )
             exact = jnp.clip(state.exact + move, 0, 1)
-            return seen(exact), state._replace(exact=exact)
+            return seen(exact), State(exact, nearest)
 
         def conclude(
             last: jax.Array, state: State, key: jax.Array, steps_done: int | jax.Array
@@ -183,47 +182,30 @@ def apfgvm(
                 num_forwards=1 + _SEARCH_PASSES,
             )
 
-        state = State(
-            start, Nearest.none(start), jnp.zeros_like(start), jnp.zeros((), start.dtype)
-        )
+        state = State(start, Nearest.none(start))
         return iterate(step, conclude, objective, seen(start), state, key, num_steps=num_steps)
 
     return each_alone(run, config.num_steps)
 
 
-def _remember(
-    state: State, point: Point, penalty: Penalty, momentum: float | jax.Array
-) -> State:
-    """The state with this iterate among the successes and its gradient in the mean."""
-    distance = penalty.value(point.images)
-    return State(
-        exact=state.exact,
-        nearest=keep_nearest(state.nearest, state.exact, distance, point.success),
-        mean=momentum * state.mean + point.gradient,
-        weight=momentum * state.weight + 1,
-    )
-
-
 def _move(
-    state: State,
-    loss: jax.Array,
+    point: Point,
     penalty: Penalty,
+    exact: jax.Array,
+    images: jax.Array,
     *,
     beta: jax.Array,
     beyond: float | jax.Array,
-    overshoot_until_fooled: jax.Array,
-    change: jax.Array,
+    overshoot: jax.Array,
 ) -> jax.Array:
     """−αₙ(M⁻¹g + λₙ M⁻¹∇R), which is −αₙ(g + λₙδ) for the paper's penalty."""
-    gradient = state.mean / state.weight
     # Scaled, with the loss, to 1 at most: squares of very flat losses' slopes underflow.
-    scale = jnp.max(jnp.abs(gradient), axis=(1, 2, 3))
+    scale = jnp.max(jnp.abs(point.gradient), axis=(1, 2, 3))
     scale = jnp.where(scale > 0, scale, 1)
-    gradient, loss = gradient / per_image(scale), loss / scale
-    direction, pull = penalty.direction(gradient), penalty.pull(state.exact)
+    gradient, loss = point.gradient / per_image(scale), point.loss / scale
+    direction, pull = penalty.direction(gradient), penalty.pull(exact)
     slope = _inner(gradient, direction)
-    kappa = beyond * jnp.abs(_inner(gradient, change))
-    overshoot = _OVERSHOOT + jnp.where(state.nearest.found, 0, overshoot_until_fooled)
+    kappa = beyond * jnp.abs(_inner(gradient, exact - images))
     wanted = overshoot * (loss + kappa) - beta * _inner(gradient, pull)
     alpha = jnp.where(slope > 0, wanted / jnp.where(slope > 0, slope, 1), 0)
     alpha = jnp.clip(alpha, -_LARGEST, _LARGEST)

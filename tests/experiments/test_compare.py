@@ -132,10 +132,10 @@ def test_rows_are_the_closed_forms():
     assert (first["l2_mean_uint8"], first["l2_median_uint8"]) == (1.5, 1.5)
     assert first["mssim_uint8"] == pytest.approx((1 + 0.85 + 0.7) / 3)
     assert first["mr_uint8"] == 0.75
-    assert first["auc_limit"] == second["auc_limit"] == 5
-    assert first["auc_uint8"] == pytest.approx((5 + 3.5 + 2) / 4 / 5)
-    assert second["auc_uint8"] == pytest.approx((5 + 3 + 1 + 0) / 4 / 5)
-    assert second["auc"] == pytest.approx((5 + 3.5 + 1.5 + 0.5) / 4 / 5)
+    assert first["auc_limit"] == second["auc_limit"] == 6
+    assert first["auc_uint8"] == pytest.approx((6 + 4.5 + 3) / 4 / 6)
+    assert second["auc_uint8"] == pytest.approx((6 + 4 + 2 + 1) / 4 / 6)
+    assert second["auc"] == pytest.approx((6 + 4.5 + 2.5 + 1.5) / 4 / 6)
     assert (first["p_value"], first["median_difference"]) == (1, 0)
     # A peer's floats, 0, 1.5, 3.5, 4.5, less 0, 1.5, 3 and one of ours that failed.
     assert second["p_value"] == pytest.approx(stats.wilcoxon([1, -2]).pvalue)
@@ -169,7 +169,11 @@ def test_limits_and_best_peers_are_a_targets_own():
     rows = rows_of(
         [trial("ours", [1.0]), trial("ours", [7.0], target="runner_up")], "model_a", "ours"
     )
-    assert [row["auc_limit"] for row in rows] == [1.5, 7.5]
+    assert [row["auc_limit"] for row in rows] == [3, 15]
+    # Of the reference's largest number of steps; of any where it never succeeds.
+    failing = trial("ours", [None])
+    assert compare_tables.auc_limit([few, many, failing], "ours") == 2.5
+    assert compare_tables.auc_limit([few, many, trial("x", [9.0])], "peer") == 5
 
 
 def test_markdown_has_a_table_per_target_and_figure():
