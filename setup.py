@@ -9,10 +9,13 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     # Preparing CelebA or LFW once; reading what is prepared needs none of it.
     "tfds": ["tensorflow-cpu", "importlib_resources"],
+    # Reading VGG-Face's weights from Keras' files.
+    "vggface": ["h5py>=3.11"],
     "notebooks": ["ipykernel", "ipython"],
     "test": [
         "pytest>=8",
         "pytest-xdist",
+        "h5py>=3.11",
         "ipykernel",
         "ipython",
         "nbclient>=0.10",

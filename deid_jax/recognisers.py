@@ -13,6 +13,7 @@ from deid_jax._validate import InputError
 from deid_jax.checkpointing import CheckpointInfo
 from deid_jax.data import DataOptions, FaceDataset, load_dataset
 from deid_jax.models import create_model
+from deid_jax.models.vggface_files import Pretrained
 
 CHECKPOINTS = Path("checkpoints")
 
@@ -40,7 +41,7 @@ class Recogniser(NamedTuple):
 
 def default_path(model: str, dataset: str, options: DataOptions) -> Path:
     """Where the checkpoint of these settings is kept: one folder under `checkpoints/`."""
-    parts = [model, dataset]
+    parts = [model.replace(":", "."), dataset]
     if options.data_dir:
         parts.append(Path(options.data_dir).resolve().name)
     parts += [f"{options.image_size}px", f"seed{options.seed}"]
@@ -77,6 +78,7 @@ def fit(
     path: Path,
     *,
     held_out: FaceDataset | None = None,
+    pretrained: Pretrained | None = None,
     progress: training.Progress = training.no_progress,
 ) -> tuple[Recogniser, list[training.EpochRecord]]:
     """Trains a recogniser and keeps it at `path`.
@@ -90,6 +92,8 @@ def fit(
       config: how to train.
       path: the checkpoint to write.
       held_out: pictures to measure on that training never sees.
+      pretrained: layers of the model to take from a file and leave as they are; the checkpoint
+        holds them, and its provenance names the file and its SHA-256.
       progress: see `deid_jax.training.train`.
 
     Returns:
@@ -103,7 +107,13 @@ def fit(
     model = create_model(model_name, num_classes=classes, image_size=size)
     state_dir = checkpointing.state_dir(path)
     variables, history = training.train(
-        model, dataset, config, held_out=held_out, state_dir=state_dir, progress=progress
+        model,
+        dataset,
+        config,
+        held_out=held_out,
+        pretrained=pretrained,
+        state_dir=state_dir,
+        progress=progress,
     )
     if not np.isfinite(history[-1].loss):
         storage.remove(state_dir)
@@ -115,6 +125,9 @@ def fit(
     if held_out:
         accuracy[held_out.split] = history[-1].test_accuracy
     info = _describe(model_name, dataset, config, accuracy)
+    if pretrained:
+        provenance = {**info.provenance, "pretrained": pretrained.source}
+        info = dataclasses.replace(info, provenance=provenance)
     checkpointing.save(path, variables, info)
     storage.remove(state_dir)
     return Recogniser(model, variables, info), history

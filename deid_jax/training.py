@@ -20,6 +20,7 @@ import optax
 from deid_jax import _validate, storage
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
+from deid_jax.models.vggface_files import Pretrained
 from deid_jax.types import Batch
 
 # The paper's L2 regulariser on the kernels of `model.regularised`: weight × Σ w².
@@ -67,7 +68,8 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32[], steps done.
-      params: the model's trained weights.
+      params: the weights that are trained: layer -> its parameters. Frozen layers are not
+        among them.
       batch_stats: BatchNorm's running statistics.
       opt_state: the optimiser's state.
     """
@@ -77,10 +79,9 @@ class TrainState(NamedTuple):
     batch_stats: Any
     opt_state: Any
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The collections that `Module.apply` takes."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+    def variables(self, frozen: Mapping[str, Any]) -> dict[str, Any]:
+        """The collections that `Module.apply` takes, frozen layers among them."""
+        return {"params": {**self.params, **frozen}, "batch_stats": self.batch_stats}
 
 
 class EpochRecord(NamedTuple):
@@ -108,14 +109,21 @@ def no_progress(done: int, total: int, history: Sequence[EpochRecord]) -> None:
     """Reports nothing."""
 
 
-def initial_state(model: Any, image_size: int, config: TrainConfig) -> TrainState:
-    """Weights drawn from the seed, and a fresh optimiser."""
+def initial_state(
+    model: Any, image_size: int, config: TrainConfig, frozen: Mapping[str, Any]
+) -> TrainState:
+    """Weights drawn from the seed for all layers but the frozen ones, and a fresh optimiser."""
+
+    @jax.jit
+    def draw(key: jax.Array, example: jax.Array) -> tuple[Any, Any]:
+        variables = model.init(key, example)
+        params = {name: p for name, p in variables["params"].items() if name not in frozen}
+        return params, variables.get("batch_stats", {})
+
     example = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(config.seed), example)
-    opt_state = optimiser(config.learning_rate, 1).init(variables["params"])
-    return TrainState(
-        jnp.int32(0), variables["params"], variables.get("batch_stats", {}), opt_state
-    )
+    params, batch_stats = draw(jax.random.key(config.seed), example)
+    opt_state = optimiser(config.learning_rate, 1).init(params)
+    return TrainState(jnp.int32(0), params, batch_stats, opt_state)
 
 
 def l2_penalty(model: Any, params: Any) -> jax.Array:
@@ -140,13 +148,18 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
+    frozen: Mapping[str, Any],
     *,
     model: Any,
     learning_rate: float,
     num_steps: int,
     flips: bool = True,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One of `num_steps` optimiser steps; returns the batch's mean loss and accuracy."""
+    """One of `num_steps` optimiser steps; returns the batch's mean loss and accuracy.
+
+    `frozen` layers take part and stay as they are: no gradient is computed for them, nor for
+    what lies before the first layer that is trained.
+    """
     flip_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = batch.image
     if flips:
@@ -154,15 +167,17 @@ def train_step(
         images = jnp.where(flip, images[:, :, ::-1], images)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        variables = state._replace(params=params).variables(frozen)
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            variables,
             images,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-        return losses.mean() + l2_penalty(model, params), (updated["batch_stats"], logits)
+        penalty = l2_penalty(model, variables["params"])
+        return losses.mean() + penalty, (updated["batch_stats"], logits)
 
     (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params
@@ -201,6 +216,7 @@ def train(
     config: TrainConfig,
     *,
     held_out: FaceDataset | None = None,
+    pretrained: Pretrained | None = None,
     state_dir: Path | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], list[EpochRecord]]:
@@ -211,6 +227,8 @@ def train(
       dataset: what to train on; its examples' "label" may be an array, a label per head.
       config: how.
       held_out: pictures to measure on after every epoch.
+      pretrained: layers to take from a file and leave as they are, bit for bit; the others are
+        drawn from the seed and trained. None trains all.
       state_dir: where to keep the state between epochs; if one is there already, training
         goes on from it and ends in the weights of an uninterrupted run.
       progress: called after every step.
@@ -222,11 +240,15 @@ def train(
       InputError: `state_dir` holds the state of a training with other settings, or a
         damaged one, or cannot be written.
     """
-    state = initial_state(model, dataset.image_size, config)
+    frozen = jax.device_put(dict(pretrained.layers)) if pretrained else {}
+    state = initial_state(model, dataset.image_size, config, frozen)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     history: list[EpochRecord] = []
-    keeper = _StateKeeper(state_dir, _facts(model, dataset, config)) if state_dir else None
-    if keeper:
+    keeper = None
+    if state_dir:
+        facts = _facts(model, dataset, config)
+        facts["SHA-256 of pretrained weights"] = pretrained.sha256 if pretrained else None
+        keeper = _StateKeeper(state_dir, facts)
         state, history = keeper.restore(state)
     per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
     num_steps = config.epochs * per_epoch
@@ -241,15 +263,16 @@ def train(
         order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
         steps = []
         for batch in loader.shuffled(dataset, config.batch_size, seed=order):
-            state, values = step(state, batch, key)
+            state, values = step(state, batch, key, frozen)
             steps.append(values)
             progress(epoch * per_epoch + len(steps), num_steps, history)
         means = jax.tree.map(lambda *values: float(np.mean(jax.device_get(values))), *steps)
-        held = accuracy(model, state.variables, held_out) if held_out else float("nan")
+        variables = state.variables(frozen)
+        held = accuracy(model, variables, held_out) if held_out else float("nan")
         history.append(EpochRecord(epoch + 1, means["loss"], means["accuracy"], held))
         if keeper:
             keeper.save(state, history)
-    return state.variables, history
+    return state.variables(frozen), history
 
 
 def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, Any]:

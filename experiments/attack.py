@@ -72,7 +72,7 @@ def run(settings: AttackSettings) -> dict[str, Any]:
         )
         figures = {
             "method": settings.method,
-            "model": settings.model,
+            "model": settings.judge,
             "dataset": settings.dataset,
             "split": settings.split,
             "num_devices": 1,
@@ -187,7 +187,7 @@ def _write_evolution(
 def _default_output(settings: AttackSettings) -> Path:
     """One folder per recogniser, split and method, named like the default checkpoint."""
     options = settings.options("train")
-    name = recognisers.default_path(settings.model, settings.dataset, options).name
+    name = recognisers.default_path(settings.judge, settings.dataset, options).name
     return Path("runs", "attack", f"{name}-{settings.split}-{settings.method}")
 
 

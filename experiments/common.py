@@ -16,8 +16,11 @@ from deid_jax.attacks import ATTACKS
 from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
+from deid_jax.embedders import load_embedder, name_of
+from deid_jax.gallery_classifier import OUTPUTS, from_embedder
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
+from deid_jax.models.vggface_files import Pretrained
 from deid_jax.precision import PRECISIONS
 from deid_jax.recognisers import Recogniser
 from deid_jax.training import EpochRecord, TrainConfig
@@ -36,8 +39,9 @@ class DataSettings:
     crop: str | None = setting(
         None,
         "Which part of a picture file is the face; auto: CelebA's aligned face box for "
-        "pictures of 178x218, else the largest centred square. Default: auto.",
-        choices=tuple(CROPS),
+        "pictures of 178x218, else the largest centred square; arcface: the template of "
+        "recognisers of 112 px. Default: auto.",
+        choices=CROPS,
     )
     skip_unreadable: bool = setting(
         False, "Leave out pictures that cannot be read, and count them, instead of stopping."
@@ -53,7 +57,7 @@ class DataSettings:
         """
         count("image_size", self.image_size, least=1, most=_LARGEST_IMAGE)
         count("seed", self.seed, most=2**31 - 1)
-        create_model(self.model, num_classes=2, image_size=self.image_size)
+        self.check_recogniser()
         if self.dataset == "synthetic":
             for name in ("data_dir", "crop", "skip_unreadable"):
                 value = getattr(self, name)
@@ -67,6 +71,10 @@ class DataSettings:
             skip_unreadable=self.skip_unreadable,
             crop=self.crop or DataOptions.crop,
         )
+
+    def check_recogniser(self) -> None:
+        """Refuses pictures that the recogniser cannot take, as far as its name tells."""
+        create_model(self.model, num_classes=2, image_size=self.image_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +92,15 @@ class EvaluationSettings(DataSettings):
     checkpoint: str | None = setting(
         None, "The recogniser's weights; default: under checkpoints/, trained if missing."
     )
+    recogniser: str | None = setting(
+        None,
+        "One's own in the place of --model and --checkpoint: NAME, NAME:FILE or "
+        "package.module:function, from RGB pictures in [0, 1] to embeddings, by whose gallery "
+        "of training photos persons are named, or to logits.",
+    )
+    recogniser_output: str | None = setting(
+        None, "What --recogniser gives. Default: embeddings.", choices=OUTPUTS
+    )
     profile_dir: str | None = setting(
         None, "Write a trace of JAX's profiler there, for XProf, TensorBoard or Perfetto."
     )
@@ -95,6 +112,13 @@ class EvaluationSettings(DataSettings):
           InputError: see above.
         """
         self.options(self.split)
+        if self.recogniser is None and self.recogniser_output is not None:
+            raise InputError(
+                f"--recogniser_output={self.recogniser_output} means nothing without "
+                "--recogniser"
+            )
+        if self.recogniser is not None and self.checkpoint is not None:
+            raise InputError("recogniser and checkpoint both say who judges: give one of them")
         # Structural similarity needs the room of its window.
         count("image_size", self.image_size, least=SSIM_WINDOW)
         if self.batch_size is not None:
@@ -107,6 +131,16 @@ class EvaluationSettings(DataSettings):
         if self.profile_dir is not None:
             folder_to_write("profile_dir", Path(self.profile_dir))
 
+    def check_recogniser(self) -> None:
+        """Refuses what `DataSettings` does, where the recogniser is one of the project's."""
+        if self.recogniser is None:
+            super().check_recogniser()
+
+    @property
+    def judge(self) -> str:
+        """What the recogniser is called in tables and folders."""
+        return self.model if self.recogniser is None else name_of(self.recogniser)
+
 
 # What --help says of the methods' settings.
 _MEANINGS = {
@@ -118,6 +152,7 @@ _MEANINGS = {
     "num_steps": "Number of gradient steps.",
     "epsilon": "ε, the largest change of a pixel, of a range of 1; in pgd_l2 of a picture.",
     "momentum": "μ, the share of the direction so far that a step keeps.",
+    "reach": "How many ε all steps together would go along one line.",
     "init_epsilon": "ε₀, the size in L2 of the first change.",
     "gamma": "γ, the share by which the size allowed grows or shrinks, below 1.",
     "initial_const": "c of the first search: what success weighs against the change.",
@@ -247,8 +282,12 @@ def trained(
     held_out: FaceDataset | None,
     config: TrainConfig,
     path: Path,
+    pretrained: Pretrained | None = None,
 ) -> tuple[Recogniser, list[EpochRecord]]:
-    """Trains a recogniser behind a progress bar and keeps it at `path`."""
+    """Trains a recogniser behind a progress bar and keeps it at `path`.
+
+    Layers of `pretrained`, if given, stay as they are.
+    """
     with progress_bar(f"training {model}") as update:
         first_call = True
 
@@ -262,7 +301,15 @@ def trained(
                 text += f", held-out accuracy {history[-1].test_accuracy:.1%}"
             update(done, total, text)
 
-        return recognisers.fit(model, faces, config, path, held_out=held_out, progress=progress)
+        return recognisers.fit(
+            model,
+            faces,
+            config,
+            path,
+            held_out=held_out,
+            pretrained=pretrained,
+            progress=progress,
+        )
 
 
 def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Recogniser]:
@@ -275,6 +322,8 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
         for something else.
     """
     options = settings.options("train")
+    if settings.recogniser is not None:
+        return _faces_and_own(settings, settings.recogniser)
     default = recognisers.default_path(settings.model, settings.dataset, options)
     path = Path(settings.checkpoint or default)
     is_new = settings.checkpoint is None and not storage.exists(path)
@@ -284,9 +333,7 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
         recognisers.load_info(path, settings.model, settings.dataset, settings.image_size)
     faces = load_dataset(settings.dataset, settings.options(settings.split))
     say_skipped(faces)
-    wanted = first(faces, settings.max_images)
-    if settings.sample is not None:
-        wanted = sampled(faces, settings.sample, settings.seed)
+    wanted = _wanted(faces, settings)
     if is_new:
         print(f"No checkpoint at {path} yet: training {settings.model} now.", file=sys.stderr)
         config = recognisers.train_config(settings.model, settings.dataset, seed=settings.seed)
@@ -297,6 +344,28 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
         print(accuracy_line(recogniser), file=sys.stderr)
     recogniser = recognisers.load(path, settings.model, faces)
     return wanted, recogniser
+
+
+def _faces_and_own(
+    settings: EvaluationSettings, recogniser: str
+) -> tuple[FaceDataset, Recogniser]:
+    """The pictures asked for, and a recogniser that was brought along."""
+    embedder = load_embedder(recogniser, image_size=settings.image_size)
+    known = load_dataset(settings.dataset, settings.options("train"))
+    held_out = load_dataset(settings.dataset, settings.options("test"))
+    faces = known if settings.split == "train" else held_out
+    if settings.split == "all":
+        faces = load_dataset(settings.dataset, settings.options("all"))
+    say_skipped(faces)
+    output = settings.recogniser_output or OUTPUTS[0]
+    return _wanted(faces, settings), from_embedder(embedder, output, known, held_out)
+
+
+def _wanted(faces: FaceDataset, settings: EvaluationSettings) -> FaceDataset:
+    """The pictures of the split that are asked for."""
+    if settings.sample is not None:
+        return sampled(faces, settings.sample, settings.seed)
+    return first(faces, settings.max_images)
 
 
 def accuracy_line(recogniser: Recogniser) -> str:

@@ -85,7 +85,9 @@ def plan_of(settings: CompareSettings) -> Plan:
     named = tuple(dict.fromkeys(part.strip() for part in settings.peers.split(",")))
     peers = {"none": (), "all": tuple(PEERS)}.get(settings.peers, named)
     reference = settings.reference or methods[0]
-    check_peers(peers, settings.model, num_steps)
+    if settings.recogniser is not None and peers:
+        raise InputError("peers must be none with --recogniser: their twins are of --model")
+    check_peers(peers, settings.judge, num_steps)
     if reference not in (*methods, *peers):
         known = ", ".join((*methods, *peers))
         raise InputError(f"reference must be one of those compared ({known}), got {reference}")
@@ -142,7 +144,7 @@ def run(settings: CompareSettings) -> list[Row]:
             plan=plan,
             faces=faces,
             recogniser=recogniser,
-            model=settings.model,
+            model=settings.judge,
             seed=settings.seed,
             quantize=settings.quantize,
             batch_size=settings.batch_size,
@@ -151,7 +153,7 @@ def run(settings: CompareSettings) -> list[Row]:
         profiled = common.profiled(settings.profile_dir)
         with profiled, cli.progress_bar("compare") as update:
             trials = compared.trials(update)
-        rows = compare_tables.rows_of(trials, settings.model, plan.reference)
+        rows = compare_tables.rows_of(trials, settings.judge, plan.reference)
         _write(folder, settings, compared, trials, rows)
     _print(rows, recogniser, folder.path)
     return rows
@@ -168,7 +170,7 @@ def _write(
     faces, plan = compared.faces, compared.plan
     heading = (
         f"{len(faces)} pictures of {settings.dataset}, split {settings.split}, against "
-        f"{settings.model}. Every attack spends as many gradients per picture as a column "
+        f"{settings.judge}. Every attack spends as many gradients per picture as a column "
         "says, on the same pictures, targets and weights; `compare.csv` has what was spent "
         "beside them (forward passes, and gradients where rounding had to be mended). This "
         "project's recogniser judges all, in float32; 8-bit pictures are judged as they read "
@@ -183,7 +185,7 @@ def _write(
         ]
         for target in plan.targets
     }
-    title = f"{len(faces)} pictures of {settings.dataset}, {settings.model}, {most} gradients"
+    title = f"{len(faces)} pictures of {settings.dataset}, {settings.judge}, {most} gradients"
     folder.write_csv("compare.csv", rows)
     folder.write_text("compare.md", compare_tables.markdown(rows, heading, notes_on(plan)))
     folder.write_bytes("compare.png", distortion_plot.draw(panels, title=title))
@@ -245,7 +247,7 @@ def notes_on(plan: Plan) -> list[str]:
 def _default_output(settings: CompareSettings) -> Path:
     """One folder per recogniser and split, named like the default checkpoint."""
     options = settings.options("train")
-    name = recognisers.default_path(settings.model, settings.dataset, options).name
+    name = recognisers.default_path(settings.judge, settings.dataset, options).name
     return Path("runs", "compare", f"{name}-{settings.split}")
 
 

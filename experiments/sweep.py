@@ -208,14 +208,14 @@ def _sweep_all(
         for own, records in zip(grid, per_point, strict=True):
             figures = {
                 "method": method,
-                "model": settings.model,
+                "model": settings.judge,
                 "dataset": settings.dataset,
                 "split": settings.split,
                 "num_images": len(records),
                 "num_devices": 1,
                 **summary(records, targeted=protocol.targeted),
             }
-            points.append(Point(method, settings.model, own, figures, records))
+            points.append(Point(method, settings.judge, own, figures, records))
     return points
 
 
@@ -277,7 +277,7 @@ def _row(point: Point, points: Sequence[Point]) -> dict[str, Any]:
 def _default_output(settings: SweepSettings) -> Path:
     """One folder per recogniser, split and methods, named like the default checkpoint."""
     options = settings.options("train")
-    name = recognisers.default_path(settings.model, settings.dataset, options).name
+    name = recognisers.default_path(settings.judge, settings.dataset, options).name
     methods = settings.method.replace(",", "-")
     return Path("runs", "sweep", f"{name}-{settings.split}-{methods}")
 

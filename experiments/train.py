@@ -4,6 +4,10 @@
 
 Writes the checkpoint, and `history.csv` and `config.json` into --output_dir. A training that
 was stopped goes on where it stood when the same command is given again.
+
+Model B as the paper trains it, its descriptor VGG-Face's and only the head trained:
+
+    python -m experiments.train --model=vgg16 --image_size=224 --pretrained=vgg_face.mat
 """
 
 import dataclasses
@@ -11,10 +15,15 @@ import sys
 from pathlib import Path
 
 from deid_jax import checkpointing, recognisers
+from deid_jax._validate import InputError
+from deid_jax.models.vggface_files import Pretrained, load_vggface
 from deid_jax.recognisers import Recogniser
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import cli, common
 from experiments.cli import setting
+
+# The model whose layers `--pretrained` has.
+_PRETRAINED_MODEL = "vgg16"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,12 @@ class TrainSettings(common.DataSettings):
     epochs: int | None = setting(None, "Passes over the pictures; default: the model's own.")
     learning_rate: float | None = setting(None, "Adam's step size; default: the model's own.")
     batch_size: int = setting(32, "Pictures per training step.")
+    pretrained: str | None = setting(
+        None,
+        "VGG-Face's weights for vgg16: an .h5, .mat or .npz file. Its layers stay as they are, "
+        "all others are trained: the head of 256 and K units, and fc6 and fc7 where the file "
+        "has none (notop).",
+    )
     checkpoint: str | None = setting(
         None, "Where to keep the result; default: under checkpoints/."
     )
@@ -38,8 +53,8 @@ def run(settings: TrainSettings) -> Recogniser:
     """Trains, writes checkpoint and history, and returns the recogniser.
 
     Raises:
-      InputError: bad settings or data, the checkpoint exists already, or a path that cannot
-        be written; nothing is written then.
+      InputError: bad settings, data or pretrained weights, the checkpoint exists already, or a
+        path that cannot be written; nothing is written then.
     """
     options = settings.options(settings.split)
     config = recognisers.train_config(
@@ -56,19 +71,40 @@ def run(settings: TrainSettings) -> Recogniser:
         Path(settings.output_dir or Path("runs", "train", default.name)), ["history.csv"]
     )
     folder.check()
+    pretrained = _pretrained(settings)
     again = checkpointing.is_same_training(
         path, settings.model, settings.dataset, options, config
-    )
+    ) and _came_of(path, pretrained)
     checkpointing.check_target(path, overwrite=settings.overwrite or again)
     faces, held_out = recognisers.load_train_and_test(settings.dataset, options)
     common.say_skipped(faces)
     with folder:
-        recogniser, history = common.trained(settings.model, faces, held_out, config, path)
+        recogniser, history = common.trained(
+            settings.model, faces, held_out, config, path, pretrained
+        )
         folder.write_csv("history.csv", [record._asdict() for record in history])
         folder.write_json(DESCRIPTION, describe(settings, recogniser=recogniser.describe()))
     print(common.accuracy_line(recogniser))
     print(f"Checkpoint: {path}\nHistory: {folder.path / 'history.csv'}")
     return recogniser
+
+
+def _pretrained(settings: TrainSettings) -> Pretrained | None:
+    """The layers that are taken from a file, if one is given."""
+    if settings.pretrained is None:
+        return None
+    if settings.model != _PRETRAINED_MODEL:
+        raise InputError(
+            f"--pretrained={settings.pretrained} means nothing to --model={settings.model}: "
+            f"VGG-Face's weights are {_PRETRAINED_MODEL}'s"
+        )
+    return load_vggface(settings.pretrained, image_size=settings.image_size)
+
+
+def _came_of(path: Path, pretrained: Pretrained | None) -> bool:
+    """Whether the checkpoint at `path` took its frozen layers from the same file, or none."""
+    source = checkpointing.load_info(path).provenance.get("pretrained")
+    return (source or {}).get("sha256") == (pretrained.sha256 if pretrained else None)
 
 
 main = cli.binary(run, TrainSettings)

@@ -1,6 +1,7 @@
 """Training: learns, resumes to the same weights, penalises what the paper penalises."""
 
 import dataclasses
+import functools
 import math
 from typing import ClassVar
 
@@ -12,8 +13,9 @@ import pytest
 
 from deid_jax import training
 from deid_jax._validate import InputError
-from deid_jax.data import FaceDataset
+from deid_jax.data import FaceDataset, loader
 from deid_jax.models import create_model
+from deid_jax.models.vggface_files import Pretrained
 from deid_jax.training import TrainConfig
 
 CONFIG = TrainConfig(epochs=4, learning_rate=1e-3, batch_size=8, seed=3)
@@ -165,6 +167,91 @@ def test_a_label_may_be_one_per_head():
         lambda leaf: leaf.at[..., 2:].set(leaf[..., :2]), variables["params"]["fc"]
     )
     assert training.accuracy(Linear(heads=(2,)), variables, faces, batch_size=6) == 0.5
+
+
+class Frozen(nn.Module):
+    """Two dense layers, the first of which is to be frozen."""
+
+    num_classes: int = 2
+    regularised: ClassVar[tuple[str, ...]] = ("head",)
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.relu(nn.Dense(12, name="body")(images.reshape(len(images), -1) - 0.5))
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+def _pretrained(sha256="abc"):
+    random = np.random.default_rng(8)
+    body = {
+        "kernel": random.normal(size=(48, 12)).astype(np.float32),
+        "bias": random.normal(size=12).astype(np.float32),
+    }
+    return Pretrained("weights.npz", sha256, {"body": body})
+
+
+def test_pretrained_layers_stay_bit_for_bit_and_the_others_learn():
+    faces, pretrained = sides("train"), _pretrained()
+    variables, history = training.train(Frozen(), faces, SIDES, pretrained=pretrained)
+    _assert_same(variables["params"]["body"], pretrained.layers["body"])
+    assert history[-1].loss < 0.5 * history[0].loss
+    assert training.accuracy(Frozen(), variables, faces) == 1
+    # The others start as they do where all are trained.
+    alone = training.initial_state(Frozen(), 4, SIDES, pretrained.layers)
+    whole = training.initial_state(Frozen(), 4, SIDES, {})
+    assert sorted(whole.params) == ["body", "head", "norm"]
+    del whole.params["body"]
+    _assert_same(alone.params, whole.params)
+    assert not np.array_equal(
+        variables["params"]["head"]["kernel"], alone.params["head"]["kernel"]
+    )
+    # Adam keeps two moments of what is trained, and nothing of what is not.
+    moments = [leaf for leaf in jax.tree.leaves(alone.opt_state) if leaf.ndim]
+    assert sorted(leaf.shape for leaf in moments) == 2 * [(2,)] + 4 * [(12,)] + 2 * [(12, 2)]
+
+
+def test_no_gradient_is_computed_for_pretrained_layers():
+    """The step holds the products of the forward pass and of the head's gradients alone."""
+    faces, pretrained = sides("train"), _pretrained()
+    batch = next(iter(loader.shuffled(faces, 8, seed=0)))
+
+    def products(frozen):
+        state = training.initial_state(Frozen(), 4, SIDES, frozen)
+        step = functools.partial(
+            training.train_step, model=Frozen(), learning_rate=0.1, num_steps=4
+        )
+        text = str(jax.make_jaxpr(step)(state, batch, jax.random.key(0), frozen))
+        return text.count("dot_general")
+
+    # All: two products forward, two kernels' gradients, one to the first layer's outputs.
+    assert products({}) == 5
+    # Without the last two, BatchNorm's scale alone needs the gradient to the head's inputs.
+    assert products(pretrained.layers) == 4
+
+
+@pytest.mark.parametrize("stop_at", [3, 30])
+def test_stopped_training_of_a_head_ends_in_the_same_weights(tmp_path, stop_at):
+    def stop(done, total, history):
+        if done == stop_at:
+            raise StopError
+
+    faces, state = sides("train"), tmp_path / "state"
+    run = functools.partial(training.train, Frozen(), faces, SIDES)
+    whole, _ = run(pretrained=_pretrained())
+    with pytest.raises(StopError):
+        run(pretrained=_pretrained(), state_dir=state, progress=stop)
+    for other, words in ((_pretrained("abd"), "abc, not abd"), (None, "abc, not None")):
+        with pytest.raises(InputError, match=f"SHA-256 of pretrained weights {words}"):
+            run(pretrained=other, state_dir=state)
+    steps = []
+    again, _ = run(
+        pretrained=_pretrained(),
+        state_dir=state,
+        progress=lambda done, total, history: steps.append(done),
+    )
+    assert 1 < steps[0] <= stop_at
+    _assert_same(again, whole)
 
 
 @pytest.mark.parametrize(

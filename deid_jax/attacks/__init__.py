@@ -12,6 +12,7 @@ from deid_jax.attacks.ifgsm import IFGSMConfig, ifgsm
 from deid_jax.attacks.ifgvm import IFGVMConfig, ifgvm
 from deid_jax.attacks.loop import gaussian_noise
 from deid_jax.attacks.mifgsm import MIFGSMConfig, mifgsm
+from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
 from deid_jax.attacks.pfgvm import PFGVMConfig, pfgvm
 from deid_jax.attacks.pgd import PGDConfig, PGDL2Config, pgd, pgd_l2
 from deid_jax.types import Attack
@@ -50,6 +51,7 @@ class Method(NamedTuple):
 
 
 _GRID_OF_EPSILON = {"epsilon": (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)}
+_GRID_OF_L2 = {"epsilon": (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)}
 _GRID_OF_STEPS = {"num_steps": (10, 20, 50, 100, 200)}
 
 ATTACKS = {
@@ -68,11 +70,17 @@ ATTACKS = {
     ),
     "ifgsm": Method(ifgsm, IFGSMConfig, _GRID_OF_EPSILON, title="I-FGSM"),
     "mifgsm": Method(mifgsm, MIFGSMConfig, _GRID_OF_EPSILON, title="MI-FGSM"),
+    "mifgvm": Method(
+        mifgvm,
+        MIFGVMConfig,
+        _GRID_OF_L2,
+        title="MI-FGVM",
+    ),
     "pgd": Method(pgd, PGDConfig, _GRID_OF_EPSILON, title="PGD"),
     "pgd_l2": Method(
         pgd_l2,
         PGDL2Config,
-        {"epsilon": (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)},
+        _GRID_OF_L2,
         title="PGD (L2)",
     ),
     "ddn": Method(ddn, DDNConfig, _GRID_OF_STEPS, title="DDN"),
@@ -95,6 +103,7 @@ __all__ = [
     "IFGSMConfig",
     "IFGVMConfig",
     "MIFGSMConfig",
+    "MIFGVMConfig",
     "Method",
     "PFGVMConfig",
     "PGDConfig",
@@ -107,6 +116,7 @@ __all__ = [
     "ifgsm",
     "ifgvm",
     "mifgsm",
+    "mifgvm",
     "pfgvm",
     "pgd",
     "pgd_l2",

@@ -26,6 +26,9 @@ FILTER = Image.Resampling.LANCZOS
 
 _CELEBA_SIZE = (178, 218)
 _CELEBA_BOX = (25, 62, 153, 190)
+# From the centres of its pixels to those of the template's.
+_TEMPLATE_SIZE = 112
+_CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
 
 
 def decode_image(path_or_bytes: Path | str | bytes, name: str) -> np.ndarray:
@@ -142,12 +145,55 @@ def _auto(width: int, height: int) -> Box:
 #     (108, 111.5), mouth at y = 152.5.
 #   none: the whole picture; `resize` then ignores its aspect.
 #   auto: celeba for pictures of exactly 178x218, square for all others.
-CROPS: dict[str, Callable[[int, int], Box]] = {
+BOXES: dict[str, Callable[[int, int], Box]] = {
     "auto": _auto,
     "celeba": _celeba,
     "none": _none,
     "square": _square,
 }
+# Those, and the template that recognisers of 112x112 px are trained on: no box, `align`.
+CROPS = (*BOXES, "arcface")
+
+
+def face(pixels: np.ndarray, name: str, image_size: int) -> np.ndarray:
+    """The crop called `name` of uint8[H, W, 3], as uint8[image_size, image_size, 3].
+
+    Raises:
+      InputError: no crop has that name, or the picture is none that it knows.
+    """
+    if name == "arcface":
+        return align(pixels, image_size)
+    return resize(crop(pixels, name), image_size)
+
+
+def align(pixels: np.ndarray, image_size: int) -> np.ndarray:
+    """A picture of CelebA's aligned geometry, 178x218, moved onto the ArcFace template.
+
+    Eyes, nose and mouth come to lie at (38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4)
+    and (70.7, 92.2) of 112 pixels: the least-squares similarity of these five points, bicubic.
+    Pictures of 112x112 are on it already.
+
+    Raises:
+      InputError: a picture of another size.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == (_TEMPLATE_SIZE, _TEMPLATE_SIZE):
+        return resize(pixels, image_size)
+    if (width, height) != _CELEBA_SIZE:
+        raise InputError(
+            "crop=arcface needs pictures of 178x218 (CelebA's aligned geometry) or 112x112 "
+            f"(aligned already), got {width}x{height}"
+        )
+    # Pillow maps corners of pixels, from the result to the picture; the matrix maps centres.
+    size = max(image_size, _TEMPLATE_SIZE)
+    linear, offset = _CELEBA_TO_TEMPLATE[:, :2], _CELEBA_TO_TEMPLATE[:, 2]
+    inverse = np.linalg.inv(linear) * (_TEMPLATE_SIZE / size)
+    start = 0.5 - np.linalg.inv(linear) @ (offset + 0.5)
+    coefficients = np.column_stack([inverse, start]).ravel().tolist()
+    image = Image.fromarray(pixels).transform(
+        (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
+    )
+    return resize(np.array(image), image_size)
 
 
 def crop(pixels: np.ndarray, name: str) -> np.ndarray:
@@ -156,10 +202,10 @@ def crop(pixels: np.ndarray, name: str) -> np.ndarray:
     Raises:
       InputError: no crop has that name.
     """
-    if name not in CROPS:
-        raise InputError(f"crop must be one of {', '.join(CROPS)}, got {name}")
+    if name not in BOXES:
+        raise InputError(f"crop must be one of {', '.join(BOXES)}, got {name}")
     height, width = pixels.shape[:2]
-    left, top, right, bottom = CROPS[name](width, height)
+    left, top, right, bottom = BOXES[name](width, height)
     return pixels[top:bottom, left:right]
 
 

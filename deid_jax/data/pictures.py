@@ -118,7 +118,10 @@ def _decode_all(
             pixels = images.decode_image(source.content, source.title)
         except InputError as error:
             return error
-        face = images.resize(images.crop(pixels, options.crop), size) if keep else None
+        try:
+            face = images.face(pixels, options.crop, size) if keep else None
+        except InputError as error:
+            raise InputError(f"{source.title}: {error}") from error
         return images.thumbnail(pixels), face
 
     readable, thumbnails, faces, unreadable = [], [], [], []
@@ -149,7 +152,7 @@ def _reader(
 
     def read(index: int) -> np.ndarray:
         pixels = images.decode_image(sources[index].content, sources[index].title)
-        return images.resize(images.crop(pixels, options.crop), options.image_size)
+        return images.face(pixels, options.crop, options.image_size)
 
     return read
 

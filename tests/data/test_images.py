@@ -236,7 +236,7 @@ def test_quiet_pillow_restores_the_filters():
     ],
 )
 def test_crops(name, width, height, box):
-    assert images.CROPS[name](width, height) == box
+    assert images.BOXES[name](width, height) == box
     rows, columns = np.mgrid[:height, :width].astype(np.int64)
     pixels = np.stack([rows, columns], axis=-1)
     left, top, right, bottom = box
@@ -244,13 +244,13 @@ def test_crops(name, width, height, box):
 
 
 def test_celeba_crop_holds_the_landmarks_and_is_centred():
-    left, top, right, bottom = images.CROPS["celeba"](178, 218)
+    left, top, right, bottom = images.BOXES["celeba"](178, 218)
     assert right - left == bottom - top
     assert left < 69 - 30 and right > 108 + 30 and top < 111.5 - 30 and bottom > 152.5 + 30
     assert abs((left + right) / 2 - 88.5) <= 1
 
 
-@pytest.mark.parametrize("name", images.CROPS)
+@pytest.mark.parametrize("name", images.BOXES)
 def test_every_crop_of_the_smallest_pictures_has_pixels(name):
     for width, height in ((8, 8), (8, 900), (900, 8)):
         assert images.crop(np.zeros((height, width, 3), np.uint8), name).size > 0

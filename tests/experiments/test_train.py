@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import shutil
 import signal
@@ -9,6 +10,7 @@ import pytest
 
 from deid_jax import checkpointing
 from deid_jax.data import DataOptions, load_dataset
+from deid_jax.models import vgg16
 from experiments import train
 from tests.experiments.conftest import (
     COMMON,
@@ -51,6 +53,9 @@ def test_history_has_a_line_per_epoch_and_the_folder_says_how_it_was_made(traine
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["recogniser", "run"]
 
 
+VGG = ("--model=vgg16", "--image_size=32")
+
+
 def _bad(message, *arguments):
     return pytest.param(arguments, message, id=" ".join(arguments))
 
@@ -64,6 +69,10 @@ def _bad(message, *arguments):
         _bad("batch_size must be an integer >= 1, got 0", "--batch_size=0"),
         _bad("image_size must be an integer >= 1, got 0", "--image_size=0"),
         _bad("image_size must be at least 4 for model_a, got 3", "--image_size=3"),
+        _bad("--pretrained=x.h5 means nothing to --model=model_a", "--pretrained=x.h5"),
+        _bad("pretrained x.h5 does not exist", *VGG, "--pretrained=x.h5"),
+        _bad("must end in .h5, .mat, .npz, got file", *VGG, "--pretrained=file"),
+        _bad("pretrained text.mat cannot be read", *VGG, "--pretrained=text.mat"),
         _bad("seed must be an integer >= 0, got -1", "--seed=-1"),
         _bad("seed must be at most 2147483647, got 2147483648", "--seed=2147483648"),
         _bad("--split=test", "--split=test"),
@@ -89,6 +98,7 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
     faces, workplace, capsys, arguments, message
 ):
     (workplace / "file").write_text("mine")
+    (workplace / "text.mat").write_text("mine")
     (workplace / "empty").mkdir()
     for name in ("foreign/x", "taken.unfinished/x", "history/history.csv"):
         (workplace / name).parent.mkdir()
@@ -110,6 +120,56 @@ def test_existing_checkpoint_is_kept_unless_overwrite_is_given(
     assert train.main([*arguments, "--overwrite"]) == 0
     assert checkpointing.load_info(workplace / "recogniser").training["epochs"] == 1
     assert sorted(path.name for path in workplace.iterdir()) == ["recogniser", "runs"]
+
+
+def _write_vgg_face(path, seed):
+    """VGG-Face's layers with two channels in each convolution: layer -> kernel."""
+    random = np.random.default_rng(seed)
+    shapes = {f"conv{b}_{i}": (3, 3, 2, 2) for b in range(1, 6) for i in range(1, 3 + (b > 2))}
+    shapes |= {"conv1_1": (3, 3, 3, 2), "fc6": (7 * 7 * 2, 4096), "fc7": (4096, 4096)}
+    kernels = {
+        name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()
+    }
+    for kernel in kernels.values():
+        kernel *= np.float32(np.sqrt(2 / np.prod(kernel.shape[:-1])))
+    biases = {f"{name}_b": np.zeros(kernel.shape[-1], "f") for name, kernel in kernels.items()}
+    np.savez(path, **{f"{name}_W": kernel for name, kernel in kernels.items()}, **biases)
+    return kernels
+
+
+def test_head_is_trained_on_a_descriptor_from_a_file(faces, workplace, capsys, monkeypatch):
+    monkeypatch.setattr(vgg16, "BLOCKS", ((2, 2), (2, 2), (3, 2), (3, 2), (3, 2)))
+    kernels = _write_vgg_face("vgg_face.npz", seed=0)
+    arguments = ["--dataset=folder", f"--data_dir={faces}", "--model=vgg16", "--batch_size=8"]
+    arguments += ["--checkpoint=new", "--output_dir=out", "--pretrained=vgg_face.npz"]
+    assert train.main([*arguments, "--epochs=1"]) == 2
+    assert "image_size must be 224 for vgg_face.npz" in capsys.readouterr().err
+    arguments.append("--image_size=224")
+    assert train.main([*arguments, "--epochs=1"]) == 0
+    info = checkpointing.load_info(workplace / "new")
+    source = {
+        "file": "vgg_face.npz",
+        "sha256": hashlib.sha256((workplace / "vgg_face.npz").read_bytes()).hexdigest(),
+    }
+    assert info.provenance["pretrained"] == source
+    description = json.loads((workplace / "out/config.json").read_text())
+    assert description["recogniser"]["provenance"]["pretrained"] == source
+    assert description["settings"]["pretrained"] == "vgg_face.npz"
+    params = checkpointing.load_variables(workplace / "new", info)["params"]
+    for name, kernel in kernels.items():
+        np.testing.assert_array_equal(params[name]["kernel"], kernel)
+    # Trained: biases start at zero.
+    assert np.abs(params["fc9"]["bias"]).max() > 0
+    # Another descriptor is another training.
+    before = listing(workplace)
+    with np.load("vgg_face.npz") as file:
+        np.savez("other.npz", **{**file, "fc7_b": np.ones(4096, "f")})
+    assert train.main([*arguments, "--epochs=1", "--pretrained=other.npz"]) == 2
+    assert "new exists already; --overwrite" in capsys.readouterr().err
+    (workplace / "other.npz").unlink()
+    assert listing(workplace) == before
+    shutil.rmtree("out")
+    assert train.main([*arguments, "--epochs=1"]) == 0
 
 
 def test_divergence_is_named_and_leaves_nothing(faces, workplace, capsys):

@@ -1,0 +1,64 @@
+"""Changes of a given size: PSNR and the L2 that it allows, held by the 8-bit picture.
+
+PSNR = −10 log₁₀( mean((x̂ − x)²) ) in dB, for pixels in [0, 1], over all values of a picture.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax.attacks.loop import norms, per_image
+from deid_jax.data.dataset import on_grid
+
+_HALVINGS = 16
+
+
+def l2_of_psnr(psnr: float | jax.Array, num_values: int) -> jax.Array:
+    """‖x̂ − x‖₂ of a PSNR: √n · 10^(−PSNR/20), float32.
+
+    Args:
+      psnr: in dB.
+      num_values: n = H · W · C.
+    """
+    return jnp.float32(math.sqrt(num_values)) * jnp.float32(10) ** (
+        -jnp.asarray(psnr, jnp.float32) / 20
+    )
+
+
+def psnr_of_l2(l2: jax.Array, num_values: int) -> jax.Array:
+    """The inverse of `l2_of_psnr`: float32[B] of float32[B]; infinite where nothing changed."""
+    return -20 * jnp.log10(l2 / math.sqrt(num_values))
+
+
+def at_budget(images: jax.Array, changed: jax.Array, size: jax.Array) -> jax.Array:
+    """The change as long as it may be, up to twice: round(x + t (x̂ − x)) on the 8-bit grid.
+
+    t is found by bisection in [0, 2]; the result's ‖x̂ − x‖₂ is at most `size`, which 0 always
+    is. Rounding adds about a twelfth of a level squared per value, which is what makes a
+    ball's own bound miss a budget.
+
+    Args:
+      images: float32[B, H, W, C] on the 8-bit grid, x.
+      changed: float32[B, H, W, C], x̂.
+      size: float32[] or [B], the longest change in L2.
+
+    Returns:
+      float32[B, H, W, C] on the grid.
+    """
+
+    def at(share: jax.Array) -> jax.Array:
+        moved = jnp.clip(images + per_image(share) * (changed - images), 0, 1)
+        return on_grid(moved).astype(images.dtype)
+
+    def narrow(
+        bounds: tuple[jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        fits, exceeds = bounds
+        middle = (fits + exceeds) / 2
+        short = norms(at(middle) - images) <= size
+        return (jnp.where(short, middle, fits), jnp.where(short, exceeds, middle)), None
+
+    zeros = jnp.zeros(len(images), images.dtype)
+    (share, _), _ = jax.lax.scan(narrow, (zeros, zeros + 2), None, length=_HALVINGS)
+    return at(share)

@@ -1,0 +1,387 @@
+"""MobileFaceNet: a small face recogniser that maps an aligned face to an embedding.
+
+Two variants with published weights are known. Both are a stem, fifteen inverted bottlenecks
+and a head; they differ in input, activation and stem. BatchNorm is folded into the convolution
+before it.
+
+Chen, Liu, Gao, Han: "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification
+on Mobile Devices", CCBR 2018. Bottlenecks: Sandler et al.: "MobileNetV2", CVPR 2018.
+"""
+
+import functools
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from deid_jax._validate import InputError
+from deid_jax.models import depthwise
+
+VARIANTS = ("ms1m", "casia")
+
+# Length of an embedding.
+FEATURES = 128
+
+# Of the aligned 112×112 crop, the columns that the variant looks at.
+_SIZE = 112
+_COLUMNS = {"ms1m": (0, 112), "casia": (8, 104)}
+
+# Expansion, channels, repeats, stride of the first.
+_TABLE = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+_EPSILON = 1e-5
+
+
+class Bottleneck(NamedTuple):
+    """What sets an inverted bottleneck: 1×1 to `wide`, depthwise 3×3, 1×1 to `channels`."""
+
+    inputs: int
+    wide: int
+    channels: int
+    stride: int
+
+    @property
+    def residual(self) -> bool:
+        """Whether the input is added to the output."""
+        return self.stride == 1 and self.inputs == self.channels
+
+
+def _bottlenecks() -> tuple[Bottleneck, ...]:
+    found, inputs = [], 64
+    for expansion, channels, repeats, first in _TABLE:
+        for number in range(repeats):
+            stride = 1 if number else first
+            found.append(Bottleneck(inputs, expansion * inputs, channels, stride))
+            inputs = channels
+    return tuple(found)
+
+
+BOTTLENECKS = _bottlenecks()
+
+
+class MobileFaceNet(nn.Module):
+    """The embeddings of aligned faces.
+
+    Attributes:
+      variant: "ms1m" looks at 112×112 pixels, its activations are ReLU6 (ReLU in the stem);
+        "casia" at 112 high × 96 wide, its activations are PReLU.
+      dtype: what layers compute in, bfloat16 say; None: the input's. Weights and embeddings
+        stay float32.
+    """
+
+    variant: str = "ms1m"
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Embeddings float32[B, 128], not normalised, of images float32[B, 112, 112, 3].
+
+        Pixels lie in [0, 1]; the faces are aligned to the usual template of 112×112. "casia"
+        takes the middle 96 columns, or images of that width as they are. Training and
+        inference are the same function, as BatchNorm is folded.
+
+        Raises:
+          InputError: unknown variant, or images of another shape.
+        """
+        del train
+        layer = functools.partial(_Layer, dtype=self.dtype)
+        prelu = self.variant == "casia"
+        main, stem = ("prelu", "prelu") if prelu else ("relu6", "relu")
+        x = _normalised(images, self.variant)
+        x = x if self.dtype is None else x.astype(self.dtype)
+        x = layer("stem", (3, 3, 3, 64), main, 2, name="stem")(x)
+        x = layer("depthwise", (3, 3, 64), stem, name="stem_depthwise")(x)
+        if not prelu:
+            x = layer("pointwise", (64, 64), stem, name="stem_pointwise")(x)
+        for number, block in enumerate(BOTTLENECKS):
+            inputs, wide, channels, stride = block
+            name = f"block{number}"
+            y = layer("pointwise", (inputs, wide), main, name=f"{name}_expand")(x)
+            y = layer("depthwise", (3, 3, wide), main, stride, name=f"{name}_depthwise")(y)
+            y = layer("pointwise", (wide, channels), None, name=f"{name}_project")(y)
+            x = x + y if block.residual else y
+        x = layer("pointwise", (128, 512), main, name="head_expand")(x)
+        x = layer("whole", (*x.shape[1:3], 512), None, name="head_depthwise")(x)
+        x = layer("pointwise", (512, FEATURES), None, name="embedding")(x)
+        x = x.reshape(len(x), FEATURES)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class _Layer(nn.Module):
+    """A convolution with bias and activation.
+
+    Attributes:
+      kind: "stem", "depthwise" ('same' padding), "whole" (depthwise, no padding) or
+        "pointwise".
+      shape: of the kernel: [3, 3, 3, K], [h, w, C], [h, w, C] or [C, K].
+      activation: "relu", "relu6", "prelu" or None.
+      stride: of rows and of columns.
+      dtype: what it computes in.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    activation: str | None
+    stride: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[B, H', W', K] of float[B, H, W, C]."""
+        features = self.shape[-1]
+
+        def parameter(name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
+            value = self.param(name, init, shape)
+            return value if self.dtype is None else value.astype(self.dtype)
+
+        kernel = parameter("kernel", nn.initializers.he_normal(), self.shape)
+        bias = parameter("bias", nn.initializers.zeros, (features,))
+        if self.kind == "pointwise":
+            x = jnp.einsum("bhwc,ck->bhwk", x, kernel)
+        elif self.kind == "stem":
+            x = _stem(x, kernel)
+        else:
+            pads = ((1, 1), (1, 1)) if self.kind == "depthwise" else ((0, 0), (0, 0))
+            x = depthwise.convolve(x, kernel, stride=self.stride, padding=pads)
+        x = x + bias.reshape(1, 1, 1, -1)
+        if self.activation == "relu":
+            return nn.relu(x)
+        if self.activation == "relu6":
+            # As PyTorch: no gradient at 0 and 6 themselves.
+            return jnp.where((x > 0) & (x < 6), x, lax.stop_gradient(jnp.clip(x, 0, 6)))
+        if self.activation == "prelu":
+            slope = parameter("slope", nn.initializers.constant(0.25), (features,))
+            return jnp.where(x > 0, x, slope.reshape(1, 1, 1, -1) * x)
+        return x
+
+
+def _normalised(images: jax.Array, variant: str) -> jax.Array:
+    """Pixels as the variant was trained on them."""
+    if variant not in VARIANTS:
+        raise InputError(f"variant must be one of {', '.join(VARIANTS)}, got {variant}")
+    left, right = _COLUMNS[variant]
+    sizes = ((_SIZE, _SIZE, 3), (_SIZE, right - left, 3))
+    if images.shape[1:] not in sizes:
+        raise InputError(
+            f"images must be [B, {_SIZE}, {_SIZE}, 3] for {variant}, got shape {images.shape}"
+        )
+    if variant == "casia":
+        if images.shape[2] == _SIZE:
+            images = images[:, :, left:right]
+        return (images - 0.5) * (255 / 128)
+    mean = jnp.array([0.485, 0.456, 0.406], images.dtype).reshape(1, 1, 1, 3)
+    deviation = jnp.array([0.229, 0.224, 0.225], images.dtype).reshape(1, 1, 1, 3)
+    return (images - mean) / deviation
+
+
+def _stem(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """3×3 convolution of stride 2 with a margin of one pixel, height and width even."""
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            (2, 2),
+            ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    return _patches(images) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _patches(images: jax.Array) -> jax.Array:
+    """The 3×3 patches at even places as channels: float[B, H / 2, W / 2, 27]."""
+    padded = jnp.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)))
+    lines = jnp.concatenate(
+        [padded[:, :, 0:-1:2], padded[:, :, 1::2], padded[:, :, 2::2]], axis=-1
+    )
+    return jnp.concatenate([lines[:, 0:-1:2], lines[:, 1::2], lines[:, 2::2]], axis=-1)
+
+
+def _patches_forward(images: jax.Array) -> tuple[jax.Array, None]:
+    return _patches(images), None
+
+
+def _patches_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Every patch's share of its pixels, rows first.
+
+    With the margin before it, pixel 2q is the middle of patch q; 2q + 1 is the last of patch
+    q and the first of patch q + 1.
+    """
+    for axis in (1, 2):
+        first, middle, last = jnp.split(gradient, 3, axis=-1)
+        following = [(0, 0)] * 4
+        following[axis] = (0, 1)
+        moved = lax.slice_in_dim(jnp.pad(first, following), 1, 1 + first.shape[axis], axis=axis)
+        both = jnp.stack([middle, last + moved], axis=axis + 1)
+        shape = list(middle.shape)
+        shape[axis] *= 2
+        gradient = both.reshape(shape)
+    return (gradient,)
+
+
+_patches.defvjp(_patches_forward, _patches_backward)
+
+
+class _Source(NamedTuple):
+    """Where a layer's weights lie among the arrays, and how they must look there."""
+
+    convolution: str
+    norm: str
+    shape: tuple[int, ...]
+    bias: str = ""
+    slope: str = ""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every array that the layer is made of, by name."""
+        features = (self.shape[0],)
+        named = {f"{self.convolution}.weight": self.shape}
+        named |= {f"{self.norm}.{part}": features for part in _NORM}
+        if self.bias:
+            named[self.bias] = features
+        if self.slope:
+            named[self.slope] = features
+        return named
+
+
+_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def _ms1m_sources() -> dict[str, _Source]:
+    sources = {
+        "stem": _Source("conv1.0", "conv1.1", (64, 3, 3, 3)),
+        "stem_depthwise": _Source("dw_conv.depthwise", "dw_conv.bn1", (64, 1, 3, 3)),
+        "stem_pointwise": _Source("dw_conv.pointwise", "dw_conv.bn2", (64, 64, 1, 1)),
+        "head_expand": _Source("conv2.0", "conv2.1", (512, 128, 1, 1)),
+        "head_depthwise": _Source("gdconv.depthwise", "gdconv.bn", (512, 1, 7, 7)),
+        "embedding": _Source("conv3", "bn", (FEATURES, 512, 1, 1), "conv3.bias"),
+    }
+    for number, (inputs, wide, channels, _) in enumerate(BOTTLENECKS):
+        ours, theirs = f"block{number}", f"features.{number}.conv"
+        sources |= {
+            f"{ours}_expand": _Source(f"{theirs}.0.0", f"{theirs}.0.1", (wide, inputs, 1, 1)),
+            f"{ours}_depthwise": _Source(f"{theirs}.1.0", f"{theirs}.1.1", (wide, 1, 3, 3)),
+            f"{ours}_project": _Source(f"{theirs}.2", f"{theirs}.3", (channels, wide, 1, 1)),
+        }
+    return sources
+
+
+def _casia_sources() -> dict[str, _Source]:
+    def named(name: str, shape: tuple[int, ...], *, slope: bool = True) -> _Source:
+        prelu = f"{name}.prelu.weight" if slope else ""
+        return _Source(f"{name}.conv", f"{name}.bn", shape, slope=prelu)
+
+    def numbered(block: str, first: int, shape: tuple[int, ...], *, slope: bool) -> _Source:
+        prelu = f"{block}.{first + 2}.weight" if slope else ""
+        return _Source(f"{block}.{first}", f"{block}.{first + 1}", shape, slope=prelu)
+
+    sources = {
+        "stem": named("conv1", (64, 3, 3, 3)),
+        "stem_depthwise": named("dw_conv1", (64, 1, 3, 3)),
+        "head_expand": named("conv2", (512, 128, 1, 1)),
+        "head_depthwise": named("linear7", (512, 1, 7, 6), slope=False),
+        "embedding": named("linear1", (FEATURES, 512, 1, 1), slope=False),
+    }
+    for number, (inputs, wide, channels, _) in enumerate(BOTTLENECKS):
+        ours, theirs = f"block{number}", f"blocks.{number}.conv"
+        sources |= {
+            f"{ours}_expand": numbered(theirs, 0, (wide, inputs, 1, 1), slope=True),
+            f"{ours}_depthwise": numbered(theirs, 3, (wide, 1, 3, 3), slope=True),
+            f"{ours}_project": numbered(theirs, 6, (channels, wide, 1, 1), slope=False),
+        }
+    return sources
+
+
+_SOURCES = {"ms1m": _ms1m_sources(), "casia": _casia_sources()}
+
+
+def array_shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """The arrays that `convert` wants for a variant, by name, in PyTorch's layout (OIHW)."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for source in _SOURCES[variant].values():
+        shapes |= source.shapes()
+    return shapes
+
+
+def convert(arrays: Mapping[str, np.ndarray]) -> tuple[MobileFaceNet, dict[str, Any]]:
+    """The network with weights as PyTorch names and stores them.
+
+    BatchNorm becomes part of the convolution w before it, in float64:
+    w' = w γ / √(σ² + ε) and b' = β + (b − μ) γ / √(σ² + ε), ε = 1e-5.
+
+    Args:
+      arrays: those of `array_shapes(variant)`; the names tell the variant.
+        PyTorch's counters `num_batches_tracked` are passed over.
+
+    Returns:
+      The module, and {"params": ...} for `apply`.
+
+    Raises:
+      InputError: an array is missing, unexpected, misshapen or not of finite floats.
+    """
+    names = {name for name in arrays if not name.endswith("num_batches_tracked")}
+    variant = max(VARIANTS, key=lambda v: len(names & array_shapes(v).keys()))
+    shapes = array_shapes(variant)
+    for name, shape in shapes.items():
+        if name not in names:
+            raise InputError(f"weights of MobileFaceNet ({variant}) lack the array {name}")
+        array = np.asarray(arrays[name])
+        if array.shape != shape:
+            raise InputError(f"array {name} must have shape {shape}, got {array.shape}")
+        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+            raise InputError(f"array {name} must hold finite floats, got dtype {array.dtype}")
+    for name in sorted(names - shapes.keys()):
+        raise InputError(f"array {name} does not belong to MobileFaceNet ({variant})")
+    params = {name: _folded(arrays, source) for name, source in _SOURCES[variant].items()}
+    return MobileFaceNet(variant), {"params": params}
+
+
+def _folded(arrays: Mapping[str, np.ndarray], source: _Source) -> dict[str, jax.Array]:
+    """A layer's kernel in our layout, bias and slope, float32."""
+
+    def get(name: str) -> np.ndarray:
+        return np.asarray(arrays[name], np.float64)
+
+    scale, shift, mean, variance = (get(f"{source.norm}.{part}") for part in _NORM)
+    scale = scale / np.sqrt(variance + _EPSILON)
+    kernel = get(f"{source.convolution}.weight") * scale[:, None, None, None]
+    if source.shape[1] == 1:
+        kernel = kernel[:, 0].transpose(1, 2, 0)
+    elif source.shape[2:] == (1, 1):
+        kernel = kernel[:, :, 0, 0].T
+    else:
+        kernel = kernel.transpose(2, 3, 1, 0)
+    bias = shift + ((get(source.bias) if source.bias else 0) - mean) * scale
+    folded = {"kernel": kernel, "bias": bias}
+    if source.slope:
+        folded["slope"] = get(source.slope)
+    return {name: jnp.asarray(value, jnp.float32) for name, value in folded.items()}
+
+
+# What zipfile and NumPy raise on files that are damaged or something else.
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def load(path: str | Path) -> tuple[MobileFaceNet, dict[str, Any]]:
+    """`convert` of the arrays in an .npz file.
+
+    Raises:
+      InputError: no such file, a damaged one, or arrays that `convert` refuses.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"weights {path} are no file")
+    try:
+        with zipfile.ZipFile(path) as file:
+            file.testzip()  # raises here what would leave NumPy's own reading half open
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except _UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"weights {path} are no readable .npz file: {reason}") from error
+    return convert(arrays)

@@ -1,0 +1,281 @@
+"""Measures how protection carries over to recognisers that it was not fitted on.
+
+    python -m experiments.transfer --dataset=folder --data_dir=FACES
+        --fit=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
+
+Protects photos with some recognisers, and has others judge them on a protocol that is written
+down and hashed: `transfer.csv` (a line per run, recogniser, processing, comparison and false
+accept rate), `transfer.md`, `protocol.json` and `config.json` in --output_dir.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from deid_jax import pair_lists, reporting, transfer
+from deid_jax._validate import InputError, count
+from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
+from deid_jax.data.images import CROPS
+from deid_jax.embedders import Embedder, load_embedder
+from deid_jax.metrics import SSIM_WINDOW
+from deid_jax.processing import PROCESSING
+from deid_jax.reporting import DESCRIPTION, RunFolder
+from deid_jax.transfer import Faces, Judge
+from deid_jax.transformations import TRANSFORMATIONS
+from experiments import cli, common, transfer_tables
+from experiments.cli import setting
+from experiments.transfer_runs import AD_HOC, BY_L2, BY_PIXEL, LEAST, Plan, Row, Run, all_rows
+
+_METHODS = (*BY_L2, *BY_PIXEL, *LEAST, *AD_HOC)
+_CONTENTS = ("photos", "transfer.md", "transfer.csv", "protocol.json")
+_LARGEST_IMAGE = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransferSettings:
+    """Settings of `experiments.transfer`."""
+
+    dataset: str = setting("folder", "Data set.", choices=tuple(DATASETS))
+    data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
+    image_size: int = setting(112, "Height and width in pixels that pictures are brought to.")
+    crop: str | None = setting(
+        None, "Which part of a picture file is the face. Default: arcface.", choices=CROPS
+    )
+    skip_unreadable: bool = setting(False, "Leave out pictures that cannot be read.")
+    fit: str = setting(
+        "mobilefacenet_ms1m,mobilefacenet_casia,mobilefacenet_ms1m+mobilefacenet_casia",
+        "Recognisers that attacks know: NAME, NAME:FILE or package.module:function; by commas, "
+        "several at once joined by +. After its NAME:FILE a recogniser's NAME is enough.",
+    )
+    test: str | None = setting(
+        None, "Recognisers that judge, by commas. Default: all that are named in --fit."
+    )
+    sha256: str | None = setting(
+        None, "Checksum of the weights to download, where the project knows none."
+    )
+    methods: str = setting("mifgvm", f"By commas, of {', '.join(_METHODS)}.")
+    psnr: str = setting("40,42,44", "How large changes may be: dB, by commas.")
+    epsilon: str = setting(
+        "4/255",
+        "Budgets beside these of sign methods, by commas or none: the change of a pixel.",
+    )
+    num_steps: int = setting(30, "Gradient steps.")
+    transformations: str = setting(
+        "none,resize_pad_flip",
+        "What attacks foresee in every step, by commas, several at once joined by +: none or "
+        f"of {', '.join(TRANSFORMATIONS)}.",
+    )
+    num_samples: int = setting(1, "Draws of the transformations in every step.")
+    margin: float = setting(
+        0.2, "How far below the threshold methods of least change go, in cosine."
+    )
+    processing: str = setting(
+        "all", f"What is done to protected photos, by commas, of {', '.join(PROCESSING)}."
+    )
+    far: str = setting("0.01,0.001", "False accept rates of the thresholds, by commas.")
+    per_person: int = setting(10, "Photos of each person to protect.")
+    gallery_size: int = setting(10, "Clean photos by which each person is known.")
+    num_pairs: int = setting(3000, "Clean pairs of one person, and of two, for the accuracy.")
+    protocol: str | None = setting(
+        None, "File of the protocol to keep to; default: drawn by the seed."
+    )
+    average: int = setting(5, "An opponent averages so many protected photos; 0: none does.")
+    fine_tune: bool = setting(False, "An opponent trains on half of the protected photos.")
+    keep_images: bool = setting(False, "Keep every photo, under photos/RUN/<person>/.")
+    seed: int = setting(0, "Decides every random choice.")
+    output_dir: str = setting("runs/transfer", "Where to write.")
+
+    def options(self) -> DataOptions:
+        """What the data set's loader is asked for."""
+        if self.dataset == "synthetic":
+            for name in ("data_dir", "crop", "skip_unreadable"):
+                value = getattr(self, name)
+                if value:
+                    raise InputError(f"--{name}={value} means nothing to --dataset=synthetic")
+        count("image_size", self.image_size, least=SSIM_WINDOW, most=_LARGEST_IMAGE)
+        count("seed", self.seed, most=2**31 - 1)
+        aligned = {} if self.dataset == "synthetic" else {"crop": self.crop or "arcface"}
+        return DataOptions(
+            image_size=self.image_size,
+            seed=self.seed,
+            data_dir=self.data_dir,
+            skip_unreadable=self.skip_unreadable,
+            **aligned,
+        )
+
+
+def plan_of(settings: TransferSettings) -> tuple[Plan, dict[str, str]]:
+    """Reads the lists of the settings.
+
+    Returns:
+      The plan, and how each of its recognisers, by name, was written.
+
+    Raises:
+      InputError: an unknown name, or a number out of range.
+    """
+    written: dict[str, str] = {}
+    fits = tuple(_named(group, written) for group in _parts(settings.fit))
+    tests = tuple(written)
+    if settings.test is not None:
+        tests = _named(settings.test.replace(",", "+"), written)
+    for name in ("num_steps", "num_samples", "per_person", "gallery_size", "num_pairs"):
+        count(name, getattr(settings, name), least=1)
+    count("average", settings.average)
+    if not -2 <= settings.margin <= 2:
+        raise InputError(f"margin must be a cosine's, -2 to 2, got {settings.margin}")
+    foreseen = tuple(
+        () if group == "none" else _of("transformations", group.split("+"), TRANSFORMATIONS)
+        for group in _parts(settings.transformations)
+    )
+    kinds = list(PROCESSING) if settings.processing == "all" else _parts(settings.processing)
+    epsilons = () if settings.epsilon == "none" else _numbers("epsilon", settings.epsilon, 1)
+    plan = Plan(
+        fits=tuple(dict.fromkeys(fits)),
+        tests=tests,
+        methods=_of("methods", _parts(settings.methods), _METHODS),
+        psnrs=_numbers("psnr", settings.psnr, 200),
+        epsilons=epsilons,
+        transformations=tuple(dict.fromkeys(foreseen)),
+        processing=_of("processing", kinds, PROCESSING),
+        fars=_numbers("far", settings.far, 1),
+        num_steps=settings.num_steps,
+        num_samples=settings.num_samples,
+        margin=settings.margin,
+        average=settings.average,
+        fine_tune=settings.fine_tune,
+        seed=settings.seed,
+    )
+    return plan, written
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _named(group: str, written: dict[str, str]) -> tuple[str, ...]:
+    """Names of recognisers joined by +; what each was written as goes into `written`."""
+    names = []
+    for text in (part.strip() for part in group.split("+")):
+        name, _, rest = text.partition(":")
+        # A function keeps its whole name; a file is left out of a name.
+        name = text if rest and "." in name else name
+        if not name:
+            raise InputError(f"recognisers must be named, got {group!r}")
+        if rest and written.get(name, text) not in (text, name):
+            raise InputError(f"recogniser {name} is given twice: {written[name]} and {text}")
+        if rest or name not in written:
+            written[name] = text
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _of(flag: str, names: Sequence[str], known: Sequence[str] | dict) -> tuple[str, ...]:
+    for name in names:
+        if name not in known:
+            raise InputError(f"{flag} must be of {', '.join(known)}, got {name}")
+    return tuple(dict.fromkeys(names))
+
+
+def _numbers(flag: str, text: str, most: float) -> tuple[float, ...]:
+    """Reads "a,b,…", fractions such as 4/255 among them."""
+    try:
+        numbers = tuple(float(Fraction(part)) for part in _parts(text))
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{flag} must be numbers by commas, got {text!r}") from None
+    for number in numbers:
+        if not (0 < number < most and math.isfinite(number)):
+            raise InputError(f"{flag} must be numbers > 0 and < {most}, got {number:g}")
+    return tuple(dict.fromkeys(numbers))
+
+
+def run(settings: TransferSettings) -> list[Row]:
+    """Protects, judges, writes, prints; returns the rows of `transfer.csv`.
+
+    Raises:
+      InputError: bad settings, data, recognisers, protocol or output folder; nothing is
+        written then.
+    """
+    plan, written = plan_of(settings)
+    options = settings.options()
+    folder = RunFolder(Path(settings.output_dir), _CONTENTS)
+    folder.check()
+    dataset = load_dataset(settings.dataset, options)
+    common.say_skipped(dataset)
+    lists = _lists(settings, dataset)
+    embedders = {
+        name: load_embedder(text, image_size=settings.image_size, sha256=settings.sha256)
+        for name, text in written.items()
+    }
+    faces = Faces(
+        images=np.stack([dataset.read(place) for place in range(len(dataset))]),
+        labels=dataset.labels,
+        lists=lists.positions(dataset),
+    )
+    with folder, cli.progress_bar("transfer") as update:
+        judges = _judges(embedders, faces, plan)
+        keep = _keeper(folder, dataset, faces) if settings.keep_images else None
+        rows = all_rows(plan, judges, faces, update, keep)
+        folder.write_csv("transfer.csv", [_ordered(row) for row in rows])
+        report = transfer_tables.Report(rows, plan, judges, faces, dataset, lists.sha256())
+        folder.write_text("transfer.md", transfer_tables.markdown(report))
+        folder.write_text("protocol.json", lists.to_json())
+        described = reporting.describe(
+            settings, dataset=dataset.provenance, protocol=lists.sha256()
+        )
+        folder.write_json(DESCRIPTION, described)
+    transfer_tables.show(rows, plan)
+    print(f"Protocol {lists.sha256()[:12]}; tables and report: {folder.path}")
+    return rows
+
+
+def _lists(settings: TransferSettings, dataset: FaceDataset) -> pair_lists.Lists:
+    groups = pair_lists.near_duplicate_groups(dataset)
+    if settings.protocol is not None:
+        return pair_lists.read(settings.protocol, dataset, groups)
+    return pair_lists.make_lists(
+        dataset,
+        seed=settings.seed,
+        per_person=settings.per_person,
+        gallery_size=settings.gallery_size,
+        num_pairs=settings.num_pairs,
+        groups=groups,
+    )
+
+
+def _judges(embedders: dict[str, Embedder], faces: Faces, plan: Plan) -> dict[str, Judge]:
+    return {
+        name: transfer.make_judge(embedder, faces, plan.fars)
+        for name, embedder in embedders.items()
+    }
+
+
+def _keeper(
+    folder: RunFolder, dataset: FaceDataset, faces: Faces
+) -> Callable[[Run, np.ndarray], None]:
+    """Writes every protected photo of a run as PNG."""
+
+    def keep(done: Run, photos: np.ndarray) -> None:
+        parts = [str(value) for value in done.describe().values() if value != ""]
+        for place, photo in zip(faces.lists.protected, photos, strict=True):
+            folder.write_png(f"photos/{'-'.join(parts)}/{dataset.pictures[place]}.png", photo)
+
+    return keep
+
+
+# The contract's columns first.
+_FIRST = ("fit", "test", "method", "psnr", "transformation", "far", "protected", "low", "high")
+
+
+def _ordered(row: Row) -> Row:
+    return {name: row[name] for name in (*_FIRST, *(n for n in row if n not in _FIRST))}
+
+
+main = cli.binary(run, TransferSettings)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
