@@ -3,6 +3,7 @@
 PSNR = −10 log₁₀( mean((x̂ − x)²) ) in dB, for pixels in [0, 1], over all values of a picture.
 """
 
+import functools
 import math
 
 import jax
@@ -31,7 +32,13 @@ def psnr_of_l2(l2: jax.Array, num_values: int) -> jax.Array:
     return -20 * jnp.log10(l2 / math.sqrt(num_values))
 
 
-def at_budget(images: jax.Array, changed: jax.Array, size: jax.Array) -> jax.Array:
+def at_budget(
+    images: jax.Array,
+    changed: jax.Array,
+    size: jax.Array,
+    *,
+    dither_key: jax.Array | None = None,
+) -> jax.Array:
     """The change as long as it may be, up to twice: round(x + t (x̂ − x)) on the 8-bit grid.
 
     t is found by bisection in [0, 2]; the result's ‖x̂ − x‖₂ is at most `size`, which 0 always
@@ -42,14 +49,23 @@ def at_budget(images: jax.Array, changed: jax.Array, size: jax.Array) -> jax.Arr
       images: float32[B, H, W, C] on the 8-bit grid, x.
       changed: float32[B, H, W, C], x̂.
       size: float32[] or [B], the longest change in L2.
+      dither_key: key[B]; rounds v to ⌊v + u⌋ with one draw u in [0, 1) per value. Changes of
+        one size everywhere, as of sign steps, would else leave the grid's levels all at once
+        and so miss the budget by up to half a level.
 
     Returns:
       float32[B, H, W, C] on the grid.
     """
+    shift = jnp.zeros((), images.dtype)
+    if dither_key is not None:
+        draw = functools.partial(jax.random.uniform, shape=images.shape[1:], dtype=images.dtype)
+        shift = (jax.vmap(draw)(dither_key) - 0.5) / 255
 
     def at(share: jax.Array) -> jax.Array:
-        moved = jnp.clip(images + per_image(share) * (changed - images), 0, 1)
-        return on_grid(moved).astype(images.dtype)
+        change = per_image(share) * (changed - images)
+        # What does not change is not dithered either.
+        moved = images + change + jnp.where(change == 0, 0, shift)
+        return on_grid(jnp.clip(moved, 0, 1)).astype(images.dtype)
 
     def narrow(
         bounds: tuple[jax.Array, jax.Array], _: None

@@ -78,7 +78,7 @@ class FunctionModule:
 def name_of(text: str) -> str:
     """What a recogniser is called: NAME of NAME:FILE; a function keeps its whole name."""
     name = text.partition(":")[0]
-    return text if name != text and "." in name else name
+    return name if name.startswith(tuple(LOADERS)) else text
 
 
 def load_embedder(text: str, *, image_size: int, sha256: str | None = None) -> Embedder:
@@ -151,8 +151,8 @@ def _brought(text: str) -> Embedder:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"recogniser {text} cannot be imported: {error}") from error
+    except Exception as error:  # A module's own code may raise anything.
+        raise InputError(f"recogniser {text} cannot be imported: {_short(error)}") from error
     if not callable(function):
         raise InputError(f"recogniser {text} is no function")
     return Embedder(text, FunctionModule(function), {})
@@ -164,12 +164,17 @@ def _check(embedder: Embedder, image_size: int) -> None:
     try:
         shape = jax.eval_shape(embedder.module.apply, embedder.variables, pictures).shape
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"recogniser {embedder.name} cannot take pictures of {image_size} px: {reason}"
+            f"recogniser {embedder.name} cannot take pictures of {image_size} px: "
+            f"{_short(error)}"
         ) from error
     if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
         raise InputError(
             f"recogniser {embedder.name} must give a vector for each picture, [B, D] with "
             f"D >= 2; of two it gives {shape}"
         )
+
+
+def _short(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

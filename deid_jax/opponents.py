@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from deid_jax._validate import InputError, count
+from deid_jax._validate import InputError, count, finite_non_negative
 from deid_jax.embedders import Embedder, FunctionModule
 
 # Logits are this times the cosines to the persons' directions, as ArcFace's.
@@ -50,6 +50,7 @@ def fine_tune(
     """
     count("epochs", epochs, least=1)
     count("batch_size", batch_size, least=1)
+    finite_non_negative("learning_rate", learning_rate)
     if isinstance(embedder.module, FunctionModule):
         raise InputError(
             f"recogniser {embedder.name} is a function: it has no weights to train"

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from deid_jax.attacks.loop import fold_in_all
 from deid_jax.batch import METHODS, with_quantize
 from deid_jax.budgets import at_budget, l2_of_psnr
-from deid_jax.data.dataset import LEVELS, to_uint8
+from deid_jax.data.dataset import LEVELS, on_grid, to_uint8
 from deid_jax.embedding_objectives import Reduction, dodge, ensemble, expectation
 from deid_jax.quantizing import finish_on_grid
 from deid_jax.transformations import TRANSFORMATIONS, compose
 
 BATCH_SIZE = 30
+# Methods whose ε bounds the change of a pixel: nothing may go beyond it.
+BY_PIXEL = ("mifgsm", "ifgsm", "pgd", "ifgvm")
 
 
 class Program(NamedTuple):
@@ -32,6 +34,7 @@ class Program(NamedTuple):
       reduction: see `embedding_objectives.ensemble`.
       transformations: keys of `TRANSFORMATIONS`, one after the other; none: the picture as is.
       num_samples: draws of them a step.
+      dithered: whether the change is dithered where it is brought to a PSNR: for sign steps.
     """
 
     modules: tuple[Any, ...]
@@ -39,6 +42,7 @@ class Program(NamedTuple):
     reduction: Reduction = "mean"
     transformations: tuple[str, ...] = ()
     num_samples: int = 1
+    dithered: bool = False
 
 
 def protect_batch(
@@ -61,7 +65,7 @@ def protect_batch(
       thresholds: float32[] for each, τ.
       config: the method's settings.
       psnr: float32[] in dB: the change is brought to it, whatever its size. None: the method's
-        own size, on the 8-bit grid with success kept.
+        own size on the 8-bit grid: within ε of `BY_PIXEL`, else with success kept.
       key: key[B].
       program: everything static.
 
@@ -85,11 +89,26 @@ def protect_batch(
     quantize = psnr is None
     config = with_quantize(program.method, config, quantize)
     result = METHODS[program.method].function(fitted, clean, config, attack_key)
+    if psnr is None and program.method in BY_PIXEL:
+        pictures = _within(clean, result.images, config.epsilon)
+        return to_uint8(pictures), judged(pictures, finish_key)[1]
     if psnr is None:
         result = finish_on_grid(judged, clean, result, key=finish_key)
         return to_uint8(result.images), result.success
-    pictures = at_budget(clean, result.images, l2_of_psnr(psnr, clean[0].size))
+    pictures = at_budget(
+        clean,
+        result.images,
+        l2_of_psnr(psnr, clean[0].size),
+        dither_key=fold_in_all(key, 2) if program.dithered else None,
+    )
     return to_uint8(pictures), judged(pictures, finish_key)[1]
+
+
+def _within(images: jax.Array, changed: jax.Array, epsilon: float | jax.Array) -> jax.Array:
+    """Rounded to the 8-bit grid, no pixel farther from `images` than whole levels of ε."""
+    most = jnp.floor(255 * jnp.asarray(epsilon, images.dtype) + 1e-3)
+    change = jnp.clip(jnp.round(255 * (changed - images)), -most, most)
+    return on_grid(jnp.clip(images + change / 255, 0, 1)).astype(images.dtype)
 
 
 def _nothing(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deid_jax import verification
+from deid_jax._validate import count
 from deid_jax.embedders import Embedder
 from deid_jax.pair_lists import Positions
 from deid_jax.verification import SameDifferent
@@ -145,7 +146,11 @@ def averaged(
     Returns:
       Rows as of `figures`, of `compared` = "gallery" without ranks; none where nobody has
       `size` photos.
+
+    Raises:
+      InputError: `size` is below 1, or embeddings are no directions.
     """
+    count("size", size, least=1)
     embeddings = judge.embedder.embed(photos)
     groups, persons = [], []
     for label in np.unique(labels):

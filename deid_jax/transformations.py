@@ -29,7 +29,7 @@ Transformation = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def resize_pad_flip(
-    images: jax.Array, key: jax.Array, *, smallest: float = 0.7, flips: float = 0.5
+    images: jax.Array, key: jax.Array, *, smallest: float = 0.9, flips: float = 0.5
 ) -> jax.Array:
     """Diverse inputs: shrinks, pads with black at a random place, perhaps mirrors.
 
@@ -320,4 +320,6 @@ TRANSFORMATIONS: dict[str, Transformation] = {
     "brightness": brightness,
     "noise": noise,
     "jpeg": jpeg,
+    # What happens to photos on their way, each in half of the draws.
+    "processing": compose(sometimes(0.5, jpeg), sometimes(0.5, resize)),
 }

@@ -7,29 +7,32 @@ the same batch and device, with the same number of threads; figures are medians,
 time over ours. Peers need PyTorch: `pip install --no-deps -r tests/requirements-peers.txt`; one
 that is missing is named and left out. Of the plain PyTorch loop's variants the fastest counts.
 `--layers` times the recognisers' layers one by one instead of whole attacks.
+
+MobileFaceNet is timed where a case names it, mobilefacenet_ms1m:112:32 say. As what counts is
+the recogniser's time, the 128 numbers of its embedding stand for logits, and the attack and its
+cross-entropy are those of the other cases.
 """
 
 import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import ATTACKS, PFGVMConfig
-from deid_jax.models import create_model, prepare
+from deid_jax.models import prepare
 from deid_jax.objectives import OBJECTIVES
 from deid_jax.precision import PRECISIONS, in_precision
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import benchmark_tables, cli, layer_times, naive, timing
 from experiments.cli import setting
-from experiments.timing import NUM_CLASSES, Case, Problem, Run
+from experiments.timing import MOBILEFACENETS, NUM_CLASSES, Case, Problem, Run
 
 # Read when JAX finds its devices and when PyTorch is imported; one's own settings stand.
 _ENVIRONMENT = {
@@ -61,7 +64,7 @@ class Peer(NamedTuple):
     """A peer: the packages that it needs, and its candidates, of which the fastest counts."""
 
     packages: tuple[str, ...]
-    candidates: Callable[[str], list[Candidate]]
+    candidates: Callable[[Problem], list[Candidate]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,8 @@ class BenchmarkSettings:
     cases: str | None = setting(
         None,
         "MODEL:IMAGE_SIZE:BATCH, …; if not given, model_a and vgg16 at 64 and at 224 px, with "
-        "batches for this device.",
+        "batches for this device. MODEL may also be "
+        f"{' or '.join(MOBILEFACENETS)}, at 112 px: their embeddings are attacked as logits.",
     )
     peers: str = setting(
         "torch,torchattacks,foolbox,art",
@@ -123,9 +127,7 @@ def _adaptive(problem: Problem) -> Run:
 
 
 def _model(problem: Problem) -> Any:
-    case = problem.case
-    model = create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
-    return in_precision(model, problem.precision)
+    return in_precision(timing.model_of(problem.case), problem.precision)
 
 
 def _unprepared(problem: Problem) -> Run:
@@ -137,7 +139,7 @@ def _flax(problem: Problem) -> Run:
     return jax_attack(problem, model, problem.variables)
 
 
-def _torch_candidates(precision: str) -> list[Candidate]:
+def _torch_candidates(problem: Problem) -> list[Candidate]:
     from experiments import peers
 
     return [
@@ -146,14 +148,14 @@ def _torch_candidates(precision: str) -> list[Candidate]:
             functools.partial(peers.plain_loop, variant=variant),
             may_fail=variant.compiled,
         )
-        for variant in peers.variants(precision)
+        for variant in peers.variants(problem)
     ]
 
 
-def _library(name: str, function: str) -> Callable[[str], list[Candidate]]:
+def _library(name: str, function: str) -> Callable[[Problem], list[Candidate]]:
     """The one candidate of a peer that is a function of `experiments.peers`."""
 
-    def candidates(precision: str) -> list[Candidate]:
+    def candidates(problem: Problem) -> list[Candidate]:
         from experiments import peers
 
         return [Candidate(name, getattr(peers, function))]
@@ -199,14 +201,14 @@ def parse_cases(text: str) -> list[Case]:
             case = Case(model, int(image_size), int(batch))
         except ValueError:
             raise InputError(f"cases must be MODEL:IMAGE_SIZE:BATCH, …, got {part!r}") from None
-        create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
+        timing.model_of(case)
         count("batch", case.batch, least=1)
         cases.append(case)
     return cases
 
 
-def parse_peers(text: str) -> list[str]:
-    """Reads peers' names, and leaves out, aloud, those that cannot run here.
+def parse_peers(text: str, cases: Iterable[Case] = ()) -> list[str]:
+    """Reads peers' names, and leaves out, aloud, those that cannot run here or on all cases.
 
     Raises:
       InputError: an unknown peer.
@@ -217,12 +219,15 @@ def parse_peers(text: str) -> list[str]:
         if name not in PEERS:
             raise InputError(f"peers must be of {', '.join(PEERS)}, all or none, got {name}")
     present = []
+    unknown = {case.model: None for case in cases if case.model not in naive.NAIVE_MODELS}
     for name in names:
         missing = [package for package in PEERS[name].packages if not timing.version(package)]
         if missing:
             print(f"{name} is left out: {', '.join(missing)} not installed", file=sys.stderr)
         elif "torch" in PEERS[name].packages and not _torch_has_device():
             print(f"{name} is left out: PyTorch has no CUDA device here", file=sys.stderr)
+        elif name == "flax" and unknown:
+            print(f"{name} is left out: it has no {', '.join(unknown)}", file=sys.stderr)
         else:
             present.append(name)
     return present
@@ -237,15 +242,20 @@ def _torch_has_device() -> bool:
 
 def make_problem(case: Case, num_steps: int, seed: int, precision: str = "float32") -> Problem:
     """Weights, pictures and targets of a case, drawn from the seed."""
-    model = create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
     shape = (case.batch, case.image_size, case.image_size, 3)
     random = np.random.default_rng(seed)
-    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *shape[1:])))
+    images = random.uniform(size=shape).astype(np.float32)
+    initialise = jax.jit(timing.model_of(case).init_with_output)
+    outputs, variables = jax.device_get(initialise(jax.random.key(seed), images[:1]))
+    if case.model in MOBILEFACENETS:
+        # With BatchNorm folded, nothing keeps what is drawn as small as logits are.
+        last = variables["params"]["embedding"]
+        last["kernel"] = last["kernel"] / outputs.std()
     return Problem(
         case=case,
-        variables=jax.device_get(variables),
-        images=random.uniform(size=shape).astype(np.float32),
-        labels=random.integers(NUM_CLASSES, size=case.batch),
+        variables=variables,
+        images=images,
+        labels=random.integers(case.num_outputs, size=case.batch),
         config=PFGVMConfig(num_steps=num_steps),
         num_steps=num_steps,
         precision=precision,
@@ -280,6 +290,19 @@ def fastest(
     return best[1], best[2], notes
 
 
+def _check(settings: BenchmarkSettings, cases: list[Case]) -> None:
+    count("num_steps", settings.num_steps, least=1)
+    count("repeats", settings.repeats, least=1)
+    count("seed", settings.seed, most=2**31 - 1)
+    if settings.profile_dir is not None:
+        folder_to_write("profile_dir", Path(settings.profile_dir))
+        if settings.layers:
+            raise InputError("profile_dir traces attacks: give it without layers")
+    for case in cases:
+        if settings.layers and case.model in MOBILEFACENETS:
+            raise InputError(f"layers of {case.model} are not timed: give it without layers")
+
+
 def run(settings: BenchmarkSettings) -> dict[str, Any]:
     """Times every case, writes and prints the figures; returns what `benchmark.json` holds.
 
@@ -289,17 +312,11 @@ def run(settings: BenchmarkSettings) -> dict[str, Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cases = default_cases() if settings.cases is None else parse_cases(settings.cases)
-    count("num_steps", settings.num_steps, least=1)
-    count("repeats", settings.repeats, least=1)
-    count("seed", settings.seed, most=2**31 - 1)
-    if settings.profile_dir is not None:
-        folder_to_write("profile_dir", Path(settings.profile_dir))
-        if settings.layers:
-            raise InputError("profile_dir traces attacks: give it without layers")
+    _check(settings, cases)
     folder = RunFolder(Path(settings.output_dir), ["benchmark.json"])
     folder.check()
     # Last, as it speaks of peers that are missing.
-    names = parse_peers(settings.peers)
+    names = parse_peers(settings.peers, cases)
     packages = [package for name in names for package in PEERS[name].packages]
     if "torch" in packages:
         from experiments import peers
@@ -344,7 +361,7 @@ def time_cases(
             problem = make_problem(case, settings.num_steps, settings.seed, settings.precision)
             runs, variants = {"ours": ours(problem)}, {}
             for name in names:
-                candidates = PEERS[name].candidates(settings.precision)
+                candidates = PEERS[name].candidates(problem)
                 variants[name], runs[name], more = fastest(name, candidates, problem)
                 notes += more
             seconds = timing.time_in_turn(runs, settings.repeats)
@@ -361,9 +378,7 @@ def time_cases(
 
 def _throughput(problem: Problem, seconds: float, rate: float) -> dict[str, float]:
     """FLOPs of a picture's forward pass, and how fast ours performs twice that per step."""
-    flops = 2 * timing.forward_multiply_adds(
-        problem.variables["params"], problem.case.image_size
-    )
+    flops = 2 * timing.forward_multiply_adds(problem.case)
     reached = 2 * flops * problem.case.batch * problem.num_steps / seconds
     return {
         "forward_gflop": flops / 1e9,

@@ -16,7 +16,8 @@ from torch.nn.utils import fusion
 
 from deid_jax.attacks import IFGSMConfig
 from deid_jax.models.vgg16 import BLOCKS, VGG_FACE_MEAN
-from experiments.timing import NUM_CLASSES, Problem, Run
+from experiments.mobilefacenet_twin import MobileFaceNetTwin
+from experiments.timing import MOBILEFACENETS, Problem, Run
 
 Variables = dict[str, Any]
 
@@ -69,11 +70,15 @@ class VGG16Twin(nn.Module):
         return self.fc9(torch.relu(self.bn8(self.fc8(x))))
 
 
-TWINS = {"model_a": ModelATwin, "vgg16": VGG16Twin}
+TWINS: dict[str, Any] = {
+    "model_a": ModelATwin,
+    "vgg16": VGG16Twin,
+    **dict.fromkeys(MOBILEFACENETS, MobileFaceNetTwin),
+}
 
 
 def twin(name: str, variables: Variables) -> nn.Module:
-    """The PyTorch twin of a recogniser of `deid_jax.models.MODELS`, weights not trainable."""
+    """The PyTorch twin of one of the recognisers `TWINS`, weights not trainable."""
     return TWINS[name](variables).eval().requires_grad_(False)
 
 
@@ -163,14 +168,16 @@ class Variant(NamedTuple):
         return ", ".join(parts)
 
 
-def variants(precision: str) -> list[Variant]:
-    """The variants of the plain loop worth a try on this device at a precision."""
-    bfloat16 = "autocast" if precision == "bf16" else ""
+def variants(problem: Problem) -> list[Variant]:
+    """The variants of the plain loop worth a try for a problem on this device."""
+    bfloat16 = "autocast" if problem.precision == "bf16" else ""
     found = [
         Variant(bfloat16=bfloat16),
         Variant("NCHW", bfloat16=bfloat16),
         Variant(folded=True, bfloat16=bfloat16),
     ]
+    if not TWINS[problem.case.model].normalised:  # the weights come folded
+        found = [variant._replace(folded=True) for variant in found[:2]]
     if bfloat16:
         found.append(Variant(folded=True, bfloat16="weights"))
     if device().type == "cuda":
@@ -270,7 +277,7 @@ def art_bim(problem: Problem) -> Run:
         model=_model(problem),
         loss=nn.CrossEntropyLoss(),
         input_shape=images.shape[1:],
-        nb_classes=NUM_CLASSES,
+        nb_classes=problem.case.num_outputs,
         clip_values=(0, 1),
         device_type="cpu" if device().type == "cpu" else "gpu",
     )

@@ -1,5 +1,6 @@
 """What the benchmark's parts share: cases, clocks, how much is computed, on what machine."""
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -14,13 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax._validate import InputError
 from deid_jax.attacks import PFGVMConfig
+from deid_jax.models import MODELS, create_model
+from deid_jax.models.mobilefacenet import FEATURES, VARIANTS, MobileFaceNet
 from deid_jax.precision import dtype_of, products_in
 
 # Performs the work once, and returns when its result is ready.
 Run = Callable[[], Any]
 
 NUM_CLASSES = 30
+
+# Recognisers without classes, and the one size of the pictures that they take.
+MOBILEFACENETS = {f"mobilefacenet_{variant}": variant for variant in VARIANTS}
+MOBILEFACENET_SIZE = 112
 
 # n of the n×n matrix product that tells what the device can do, on the CPU and elsewhere.
 MATRIX_SIZES = (2048, 8192)
@@ -32,6 +40,11 @@ class Case(NamedTuple):
     model: str
     image_size: int
     batch: int
+
+    @property
+    def num_outputs(self) -> int:
+        """Logits per picture, or numbers in an embedding, which are attacked as logits."""
+        return FEATURES if self.model in MOBILEFACENETS else NUM_CLASSES
 
     def __str__(self) -> str:
         return f"{self.model} {self.image_size} px, batch {self.batch}"
@@ -47,6 +60,24 @@ class Problem(NamedTuple):
     config: PFGVMConfig
     num_steps: int
     precision: str = "float32"
+
+
+def model_of(case: Case) -> Any:
+    """The module of a case's recogniser, without weights.
+
+    Raises:
+      InputError: an unknown name, or pictures of a size that the recogniser does not take.
+    """
+    if case.model in MODELS:
+        return create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
+    if case.model not in MOBILEFACENETS:
+        names = ", ".join([*MODELS, *MOBILEFACENETS])
+        raise InputError(f"model must be one of {names}, got {case.model}")
+    if case.image_size != MOBILEFACENET_SIZE:
+        raise InputError(
+            f"image_size must be {MOBILEFACENET_SIZE} for {case.model}, got {case.image_size}"
+        )
+    return MobileFaceNet(MOBILEFACENETS[case.model])
 
 
 def compile_at(precision: str, function: Callable, arguments: tuple) -> Callable:
@@ -80,16 +111,20 @@ def compared(seconds: dict[str, float], scale: float) -> dict[str, Any]:
     }
 
 
-def forward_multiply_adds(parameters: Any, image_size: int) -> int:
+def forward_multiply_adds(case: Case) -> int:
     """Multiply-adds of one picture's forward pass, in convolutions and dense layers alone.
 
-    Convolutions are counted as by their definition, whatever the algorithm.
+    Convolutions are counted as by their definition, whatever the algorithm: every number of a
+    kernel once per position of the layer's outputs [1, ..., K].
     """
+    images = jnp.zeros((1, case.image_size, case.image_size, 3))
+    initialise = functools.partial(model_of(case).init_with_output, capture_intermediates=True)
+    _, variables = jax.eval_shape(initialise, jax.random.key(0), images)
     total = 0
-    for name, layer in parameters.items():
-        shape = layer["kernel"].shape if "kernel" in layer else (0,)
-        positions = map_size(name, image_size) ** 2 if len(shape) == 4 else 1
-        total += math.prod(shape) * positions
+    for name, layer in variables["params"].items():
+        outputs = variables["intermediates"][name]["__call__"][0]
+        if "kernel" in layer:
+            total += math.prod((*layer["kernel"].shape, *outputs.shape[1:-1]))
     return total
 
 

@@ -12,16 +12,15 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from deid_jax import pair_lists, reporting, transfer
+from deid_jax import pair_lists, reporting, transfer, verification
 from deid_jax._validate import InputError, count
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
-from deid_jax.embedders import Embedder, load_embedder
+from deid_jax.embedders import LOADERS, Embedder, FunctionModule, load_embedder
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.processing import PROCESSING
 from deid_jax.reporting import DESCRIPTION, RunFolder
@@ -49,20 +48,27 @@ class TransferSettings:
     skip_unreadable: bool = setting(False, "Leave out pictures that cannot be read.")
     fit: str = setting(
         "mobilefacenet_ms1m,mobilefacenet_casia,mobilefacenet_ms1m+mobilefacenet_casia",
-        "Recognisers that attacks know: NAME, NAME:FILE or package.module:function; by commas, "
-        "several at once joined by +. After its NAME:FILE a recogniser's NAME is enough.",
+        "Recognisers that attacks know: NAME, NAME:FILE or package.module:function (RGB "
+        "pictures in [0, 1] to embeddings or logits); by commas, one run each; joined by +, "
+        "several in one run. After its NAME:FILE a recogniser's NAME is enough.",
     )
     test: str | None = setting(
-        None, "Recognisers that judge, by commas. Default: all that are named in --fit."
+        None,
+        "Recognisers that judge, by commas. Default: all that are named in --fit, so that "
+        "each judges what was fitted on the others, too.",
     )
     sha256: str | None = setting(
         None, "Checksum of the weights to download, where the project knows none."
     )
     methods: str = setting("mifgvm", f"By commas, of {', '.join(_METHODS)}.")
-    psnr: str = setting("40,42,44", "How large changes may be: dB, by commas.")
+    psnr: str = setting(
+        "40,42,44",
+        "Budgets, by commas: the lowest PSNR of any photo, in dB; more is less change.",
+    )
     epsilon: str = setting(
         "4/255",
-        "Budgets beside these of sign methods, by commas or none: the change of a pixel.",
+        f"Budgets beside these of sign methods ({', '.join(BY_PIXEL)}), by commas, or none: "
+        "the largest change of a pixel, of a range of 1.",
     )
     num_steps: int = setting(30, "Gradient steps.")
     transformations: str = setting(
@@ -72,20 +78,36 @@ class TransferSettings:
     )
     num_samples: int = setting(1, "Draws of the transformations in every step.")
     margin: float = setting(
-        0.2, "How far below the threshold methods of least change go, in cosine."
+        0.2,
+        f"How far below the first --far's threshold, in cosine, methods of least change "
+        f"({', '.join(LEAST)}) go; they take no budget.",
     )
     processing: str = setting(
-        "all", f"What is done to protected photos, by commas, of {', '.join(PROCESSING)}."
+        "all",
+        "What is done to protected photos before they are judged, by commas, of "
+        f"{', '.join(PROCESSING)}. They are judged as they are (none) in any case.",
     )
-    far: str = setting("0.01,0.001", "False accept rates of the thresholds, by commas.")
-    per_person: int = setting(10, "Photos of each person to protect.")
-    gallery_size: int = setting(10, "Clean photos by which each person is known.")
+    far: str = setting(
+        "0.01,0.001",
+        "False accept rates, by commas: the share of clean photos that a threshold takes for "
+        "another person. Attacks and most tables go by the first.",
+    )
+    per_person: int = setting(10, "Photos of each person to protect, at most.")
+    gallery_size: int = setting(10, "Clean photos by which each person is known, at most.")
     num_pairs: int = setting(3000, "Clean pairs of one person, and of two, for the accuracy.")
     protocol: str | None = setting(
-        None, "File of the protocol to keep to; default: drawn by the seed."
+        None,
+        "A protocol.json to keep to, whatever --per_person, --gallery_size and --num_pairs "
+        "say. Default: drawn by the seed.",
     )
-    average: int = setting(5, "An opponent averages so many protected photos; 0: none does.")
-    fine_tune: bool = setting(False, "An opponent trains on half of the protected photos.")
+    average: int = setting(
+        5, "An opponent averages so many protected photos of a person; 0: none does."
+    )
+    fine_tune: bool = setting(
+        False,
+        "An opponent trains each judging recogniser on half of the protected photos and is "
+        "judged by the other half; functions have no weights to train.",
+    )
     keep_images: bool = setting(False, "Keep every photo, under photos/RUN/<person>/.")
     seed: int = setting(0, "Decides every random choice.")
     output_dir: str = setting("runs/transfer", "Where to write.")
@@ -133,6 +155,7 @@ def plan_of(settings: TransferSettings) -> tuple[Plan, dict[str, str]]:
         for group in _parts(settings.transformations)
     )
     kinds = list(PROCESSING) if settings.processing == "all" else _parts(settings.processing)
+    kinds = ["none", *kinds]  # What is left is told beside what was there.
     epsilons = () if settings.epsilon == "none" else _numbers("epsilon", settings.epsilon, 1)
     plan = Plan(
         fits=tuple(dict.fromkeys(fits)),
@@ -163,7 +186,7 @@ def _named(group: str, written: dict[str, str]) -> tuple[str, ...]:
     for text in (part.strip() for part in group.split("+")):
         name, _, rest = text.partition(":")
         # A function keeps its whole name; a file is left out of a name.
-        name = text if rest and "." in name else name
+        name = name if name.startswith(tuple(LOADERS)) else text
         if not name:
             raise InputError(f"recognisers must be named, got {group!r}")
         if rest and written.get(name, text) not in (text, name):
@@ -183,8 +206,9 @@ def _of(flag: str, names: Sequence[str], known: Sequence[str] | dict) -> tuple[s
 
 def _numbers(flag: str, text: str, most: float) -> tuple[float, ...]:
     """Reads "a,b,…", fractions such as 4/255 among them."""
+    quotients = [part.split("/") for part in _parts(text)]
     try:
-        numbers = tuple(float(Fraction(part)) for part in _parts(text))
+        numbers = tuple(float(a) / math.prod(map(float, b)) for a, *b in quotients)
     except (ValueError, ZeroDivisionError):
         raise InputError(f"{flag} must be numbers by commas, got {text!r}") from None
     for number in numbers:
@@ -206,15 +230,17 @@ def run(settings: TransferSettings) -> list[Row]:
     folder.check()
     dataset = load_dataset(settings.dataset, options)
     common.say_skipped(dataset)
-    lists = _lists(settings, dataset)
     embedders = {
         name: load_embedder(text, image_size=settings.image_size, sha256=settings.sha256)
         for name, text in written.items()
     }
+    lists = _lists(settings, dataset)
+    positions = lists.positions(dataset)
+    _check(plan, embedders, positions)
     faces = Faces(
         images=np.stack([dataset.read(place) for place in range(len(dataset))]),
         labels=dataset.labels,
-        lists=lists.positions(dataset),
+        lists=positions,
     )
     with folder, cli.progress_bar("transfer") as update:
         judges = _judges(embedders, faces, plan)
@@ -247,11 +273,26 @@ def _lists(settings: TransferSettings, dataset: FaceDataset) -> pair_lists.Lists
     )
 
 
+def _check(plan: Plan, embedders: dict[str, Embedder], lists: pair_lists.Positions) -> None:
+    """Refuses, before anything is computed, what would end it later."""
+    impostors = len(lists.probes) * (len(lists.gallery) - 1)
+    for far in plan.fars:
+        verification.threshold_at_far(np.zeros(impostors), far)
+    for name in plan.tests if plan.fine_tune else ():
+        if isinstance(embedders[name].module, FunctionModule):
+            raise InputError(
+                f"fine_tune trains a recogniser's weights, and {name} is a function without"
+            )
+
+
 def _judges(embedders: dict[str, Embedder], faces: Faces, plan: Plan) -> dict[str, Judge]:
-    return {
-        name: transfer.make_judge(embedder, faces, plan.fars)
-        for name, embedder in embedders.items()
-    }
+    judges = {}
+    for name, embedder in embedders.items():
+        try:
+            judges[name] = transfer.make_judge(embedder, faces, plan.fars)
+        except InputError as error:
+            raise InputError(f"recogniser {name}: {error}") from error
+    return judges
 
 
 def _keeper(
@@ -260,7 +301,9 @@ def _keeper(
     """Writes every protected photo of a run as PNG."""
 
     def keep(done: Run, photos: np.ndarray) -> None:
-        parts = [str(value) for value in done.describe().values() if value != ""]
+        fit, method, foreseen, psnr, epsilon = done.describe().values()
+        size = f"{psnr}dB" if psnr != "" else f"eps{epsilon}" if epsilon != "" else ""
+        parts = [part for part in (fit, method, foreseen, size) if part]
         for place, photo in zip(faces.lists.protected, photos, strict=True):
             folder.write_png(f"photos/{'-'.join(parts)}/{dataset.pictures[place]}.png", photo)
 

@@ -31,6 +31,9 @@ BY_PIXEL = ("mifgsm", "ifgsm", "pgd")
 AD_HOC = ("blur", "pixelate", "noise", "mask")
 # Methods that seek the least change that suffices; no budget.
 LEAST = ("apfgvm", "ddn", "fmn", "cw")
+# Opponents who adapt.
+AVERAGES = "averages"
+TRAINED = "trained on protected photos"
 # Steps go so many times as far as the budget, all together.
 _REACH = 2.5
 # A pixel's bound beyond the budget, so that the change can be brought to it exactly.
@@ -159,6 +162,7 @@ def protect(
         reduction="max" if run.method in LEAST else "mean",
         transformations=run.foreseen,
         num_samples=plan.num_samples if run.foreseen else 1,
+        dithered=run.method in BY_PIXEL,
     )
     config = config_of(run, plan, photos[0].size)
     psnr = None if run.budget.psnr is None else jnp.float32(run.budget.psnr)
@@ -210,10 +214,16 @@ def judged(
         processed = PROCESSING[kind](photos)
         for name in plan.tests:
             for row in transfer.figures(judges[name], processed, labels):
-                yield named | {"test": name, "transformation": kind, "opponent": ""} | row
+                row |= {"transformation": kind, "opponent": "", **worth(judges[name])}
+                yield named | {"test": name} | row
     for name in plan.tests:
         for row in opposed(judges[name], photos, plan, faces):
             yield named | {"test": name, "transformation": "none"} | row
+
+
+def worth(judge: Judge) -> Row:
+    """How well a judge tells same from different on clean pairs."""
+    return {"accuracy": judge.pairs.accuracy, "auc": judge.pairs.auc}
 
 
 def opposed(judge: Judge, photos: np.ndarray, plan: Plan, faces: Faces) -> Iterator[Row]:
@@ -221,7 +231,7 @@ def opposed(judge: Judge, photos: np.ndarray, plan: Plan, faces: Faces) -> Itera
     labels = faces.protected_labels
     if plan.average > 1:
         for row in transfer.averaged(judge, photos, labels, plan.average):
-            yield {"opponent": f"averages {plan.average} photos"} | row
+            yield {"opponent": f"{AVERAGES} {plan.average} photos"} | row | worth(judge)
     if plan.fine_tune:
         known = np.arange(len(photos)) % 2 == 0
         gallery = np.concatenate(faces.lists.gallery)
@@ -234,7 +244,7 @@ def opposed(judge: Judge, photos: np.ndarray, plan: Plan, faces: Faces) -> Itera
         )
         anew = transfer.make_judge(tuned, faces, tuple(judge.thresholds))
         for row in transfer.figures(anew, photos[~known], labels[~known]):
-            yield {"opponent": "trained on protected photos"} | row
+            yield {"opponent": TRAINED} | row | worth(anew)
 
 
 def all_rows(

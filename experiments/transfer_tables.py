@@ -3,32 +3,40 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from deid_jax.attacks import ATTACKS
 from deid_jax.data import FaceDataset
 from deid_jax.transfer import Faces, Judge
-from experiments.transfer_runs import Plan
+from experiments.transfer_runs import AVERAGES, Plan
 
 Row = dict[str, Any]
 
 _WHO = """\
 Somebody publishes photos of a person. A stranger has other, ordinary photos of that person,
-with the name, and a face recogniser. He shows it a published photo and asks whether this is the
-same person, or who of all whom he knows it is. Before publishing, the photos were changed a
-little, so that people hardly see it and the recogniser answers wrongly.
+with the name, and a face recogniser. The stranger shows it a published photo and asks whether
+this is the same person, or who of all known people it is. Before publishing, the photos were
+changed a little, so that people hardly see it and the recogniser answers wrongly.
 
-The person who changed the photos knew some recognisers and tried the change on these
-("fitted on"). The stranger's may be one of them (marked *), or one that was never looked at:
-that is what counts, since nobody knows what a stranger uses. Neither of the two knows the
-other's photos: galleries, photos to fit with, and protected photos are different pictures.
+Who changed the photos knew some recognisers and tried the change on these ("fitted on"). The
+stranger's may be one of them (marked *), or one that was never looked at: that is what counts,
+since nobody knows what a stranger uses. Neither of the two has the other's photos: the
+stranger's, those to fit with, and the published ones are different pictures.
 
-A photo counts as protected where the recogniser scores it below its threshold. The threshold is
-set on unchanged photos so that of strangers' photos the stated share is wrongly accepted (FAR).
+A recogniser gives a score to how alike two faces are, and says "the same person" from a
+threshold on. The threshold is set on unchanged photos, by how often it may be wrong: at a false
+accept rate (FAR) of 1 %, one of a hundred photos of other people is taken for the person; at
+0.1 %, one of a thousand. A photo counts as protected where its score is below. Recognisers miss
+some unchanged photos, too: the rows "unprotected" say how many, and only what lies above them
+is the work of the change.
+
 These are measurements on the recognisers and the people named here. Other recognisers, larger
-ones above all, later ones, and other photos of the same person give other figures; what is
-published stays published, and tomorrow's recogniser may read what today's cannot. A person
-who looks at the photo still knows who it is.
+ones above all, later ones, and other photos of the same person give other figures. Where nine
+of ten photos are protected, the tenth still tells who it is. What is published stays published,
+and tomorrow's recogniser may read what today's cannot. A person who looks at the photo still
+knows who it is.
 """
 
 
@@ -46,66 +54,81 @@ class Report(NamedTuple):
 def markdown(report: Report) -> str:
     """`transfer.md`."""
     plan, rows = report.plan, report.rows
-    lists = report.faces.lists
     parts = [
         "# How protection carries over to other recognisers",
-        f"{len(lists.protected)} photos of {len(report.dataset.persons)} persons "
-        f"({report.dataset.name}, {report.dataset.image_size} px, 8 bits), known by "
-        f"{sum(len(g) for g in lists.gallery)} other photos. Protocol SHA-256 "
-        f"`{report.protocol}`. Intervals are Wilson's, 95 %.",
+        _what(report),
         "## Against whom",
         _WHO.strip(),
         "## The recognisers on clean photos",
         _clean_table(report),
     ]
     for far in plan.fars:
-        parts += [f"## Protected, at FAR {far:.1%}", _protection(rows, plan, far, "gallery")]
+        title = f"## Protected, at FAR {_rate(far)}"
+        parts += [title, _protection(rows, plan, far, "gallery")]
     far = plan.fars[0]
     parts += [
-        f"## Compared with other protected photos, at FAR {far:.1%}",
+        f"## Compared with other protected photos, at FAR {_rate(far)}",
         "The stranger has no clean photo, only other protected ones of the same person, and "
-        "asks whether they show one person.",
-        _protection(rows, plan, far, "protected"),
+        "asks whether they show one person. The threshold is the one of clean photos.",
+        _protection(rows, plan, far, "protected")
+        or "Not measured: of at least one person only one photo is protected.",
         "## Named among all",
-        "Share of photos whose person comes first (is among the first five) of all galleries.",
-        _by_run(rows, plan, lambda row: f"{row['rank1']:.1%} ({row['rank5']:.1%})"),
-        f"## What survives, at FAR {far:.1%}",
-        "Protected after the photo was processed; in brackets the share kept of what was "
-        "protected before.",
+        "Share of photos whose person comes first (in brackets: is among the first five) of "
+        f"the {len(report.dataset.persons)} persons whom the stranger knows.",
+        _ranks(rows, plan),
+        f"## What survives, at FAR {_rate(far)}",
+        "Protected after the photo was processed. In brackets, for attacks: how much that is "
+        "of what was protected unprocessed. Where processing hides photos by itself, which the "
+        'rows "unprotected" tell, it can be more than 100 %.',
         *_survival(rows, plan, far),
+        *_adaptive(rows, plan, far),
+        "## How visible",
+        "Pixels have a range of 1 in L2; PSNR in dB. Lower L2, higher PSNR and SSIM nearer to "
+        "1 are less change.",
+        _distortion(rows),
     ]
-    if any(row["opponent"] for row in rows):
-        parts += [
-            f"## Opponents who adapt, at FAR {far:.1%}",
-            "One averages the embeddings of several protected photos of a person. The other "
-            "trains his recogniser on half of the protected photos, with names, and on the "
-            "clean galleries, and sets a new threshold on clean photos; the other half is "
-            "judged.",
-            _opponents(rows, far),
-        ]
-    parts += ["## How visible", _distortion(rows)]
     return "\n\n".join(parts) + "\n"
 
 
+def _what(report: Report) -> str:
+    """What was measured, in a paragraph."""
+    plan, lists = report.plan, report.faces.lists
+    draws = f"{plan.num_samples} draw{'s' if plan.num_samples > 1 else ''}"
+    return (
+        f"{len(lists.protected)} photos of {len(report.dataset.persons)} persons "
+        f"({report.dataset.name}, {report.dataset.image_size} px, 8 bits), known by "
+        f"{sum(len(g) for g in lists.gallery)} other photos; protocol SHA-256 "
+        f"`{report.protocol}`. Attacks took {plan.num_steps} gradient steps; what they foresee "
+        f"are random changes of the photo, {draws} a step (expectation over transformation). "
+        "Square brackets are Wilson's intervals, 95 %: how far chance in the choice of photos "
+        "reaches."
+    )
+
+
 def show(rows: Sequence[Row], plan: Plan) -> None:
-    """Prints what is protected at the first false accept rate, as photos are."""
+    """Prints what is protected at the first false accept rate, as photos are.
+
+    Recognisers go by numbers, since their names may be as long as the terminal is wide.
+    """
     far = plan.fars[0]
-    chosen = _chosen(rows, far=far, compared="gallery", transformation="none", opponent="")
-    table = Table(title=f"protected at FAR {far:.1%} (* fitted on)", title_justify="left")
-    for name in ("method", "foresees", "fitted on", "budget"):
-        table.add_column(name)
+    names = list(dict.fromkeys([*plan.tests, *(name for fit in plan.fits for name in fit)]))
+    numbers = {name: str(number) for number, name in enumerate(names, 1)}
+    console = Console(highlight=False, markup=False)
+    console.print(f"Protected at FAR {_rate(far)}, in % of photos (* fitted on)")
+    for name, number in numbers.items():
+        console.print(f"  recogniser {number}: {name}", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in _HEAD:
+        table.add_column(name, overflow="fold")
     for test in plan.tests:
-        table.add_column(test, justify="right")
-    for key, own in _grouped(chosen, ("method", "foreseen", "fit", "psnr", "epsilon")).items():
-        by_test = {row["test"]: row for row in own}
-        table.add_row(
-            key[0],
-            key[1],
-            key[2],
-            _budget(own[0]),
-            *(_share(by_test[test]) for test in plan.tests),
-        )
-    Console().print(table)
+        table.add_column(f"by {numbers[test]}", justify="right", no_wrap=True)
+    chosen = _chosen(rows, far=far, compared="gallery", transformation="none", opponent="")
+    for own in _grouped(chosen, _RUN).values():
+        shares = {row["test"]: f"{100 * row['protected']:.1f}{_mark(row)}" for row in own}
+        method, foreseen, fit, budget = _named(own[0])
+        fit = "+".join(numbers.get(name, name) for name in fit.split("+"))
+        table.add_row(method, foreseen, fit, budget, *(shares[test] for test in plan.tests))
+    console.print(table)
 
 
 def _chosen(rows: Sequence[Row], **wanted: Any) -> list[Row]:
@@ -124,17 +147,26 @@ def _budget(row: Row) -> str:
         return f"{row['psnr']:g} dB"
     if row["epsilon"] != "":
         return f"ε = {255 * row['epsilon']:.3g}/255"
-    return "none" if row["method"] == "none" else "least"
+    return "least change"
 
 
-def _share(row: Row) -> str:
-    """A rate with a mark where the recogniser was fitted on."""
-    known = row["test"] in row["fit"].split("+")
-    return f"{row['protected']:.1%}{' *' if known else ''}"
+def _rate(far: float) -> str:
+    """A false accept rate: 1 %, 0.1 %."""
+    return f"{100 * far:g} %"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _mark(row: Row) -> str:
+    """Tells recognisers that were fitted on."""
+    return " *" if row["test"] in row["fit"].split("+") else ""
 
 
 def _with_interval(row: Row) -> str:
-    return f"{_share(row)} [{100 * row['low']:.0f}–{100 * row['high']:.0f}]"
+    share = f"{_percent(row['protected'])}{_mark(row)}"
+    return f"{share} [{100 * row['low']:.0f}–{100 * row['high']:.0f}]"
 
 
 def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -144,82 +176,112 @@ def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _clean_table(report: Report) -> str:
     """What the recognisers are worth, and which clean photos they miss by themselves."""
+    head = ["recogniser", "same/different accuracy", "AUC", "named first"]
+    for far in map(_rate, report.plan.fars):
+        head += [f"threshold at FAR {far}", f"unchanged photos missed at FAR {far}"]
     body = []
     for name in report.plan.tests:
-        judge = report.judges[name]
         clean = _chosen(
             report.rows, method="none", test=name, transformation="none", compared="gallery"
         )
-        missed = ", ".join(f"{row['protected']:.1%} at {row['far']:.1%}" for row in clean)
-        thresholds = ", ".join(f"{t:.3f} at {far:.1%}" for far, t in judge.thresholds.items())
-        body.append(
-            [
-                name,
-                f"{judge.pairs.accuracy:.3f}",
-                f"{judge.pairs.auc:.4f}",
-                thresholds,
-                missed,
-                f"{clean[0]['rank1']:.1%}",
-            ]
-        )
-    head = ["recogniser", "same/different accuracy", "AUC", "threshold at FAR"]
-    return _lines([*head, "clean photos not known, at FAR", "rank 1"], body)
+        first = clean[0]
+        cells = [name, f"{first['accuracy']:.3f}", f"{first['auc']:.4f}"]
+        cells.append(_percent(first["rank1"]))
+        for row in clean:
+            cells += [f"{row['threshold']:.3f}", _percent(row["protected"])]
+        body.append(cells)
+    return _lines(head, body)
+
+
+_RUN = ("method", "foreseen", "fit", "psnr", "epsilon")
+_HEAD = ("method", "foresees", "fitted on", "budget")
+
+
+def _named(row: Row) -> list[str]:
+    """The cells that name a run, below `_HEAD`."""
+    if row["method"] == "none":
+        return ["unprotected", "–", "–", "–"]
+    return [row["method"], row["foreseen"] or "–", row["fit"] or "–", _budget(row)]
 
 
 def _protection(rows: Sequence[Row], plan: Plan, far: float, compared: str) -> str:
     chosen = _chosen(rows, far=far, compared=compared, transformation="none", opponent="")
-    return _runs_by_test(chosen, plan, _with_interval)
+    return _runs_by_test(chosen, plan, _with_interval) if chosen else ""
 
 
-def _by_run(rows: Sequence[Row], plan: Plan, cell: Callable[[Row], str]) -> str:
+def _ranks(rows: Sequence[Row], plan: Plan) -> str:
     chosen = _chosen(
         rows, far=plan.fars[0], compared="gallery", transformation="none", opponent=""
     )
-    return _runs_by_test(chosen, plan, cell)
-
-
-_RUN = ("method", "foreseen", "fit", "psnr", "epsilon")
-
-
-def _named(row: Row) -> list[str]:
-    return [row["method"], row["foreseen"] or "–", row["fit"] or "–", _budget(row)]
-
-
-_HEAD = ("method", "foresees", "fitted on", "budget")
+    return _runs_by_test(
+        chosen,
+        plan,
+        lambda row: f"{_percent(row['rank1'])}{_mark(row)} ({_percent(row['rank5'])})",
+    )
 
 
 def _runs_by_test(rows: Sequence[Row], plan: Plan, cell: Callable[[Row], str]) -> str:
     body = []
     for own in _grouped(rows, _RUN).values():
         by_test = {row["test"]: cell(row) for row in own}
-        body.append([*_named(own[0]), *(by_test.get(test, "–") for test in plan.tests)])
+        body.append([*_named(own[0]), *(by_test[test] for test in plan.tests)])
     return _lines([*_HEAD, *plan.tests], body)
 
 
 def _survival(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
     """A table for each recogniser: runs down, processing across."""
     tables = []
-    for test in plan.tests:
+    kinds = [kind for kind in plan.processing if kind != "none"]
+    for test in plan.tests if kinds else ():
         chosen = _chosen(rows, far=far, compared="gallery", test=test, opponent="")
         body = []
         for own in _grouped(chosen, _RUN).values():
-            by_kind = {row["transformation"]: row["protected"] for row in own}
-            before = by_kind.get("none")
-            cells = []
-            for kind in plan.processing:
-                share = by_kind[kind]
-                kept = f" ({share / before:.0%})" if before and kind != "none" else ""
-                cells.append(f"{share:.1%}{kept}")
+            shares = {row["transformation"]: row["protected"] for row in own}
+            before = shares["none"]
+            cells = [f"{_percent(before)}{_mark(own[0])}"]
+            for kind in kinds:
+                # Ad-hoc methods' few protected photos are mostly missed unprotected, too.
+                kept = f"{100 * shares[kind] / before:.0f} %" if before else "–"
+                kept = f" ({kept})" if own[0]["method"] in ATTACKS else ""
+                cells.append(_percent(shares[kind]) + kept)
             body.append([*_named(own[0]), *cells])
-        tables += [f"### {test}", _lines([*_HEAD, *plan.processing], body)]
-    return tables
+        tables += [f"### Judged by {test}", _lines([*_HEAD, "unprocessed", *kinds], body)]
+    return tables or ["Not measured: no processing was asked for."]
 
 
-def _opponents(rows: Sequence[Row], far: float) -> str:
-    chosen = [row for row in rows if row["opponent"] and row["far"] == far]
-    chosen = [row for row in chosen if row["compared"] == "gallery"]
-    body = [[*_named(row), row["test"], row["opponent"], _with_interval(row)] for row in chosen]
-    return _lines([*_HEAD, "recogniser", "opponent", "protected"], body)
+def _adaptive(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
+    """The opponents who adapt, beside the one who does not."""
+    if plan.average < 2 and not plan.fine_tune:
+        return []
+    gallery = _chosen(rows, far=far, compared="gallery", transformation="none")
+    before = {
+        (row["test"], *(row[name] for name in _RUN)): row
+        for row in gallery
+        if not row["opponent"]
+    }
+    body = []
+    for row in (row for row in gallery if row["opponent"]):
+        single = before[row["test"], *(row[name] for name in _RUN)]
+        shares = [_with_interval(single), _with_interval(row), str(row["num_images"])]
+        body.append([*_named(row), row["test"], row["opponent"], *shares])
+    parts = [f"## Opponents who adapt, at FAR {_rate(far)}"]
+    if plan.average > 1:
+        parts.append(
+            f"One averages the embeddings of {plan.average} protected photos of a person and "
+            "asks who that is; each such average counts as one photo."
+        )
+        if not any(row["opponent"].startswith(AVERAGES) for row in gallery):
+            parts.append(
+                f"Not measured: of no person {plan.average} photos or more are protected."
+            )
+    if plan.fine_tune:
+        parts.append(
+            "One trains the recogniser on half of the protected photos, with names, and on "
+            "the clean galleries, and sets a new threshold on clean photos; the other half is "
+            "judged."
+        )
+    head = [*_HEAD, "recogniser", "opponent", "protected before", "protected", "photos"]
+    return [*parts, _lines(head, body)] if body else parts
 
 
 def _distortion(rows: Sequence[Row]) -> str:
@@ -228,13 +290,8 @@ def _distortion(rows: Sequence[Row]) -> str:
         row = own[0]
         if row["method"] == "none":
             continue
-        body.append(
-            [
-                *_named(row),
-                f"{row['l2']:.3f}",
-                f"{row['psnr_mean']:.2f}",
-                f"{row['psnr_min']:.2f}",
-                f"{row['ssim']:.4f}",
-            ]
-        )
+        # Where no photo was changed there is no finite PSNR.
+        mean = "∞" if row["psnr_mean"] == "" else f"{row['psnr_mean']:.2f}"
+        figures = [f"{row['l2']:.3f}", mean, f"{row['psnr_min']:.2f}", f"{row['ssim']:.4f}"]
+        body.append([*_named(row), *figures])
     return _lines([*_HEAD, "mean L2", "mean PSNR", "lowest PSNR", "mean SSIM"], body)

@@ -7,16 +7,35 @@ import sys
 import pytest
 
 import deid_jax
-from deid_jax import baselines, metrics, objectives
+from deid_jax import (
+    baselines,
+    budgets,
+    embedding_objectives,
+    metrics,
+    objectives,
+    processing,
+    transformations,
+    verification,
+)
 from deid_jax.batch import METHODS
 from deid_jax.data import DATASETS
 from deid_jax.models import MODELS
 
+MODULES = (
+    metrics,
+    objectives,
+    baselines,
+    embedding_objectives,
+    transformations,
+    verification,
+    processing,
+    budgets,
+)
 PUBLIC = [getattr(deid_jax, name) for name in deid_jax.__all__]
 FUNCTIONS = [thing for thing in PUBLIC if inspect.isfunction(thing)]
 FUNCTIONS += [
     function
-    for module in (metrics, objectives, baselines)
+    for module in MODULES
     for name, function in vars(module).items()
     if inspect.isfunction(function)
     and function.__module__ == module.__name__

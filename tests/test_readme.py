@@ -1,6 +1,7 @@
 """The README says what is true: its links, tables, flags and example."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from experiments import (
     growth,
     sweep,
     train,
+    transfer,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +37,9 @@ SETTINGS = {
     "compare": compare.CompareSettings,
     "growth": growth.GrowthSettings,
     "sweep": sweep.SweepSettings,
+    "transfer": transfer.TransferSettings,
 }
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_links_lead_somewhere():
@@ -73,7 +77,7 @@ def test_nothing_is_left_to_fill_in():
 def test_example_is_python_and_uses_public_names():
     import deid_jax
 
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    example = EXAMPLES[0]
     names = {
         node.attr
         for node in ast.walk(ast.parse(example))
@@ -84,3 +88,14 @@ def test_example_is_python_and_uses_public_names():
     assert names <= set(deid_jax.__all__)
     code = [line for line in example.splitlines() if line and not line.startswith("import")]
     assert len(code) <= 10
+
+
+def test_a_recogniser_of_ones_own_is_attacked(tmp_path, monkeypatch):
+    (tmp_path / "my_recogniser.py").write_text(EXAMPLES[1], "utf-8")
+    (command,) = re.findall(r"python -m experiments\.attack (.*my_recogniser.*)", README)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = [*command.split(), "--max_images=4", "--output_dir=run"]
+    assert attack.main(flags) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))
+    assert metrics["mr_uint8"] == 1

@@ -34,8 +34,8 @@ class MIFGVMConfig:
     """
 
     epsilon: float | jax.Array = 1.0
-    momentum: float | jax.Array = 1.0
-    reach: float | jax.Array = 2.5
+    momentum: float | jax.Array = 0.9
+    reach: float | jax.Array = 10.0
     num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:

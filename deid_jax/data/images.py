@@ -161,6 +161,8 @@ def face(pixels: np.ndarray, name: str, image_size: int) -> np.ndarray:
     Raises:
       InputError: no crop has that name, or the picture is none that it knows.
     """
+    if name not in CROPS:
+        raise InputError(f"crop must be one of {', '.join(CROPS)}, got {name}")
     if name == "arcface":
         return align(pixels, image_size)
     return resize(crop(pixels, name), image_size)
@@ -169,9 +171,9 @@ def face(pixels: np.ndarray, name: str, image_size: int) -> np.ndarray:
 def align(pixels: np.ndarray, image_size: int) -> np.ndarray:
     """A picture of CelebA's aligned geometry, 178x218, moved onto the ArcFace template.
 
-    Eyes, nose and mouth come to lie at (38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4)
-    and (70.7, 92.2) of 112 pixels: the least-squares similarity of these five points, bicubic.
-    Pictures of 112x112 are on it already.
+    Eyes, nose and mouth come to lie within two pixels of (38.3, 51.7), (73.5, 51.5),
+    (56.0, 71.7), (41.5, 92.4) and (70.7, 92.2) of 112: the least-squares similarity of these
+    five points, bicubic. Pictures of 112x112 are on it already.
 
     Raises:
       InputError: a picture of another size.

@@ -154,7 +154,7 @@ class TestEveryAttack:
     def test_zero_step_size_is_the_identity(self, name):
         images = on_grid(pictures(2))
         options = {"initial": images} if name in RANDOM_START else {}
-        step = "max_step" if name == "apfgvm" else "step_size"
+        step = {"apfgvm": "max_step", "mifgvm": "reach"}.get(name, "step_size")
         result = run(name, images, config_of(name, **{step: 0.0}), **options)
         if name == "cw":  # There and back through artanh, in float32.
             np.testing.assert_allclose(result.images, images, atol=1e-6)
@@ -271,12 +271,13 @@ def test_epsilon_is_respected(name, epsilon):
     assert change.max() >= 0.9 * epsilon
 
 
+@pytest.mark.parametrize("name, step", [("pgd_l2", {"step_size": 0.7}), ("mifgvm", {})])
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 2.0])
-def test_epsilon_in_l2_is_respected(epsilon):
+def test_epsilon_in_l2_is_respected(name, step, epsilon):
     images = 0.5 * pictures(3) + 0.25
-    config = config_of("pgd_l2", epsilon=epsilon, step_size=0.7)
+    config = config_of(name, epsilon=epsilon, **step)
     distance = np.linalg.norm(
-        np.reshape(run("pgd_l2", images, config).images - images, (3, -1)), axis=1
+        np.reshape(run(name, images, config).images - images, (3, -1)), axis=1
     )
     assert distance.max() <= epsilon + 1e-5
     assert distance.min() >= 0.9 * epsilon
