@@ -22,13 +22,25 @@ from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
 from deid_jax.embedders import LOADERS, Embedder, FunctionModule, load_embedder
 from deid_jax.metrics import SSIM_WINDOW
+from deid_jax.models import MODELS
 from deid_jax.processing import PROCESSING
 from deid_jax.reporting import DESCRIPTION, RunFolder
 from deid_jax.transfer import Faces, Judge
 from deid_jax.transformations import TRANSFORMATIONS
 from experiments import cli, common, transfer_tables
 from experiments.cli import setting
-from experiments.transfer_runs import AD_HOC, BY_L2, BY_PIXEL, LEAST, Plan, Row, Run, all_rows
+from experiments.transfer_classifiers import train_classifiers
+from experiments.transfer_runs import (
+    AD_HOC,
+    BY_L2,
+    BY_PIXEL,
+    LEAST,
+    Judges,
+    Plan,
+    Row,
+    Run,
+    all_rows,
+)
 
 _METHODS = (*BY_L2, *BY_PIXEL, *LEAST, *AD_HOC)
 _CONTENTS = ("photos", "transfer.md", "transfer.csv", "protocol.json")
@@ -56,6 +68,11 @@ class TransferSettings:
         None,
         "Recognisers that judge, by commas. Default: all that are named in --fit, so that "
         "each judges what was fitted on the others, too.",
+    )
+    classifiers: str = setting(
+        "none",
+        "Classifiers that judge, too, by commas, or none: trained here on all photos that are "
+        f"not protected; of {', '.join(MODELS)}.",
     )
     sha256: str | None = setting(
         None, "Checksum of the weights to download, where the project knows none."
@@ -225,6 +242,9 @@ def run(settings: TransferSettings) -> list[Row]:
         written then.
     """
     plan, written = plan_of(settings)
+    classifiers: tuple[str, ...] = ()
+    if settings.classifiers != "none":
+        classifiers = _of("classifiers", _parts(settings.classifiers), MODELS)
     options = settings.options()
     folder = RunFolder(Path(settings.output_dir), _CONTENTS)
     folder.check()
@@ -243,7 +263,8 @@ def run(settings: TransferSettings) -> list[Row]:
         lists=positions,
     )
     with folder, cli.progress_bar("transfer") as update:
-        judges = _judges(embedders, faces, plan)
+        naming = train_classifiers(classifiers, dataset, faces, settings.seed)
+        judges = Judges(_judges(embedders, faces, plan), naming)
         keep = _keeper(folder, dataset, faces) if settings.keep_images else None
         rows = all_rows(plan, judges, faces, update, keep)
         folder.write_csv("transfer.csv", [_ordered(row) for row in rows])

@@ -21,6 +21,8 @@ from deid_jax.metrics import l2, mssim
 from deid_jax.processing import PROCESSING
 from deid_jax.protecting import BATCH_SIZE, Program, run_protect
 from deid_jax.transfer import Faces, Judge
+from experiments import transfer_classifiers
+from experiments.transfer_classifiers import Classifier
 
 Row = dict[str, Any]
 
@@ -38,6 +40,13 @@ TRAINED = "trained on protected photos"
 _REACH = 2.5
 # A pixel's bound beyond the budget, so that the change can be brought to it exactly.
 _ROOM = 1.1
+
+
+class Judges(NamedTuple):
+    """Who judges: recognisers by embeddings, the plan's, and classifiers; by name."""
+
+    embedding: Mapping[str, Judge]
+    naming: Mapping[str, Classifier]
 
 
 class Budget(NamedTuple):
@@ -205,7 +214,7 @@ def judged(
     named: Row,
     photos: np.ndarray,
     plan: Plan,
-    judges: Mapping[str, Judge],
+    judges: Judges,
     faces: Faces,
 ) -> Iterator[Row]:
     """The rows of one run: every kind of processing, every recogniser under test."""
@@ -213,11 +222,13 @@ def judged(
     for kind in plan.processing:
         processed = PROCESSING[kind](photos)
         for name in plan.tests:
-            for row in transfer.figures(judges[name], processed, labels):
-                row |= {"transformation": kind, "opponent": "", **worth(judges[name])}
-                yield named | {"test": name} | row
+            for row in transfer.figures(judges.embedding[name], processed, labels):
+                row |= {"transformation": kind, "opponent": ""}
+                yield named | {"test": name} | row | worth(judges.embedding[name])
+        for row in transfer_classifiers.rows(judges.naming, processed, labels):
+            yield named | row | {"transformation": kind, "opponent": ""}
     for name in plan.tests:
-        for row in opposed(judges[name], photos, plan, faces):
+        for row in opposed(judges.embedding[name], photos, plan, faces):
             yield named | {"test": name, "transformation": "none"} | row
 
 
@@ -249,7 +260,7 @@ def opposed(judge: Judge, photos: np.ndarray, plan: Plan, faces: Faces) -> Itera
 
 def all_rows(
     plan: Plan,
-    judges: Mapping[str, Judge],
+    judges: Judges,
     faces: Faces,
     update: Callable[[int, int, str], None],
     keep: Callable[[Run, np.ndarray], None] | None = None,
@@ -258,7 +269,7 @@ def all_rows(
 
     Args:
       plan: what is run.
-      judges: every recogniser of the plan, by name.
+      judges: every recogniser of the plan, and the classifiers.
       faces: the photos.
       update: told of photos done, of how many, and of what.
       keep: told of each run's photos.
@@ -277,7 +288,7 @@ def all_rows(
         def done(photos: int, before: int = before, text: str = text) -> None:
             update(before + photos, total, text)
 
-        photos = protect(run, plan, judges, faces, done)
+        photos = protect(run, plan, judges.embedding, faces, done)
         if keep is not None:
             keep(run, photos)
         named = run.describe() | distortion(photos, originals)

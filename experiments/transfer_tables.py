@@ -1,6 +1,6 @@
 """The report of `experiments.transfer`: tables, and in words what they do and do not say."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -9,8 +9,9 @@ from rich.table import Table
 
 from deid_jax.attacks import ATTACKS
 from deid_jax.data import FaceDataset
-from deid_jax.transfer import Faces, Judge
-from experiments.transfer_runs import AVERAGES, Plan
+from deid_jax.transfer import Faces
+from experiments import transfer_classifiers
+from experiments.transfer_runs import AVERAGES, Judges, Plan
 
 Row = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Report(NamedTuple):
 
     rows: Sequence[Row]
     plan: Plan
-    judges: Mapping[str, Judge]
+    judges: Judges
     faces: Faces
     dataset: FaceDataset
     protocol: str
@@ -76,6 +77,7 @@ def markdown(report: Report) -> str:
         "Share of photos whose person comes first (in brackets: is among the first five) of "
         f"the {len(report.dataset.persons)} persons whom the stranger knows.",
         _ranks(rows, plan),
+        *_classified(report),
         f"## What survives, at FAR {_rate(far)}",
         "Protected after the photo was processed. In brackets, for attacks: how much that is "
         "of what was protected unprocessed. Where processing hides photos by itself, which the "
@@ -206,26 +208,42 @@ def _named(row: Row) -> list[str]:
 
 def _protection(rows: Sequence[Row], plan: Plan, far: float, compared: str) -> str:
     chosen = _chosen(rows, far=far, compared=compared, transformation="none", opponent="")
-    return _runs_by_test(chosen, plan, _with_interval) if chosen else ""
+    return _runs_by(chosen, plan.tests, _with_interval) if chosen else ""
 
 
 def _ranks(rows: Sequence[Row], plan: Plan) -> str:
     chosen = _chosen(
         rows, far=plan.fars[0], compared="gallery", transformation="none", opponent=""
     )
-    return _runs_by_test(
+    return _runs_by(
         chosen,
-        plan,
+        plan.tests,
         lambda row: f"{_percent(row['rank1'])}{_mark(row)} ({_percent(row['rank5'])})",
     )
 
 
-def _runs_by_test(rows: Sequence[Row], plan: Plan, cell: Callable[[Row], str]) -> str:
+def _classified(report: Report) -> list[str]:
+    """What classifiers of the persons make of it, their own errors first."""
+    names = list(report.judges.naming)
+    if not names:
+        return []
+    own = transfer_classifiers.COMPARED
+    chosen = _chosen(report.rows, compared=own, transformation="none")
+    return [
+        "## Named wrongly by classifiers",
+        f"They learned these {len(report.dataset.persons)} persons from all photos that are "
+        "not protected here, and nobody fitted the change on them. What they name wrongly while "
+        'it is unchanged ("unprotected") is their own error.',
+        _runs_by(chosen, names, _with_interval),
+    ]
+
+
+def _runs_by(rows: Sequence[Row], tests: Sequence[str], cell: Callable[[Row], str]) -> str:
     body = []
     for own in _grouped(rows, _RUN).values():
         by_test = {row["test"]: cell(row) for row in own}
-        body.append([*_named(own[0]), *(by_test[test] for test in plan.tests)])
-    return _lines([*_HEAD, *plan.tests], body)
+        body.append([*_named(own[0]), *(by_test[test] for test in tests)])
+    return _lines([*_HEAD, *tests], body)
 
 
 def _survival(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:

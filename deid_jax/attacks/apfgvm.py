@@ -37,7 +37,7 @@ _BEYOND, _BEYOND_TIMES_STEPS = 0.01, 0.04
 # β falls as this power of the share of steps that are left.
 _FALL = 1.5
 # Where nothing succeeded in this share of the steps, the penalty waits until something does.
-_PATIENCE = 0.25
+_PATIENCE = 0.75
 # Bounds a step where the loss is all but flat; far above any that is not cut to `max_step`.
 _LARGEST = 1e6
 # Newton steps overshoot by 5 %, and while nothing succeeded by up to 55 % at the end.
@@ -117,8 +117,8 @@ def apfgvm(
     average out. So λ rises while a picture is fooled (l < 0), without end where α comes to zero
     and the step is but the pull (α < 0 goes back uphill), and falls while it is not fooled.
     Where the iteration rests, δ = −g/λ lies on the boundary: the penalised problem l +
-    (λ/2)‖δ‖² solved at the picture's own λ. Where nothing succeeded within a quarter of the steps
-    β is 0 until something does. κ is 1 % of |⟨g, δ⟩| at first and less in long
+    (λ/2)‖δ‖² solved at the picture's own λ. Where nothing succeeded in three quarters
+    of the steps β is 0 until something does. κ is 1 % of |⟨g, δ⟩| at first and less in long
     runs, s is 1.05, and more where nothing succeeded yet. For another penalty g and δ in the
     step are replaced by its metric's `direction` and `pull` (see `penalties`). Where g is zero
     only the pull acts.

@@ -1,0 +1,81 @@
+import jax
+import numpy as np
+import pytest
+
+from deid_jax import pair_lists
+from deid_jax.data import DataOptions, load_dataset
+from deid_jax.models import create_model
+from deid_jax.transfer import Faces
+from experiments import transfer, transfer_classifiers
+from tests.experiments.conftest import write_faces
+from tests.experiments.transfer_helpers import ONE, SIZE, arguments, chosen, rows_of
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three persons' folder of twelve pictures each; not to be changed."""
+    return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
+
+
+def _faces(pictures):
+    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
+    dataset = load_dataset("folder", options)
+    positions = pair_lists.make_lists(dataset, per_person=3).positions(dataset)
+    images = np.stack([dataset.read(place) for place in range(len(dataset))])
+    return dataset, Faces(images, dataset.labels, positions)
+
+
+def test_names_and_rates_are_those_of_the_logits(pictures):
+    dataset, faces = _faces(pictures)
+    trained = transfer_classifiers.train_classifiers(["model_a"], dataset, faces, seed=1)
+    classifier = trained["model_a"]
+    model = create_model("model_a", num_classes=3, image_size=SIZE)
+    photos, labels = faces.images, faces.labels
+    logits = model.apply(classifier.variables, photos.astype(np.float32) / 255)
+    named = np.argmax(logits, axis=-1)
+    np.testing.assert_array_equal(classifier.names(photos), named)
+    # It learned the others.
+    others = np.setdiff1d(np.arange(len(photos)), faces.lists.protected)
+    assert np.mean(named[others] == labels[others]) > 0.8
+    wrong = named[faces.lists.protected] != faces.protected_labels
+    assert classifier.clean_error == wrong.mean()
+    wrong_labels = (labels + 1) % 3
+    (row,) = transfer_classifiers.rows(trained, photos, wrong_labels)
+    assert row["protected"] == np.mean(named != wrong_labels)
+    assert row["low"] < row["protected"] <= row["high"]
+    assert row["accuracy"] == 1 - classifier.clean_error
+
+
+def test_protected_photos_are_never_learned(pictures, monkeypatch):
+    dataset, faces = _faces(pictures)
+    seen = []
+
+    def train(model, known, config):
+        seen.extend(known.pictures)
+        model_variables = model.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), "f"))
+        return model_variables, []
+
+    monkeypatch.setattr(transfer_classifiers, "train", train)
+    transfer_classifiers.train_classifiers(["model_a"], dataset, faces, seed=0)
+    protected = {dataset.pictures[place] for place in faces.lists.protected}
+    assert set(seen) == set(dataset.pictures) - protected
+    assert len(protected) == 9
+
+
+def test_report_and_table_have_them_beside_their_own_error(pictures, tmp_path, capsys):
+    folder = tmp_path / "run"
+    given = arguments(pictures, "--classifiers=model_a", "--psnr=30", f"--output_dir={folder}")
+    assert transfer.main(given) == 0
+    rows = rows_of(folder)
+    found = chosen(rows, test="model_a")
+    assert {row["transformation"] for row in found} == {"none", "jpeg75"}
+    assert {row["method"] for row in found} == {"none", "mifgvm"}
+    (clean,) = chosen(found, method="none", transformation="none")
+    assert float(clean["accuracy"]) == pytest.approx(1 - float(clean["protected"]))
+    assert {row["fit"] for row in found} == {"", ONE}
+    text = (folder / "transfer.md").read_text("utf-8")
+    section = text[text.index("## Named wrongly by classifiers") :].partition("\n## ")[0]
+    for row in chosen(found, transformation="none"):
+        assert f"{100 * float(row['protected']):.1f} %" in section
+    assert transfer.main([*given, "--classifiers=resnet", f"--output_dir={folder}2"]) == 2
+    assert "classifiers must be of model_a, vgg16, got resnet" in capsys.readouterr().err
