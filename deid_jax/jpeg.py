@@ -16,7 +16,7 @@ from deid_jax import _validate
 from deid_jax.data.dataset import on_grid
 
 # ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance).
-_LUMINANCE = (
+LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
     (14, 13, 16, 24, 40, 57, 69, 56),
@@ -82,7 +82,7 @@ def _write_and_read(images: jax.Array, quality: jax.Array) -> jax.Array:
     """float32[B, H, W, 3] in [0, 1] and float32[B] -> the pictures as read back."""
     H, W = images.shape[1:3]
     halves = -(-H // 2), -(-W // 2)
-    luma, chroma = (_table(table, quality) for table in (_LUMINANCE, _CHROMINANCE))
+    luma, chroma = (_table(table, quality) for table in (LUMINANCE, _CHROMINANCE))
     y, cb, cr = _mix(_TO_YCC, [jnp.round(255 * images[..., c]) for c in range(3)])
     to_blocks = ((0, 0), (0, -H % 8), (0, -W % 8))
     levels = [_code(jnp.pad(_half_up(y), to_blocks, mode="edge"), luma)[:, :H, :W]]

@@ -25,6 +25,10 @@ from deid_jax._validate import InputError
 _WIDTH = 80
 
 
+class ShortfallError(Exception):
+    """The work was done and fell short of what was asked for: one line, and status 1."""
+
+
 class Update(Protocol):
     """Moves a progress bar."""
 
@@ -153,7 +157,8 @@ def binary(run: Callable[[Any], Any], settings: type) -> Callable[[Sequence[str]
     """A binary's main function: arguments in, one call of `run`, exit status out.
 
     Bad input (`InputError`) and failures of the file system (`OSError`) end in one line on
-    standard error and status 2, Ctrl-C in status 130; any other exception is a defect.
+    standard error and status 2, `ShortfallError` in one and status 1, Ctrl-C in status 130; any
+    other exception is a defect.
 
     Args:
       run: the binary's work; its module's docstring heads --help.
@@ -210,6 +215,9 @@ def _status_of(work: Callable[[], Any]) -> int:
         reason = error.strerror or str(error) or type(error).__name__
         print(f"error: {_one_line(where + reason)}", file=sys.stderr)
         return 2
+    except ShortfallError as error:
+        print(_one_line(str(error)), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

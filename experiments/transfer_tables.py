@@ -232,8 +232,8 @@ def _classified(report: Report) -> list[str]:
     return [
         "## Named wrongly by classifiers",
         f"They learned these {len(report.dataset.persons)} persons from all photos that are "
-        "not protected here, and nobody fitted the change on them. What they name wrongly while "
-        'it is unchanged ("unprotected") is their own error.',
+        "not protected here, and nobody fitted the change on them. What they name wrongly "
+        'while it is unchanged ("unprotected") is their own error.',
         _runs_by(chosen, names, _with_interval),
     ]
 

@@ -24,11 +24,11 @@ MAX_PIXELS = 89_478_485  # Pillow's own bound, 2**30 // 12, of which Pillow only
 THUMBNAIL_SIZE = 24
 FILTER = Image.Resampling.LANCZOS
 
-_CELEBA_SIZE = (178, 218)
+CELEBA_SIZE = (178, 218)
 _CELEBA_BOX = (25, 62, 153, 190)
 # From the centres of its pixels to those of the template's.
 _TEMPLATE_SIZE = 112
-_CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
+CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
 
 
 def decode_image(path_or_bytes: Path | str | bytes, name: str) -> np.ndarray:
@@ -122,7 +122,7 @@ def _square(width: int, height: int) -> Box:
 
 
 def _celeba(width: int, height: int) -> Box:
-    scales = (width / _CELEBA_SIZE[0], height / _CELEBA_SIZE[1]) * 2
+    scales = (width / CELEBA_SIZE[0], height / CELEBA_SIZE[1]) * 2
     left, top, right, bottom = (
         round(edge * scale) for edge, scale in zip(_CELEBA_BOX, scales, strict=True)
     )
@@ -134,7 +134,7 @@ def _none(width: int, height: int) -> Box:
 
 
 def _auto(width: int, height: int) -> Box:
-    aligned = (width, height) == _CELEBA_SIZE
+    aligned = (width, height) == CELEBA_SIZE
     return _celeba(width, height) if aligned else _square(width, height)
 
 
@@ -181,14 +181,14 @@ def align(pixels: np.ndarray, image_size: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     if (height, width) == (_TEMPLATE_SIZE, _TEMPLATE_SIZE):
         return resize(pixels, image_size)
-    if (width, height) != _CELEBA_SIZE:
+    if (width, height) != CELEBA_SIZE:
         raise InputError(
             "crop=arcface needs pictures of 178x218 (CelebA's aligned geometry) or 112x112 "
             f"(aligned already), got {width}x{height}"
         )
     # Pillow maps corners of pixels, from the result to the picture; the matrix maps centres.
     size = max(image_size, _TEMPLATE_SIZE)
-    linear, offset = _CELEBA_TO_TEMPLATE[:, :2], _CELEBA_TO_TEMPLATE[:, 2]
+    linear, offset = CELEBA_TO_TEMPLATE[:, :2], CELEBA_TO_TEMPLATE[:, 2]
     inverse = np.linalg.inv(linear) * (_TEMPLATE_SIZE / size)
     start = 0.5 - np.linalg.inv(linear) @ (offset + 0.5)
     coefficients = np.column_stack([inverse, start]).ravel().tolist()

@@ -1,0 +1,1 @@
+"""Whole photos: files, faces in them, and their protection."""
