@@ -39,7 +39,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "dm-pix>=0.4.4",
-        # JAX needs it to keep its cache of compiled programs within a size.
+        # Downloads take turns; JAX keeps its cache of compiled programs within a size by it.
         "filelock>=3.13",
         "flax>=0.12",
         "grain>=0.2.11",

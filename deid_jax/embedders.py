@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax import downloading
 from deid_jax._validate import InputError
 
 # The architecture's name, with which names of weights begin -> module:function that loads.
@@ -81,13 +82,20 @@ def name_of(text: str) -> str:
     return name if name.startswith(tuple(LOADERS)) else text
 
 
-def load_embedder(text: str, *, image_size: int, sha256: str | None = None) -> Embedder:
+def load_embedder(
+    text: str,
+    *,
+    image_size: int,
+    sha256: str | None = None,
+    progress: downloading.Progress = downloading.no_progress,
+) -> Embedder:
     """The recogniser that `text` names.
 
     Args:
       text: `NAME`, `NAME:FILE` or `package.module:function`.
       image_size: H = W of the pictures that it is to judge.
       sha256: of the file to download, where the table of weights knows none.
+      progress: told of bytes while they are downloaded.
 
     Raises:
       InputError: there is no such recogniser or file, it cannot be read, or it cannot take
@@ -103,7 +111,7 @@ def load_embedder(text: str, *, image_size: int, sha256: str | None = None) -> E
             f"package.module:function, got {text}"
         )
     else:
-        path = Path(rest) if rest else _fetch(name, sha256)
+        path = Path(rest) if rest else _fetch(name, sha256, progress)
         embedder = Embedder(name, *_loaded(LOADERS[architecture], path))
     _check(embedder, image_size)
     return embedder
@@ -115,7 +123,7 @@ def _names() -> list[str]:
     return [*LOADERS, *(name for name in WEIGHTS if name.startswith(tuple(LOADERS)))]
 
 
-def _fetch(name: str, sha256: str | None) -> Path:
+def _fetch(name: str, sha256: str | None, progress: downloading.Progress) -> Path:
     from deid_jax import weights
 
     if name not in weights.WEIGHTS:
@@ -123,7 +131,7 @@ def _fetch(name: str, sha256: str | None) -> Path:
             f"recogniser {name} needs a file, {name}:FILE; by name alone there are "
             + ", ".join(row for row in weights.WEIGHTS if row.startswith(tuple(LOADERS)))
         )
-    return weights.fetch(name, sha256=sha256)
+    return weights.fetch(name, sha256=sha256, progress=progress)
 
 
 def _loaded(loader: str, path: Path) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from absl import flags, logging
 
 from deid_jax._validate import InputError
+from deid_jax.embedders import Embedder, load_embedder
 
 _WIDTH = 80
 
@@ -203,6 +204,12 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def load_recogniser(text: str, image_size: int, sha256: str | None = None) -> Embedder:
+    """`deid_jax.embedders.load_embedder`, with a bar while weights are downloaded."""
+    with progress_bar("weights", at_once=False) as update:
+        return load_embedder(text, image_size=image_size, sha256=sha256, progress=update)
+
+
 def _status_of(work: Callable[[], Any]) -> int:
     """Exit status of a piece of work; says on standard error what stopped it."""
     try:
@@ -241,8 +248,13 @@ def _show_warning(
 
 
 @contextlib.contextmanager
-def progress_bar(description: str) -> Iterator[Update]:
-    """A bar while the block runs: on standard error if that is a terminal, or in a notebook."""
+def progress_bar(description: str, *, at_once: bool = True) -> Iterator[Update]:
+    """A bar while the block runs: on standard error if that is a terminal, or in a notebook.
+
+    Args:
+      description: stands before the bar.
+      at_once: whether it shows before it first moves.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -267,9 +279,9 @@ def progress_bar(description: str) -> Iterator[Update]:
     if console.is_jupyter:
         shown = importlib.util.find_spec("ipywidgets") is not None
     with Progress(*columns, console=console, disable=not shown) as progress:
-        task = progress.add_task(description, total=None, text="")
+        task = progress.add_task(description, total=None, text="", visible=at_once)
 
         def update(done: int, total: int, text: str = "") -> None:
-            progress.update(task, completed=done, total=total, text=text)
+            progress.update(task, completed=done, total=total, text=text, visible=True)
 
         yield update

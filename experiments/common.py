@@ -16,7 +16,7 @@ from deid_jax.attacks import ATTACKS
 from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
-from deid_jax.embedders import load_embedder, name_of
+from deid_jax.embedders import name_of
 from deid_jax.gallery_classifier import OUTPUTS, from_embedder
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
@@ -24,6 +24,7 @@ from deid_jax.models.vggface_files import Pretrained
 from deid_jax.precision import PRECISIONS
 from deid_jax.recognisers import Recogniser
 from deid_jax.training import EpochRecord, TrainConfig
+from experiments import cli
 from experiments.cli import Flag, progress_bar, setting, settings_of_others
 
 _LARGEST_IMAGE = 1024
@@ -350,7 +351,7 @@ def _faces_and_own(
     settings: EvaluationSettings, recogniser: str
 ) -> tuple[FaceDataset, Recogniser]:
     """The pictures asked for, and a recogniser that was brought along."""
-    embedder = load_embedder(recogniser, image_size=settings.image_size)
+    embedder = cli.load_recogniser(recogniser, settings.image_size)
     known = load_dataset(settings.dataset, settings.options("train"))
     held_out = load_dataset(settings.dataset, settings.options("test"))
     faces = known if settings.split == "train" else held_out

@@ -20,7 +20,7 @@ from deid_jax import pair_lists, reporting, transfer, verification
 from deid_jax._validate import InputError, count
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
-from deid_jax.embedders import LOADERS, Embedder, FunctionModule, load_embedder
+from deid_jax.embedders import LOADERS, Embedder, FunctionModule
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS
 from deid_jax.processing import PROCESSING
@@ -251,7 +251,7 @@ def run(settings: TransferSettings) -> list[Row]:
     dataset = load_dataset(settings.dataset, options)
     common.say_skipped(dataset)
     embedders = {
-        name: load_embedder(text, image_size=settings.image_size, sha256=settings.sha256)
+        name: cli.load_recogniser(text, settings.image_size, settings.sha256)
         for name, text in written.items()
     }
     lists = _lists(settings, dataset)

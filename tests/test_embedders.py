@@ -129,12 +129,20 @@ def test_name_alone_is_fetched_and_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "net.npz", **named)
     asked = []
 
-    def fetch(name, *, sha256):
+    def fetch(name, *, sha256, progress):
         asked.append((name, sha256))
+        progress(1, 2)
         return tmp_path / "net.npz"
 
     monkeypatch.setattr(weights, "fetch", fetch)
-    loaded = load_embedder("mobilefacenet_ms1m", image_size=SIZE, sha256="0" * 64)
+    told = []
+    loaded = load_embedder(
+        "mobilefacenet_ms1m",
+        image_size=SIZE,
+        sha256="0" * 64,
+        progress=lambda *bytes_: told.append(bytes_),
+    )
+    assert told == [(1, 2)]
     assert asked == [("mobilefacenet_ms1m", "0" * 64)]
     _assert_same(loaded._replace(name="mobilefacenet"), "ms1m", named)
     assert loaded.name == "mobilefacenet_ms1m"
