@@ -11,6 +11,8 @@ EXTRAS = {
     "tfds": ["tensorflow-cpu", "importlib_resources"],
     # Reading VGG-Face's weights from Keras' files.
     "vggface": ["h5py>=3.11"],
+    # Finding faces; the denoiser among what photos go through.
+    "photos": ["scikit-image>=0.24"],
     "notebooks": ["ipykernel", "ipython"],
     "test": [
         "pytest>=8",
