@@ -75,7 +75,7 @@ def test_main_job_trains_and_hides_rendered_faces(tmp_path, monkeypatch):
     assert len(list((tmp_path / "checkpoints").iterdir())) == 1
     # The README's example follows that very command.
     readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    example = next(re.finditer(r"```python\n(.*?)```", readme, flags=re.DOTALL))[1]
     names = {}
     exec(example, names)
     assert names["result"].success.all()
