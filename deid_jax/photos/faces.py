@@ -16,6 +16,11 @@ _LONGEST_SIDE = 640
 # Of that picture's shorter side: smaller faces are not looked for.
 _SMALLEST_SHARE = 0.1
 _CASCADE_WINDOW = 24
+# Windows that overlap so far, intersection over union, agree; a face needs so many of them.
+# Chosen on 108 aligned pictures of 18 people of CelebA (103 faces found, 3 boxes wrong) and on
+# pictures without people, which had up to 6.
+_AGREEING = 0.5
+_LEAST_WINDOWS = 7
 
 
 class Face(NamedTuple):
@@ -25,7 +30,7 @@ class Face(NamedTuple):
       box: left, top, width, height.
       landmarks: float64[5, 2], x and y of the left and right eye, the nose and the left and
         right corner of the mouth, as one sees them; None where only the box is known.
-      score: how sure the detector is; 1 where the user told it.
+      score: how sure the detector is, by its own measure; 1 where the user told it.
     """
 
     box: tuple[float, float, float, float]
@@ -45,7 +50,8 @@ def cascade(pixels: np.ndarray) -> list[Face]:
     """Frontal faces by scikit-image's cascade of local binary patterns, boxes alone.
 
     Liao, Zhu, Lei, Zhang, Li: "Learning Multi-scale Block Local Binary Patterns for Face
-    Recognition", ICB 2007. It misses faces that are turned or tilted.
+    Recognition", ICB 2007. It misses faces that are turned or tilted, and those smaller than a
+    tenth of the photo's shorter side. The score is the number of windows that agree.
 
     Raises:
       InputError: scikit-image is not installed.
@@ -61,10 +67,13 @@ def cascade(pixels: np.ndarray) -> list[Face]:
         step_ratio=1,
         min_size=(least, least),
         max_size=(shorter, shorter),
-        min_neighbor_number=6,
+        # Every window by itself: scikit-image's own grouping depends on their order, which
+        # threads may change.
+        min_neighbor_number=1,
+        intersection_score_threshold=2.0,
     )
-    boxes = [(d["c"], d["r"], d["width"], d["height"]) for d in found]
-    faces = [Face(_scaled(box, ratio)) for box in _merged(boxes)]
+    windows = sorted((d["c"], d["r"], d["width"], d["height"]) for d in found)
+    faces = [Face(_scaled(box, ratio), None, score) for box, score in _grouped(windows)]
     return sorted(faces, key=lambda face: (-face.box[2] * face.box[3], face.box))
 
 
@@ -132,13 +141,29 @@ def _scaled(box: Sequence[float], ratio: float) -> tuple[float, float, float, fl
     return left, top, width, height
 
 
-def _merged(boxes: Sequence[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Of boxes a quarter of which lies in larger ones the larger alone: others are no faces."""
-    kept: list[tuple[float, ...]] = []
-    for box in sorted(boxes, key=lambda box: (-box[2] * box[3], box)):
-        if all(_shared(box, other) < box[2] * box[3] / 4 for other in kept):
-            kept.append(box)
-    return kept
+def _grouped(windows: Sequence[Sequence[float]]) -> list[tuple[list[float], float]]:
+    """Mean boxes of windows that agree, and how many did; the most agreed upon first.
+
+    Of windows whose larger part lies in a box found before none are counted again: they are
+    parts of that face.
+    """
+    overlaps = np.array([[overlap(one, other) for other in windows] for one in windows])
+    left, groups = np.ones(len(windows), bool), []
+    while left.any():
+        agree = (overlaps >= _AGREEING) & left & left[:, None]
+        largest = agree[int(np.argmax(agree.sum(axis=1)))]
+        if largest.sum() < _LEAST_WINDOWS:
+            break
+        box = np.mean(np.asarray(windows, np.float64)[largest], axis=0).tolist()
+        groups.append((box, float(largest.sum())))
+        left &= ~largest & [not _within(window, box) for window in windows]
+    return groups
+
+
+def _within(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether boxes share more than half of the smaller one's area."""
+    smaller = min(one[2] * one[3], other[2] * other[3])
+    return _shared(one, other) > smaller / 2
 
 
 def _shared(one: Sequence[float], other: Sequence[float]) -> float:
@@ -156,48 +181,68 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 _BOX = ("left", "top", "width", "height")
 _POINTS = tuple(f"{axis}{number}" for number in range(1, 6) for axis in "xy")
+_PARTS = ("leye", "reye", "nose", "lmouth", "rmouth")
+_NAMED_POINTS = tuple(f"{part}_{axis}" for part in _PARTS for axis in "xy")
 
 
 def from_csv(path: str | Path) -> dict[str, list[Face]]:
-    """Reads faces: `file`, and `left,top,width,height` or `x1,y1,…,x5,y5` or both, in pixels.
+    """Reads faces: `file`, and a box or landmarks or both, in pixels; other columns are free.
 
-    Landmarks are in the order of `Face`; without a box theirs is drawn around them.
+    Boxes are `left,top,width,height`, landmarks `x1,y1,…,x5,y5` or
+    `leye_x,leye_y,reye_x,…,rmouth_y`, in the order of `Face`; without a box theirs is drawn
+    around them. A line is a face; files may have many.
 
     Raises:
       InputError: the file cannot be read, or a line is not as it must be.
     """
-    try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"boxes file {path} cannot be read: {error}") from error
     faces: dict[str, list[Face]] = {}
-    for number, row in enumerate(rows, 2):
-        faces.setdefault(row.get("file") or "", []).append(_face(row, f"{path}, line {number}"))
-    if "" in faces:
-        raise InputError(f"boxes file {path} must have a column file, filled in every line")
+    try:
+        # Spreadsheets begin files with a mark.
+        with Path(path).open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            if "file" not in (reader.fieldnames or ()):
+                raise InputError(f"boxes file {path} must have a column file")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values() or not row["file"]:
+                    raise InputError(f"{where}: must have a file and a value for every column")
+                faces.setdefault(row["file"], []).append(_face(row, where))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"boxes file {path} cannot be read: {reason}") from error
     return faces
 
 
-def _face(row: dict[str, str | None], where: str) -> Face:
-    box, points = (
-        [row[name] for name in names] if all(row.get(name) for name in names) else None
-        for names in (_BOX, _POINTS)
-    )
-    if box is None and points is None:
+def _face(row: dict[str, str], where: str) -> Face:
+    box = _columns(row, _BOX, where)
+    points = _columns(row, _POINTS, where) or _columns(row, _NAMED_POINTS, where)
+    if not box and not points:
         raise InputError(
             f"{where}: must have {','.join(_BOX)} or {_POINTS[0]},{_POINTS[1]},…,{_POINTS[-1]}"
         )
-    landmarks = None
-    if points is not None:
-        landmarks = np.array(_numbers(points, where)).reshape(5, 2)
-        if np.ptp(landmarks, axis=0).min() <= 0:
-            raise InputError(f"{where}: landmarks must not lie on one line")
-    if box is not None:
-        return Face(_checked(_numbers(box, where), where), landmarks)
-    assert landmarks is not None
+    if not points:
+        return Face(_checked(box, where))
+    landmarks = np.array(points).reshape(5, 2)
+    (across, down), below = landmarks[1] - landmarks[0], landmarks[3:].mean(0)
+    x, y = below - landmarks[:2].mean(0)
+    # Of mirrored landmarks no rotation and scaling is right.
+    if across * y - down * x <= 0:
+        raise InputError(
+            f"{where}: landmarks must be left and right eye, nose, left and right corner of "
+            "the mouth, left as one sees them"
+        )
+    if box:
+        return Face(_checked(box, where), landmarks)
     low, size = landmarks.min(0), np.ptp(landmarks, axis=0)
     return Face(_scaled((*(low - size / 2), *(2 * size)), 1.0), landmarks)
+
+
+def _columns(row: dict[str, str], names: Sequence[str], where: str) -> list[float]:
+    """The numbers in these columns; none where all are empty, or one is missing."""
+    texts = [row[name] for name in names if name in row]
+    if len(texts) < len(names):  # A width alone may be the photo's.
+        return []
+    return _numbers(texts, where) if any(texts) else []
 
 
 def _numbers(texts: Sequence[str | None], where: str) -> list[float]:
@@ -239,5 +284,7 @@ def parse_faces(text: str) -> str | list[Face]:
 
 
 def choose(found: Sequence[Face], which: str) -> list[Face]:
-    """The `largest` of the faces found, or `all`."""
-    return list(found[:1] if which == "largest" else found)
+    """The `largest` of the faces by their boxes' areas, the first of equals; or `all`."""
+    if which == "largest":
+        return sorted(found, key=lambda face: -face.box[2] * face.box[3])[:1]
+    return list(found)

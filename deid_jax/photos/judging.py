@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deid_jax._validate import InputError
 from deid_jax.embedders import Embedder
 from deid_jax.photos.alignment import SIZE, crop, crop_matrix
 from deid_jax.photos.faces import Detector, Face, overlap
@@ -60,10 +61,16 @@ class Verdict(NamedTuple):
 
 
 def directions(embedder: Embedder, crops: np.ndarray) -> np.ndarray:
-    """Unit embeddings float64[N, D] of crops float32[N, S, S, 3] in [0, 1]."""
+    """Unit embeddings float64[N, D] of crops float32[N, S, S, 3] in [0, 1].
+
+    Raises:
+      InputError: an embedding is zero or not finite: a judge who sees nothing is not fooled.
+    """
     embeddings = embedder.embed(np.rint(255 * crops).astype(np.uint8)).astype(np.float64)
     sizes = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return embeddings / np.where(sizes > 0, sizes, 1)
+    if not np.all(np.isfinite(sizes) & (sizes > 0)):
+        raise InputError(f"recogniser {embedder.name}: embeddings must be finite and not 0")
+    return embeddings / sizes
 
 
 def crops_of(pixels: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
@@ -114,7 +121,14 @@ def judge(
 def directions_of_photos(
     embedder: Embedder, photos: Sequence[tuple[np.ndarray, Face]]
 ) -> np.ndarray:
-    """float64[D], the mean direction of one person's photos: (uint8[H, W, 3], its face)."""
+    """float64[D], the mean direction of one person's photos: (uint8[H, W, 3], its face).
+
+    Raises:
+      InputError: there is none.
+    """
     crops = [crops_of(pixels, [crop_matrix(face)])[0] for pixels, face in photos]
     mean = directions(embedder, np.stack(crops)).mean(axis=0)
-    return mean / np.linalg.norm(mean)
+    size = np.linalg.norm(mean)
+    if not size > 0:
+        raise InputError(f"recogniser {embedder.name}: the photos' directions cancel out")
+    return mean / size

@@ -40,7 +40,7 @@ class Manifest:
         """Locks the folder, reads what is done, and sorts the lines at the end.
 
         Raises:
-          InputError: another run writes into the folder.
+          InputError: another run writes into the folder, or it holds files of others.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._folder, os.O_RDONLY)
@@ -51,6 +51,7 @@ class Manifest:
                 raise InputError(
                     f"output {self._folder} is being written by another run"
                 ) from None
+            self._refuse_of_others()
             for left in self._folder.rglob(f".*{UNFINISHED}"):
                 left.unlink()
             self._records = {record["file"]: record for record in self._read()}
@@ -59,6 +60,17 @@ class Manifest:
             self._write()
         finally:
             os.close(lock)
+
+    def _refuse_of_others(self) -> None:
+        """What no run wrote is not to be overwritten: it may be originals."""
+        if self._path.exists():
+            return
+        for path in self._folder.iterdir():
+            if not path.name.startswith("."):
+                raise InputError(
+                    f"output {self._folder} holds {path.name}, and no {NAME} of an "
+                    "earlier run: name a new folder"
+                )
 
     def done(self, file: str, digest: str) -> Record | None:
         """The record of a file that need not be done again, or None.
@@ -72,34 +84,55 @@ class Manifest:
             return None
         if record["source_sha256"] != digest:
             return None
-        if record["output"] is not None:
-            path = self._folder / record["output"]
-            if not path.is_file() or digest_of(path.read_bytes()) != record["output_sha256"]:
-                return None
+        if record["output"] is not None and not self._stands(record):
+            return None
         return record
 
-    def add(self, record: Record) -> None:
-        """Adds a line, at once and for good."""
+    def _stands(self, record: Record) -> bool:
+        """Whether its output is there as it was written."""
+        if record["output"] != record["file"]:
+            return False
+        path = self._folder / record["file"]
+        return path.is_file() and digest_of_file(path) == record["output_sha256"]
+
+    def add(self, record: Record) -> Record:
+        """Adds a line, at once and for good, and returns it.
+
+        Where nothing was written what an earlier run wrote for the file is removed: it would
+        pass for the file's protected photo.
+        """
         record = record | {"settings": self._settings}
+        before = self._records.get(record["file"])
+        if record["output"] is None and before is not None and self._stands(before):
+            (self._folder / record["file"]).unlink()
         self._records[record["file"]] = record
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
+        return record
 
     def keep(self, files: set[str]) -> None:
-        """Drops the lines of files that are no longer there."""
-        self._records = {name: r for name, r in self._records.items() if name in files}
+        """Drops the lines of files that are no longer there, and left nothing.
+
+        A protected photo whose original is gone may be the last there is: it stays, and so
+        does its line.
+        """
+        self._records = {
+            name: record
+            for name, record in self._records.items()
+            if name in files or self._stands(record)
+        }
 
     def _read(self) -> list[Record]:
         if not self._path.exists():
             return []
         records = []
-        for line in self._path.read_text("utf-8", errors="replace").splitlines():
+        for line in self._path.read_text("utf-8", errors="replace").split("\n"):
             # A line that was being written when the run was killed is none.
             with contextlib.suppress(ValueError):
                 record = json.loads(line)
-                if isinstance(record, dict) and record.keys() >= _FIELDS:
+                if _whole(record):
                     records.append(record)
         return records
 
@@ -108,7 +141,26 @@ class Manifest:
         write_whole(self._path, "".join(lines).encode())
 
 
-_FIELDS = {"file", "output", "settings", "source_sha256", "output_sha256"}
+# What every line has, whatever became of the file.
+FIELDS = {
+    "file",
+    "status",
+    "reason",
+    "output",
+    "source_sha256",
+    "output_sha256",
+    "faces",
+    "settings",
+}
+
+
+def _whole(record: Any) -> bool:
+    return (
+        isinstance(record, dict)
+        and record.keys() >= FIELDS
+        and isinstance(record["file"], str)
+        and isinstance(record["faces"], list)
+    )
 
 
 def digest_of(data: bytes) -> str:
@@ -116,5 +168,15 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    # Names of files may be no text at all; JSON's own escapes tell them apart.
+    if any("\ud800" <= letter <= "\udfff" for letter in line):
+        line = json.dumps(record, allow_nan=False)
+    return line + "\n"

@@ -5,6 +5,7 @@ or the cap on what may be seen is reached; then the strongest try is kept and ca
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax._validate import InputError, count
 from deid_jax.metrics import mssim
 from deid_jax.photos import files, protection
 from deid_jax.photos.alignment import crop_matrix, support
@@ -22,6 +24,8 @@ from deid_jax.photos.judging import Verdict, Witness, crops_of, directions, judg
 
 # Where the photo's own quality would spoil as much as the change may.
 _FINE_QUALITY = 97
+# How often changes are made smaller for what encoding and other faces add to them.
+_CORRECTIONS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Strength:
     psnrs: tuple[float, ...] = (42.0, 41.0, 40.0, 39.0, 38.0)
     num_steps: int = 30
 
+    def __post_init__(self) -> None:
+        falling = all(more > less for more, less in itertools.pairwise(self.psnrs))
+        if not self.psnrs or not falling or not all(map(math.isfinite, self.psnrs)):
+            raise InputError(f"psnrs must be numbers, each below the last, got {self.psnrs}")
+        count("num_steps", self.num_steps, least=1)
+
 
 DEFAULT = Strength()
 
@@ -45,8 +55,8 @@ class FaceReport(NamedTuple):
 
     Attributes:
       face: where it is.
-      tried: the PSNR of the last try in dB.
-      psnr: of the changed pixels in the decoded file, against the original's, dB.
+      tried: the PSNR of the last try in dB: what may be changed at most.
+      psnr: of the pixels that the change may touch, the decoded file's against the photo's, dB.
       ssim: mean SSIM of its crop.
       verdicts: one of each witness.
     """
@@ -113,76 +123,143 @@ def protect(
         own, unchanged, which is the hardest to come away from.
       detector: finds faces anew in the changed photo, for the judges.
       keep_metadata: see `files.encode`.
+
+    Raises:
+      InputError: no face, no witness that is fitted, or one who sees nothing in a face.
     """
-    matrices = [crop_matrix(face) for face in faces]
-    crops = crops_of(photo.pixels, matrices)
+    if not faces:
+        raise InputError("faces must be one or more")
+    if not any(witness.fitted for witness in witnesses):
+        raise InputError("witnesses must have one or more that are fitted")
+    places = _Places(photo, faces)
+    crops = crops_of(photo.pixels, places.matrices)
     references = [
         _references(witness, crops, None if known is None else known[number])
         for number, witness in enumerate(witnesses)
     ]
-    quality, losses = _quality(photo, matrices, strength.psnrs[-1])
+    quality, losses = _quality(photo, places, strength.psnrs[-1])
     keys = jax.random.split(key, len(faces))
     fitted = [pair for pair in zip(witnesses, references, strict=True) if pair[0].fitted]
     changes: list[np.ndarray] = [np.zeros(0)] * len(faces)
     level = np.zeros(len(faces), int)
     todo = np.arange(len(faces))
-    # Faces that overlap may undo each other, so a face's turn may come again.
-    for _ in range(2 * len(strength.psnrs)):
+    # Each round raises a face's level, so that there are at most as many as levels and faces.
+    # Faces that overlap may undo each other: a face's turn may come again.
+    while len(todo):
         for one in np.unique(level[todo]):
-            places = todo[level[todo] == one]
-            found = protection.changes(
-                [witness.embedder for witness, _ in fitted],
-                crops[places],
-                [matrices[n] for n in places],
-                [reference[places] for _, reference in fitted],
-                grey=photo.grey,
-                psnr=strength.psnrs[one],
-                keys=keys[places],
-                num_steps=strength.num_steps,
-            )
-            for place, change in zip(places, found, strict=True):
+            own = todo[level[todo] == one]
+            found = _changes(places, own, crops[own], fitted, keys[own], strength, int(one))
+            for place, change in zip(own, found, strict=True):
                 changes[place] = change
         tried = np.array(strength.psnrs)[level]
-        room = _room(tried, losses)
-        pixels = protection.add(photo.pixels, changes, matrices, room, grey=photo.grey)
-        data = files.encode(photo, pixels, keep_metadata=keep_metadata, quality=quality)
-        seen = files.parse_photo(data, "the protected photo").pixels
-        verdicts = judge(seen, faces, references, witnesses, detector)
+        written = _written(places, changes, tried, losses, quality, keep_metadata)
+        verdicts = judge(written.pixels, faces, references, witnesses, detector)
         known_still = np.array([not all_fooled(own) for own in verdicts])
         todo = np.flatnonzero(known_still & (level + 1 < len(strength.psnrs)))
-        if not len(todo):
-            break
         level[todo] += 1
     reports = [
-        _report(photo, seen, *rest)
-        for rest in zip(faces, matrices, tried.tolist(), verdicts, strict=True)
+        _report(places, number, written.pixels, float(tried[number]), own)
+        for number, own in enumerate(verdicts)
     ]
-    return Protected(data, seen, quality, reports)
+    return Protected(written.data, written.pixels, quality, reports)
 
 
-def _quality(
-    photo: Photo, matrices: Sequence[np.ndarray], cap: float
-) -> tuple[int | None, np.ndarray]:
+class _Places:
+    """Where a photo's faces are, and which pixels their changes may touch."""
+
+    def __init__(self, photo: Photo, faces: Sequence[Face]):
+        self.photo = photo
+        self.faces = faces
+        self.matrices = [crop_matrix(face) for face in faces]
+        shape = photo.pixels.shape[:2]
+        self.supports = [support(matrix, shape) for matrix in self.matrices]
+        # Many a grey photo is in a file of three channels: it is to stay grey, too.
+        red, green, blue = np.moveaxis(photo.pixels, 2, 0)
+        self.grey = photo.grey or bool(np.array_equal(red, green) and np.array_equal(red, blue))
+
+    def errors(self, seen: np.ndarray) -> np.ndarray:
+        """Each face's mean squared error in the pixels it may touch, of a range of 1."""
+        found = np.zeros(len(self.faces))
+        for number, (ys, xs, inside) in enumerate(self.supports):
+            if inside.any():
+                difference = seen[ys, xs].astype(np.int16) - self.photo.pixels[ys, xs]
+                squares = np.square(difference, dtype=np.int32).sum(axis=2)
+                found[number] = squares.sum(where=inside, dtype=np.float64) / inside.sum()
+        return found / (3 * 255**2)
+
+
+def _changes(
+    places: _Places,
+    own: np.ndarray,
+    crops: np.ndarray,
+    fitted: Sequence[tuple[Witness, np.ndarray]],
+    keys: jax.Array,
+    strength: Strength,
+    level: int,
+) -> np.ndarray:
+    """`protection.changes` of some of the faces, for the fitted witnesses."""
+    return protection.changes(
+        [witness.embedder for witness, _ in fitted],
+        crops,
+        [places.matrices[number] for number in own],
+        [reference[own] for _, reference in fitted],
+        grey=places.grey,
+        psnr=strength.psnrs[level],
+        keys=keys,
+        num_steps=strength.num_steps,
+    )
+
+
+class _Written(NamedTuple):
+    """A file's content, and the pixels that it shows."""
+
+    data: bytes
+    pixels: np.ndarray
+
+
+def _written(
+    places: _Places,
+    changes: Sequence[np.ndarray],
+    psnrs: np.ndarray,
+    losses: np.ndarray,
+    quality: int | None,
+    keep_metadata: bool,
+) -> _Written:
+    """The file with all changes, in which no face is changed more than its PSNR says.
+
+    Encoding adds an error of its own, and so do faces that overlap: where both together exceed
+    what is allowed the changes are made smaller, until it is kept or a few times were in vain.
+    """
+    photo = places.photo
+    allowed = 10 ** (-psnrs / 10)
+    own = np.maximum(allowed - losses, allowed / 4)
+    for _ in range(_CORRECTIONS):
+        pixels = protection.add(
+            photo.pixels, changes, places.matrices, -10 * np.log10(own), grey=places.grey
+        )
+        data = files.encode(photo, pixels, keep_metadata=keep_metadata, quality=quality)
+        seen = files.parse_photo(data, "the protected photo").pixels
+        errors = places.errors(seen)
+        if np.all(errors <= allowed):
+            break
+        excess = np.maximum(errors / allowed, 1)
+        own = own / excess**1.5
+    return _Written(data, seen)
+
+
+def _quality(photo: Photo, places: _Places, cap: float) -> tuple[int | None, np.ndarray]:
     """The file's quality, and what encoding alone costs each face: mean squared errors.
 
     The photo's own quality, where encoding takes at most a quarter of what the cap leaves.
     """
     if photo.lossless:
-        return None, np.zeros(len(matrices))
+        return None, np.zeros(len(places.faces))
     for quality in sorted({photo.quality, max(photo.quality, _FINE_QUALITY)}):
-        again = files.parse_photo(
-            files.encode(photo, photo.pixels, quality=quality), "the photo"
-        ).pixels
-        losses = np.array([_error(photo, again, matrix) for matrix in matrices])
+        data = files.encode(photo, photo.pixels, quality=quality)
+        losses = places.errors(files.parse_photo(data, "the photo").pixels)
         if losses.max() <= 10 ** (-cap / 10) / 4:
             break
     return quality, losses
-
-
-def _room(psnrs: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The PSNRs that the changes may have, so that with encoding each face has its own."""
-    whole = 10 ** (-psnrs / 10)
-    return -10 * np.log10(np.maximum(whole - losses, whole / 4))
 
 
 def _references(witness: Witness, crops: np.ndarray, known: np.ndarray | None) -> np.ndarray:
@@ -195,23 +272,10 @@ def _references(witness: Witness, crops: np.ndarray, known: np.ndarray | None) -
 
 
 def _report(
-    photo: Photo,
-    seen: np.ndarray,
-    face: Face,
-    matrix: np.ndarray,
-    tried: float,
-    verdicts: list[Verdict],
+    places: _Places, number: int, seen: np.ndarray, tried: float, verdicts: list[Verdict]
 ) -> FaceReport:
-    error = _error(photo, seen, matrix)
+    error = float(places.errors(seen)[number])
     psnr = -10 * math.log10(error) if error > 0 else math.inf
-    pair = [jnp.asarray(crops_of(pixels, [matrix])) for pixels in (seen, photo.pixels)]
-    return FaceReport(face, tried, psnr, float(mssim(*pair)[0]), verdicts)
-
-
-def _error(photo: Photo, seen: np.ndarray, matrix: np.ndarray) -> float:
-    """The mean squared error of the pixels that a face's change may touch, of a range of 1."""
-    ys, xs, inside = support(matrix, photo.pixels.shape[:2])
-    if not inside.any():
-        return 0.0
-    difference = seen[ys, xs][inside].astype(np.float64) - photo.pixels[ys, xs][inside]
-    return float(np.mean(np.square(difference / 255)))
+    matrix = places.matrices[number]
+    pair = [jnp.asarray(crops_of(pixels, [matrix])) for pixels in (seen, places.photo.pixels)]
+    return FaceReport(places.faces[number], tried, psnr, float(mssim(*pair)[0]), verdicts)

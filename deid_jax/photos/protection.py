@@ -40,11 +40,13 @@ class Program(NamedTuple):
       modules: the recognisers to fool.
       foreseen: keys of `TRANSFORMATIONS`, one after the other.
       num_steps: gradient steps.
+      reach: of `MIFGVMConfig`: how far all steps together would go.
     """
 
     modules: tuple[Any, ...]
     foreseen: tuple[str, ...] = FORESEEN
     num_steps: int = 30
+    reach: float = 10.0
 
 
 class Crops(NamedTuple):
@@ -80,6 +82,7 @@ def find_change(
     key: jax.Array,
     *,
     program: Program,
+    initial: jax.Array | None = None,
 ) -> jax.Array:
     """δ of each face: float32[B, S, S, 3], by `mifgvm`.
 
@@ -90,6 +93,7 @@ def find_change(
       psnr: float32[] in dB: what ‖δ‖₂ may be.
       key: key[B].
       program: everything static.
+      initial: float32[B, S, S, 3], the change to begin with; None: none.
     """
     goals = [
         dodge(functools.partial(module.apply, weights), reference, 0.0)
@@ -107,8 +111,10 @@ def find_change(
 
     fitted: Objective = in_photo
     size = l2_of_psnr(psnr, crops.images[0].size)
-    config = MIFGVMConfig(epsilon=size, num_steps=program.num_steps)
-    change = mifgvm(fitted, crops.images, config, key).images - crops.images
+    config = MIFGVMConfig(epsilon=size, reach=program.reach, num_steps=program.num_steps)
+    start = None if initial is None else jnp.clip(crops.images + initial, 0, 1)
+    changed = mifgvm(fitted, crops.images, config, key, initial=start).images
+    change = changed - crops.images
     return jnp.where(per_image(crops.grey), change.mean(axis=3, keepdims=True), change)
 
 
@@ -138,18 +144,64 @@ def changes(
     Returns:
       float32[N, S, S, 3].
     """
-    program = Program(tuple(one.module for one in recognisers), num_steps=num_steps)
-    variables = [one.variables for one in recognisers]
+    crops = crops_at(images, matrices, grey=grey)
+    return changes_from(
+        recognisers, crops, references, None, psnr=psnr, keys=keys, num_steps=num_steps
+    )
+
+
+def crops_at(images: np.ndarray, matrices: Sequence[np.ndarray], *, grey: bool) -> Crops:
+    """Crops float32[N, S, S, 3] of the places that N similarities name."""
     rows, columns = (np.stack(m) for m in zip(*map(roundtrip, matrices), strict=True))
+    return Crops(images, rows, columns, np.full(len(images), grey))
+
+
+# Of a step that goes on from a change: its length in ε, that of 30 steps from none.
+_STEP = 1 / 3
+
+
+def changes_from(
+    recognisers: Sequence[Embedder],
+    crops: Crops,
+    references: Sequence[np.ndarray],
+    initial: np.ndarray | None,
+    *,
+    psnr: float,
+    keys: jax.Array,
+    num_steps: int,
+) -> np.ndarray:
+    """`find_change` of any number of crops, from a change that was found before.
+
+    Args:
+      recognisers: whom to fool.
+      crops: of N faces.
+      references: [N, D] for each recogniser.
+      initial: float32[N, S, S, 3], changes to begin with; None: none.
+      psnr: in dB.
+      keys: key[N].
+      num_steps: gradient steps.
+
+    Returns:
+      float32[N, S, S, 3].
+    """
+    usual = Program(()).reach
+    reach = usual if initial is None else min(usual, _STEP * num_steps)
+    modules = tuple(one.module for one in recognisers)
+    program = Program(modules, num_steps=num_steps, reach=reach)
+    variables = [one.variables for one in recognisers]
     found = []
-    for first in range(0, len(images), BATCHES[-1]):
-        count = min(len(images) - first, BATCHES[-1])
+    for first in range(0, len(crops.images), BATCHES[-1]):
+        count = min(len(crops.images) - first, BATCHES[-1])
         size = next(batch for batch in BATCHES if batch >= count)
         places = first + np.minimum(np.arange(size), count - 1)
-        crops = Crops(images[places], rows[places], columns[places], np.full(size, grey))
-        own = [jnp.asarray(reference[places], jnp.float32) for reference in references]
         change = find_change(
-            variables, crops, own, jnp.float32(psnr), keys[places], program=program
+            variables,
+            Crops(*(part[places] for part in crops)),
+            [jnp.asarray(reference[places], jnp.float32) for reference in references],
+            jnp.float32(psnr),
+            keys[places],
+            program=program,
+            initial=None if initial is None else initial[places],
         )
         found.append(np.asarray(change)[:count])
     return np.concatenate(found)
@@ -166,7 +218,8 @@ def add(
     """The photo with every face changed: uint8[H, W, 3].
 
     Each change is scaled so that the pixels which it touches come to its PSNR, or as near as
-    what lies beyond black and white lets it; other pixels stay as they are.
+    what lies beyond black and white and four times the change let it; other pixels stay as
+    they are.
 
     Args:
       pixels: uint8[H, W, 3].
@@ -186,10 +239,11 @@ def add(
 
 
 _HALVINGS = 12
+_LARGEST = 4.0
 
 
 def _scaled(before: np.ndarray, change: np.ndarray, psnr: float) -> np.ndarray:
-    """round(x + 255 t δ), t ≤ 2 the largest that keeps to the PSNR where δ is not zero."""
+    """round(x + 255 t δ), t ≤ 4 the largest that keeps to the PSNR where δ is not zero."""
     touched = np.any(change != 0, axis=2)
     if not touched.any():
         return before
@@ -199,7 +253,7 @@ def _scaled(before: np.ndarray, change: np.ndarray, psnr: float) -> np.ndarray:
         moved = np.rint(before + np.float32(255 * share) * change)
         return np.clip(moved, 0, 255).astype(np.uint8)
 
-    fits, exceeds = 0.0, 2.0
+    fits, exceeds = 0.0, _LARGEST
     for _ in range(_HALVINGS):
         middle = (fits + exceeds) / 2
         error = at(middle).astype(np.float32) - before

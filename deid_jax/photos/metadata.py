@@ -1,0 +1,276 @@
+"""What a photo's file tells beside its pixels: how they are coded, and notes of all kinds.
+
+Always kept is what a picture looks wrong without: how a PNG's numbers mean colours, the size on
+paper. On request come EXIF with GPS, XMP, IPTC, comments and texts, rid of every small copy of
+the picture that can be told as one. Nothing else is ever carried over.
+"""
+
+import contextlib
+import functools
+import io
+import re
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
+
+# Below this quality a change this small would hardly outlive the encoder.
+LEAST_QUALITY = 90
+_FINEST_CHROMA = 0
+_HALF_WIDTH_CHROMA = 1
+
+_ORIENTATION = 0x0112
+_XMP = 0x02BC
+# Chunks of a PNG that say which colours its numbers mean.
+_PNG_COLOURS = (b"cHRM", b"cICP", b"gAMA", b"sRGB")
+_XMP_IN_PNG = "XML:com.adobe.xmp"
+_IPTC_IN_PHOTOSHOP = 0x0404
+# Tags that lay out a TIFF's pixels or those of a thumbnail, that `save` writes itself (density,
+# profile), or that hold pictures (Photoshop's resources, sub-directories, JPEG streams).
+_LAYOUT = frozenset(
+    tag
+    for first, last in (
+        *((254, 268), (273, 273), (277, 284), (288, 293), (296, 297), (301, 301), (317, 347)),
+        *((512, 521), (529, 532), (_XMP, _XMP), (34377, 34377), (34675, 34675)),
+        *((37724, 37724), (50341, 50341)),
+    )
+    for tag in range(first, last + 1)
+)
+# A marker holds 65533 bytes, its name included.
+_LONGEST_IN_JPEG = 65_400
+_JPEG_START = b"\xff\xd8\xff"
+_PNG_START = b"\x89PNG\r\n"
+# A picture in a text is base64; its lines may be broken, in XML by references.
+_BASE64 = r"(?:[A-Za-z0-9+/]{40,}+={0,2}(?:&#x[aAdD];|&#1[03];|\s)*+)+[A-Za-z0-9+/]*+={0,2}"
+_LONGEST_WORD = 160
+
+
+def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> dict[str, Any]:
+    """Arguments of `save`: a PNG's meaning of colours, and the density in dots per inch.
+
+    Args:
+      image: decoded.
+      data: its file.
+      sideways: whether upright it has exchanged its width and height.
+    """
+    kept: dict[str, Any] = {}
+    if image.format == "PNG":
+        colours = PngImagePlugin.PngInfo()
+        for name, content in _png_chunks(data):
+            if name in _PNG_COLOURS:
+                colours.add(name, content)
+        kept["pnginfo"] = colours
+    density = _density(image.info.get("dpi"))
+    if density is not None:
+        kept["dpi"] = density[::-1] if sideways else density
+    return kept
+
+
+def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
+    """Arguments of `save` that go beyond `kept_always`, or take the place of some of them.
+
+    Not kept are small copies of the picture: EXIF's thumbnail, maker's notes and other values
+    with a JPEG or PNG in them, Photoshop's resources but for IPTC, base64 in XMP and texts,
+    further pictures (MPF, gain maps, depth) and videos behind the first. Nor are notes that
+    Pillow does not read: extended XMP, all comments but the last, other segments. A small copy
+    in a maker's own coding cannot be told from other notes.
+
+    Args:
+      image: decoded.
+      data: its file.
+      size: width and height, upright.
+    """
+    kept: dict[str, Any] = {}
+    jpeg = image.format in ("JPEG", "MPO")
+    exif = _exif(image, size)
+    packet = _xmp(image.info.get("xmp"))
+    if packet and image.format == "TIFF":
+        exif[_XMP] = packet
+    elif packet and image.format != "PNG":
+        kept["xmp"] = packet
+    # Damaged values raise all sorts; what cannot be written is not kept.
+    with contextlib.suppress(Exception):
+        whole = exif.tobytes()
+        if len(exif) and (not jpeg or len(whole) < _LONGEST_IN_JPEG):
+            kept["exif"] = whole
+            if image.format == "TIFF":
+                # Pillow's own writer: libtiff loses GPS, and may crash on odd tags.
+                kept["compression"] = "raw"
+    if jpeg and isinstance(image.info.get("comment"), bytes):
+        kept["comment"] = image.info["comment"]
+    iptc = image.info.get("photoshop", {}).get(_IPTC_IN_PHOTOSHOP) if jpeg else None
+    if isinstance(iptc, bytes) and len(iptc) < _LONGEST_IN_JPEG:
+        kept["extra"] = _iptc_segment(iptc)
+    if image.format == "PNG":
+        kept["pnginfo"] = _png_notes(image, data)
+    return kept
+
+
+def is_lossless_webp(data: bytes) -> bool:
+    """Whether a WebP's first frame is coded without loss (VP8L)."""
+    return next((name == b"VP8L" for name in _webp_chunks(data)), False)
+
+
+def bits_of_png(data: bytes) -> int:
+    """Bits a channel, from the header."""
+    return data[24]
+
+
+def subsampling(image: Image.Image, sideways: bool) -> int:
+    """Pillow's number for the chroma's resolution; the finest where it has none for it."""
+    found = JpegImagePlugin.get_sampling(image)
+    if found < 0 or (sideways and found == _HALF_WIDTH_CHROMA):
+        return _FINEST_CHROMA
+    return found
+
+
+def quantisation(
+    image: Image.Image, sideways: bool
+) -> tuple[int, tuple[tuple[int, ...], ...] | None]:
+    """The least quality, from 90, as fine as a JPEG's; and its tables, if they are of 90.
+
+    A table's sum stands for its fineness.
+    """
+    own: dict[int, list[int]] = getattr(image, "quantization", {})
+    tables = [own[number] for number in sorted(own)]
+    sums = {quality: _sums_of_tables(quality) for quality in range(LEAST_QUALITY, 101)}
+    quality = LEAST_QUALITY
+    for number, table in enumerate(tables):
+        as_fine = (q for q, known in sums.items() if known[min(number, 1)] <= sum(table))
+        quality = max(quality, next(as_fine, 100))
+    limits = sums[LEAST_QUALITY]
+    if any(sum(table) > limits[min(number, 1)] for number, table in enumerate(tables)):
+        return quality, None
+    squares = (np.array(table).reshape(8, 8) for table in tables)
+    turned = (square.T if sideways else square for square in squares)
+    return quality, tuple(tuple(square.ravel().tolist()) for square in turned) or None
+
+
+@functools.cache
+def _sums_of_tables(quality: int) -> tuple[int, int]:
+    """Of luma's and chroma's quantisation as Pillow writes it."""
+    written = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(written, "JPEG", quality=quality)
+    with Image.open(written, formats=("JPEG",)) as image:
+        tables = image.quantization  # type: ignore[attr-defined]
+    return sum(tables[0]), sum(tables[1])
+
+
+def _density(value: Any) -> tuple[float, float] | None:
+    try:
+        across, down = (float(number) for number in value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    fits = all(1 <= number < 65_535 for number in (across, down))
+    return (across, down) if fits else None
+
+
+def _exif(image: Image.Image, size: tuple[int, int]) -> Image.Exif:
+    """EXIF anew, without what lays out pixels, without pictures, and upright; else empty."""
+    fresh = Image.Exif()
+    try:
+        found = image.getexif()
+        camera, place = (dict(found.get_ifd(part)) for part in (_CAMERA, _PLACE))
+        rules = dict(found.get_ifd(_RULES)) if _RULES in camera else {}
+    except Exception:  # Damaged directories raise all sorts.
+        return fresh
+    fresh.endian = found.endian
+    apart = {*_LAYOUT, _ORIENTATION, _CAMERA, _PLACE}
+    fresh.update({tag: value for tag, value in found.items() if tag not in apart})
+    camera.pop(_RULES, None)
+    camera |= {tag: n for tag, n in zip(_PIXELS, size, strict=True) if tag in camera}
+    for directory in (fresh, camera, place, rules):
+        for tag in [tag for tag, value in directory.items() if _holds_picture(value)]:
+            del directory[tag]
+    if rules:
+        camera[_RULES] = rules
+    fresh.update({tag: part for tag, part in ((_CAMERA, camera), (_PLACE, place)) if part})
+    if len(fresh):
+        fresh[_ORIENTATION] = 1
+    return fresh
+
+
+_CAMERA, _PLACE, _RULES = ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop
+_PIXELS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
+
+
+def _holds_picture(value: Any) -> bool:
+    """Whether a JPEG or PNG begins somewhere in bytes; in text, a line of base64 as long."""
+    if isinstance(value, bytes):
+        return (
+            _JPEG_START in value
+            or _PNG_START in value
+            or _holds_picture(value.decode("latin-1"))
+        )
+    return isinstance(value, str) and without_pictures(value) != value
+
+
+def without_pictures(text: str) -> str:
+    """A text without its runs of base64 of 160 characters and more."""
+    return re.sub(_BASE64, lambda run: "" if len(run[0]) >= _LONGEST_WORD else run[0], text)
+
+
+def _xmp(packet: Any) -> bytes:
+    """XMP without pictures, saying "upright"; none of it if it is not UTF-8."""
+    if not isinstance(packet, bytes):
+        return b""
+    try:
+        text = packet.rstrip(b"\0").decode("utf-8")
+    except UnicodeDecodeError:
+        return b""
+    return b"" if "\0" in text else _upright(without_pictures(text)).encode("utf-8")
+
+
+def _upright(xmp: str) -> str:
+    return re.sub(r"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[0-9]", r"\g<1>1", xmp)
+
+
+def _iptc_segment(iptc: bytes) -> bytes:
+    """IPTC as the only one of Photoshop's resources, in its segment of a JPEG."""
+    resource = b"8BIM" + struct.pack(">HHI", _IPTC_IN_PHOTOSHOP, 0, len(iptc)) + iptc
+    content = b"Photoshop 3.0\0" + resource + b"\0" * (len(iptc) % 2)
+    return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+
+
+def _png_notes(image: Image.Image, data: bytes) -> PngImagePlugin.PngInfo:
+    """A PNG's texts, its time, and what `kept_always` keeps."""
+    notes = PngImagePlugin.PngInfo()
+    for name, content in _png_chunks(data):
+        if name in (*_PNG_COLOURS, b"tIME"):
+            notes.add(name, content)
+    for key, value in getattr(image, "text", {}).items():
+        # What other programs wrap as hexadecimal digits: EXIF is read by Pillow and kept.
+        if key.startswith("Raw profile type"):
+            continue
+        text = without_pictures(str(value))
+        if key == _XMP_IN_PNG:
+            text = _upright(text)
+        if isinstance(value, PngImagePlugin.iTXt):
+            notes.add_itxt(key, text, value.lang or "", value.tkey or "")
+        else:
+            notes.add_text(key, text)
+    return notes
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Names and contents of a PNG's chunks up to its pixels, and of those behind."""
+    place = 8
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        name = data[place + 4 : place + 8]
+        yield name, b"" if name == b"IDAT" else data[place + 8 : place + 8 + length]
+        place += length + 12
+
+
+def _webp_chunks(data: bytes) -> Iterator[bytes]:
+    """Names of the chunks of a WebP that hold pixels: VP8 or VP8L."""
+    stream = io.BytesIO(data)
+    stream.seek(12)
+    while len(head := stream.read(8)) == 8:
+        name, length = struct.unpack("<4sI", head)
+        if name in (b"VP8 ", b"VP8L"):
+            yield name
+        # A frame of an animation begins with 16 bytes of its own.
+        stream.seek(16 if name == b"ANMF" else length + length % 2, io.SEEK_CUR)

@@ -1,0 +1,376 @@
+"""Video files: decoded upright frame by frame, and written again with other pictures.
+
+Read and written by PyAV. One frame is in memory at a time, whatever the video's length. Sound
+and subtitles are copied packet by packet, with their times; pictures keep the times, rotation,
+shape of pixels and colour space that they had. What else a video's file may tell (place, time,
+device, titles, cover pictures, telemetry) is not written unless asked for; cover pictures and
+telemetry never are.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deid_jax._validate import InputError
+from deid_jax.data.images import MAX_PIXELS
+
+# Containers that can be written again as they were: the suffix, and what FFmpeg calls them.
+FORMATS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+}
+SUFFIXES = frozenset(FORMATS)
+# The source's codec -> the encoder, its options, the option that says how much it may lose.
+_X264: tuple[str, dict[str, str]] = ("libx264", {"preset": "medium"})
+_ENCODERS = {
+    "h264": _X264,
+    "hevc": ("libx265", {"preset": "medium", "x265-params": "log-level=none"}),
+    "vp8": ("libvpx-vp9", {"b": "0", "cpu-used": "2"}),
+    "vp9": ("libvpx-vp9", {"b": "0", "cpu-used": "2"}),
+    "av1": ("libvpx-vp9", {"b": "0", "cpu-used": "2"}),
+}
+# The same bytes on every machine, so not as many as there are cores.
+_THREADS = 2
+# Planar formats that all these encoders take; others become the nearest of them.
+_KEPT = {
+    **{f"yuv{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
+    **{f"yuvj{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
+    **{f"yuv{kind}p10le": f"yuv{kind}p10le" for kind in (420, 422, 444)},
+}
+_FULL_RANGE = 2
+# Seconds that may miss at the end of a whole file, against what its header says.
+_SLACK = 0.5
+
+
+class Picture(NamedTuple):
+    """One frame.
+
+    Attributes:
+      time: when it is shown, in seconds.
+      pixels: uint8[H, W, 3], RGB, upright.
+    """
+
+    time: Fraction
+    pixels: np.ndarray
+
+
+class VideoInfo(NamedTuple):
+    """What is known of a video before it is decoded.
+
+    Attributes:
+      width: of a frame as it is shown, upright, in pixels.
+      height: likewise.
+      num_frames: as the file says, to tell how far one has come; 0 where it does not.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """What PyAV raises, as one `InputError`."""
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(f"video {path} cannot be read: {reason}") from error
+    except OSError as error:
+        raise InputError(f"video {path} cannot be read: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its one video stream.
+
+    Raises:
+      InputError: PyAV is not installed, or the file has not one video stream that fits.
+    """
+    try:
+        import av
+    except ImportError:
+        raise InputError("videos need PyAV: pip install 'deid_jax[video]'") from None
+    with _errors(path), av.open(str(path), metadata_errors="replace") as container:
+        covers = av.stream.Disposition.attached_pic
+        streams = [one for one in container.streams.video if not one.disposition & covers]
+        if len(streams) != 1:
+            raise InputError(f"video {path} has {len(streams)} video streams, not one")
+        (stream,) = streams
+        if stream.codec_context is None or not (stream.width and stream.height):
+            raise InputError(f"video {path} cannot be read: no decoder, or no frame size")
+        if stream.width * stream.height > MAX_PIXELS:
+            raise InputError(f"video {path} has frames of more than {MAX_PIXELS} pixels")
+        stream.thread_type = "AUTO"
+        yield container, stream
+
+
+def look(path: Path) -> VideoInfo:
+    """Reads what a file says of itself, and its first frame.
+
+    Raises:
+      InputError: it is missing, no video, damaged, or has several video streams.
+    """
+    with _opened(path) as (_, stream):
+        count = stream.frames
+    first = next(pictures(path), None)
+    if first is None:
+        raise InputError(f"video {path} has no frames")
+    height, width = first.pixels.shape[:2]
+    return VideoInfo(width, height, count)
+
+
+def pictures(path: Path) -> Iterator[Picture]:
+    """Every frame, decoded, in the order in which they are shown.
+
+    Raises:
+      InputError: it cannot be read, ends before its time, or changes its size in between.
+    """
+    with _opened(path) as (container, stream):
+        for _, frame in _read(container, stream, path):
+            if frame is not None:
+                yield Picture(frame.pts * frame.time_base, _upright(_rgb(frame), _turns(frame)))
+
+
+def _read(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any, Any]]:
+    """(packet, None) of what is copied, (None, frame) of the video."""
+    size, end, last = (stream.width, stream.height), Fraction(0), None
+    copied = _copied(container)
+    for packet in container.demux([stream, *copied]):
+        if packet.is_corrupt:
+            raise InputError(f"video {path} is damaged or cut off")
+        if packet.pts is not None:
+            end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        if packet.stream.index != stream.index:
+            if packet.size:
+                yield packet, None
+            continue
+        for frame in packet.decode():
+            if frame.pts is None or (last is not None and frame.pts <= last):
+                raise InputError(f"video {path} has frames without times in order")
+            if (frame.width, frame.height) != size:
+                raise InputError(f"video {path} changes the size of its frames")
+            last = frame.pts
+            yield None, frame
+    if container.duration is not None:
+        # Of the header; what was cut off came after what was read.
+        told = Fraction(container.duration + max(container.start_time or 0, 0), 1_000_000)
+        if told - end > _SLACK:
+            raise InputError(
+                f"video {path} is cut off: {float(end):.1f} of {float(told):.1f} seconds"
+            )
+
+
+def _copied(container: Any) -> list[Any]:
+    return [one for one in container.streams if one.type in ("audio", "subtitle")]
+
+
+def _turns(frame: Any) -> int:
+    """Quarter turns counter-clockwise that bring a frame upright."""
+    return round(frame.rotation / 90) % 4
+
+
+def _upright(pixels: np.ndarray, turns: int) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(pixels, turns))
+
+
+def _rgb(frame: Any) -> np.ndarray:
+    """uint8[H, W, 3] of a frame, not turned."""
+    return frame.reformat(
+        format="rgb24", dst_color_range=_FULL_RANGE, interpolation=_interpolation(), threads=1
+    ).to_ndarray()
+
+
+def _interpolation() -> int:
+    from av.video.reformatter import Interpolation
+
+    return int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
+
+
+def _planar(pixels: np.ndarray, like: Any, pix_fmt: str) -> Any:
+    """A frame of RGB pixels, in the colours of another frame."""
+    from av import VideoFrame
+
+    plain = VideoFrame.from_ndarray(pixels, format="rgb24")
+    return plain.reformat(
+        format=pix_fmt,
+        src_color_range=_FULL_RANGE,
+        dst_colorspace=like.colorspace,
+        dst_color_range=_range_of(like),
+        interpolation=_interpolation(),
+        threads=1,
+    )
+
+
+def _range_of(frame: Any) -> int:
+    """FFmpeg's number: 0 unknown, 1 of television, 2 from 0 to 255."""
+    return _FULL_RANGE if frame.format.name.startswith("yuvj") else int(frame.color_range)
+
+
+def _planes(frame: Any) -> list[np.ndarray]:
+    """Views of a frame's planes: uint8 or uint16, [h, w]."""
+    kind = np.dtype(np.uint8 if frame.format.components[0].bits == 8 else np.uint16)
+    found = []
+    for plane in frame.planes:
+        whole = np.frombuffer(plane, kind).reshape(-1, plane.line_size // kind.itemsize)
+        found.append(whole[: plane.height, : plane.width])
+    return found
+
+
+def _replaced(frame: Any, before: np.ndarray, after: np.ndarray, pix_fmt: str) -> Any:
+    """The frame with the difference of two RGB pictures added to its own planes.
+
+    Where they are alike the frame's own values stay: they do not go through RGB.
+    """
+    from av import VideoFrame
+
+    made = VideoFrame(frame.width, frame.height, pix_fmt)
+    most = 2 ** made.format.components[0].bits - 1
+    pair = [_planes(_planar(pixels, frame, pix_fmt)) for pixels in (before, after)]
+    for target, source, one, other in zip(_planes(made), _planes(frame), *pair, strict=True):
+        target[...] = np.clip(source.astype(np.int32) + other - one, 0, most)
+    for kind in ("colorspace", "color_primaries", "color_trc"):
+        setattr(made, kind, getattr(frame, kind))
+    made.color_range = _range_of(frame)
+    return made
+
+
+# (the frame's number, uint8[H, W, 3], upright) -> the same changed, or None: as it is.
+Change = Callable[[int, np.ndarray], np.ndarray | None]
+
+
+def rewrite(
+    source: Path,
+    target: Path,
+    change: Change,
+    *,
+    suffix: str,
+    quality: int,
+    keep_metadata: bool = False,
+) -> None:
+    """Writes a video anew with changed pictures.
+
+    H.264, H.265 and VP9 stay what they are; VP8 and AV1 become VP9, others H.264.
+
+    Args:
+      source: the file to read.
+      target: the file to write.
+      change: called for every frame in order.
+      suffix: a key of `FORMATS`: the container to write.
+      quality: the constant rate factor of the encoder, 0 the best.
+      keep_metadata: whether titles, place, time and the like stay.
+
+    Raises:
+      InputError: the source cannot be read, or the container cannot hold what is in it.
+    """
+    import av
+
+    first = _first_frame(source)
+    with (
+        _opened(source) as (container, stream),
+        av.open(
+            str(target),
+            "w",
+            format=FORMATS[suffix],
+            # Else Matroska draws a random number to name the file by.
+            container_options={"fflags": "+bitexact", **_timescale(stream, suffix)},
+        ) as out,
+    ):
+        if keep_metadata:
+            out.metadata.update(container.metadata)
+        copies: dict[int, Any] = {}
+        try:
+            for one in container.streams:
+                if one.index == stream.index:
+                    made = _video_stream(out, one, first, quality)
+                elif one in _copied(container):
+                    copies[one.index] = out.add_stream_from_template(one, opaque=True)
+                    _describe(copies[one.index], one, keep_metadata)
+        except ValueError as error:
+            raise InputError(
+                f"video {source} cannot be written as {suffix}: {error}"
+            ) from error
+        number = 0
+        for packet, frame in _read(container, stream, source):
+            if frame is None:
+                packet.stream = copies[packet.stream.index]
+                out.mux(packet)
+                continue
+            out.mux(made.encode(_changed(frame, number, change, made.pix_fmt)))
+            number += 1
+        out.mux(made.encode(None))
+
+
+def _first_frame(path: Path) -> Any:
+    with _opened(path) as (container, stream):
+        for _, frame in _read(container, stream, path):
+            if frame is not None:
+                return frame
+    raise InputError(f"video {path} has no frames")
+
+
+def _timescale(stream: Any, suffix: str) -> dict[str, str]:
+    """Options of the container that keep the ticks in which times are counted."""
+    if FORMATS[suffix] in ("mp4", "mov") and stream.time_base.numerator == 1:
+        return {"video_track_timescale": str(stream.time_base.denominator)}
+    return {}
+
+
+def _describe(copy: Any, one: Any, keep_metadata: bool) -> None:
+    """What a stream's header says: all, or its language alone."""
+    copy.disposition = one.disposition
+    if keep_metadata:
+        copy.metadata.update(one.metadata)
+    elif "language" in one.metadata:
+        copy.metadata["language"] = one.metadata["language"]
+
+
+def _video_stream(out: Any, stream: Any, first: Any, quality: int) -> Any:
+    """The encoder, set to what the source is."""
+    name, options = _ENCODERS.get(stream.codec_context.name, _X264)
+    # No `rate`: it is what frames without times would be given.
+    made = out.add_stream(name, rate=stream.average_rate, options=options)
+    made.options = {**options, "crf": str(quality)}
+    made.width, made.height = first.width, first.height
+    made.pix_fmt = _format_of(first)
+    made.time_base = made.codec_context.time_base = stream.time_base
+    made.codec_context.thread_count = _THREADS
+    if stream.sample_aspect_ratio:
+        made.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
+    for kind in ("colorspace", "color_primaries", "color_trc"):
+        setattr(made.codec_context, kind, getattr(first, kind))
+    made.codec_context.color_range = _range_of(first)
+    matrix = next((s for s in first.side_data.values() if s.type.name == "DISPLAYMATRIX"), None)
+    if matrix is not None:
+        made.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
+    return made
+
+
+def _format_of(frame: Any) -> str:
+    """The pixel format to write: the same, or one that loses no colours and takes any size."""
+    odd = frame.width % 2 or frame.height % 2
+    default = "yuv444p" if odd or frame.format.is_rgb else "yuv420p"
+    kept = _KEPT.get(frame.format.name, default)
+    return default if odd else kept
+
+
+def _changed(frame: Any, number: int, change: Change, pix_fmt: str) -> Any:
+    """The frame to encode."""
+    time, turns = (frame.pts, frame.time_base, frame.duration), _turns(frame)
+    if _KEPT.get(frame.format.name) != pix_fmt:
+        frame = frame.reformat(format=pix_fmt, interpolation=_interpolation(), threads=1)
+    before = _rgb(frame)
+    after = change(number, _upright(before, turns))
+    after = before if after is None else _upright(after, -turns)
+    made = _replaced(frame, before, after, pix_fmt)
+    made.pts, made.time_base, made.duration = time
+    return made

@@ -1,0 +1,119 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deid_jax._validate import InputError
+from deid_jax.embedders import Embedder, FunctionModule
+from deid_jax.photos.alignment import SIZE, crop_matrix
+from deid_jax.photos.faces import Face
+from deid_jax.photos.judging import (
+    Verdict,
+    Witness,
+    crops_of,
+    directions,
+    directions_of_photos,
+    judge,
+)
+from tests.experiments import protect_helpers
+
+LEFT, RIGHT = Face((10.0, 12.0, 50.0, 50.0)), Face((90.0, 14.0, 50.0, 50.0))
+
+
+def _mean_colour(images):
+    """The mean colour, about grey: three numbers a picture."""
+    return images.mean((1, 2)) - 0.5
+
+
+def embedder(function):
+    return Embedder(function.__name__, FunctionModule(function), {})
+
+
+MEAN = embedder(_mean_colour)
+
+
+def unit(vectors):
+    vectors = np.asarray(vectors, np.float64)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Two flat colours side by side, a face on each."""
+    found = np.empty((80, 160, 3), np.uint8)
+    found[:, :80], found[:, 80:] = (200, 128, 40), (30, 220, 90)
+    return found
+
+
+def test_directions_are_unit_embeddings_of_the_crops(pixels):
+    crops = crops_of(pixels, [crop_matrix(LEFT), crop_matrix(RIGHT)])
+    assert crops.shape == (2, SIZE, SIZE, 3)
+    found = directions(MEAN, crops)
+    assert found.dtype == np.float64
+    wanted = unit(crops.astype(np.float64).mean((1, 2)) - 0.5)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zero", "broken"])
+def test_judge_who_sees_nothing_is_not_fooled(name, pixels):
+    blind = embedder(getattr(protect_helpers, name))
+    crops = crops_of(pixels, [crop_matrix(LEFT)])
+    with pytest.raises(InputError, match=f"recogniser {name}: embeddings must be finite"):
+        directions(blind, crops)
+    with pytest.raises(InputError, match=f"recogniser {name}: embeddings"):
+        judge(pixels, [LEFT], [np.ones((1, 12))], [Witness(blind, 0.5, True)])
+
+
+@pytest.mark.parametrize(
+    ("cosine", "fooled"), [(0.2, True), (0.3, False), (0.31, False), (-1, True)]
+)
+def test_threshold_itself_is_the_same_person(cosine, fooled):
+    assert Verdict("a", True, cosine, 0.3).fooled is fooled
+
+
+def test_every_witness_judges_every_face_in_order(pixels):
+    colours = unit(np.array([[200, 128, 40], [30, 220, 90]]) / 255 - 0.5)
+    known = [colours[::-1], colours]
+    witnesses = [Witness(MEAN, 0.1, True), Witness(MEAN._replace(name="other"), 0.9, False)]
+    found = judge(pixels, [LEFT, RIGHT], known, witnesses)
+    cosine = float(colours[0] @ colours[1])
+    for own in found:
+        first, second = own
+        assert (first.recogniser, first.fitted, first.threshold) == ("_mean_colour", True, 0.1)
+        assert (second.recogniser, second.fitted, second.threshold) == ("other", False, 0.9)
+        assert first.cosine == pytest.approx(cosine, abs=1e-3)
+        assert second.cosine == pytest.approx(1, abs=1e-5)
+        assert first.fooled
+        assert not second.fooled
+
+
+def test_boxes_found_anew_count_where_they_are_more_like(pixels):
+    """A face that is hidden in its old place, and not a few pixels beside it."""
+    known = [np.array([[1.0, 0, 0]])]
+    shifted = pixels.copy()
+    shifted[:, :30] = (40, 128, 128)
+    beside = Face((22.0, 12.0, 50.0, 50.0))
+
+    def verdict(*found):
+        detector = None if not found else lambda pixels: list(found)
+        return judge(shifted, [LEFT], known, [Witness(MEAN, 0.9, True)], detector)[0][0].cosine
+
+    old = verdict()
+    assert verdict(beside) > old + 0.01
+    assert verdict(LEFT) == old
+    # What is more like elsewhere is no look at this face; and what is less like is none better.
+    assert verdict(Face((100.0, 12.0, 50.0, 50.0))) == old
+    assert verdict(Face((2.0, 12.0, 50.0, 50.0))) == old
+
+
+def test_direction_of_a_person_is_the_mean_of_the_photos_directions(pixels):
+    found = directions_of_photos(MEAN, [(pixels, LEFT), (pixels, RIGHT)])
+    each = directions(MEAN, crops_of(pixels, [crop_matrix(LEFT), crop_matrix(RIGHT)]))
+    np.testing.assert_allclose(found, unit(each.sum(0)), rtol=1e-12)
+
+
+def test_photos_without_common_direction_are_refused(pixels):
+    def opposite(images):
+        return jnp.where(images.mean((1, 2))[:, :1] > 0.5, 1.0, -1.0) * jnp.ones((1, 2))
+
+    with pytest.raises(InputError, match="directions cancel out"):
+        directions_of_photos(embedder(opposite), [(pixels, LEFT), (pixels, RIGHT)])
