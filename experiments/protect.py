@@ -13,6 +13,7 @@ no face was found, a file is no photo, or a recogniser still knows somebody.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -156,19 +157,21 @@ def _all(names: Sequence[str], work: Work, manifest: Manifest) -> list[Record]:
     records, done, began = [], 0, time.monotonic()
     manifest.keep(set(names))
     with cli.progress_bar("protect") as update:
+
+        def say(number: int, text: str) -> None:
+            rate = done / (time.monotonic() - began)
+            update(number, len(names), f"{rate:.2f} faces/s {text}".rstrip())
+
         for number, name in enumerate(names):
-
-            def say(text: str, number: int = number) -> None:
-                rate = done / (time.monotonic() - began)
-                update(number, len(names), f"{rate:.2f} faces/s {text}".rstrip())
-
             content, digest = protect_inputs.content(work.source, name)
             record = manifest.done(name, digest)
             if record is None:
-                record = manifest.add(work.do(name, content, digest, say))
+                record = manifest.add(
+                    work.do(name, content, digest, functools.partial(say, number))
+                )
                 done += sum(face.get("num_frames", 1) for face in record["faces"])
             records.append(record)
-            say("", number + 1)
+            say(number + 1, "")
     return records
 
 

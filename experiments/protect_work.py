@@ -1,4 +1,4 @@
-"""What `experiments.protect` does with each file: a photo or a video protected, and its record."""
+"""What `experiments.protect` does with each file: a photo or a video, and its record."""
 
 import dataclasses
 import hashlib
