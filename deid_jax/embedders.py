@@ -28,6 +28,7 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 _WRAPPERS = ("net_state_dict.", "state_dict.", "model.")
 # Pictures whose embeddings are computed at a time.
 BATCH_SIZE = 32
+_SIZES = (1, 4, BATCH_SIZE)
 
 
 class Embedder(NamedTuple):
@@ -49,8 +50,9 @@ class Embedder(NamedTuple):
         found = []
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
-            # Whole batches alone, so that there is one program.
-            padded = np.concatenate([batch, np.repeat(batch[-1:], BATCH_SIZE - len(batch), 0)])
+            # Of a few sizes alone, so that there are few programs.
+            size = next(size for size in _SIZES if size >= len(batch))
+            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
             found.append(np.asarray(_embed(self.variables, padded, self.module))[: len(batch)])
         return np.concatenate(found)
 

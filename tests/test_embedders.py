@@ -158,7 +158,10 @@ def test_function_of_the_users_own(folder, module):
     assert calls == [(2, 8, 8, 3)]  # Only looked at.
     np.testing.assert_allclose(loaded.embed(photos), expected, atol=1e-6)
     np.testing.assert_allclose(loaded.embed(photos[:3]), expected[:3], atol=1e-6)
-    assert calls == [(2, 8, 8, 3), (embedders.BATCH_SIZE, 8, 8, 3)]  # One program.
+    assert calls == [(2, 8, 8, 3), (embedders.BATCH_SIZE, 8, 8, 3), (4, 8, 8, 3)]
+    loaded.embed(photos[:2])
+    loaded.embed(photos[:10])
+    assert len(calls) == 3  # One program a size.
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 70])

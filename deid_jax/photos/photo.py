@@ -34,7 +34,7 @@ class Strength:
 
     Attributes:
       psnrs: tries, in dB of the face's pixels in the file, from the least visible to the cap.
-      num_steps: gradient steps of each.
+      num_steps: gradient steps of the first; half as many of the others, which go on from it.
     """
 
     psnrs: tuple[float, ...] = (42.0, 41.0, 40.0, 39.0, 38.0)
@@ -148,7 +148,18 @@ def protect(
     while len(todo):
         for one in np.unique(level[todo]):
             own = todo[level[todo] == one]
-            found = _changes(places, own, crops[own], fitted, keys[own], strength, int(one))
+            at = protection.crops_at(
+                crops[own], [places.matrices[number] for number in own], grey=places.grey
+            )
+            found = protection.changes_from(
+                [witness.embedder for witness, _ in fitted],
+                at,
+                [reference[own] for _, reference in fitted],
+                np.stack([changes[number] for number in own]) if one else None,
+                psnr=strength.psnrs[one],
+                keys=keys[own],
+                num_steps=-(-strength.num_steps // 2) if one else strength.num_steps,
+            )
             for place, change in zip(own, found, strict=True):
                 changes[place] = change
         tried = np.array(strength.psnrs)[level]
@@ -186,28 +197,6 @@ class _Places:
                 squares = np.square(difference, dtype=np.int32).sum(axis=2)
                 found[number] = squares.sum(where=inside, dtype=np.float64) / inside.sum()
         return found / (3 * 255**2)
-
-
-def _changes(
-    places: _Places,
-    own: np.ndarray,
-    crops: np.ndarray,
-    fitted: Sequence[tuple[Witness, np.ndarray]],
-    keys: jax.Array,
-    strength: Strength,
-    level: int,
-) -> np.ndarray:
-    """`protection.changes` of some of the faces, for the fitted witnesses."""
-    return protection.changes(
-        [witness.embedder for witness, _ in fitted],
-        crops,
-        [places.matrices[number] for number in own],
-        [reference[own] for _, reference in fitted],
-        grey=places.grey,
-        psnr=strength.psnrs[level],
-        keys=keys,
-        num_steps=strength.num_steps,
-    )
 
 
 class _Written(NamedTuple):

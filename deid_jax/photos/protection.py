@@ -118,38 +118,6 @@ def find_change(
     return jnp.where(per_image(crops.grey), change.mean(axis=3, keepdims=True), change)
 
 
-def changes(
-    recognisers: Sequence[Embedder],
-    images: np.ndarray,
-    matrices: Sequence[np.ndarray],
-    references: Sequence[np.ndarray],
-    *,
-    grey: bool,
-    psnr: float,
-    keys: jax.Array,
-    num_steps: int = 30,
-) -> np.ndarray:
-    """`find_change` of any number of faces of one photo.
-
-    Args:
-      recognisers: whom to fool.
-      images: float32[N, S, S, 3], the faces' crops.
-      matrices: N similarities, `alignment.crop_matrix`.
-      references: [N, D] for each recogniser.
-      grey: whether the photo has one channel.
-      psnr: in dB.
-      keys: key[N].
-      num_steps: gradient steps.
-
-    Returns:
-      float32[N, S, S, 3].
-    """
-    crops = crops_at(images, matrices, grey=grey)
-    return changes_from(
-        recognisers, crops, references, None, psnr=psnr, keys=keys, num_steps=num_steps
-    )
-
-
 def crops_at(images: np.ndarray, matrices: Sequence[np.ndarray], *, grey: bool) -> Crops:
     """Crops float32[N, S, S, 3] of the places that N similarities name."""
     rows, columns = (np.stack(m) for m in zip(*map(roundtrip, matrices), strict=True))

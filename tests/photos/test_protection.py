@@ -25,12 +25,11 @@ def crops():
 
 def changes(crops, number, *, grey=False, psnr=PSNR, num_steps=2, seed=0):
     matrices = [crop_matrix(face) for face in FACES[:number]]
-    return protection.changes(
+    return protection.changes_from(
         [ONE],
-        crops[:number],
-        matrices,
+        protection.crops_at(crops[:number], matrices, grey=grey),
         [directions(ONE, crops[:number])],
-        grey=grey,
+        None,
         psnr=psnr,
         keys=jax.random.split(jax.random.key(seed), 5)[:number],
         num_steps=num_steps,
