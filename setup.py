@@ -13,15 +13,23 @@ EXTRAS = {
     "vggface": ["h5py>=3.11"],
     # Finding faces; the denoiser among what photos go through.
     "photos": ["scikit-image>=0.24"],
+    # Finding faces with a YuNet model.
+    "opencv": ["opencv-python-headless>=4.8"],
+    "video": ["av>=17", "scikit-image>=0.24"],
+    # The page that protects photos on one's own machine.
+    "webapp": ["gradio>=6", "scikit-image>=0.24"],
     "notebooks": ["ipykernel", "ipython"],
     "test": [
         "pytest>=8",
         "pytest-xdist",
+        "av>=17",
+        "gradio>=6",
         "h5py>=3.11",
         "ipykernel",
         "ipython",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "playwright>=1.50",
         "scikit-image>=0.24",
         "ruff",
         "mypy",

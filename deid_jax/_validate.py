@@ -15,6 +15,10 @@ class InputError(ValueError):
     """Bad input: the message is one line that a user can act on."""
 
 
+class PassingError(InputError):
+    """What is no fault of the input and may be well next time: a package, memory or room."""
+
+
 def _is_concrete_number(value: Any) -> bool:
     """True for what can be looked at now: no tracers, no pytree placeholders."""
     if isinstance(value, jax.Array):

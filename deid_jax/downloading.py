@@ -53,7 +53,9 @@ def download(
 
     What an attempt that broke off has left is completed (HTTP Range) if the server says that
     the file is still the same (If-Range, RFC 9110 section 13.1.5), and fetched anew otherwise.
-    Several processes may ask for one file: the first fetches it, the others wait for it.
+    Where nothing tells how long the file is, one that is wrong may have been cut off, and is
+    fetched anew once. Several processes may ask for one file: the first fetches it, the others
+    wait for it.
 
     Args:
       url: https, or http to this machine.
@@ -147,7 +149,7 @@ def _attempt(part: "_Part", *, attempts: int, backoff: float) -> None:
     for attempt in range(1, attempts + 1):
         try:
             resumed = part.fetch()
-            part.finish(resumed=resumed and attempt < attempts)
+            part.finish(resumed=resumed, last=attempt == attempts)
             return
         except _BrokenOffError as error:
             if attempt == attempts:
@@ -170,6 +172,8 @@ class _Part:
     ) -> None:
         self.url, self.path, self.sha256, self.size = url, path, sha256, size
         self.progress, self.timeout = progress, timeout
+        self.has_end = True  # Whether a file that was cut off would show.
+        self.was_doubted = False
         self.part = path.with_name(f"{path.name}.part")
         self.about = path.with_name(f"{path.name}.part.json")
 
@@ -259,6 +263,7 @@ class _Part:
         if self.size is not None and total not in (None, self.size):
             self._forget()
             raise InputError(f"it has {total} bytes instead of {self.size}")
+        self.has_end = (self.size or total) is not None or response.chunked
         if not resumed and (validator := _validator(response.headers)):
             about = {"url": self.url, "sha256": self.sha256, "validator": validator}
             self.about.write_text(json.dumps(about), "utf-8")
@@ -288,11 +293,12 @@ class _Part:
         except (OSError, http.client.HTTPException) as error:
             raise self._failure(error) from error
 
-    def finish(self, *, resumed: bool) -> None:
+    def finish(self, *, resumed: bool, last: bool) -> None:
         """Moves the file into place if it is right.
 
         Args:
           resumed: it was put together, so that fetching it whole may help.
+          last: there is no further attempt.
         """
         found = digest(self.part)
         if found == self.sha256:
@@ -300,11 +306,15 @@ class _Part:
             self._forget()
             return
         self._forget()
-        if resumed:
+        if resumed and not last:
             raise _BrokenOffError("its parts do not fit together")
-        raise InputError(
-            f"cannot download {self.url}: its SHA-256 is {found} instead of {self.sha256}"
-        )
+        wrong = f"its SHA-256 is {found} instead of {self.sha256}"
+        if not self.has_end:
+            wrong += "; it may have been cut off, since nothing tells its length"
+            if not self.was_doubted and not last:
+                self.was_doubted = True
+                raise _BrokenOffError(wrong)
+        raise InputError(f"cannot download {self.url}: {wrong}")
 
 
 def _content_range(text: str) -> tuple[int | None, int | None]:

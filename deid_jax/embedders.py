@@ -2,12 +2,14 @@
 
 A recogniser is named `NAME` (weights that are downloaded once, see `deid_jax.weights`),
 `NAME:FILE` (a file of such weights), or `package.module:function`: a function from RGB
-pictures float32[B, H, W, 3] in [0, 1] to float[B, D], written with `jax.numpy`.
+pictures float32[B, H, W, 3] in [0, 1] to float[B, D], written with `jax.numpy`. A NAME is one
+of `names()`; anything else before a colon is a module.
 """
 
 import dataclasses
 import functools
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import downloading
+from deid_jax import downloading, weights
 from deid_jax._validate import InputError
 
-# The architecture's name, with which names of weights begin -> module:function that loads.
-LOADERS = {"mobilefacenet": "deid_jax.models.mobilefacenet:load"}
+# The architecture's name -> what makes module and variables of a file's arrays by name; beside
+# it, `load` does so of an .npz file.
+CONVERTERS = {"mobilefacenet": "deid_jax.models.mobilefacenet:convert"}
 # PyTorch's own files are read without running what they hold.
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 # What training scripts put around a network's weights.
@@ -78,17 +81,40 @@ class FunctionModule:
         return jnp.asarray(self.function(images), jnp.float32)
 
 
+def names() -> list[str]:
+    """Every NAME: architectures, and those of their weights that can be downloaded."""
+    rows = weights.WEIGHTS.items()
+    return [*CONVERTERS, *(name for name, row in rows if row.converter in CONVERTERS.values())]
+
+
 def name_of(text: str) -> str:
     """What a recogniser is called: NAME of NAME:FILE; a function keeps its whole name."""
     name = text.partition(":")[0]
-    return name if name.startswith(tuple(LOADERS)) else text
+    return name if name in names() else text
+
+
+def split_list(text: str, separator: str) -> list[str]:
+    """The recognisers of a list, each as `load_embedder` takes it.
+
+    A file's path may have the separator in it: after NAME:FILE it separates only where a NAME
+    or `module:` follows.
+    """
+    known = "|".join(map(re.escape, names()))
+    first, *rest = text.split(separator)
+    found = [first]
+    for part in rest:
+        in_path = re.search(rf"(^|[,+])\s*({known}):", found[-1])
+        if in_path and not re.match(rf"\s*(({known})\s*($|[,+])|[\w.]+:)", part):
+            found[-1] += separator + part
+        else:
+            found.append(part)
+    return [part.strip() for part in found]
 
 
 def load_embedder(
     text: str,
     *,
     image_size: int,
-    sha256: str | None = None,
     progress: downloading.Progress = downloading.no_progress,
 ) -> Embedder:
     """The recogniser that `text` names.
@@ -96,7 +122,6 @@ def load_embedder(
     Args:
       text: `NAME`, `NAME:FILE` or `package.module:function`.
       image_size: H = W of the pictures that it is to judge.
-      sha256: of the file to download, where the table of weights knows none.
       progress: told of bytes while they are downloaded.
 
     Raises:
@@ -104,49 +129,41 @@ def load_embedder(
         these pictures.
     """
     name, _, rest = text.partition(":")
-    architecture = next((known for known in LOADERS if name.startswith(known)), None)
-    if architecture is None and rest:
+    if name in names():
+        path = Path(rest) if rest else _fetch(name, progress)
+        embedder = Embedder(name, *_loaded(name, path))
+    elif rest.isidentifier():
         embedder = _brought(text)
-    elif architecture is None:
+    else:
         raise InputError(
-            f"recogniser must be NAME or NAME:FILE with a NAME of {', '.join(_names())}, or "
+            f"recogniser must be NAME or NAME:FILE with a NAME of {', '.join(names())}, or "
             f"package.module:function, got {text}"
         )
-    else:
-        path = Path(rest) if rest else _fetch(name, sha256, progress)
-        embedder = Embedder(name, *_loaded(LOADERS[architecture], path))
     _check(embedder, image_size)
     return embedder
 
 
-def _names() -> list[str]:
-    from deid_jax.weights import WEIGHTS
-
-    return [*LOADERS, *(name for name in WEIGHTS if name.startswith(tuple(LOADERS)))]
-
-
-def _fetch(name: str, sha256: str | None, progress: downloading.Progress) -> Path:
-    from deid_jax import weights
-
-    if name not in weights.WEIGHTS:
+def _fetch(name: str, progress: downloading.Progress) -> Path:
+    if name in CONVERTERS:
+        rows = ", ".join(row for row in names() if row not in CONVERTERS)
         raise InputError(
-            f"recogniser {name} needs a file, {name}:FILE; by name alone there are "
-            + ", ".join(row for row in weights.WEIGHTS if row.startswith(tuple(LOADERS)))
+            f"recogniser {name} needs a file, {name}:FILE; by name alone there are {rows}"
         )
-    return weights.fetch(name, sha256=sha256, progress=progress)
+    return weights.fetch(name, progress=progress)
 
 
-def _loaded(loader: str, path: Path) -> tuple[Any, Any]:
+def _loaded(name: str, path: Path) -> tuple[Any, Any]:
     """Module and variables of a file: `.npz`, or PyTorch's."""
+    converter = CONVERTERS.get(name) or weights.WEIGHTS[name].converter
     if path.suffix not in _TORCH_SUFFIXES:
-        return _attribute(loader)(path)
+        return _attribute(converter.partition(":")[0] + ":load")(path)
     from deid_jax import torch_files
 
     arrays = torch_files.read(path)
     for wrapper in _WRAPPERS:
         inner = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
         arrays = inner or arrays
-    return _attribute(loader.partition(":")[0] + ":convert")(arrays)
+    return _attribute(converter)(arrays)
 
 
 def _attribute(target: str) -> Any:

@@ -20,7 +20,9 @@ from deid_jax.types import Objective
 EmbedFn = Callable[[jax.Array], jax.Array]
 # (images float32[B, H, W, C] in [0, 1], key[B]) -> likewise.
 Transformation = Callable[[jax.Array, jax.Array], jax.Array]
-Reduction = Literal["mean", "max"]
+Reduction = Literal["mean", "max", "smooth"]
+# Of "smooth", in cosines: of two losses this far apart the higher counts e times as much.
+_SOFTNESS = 0.1
 
 
 def cosine(embeddings: jax.Array, gallery: jax.Array) -> jax.Array:
@@ -80,8 +82,9 @@ def ensemble(objectives: Sequence[Objective], reduction: Reduction = "max") -> O
     Args:
       objectives: one or more.
       reduction: "max", the hardest one's loss, which is below zero only where all are (for
-        attacks that seek the least change); or "mean", so that every gradient knows of all
-        (for attacks of a given size).
+        attacks that seek the least change); "mean", so that every gradient knows of all (for
+        attacks of a given size); or "smooth", s log mean exp(l/s) with s = 0.1, which knows of
+        all and of the hardest the most.
 
     Raises:
       InputError: no objectives, or an unknown reduction.
@@ -113,7 +116,7 @@ def expectation(
       objective: what to judge a transformed picture by.
       transformation: t, (images, key[B]) -> images, differentiable.
       num_samples: S ≥ 1.
-      reduction: "mean", or "max", the worst draw.
+      reduction: "mean", or "max", the worst draw; or "smooth", see `ensemble`.
 
     Raises:
       InputError: S below 1, or an unknown reduction.
@@ -132,8 +135,17 @@ def expectation(
     return expected
 
 
+def _smooth_maximum(losses: jax.Array, axis: int) -> jax.Array:
+    sums = jax.nn.logsumexp(losses / _SOFTNESS, axis=axis)
+    return _SOFTNESS * (sums - jnp.log(losses.shape[axis]))
+
+
 def _reduction(name: Reduction) -> Callable[..., jax.Array]:
-    reductions: dict[str, Callable[..., jax.Array]] = {"mean": jnp.mean, "max": jnp.max}
+    reductions: dict[str, Callable[..., jax.Array]] = {
+        "mean": jnp.mean,
+        "max": jnp.max,
+        "smooth": _smooth_maximum,
+    }
     if name not in reductions:
         raise InputError(f"reduction must be one of {', '.join(reductions)}, got {name}")
     return reductions[name]

@@ -1,15 +1,16 @@
 """The frozen protocol of an evaluation: which photos are protected, compared and set beside.
 
 Photos go by their names, "person/name", so that the lists say the same wherever the data lie;
-`Lists.positions` finds them in a data set. Of near-duplicates only one photo is in the lists,
-so that no photo is known by a copy of itself.
+`Lists.positions` finds them in a data set. A hash of their pixels, as the data set gives them,
+tells other photos of these names, or the same ones in another size or crop. Of near-duplicates
+only one photo is in the lists, so that no photo is known by a copy of itself.
 """
 
 import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ class Lists:
         thresholds.
       genuine: pairs of one person, for the accuracy of same and different.
       impostor: pairs of two persons.
+      pixels: `pixels_of` all these photos.
     """
 
     dataset: str
@@ -72,6 +74,18 @@ class Lists:
     probes: tuple[str, ...]
     genuine: tuple[tuple[str, str], ...]
     impostor: tuple[tuple[str, str], ...]
+    pixels: str
+
+    @property
+    def pictures(self) -> set[str]:
+        """All photos of the lists."""
+        pairs = (*self.genuine, *self.impostor)
+        return {
+            *self.protected,
+            *self.gallery,
+            *self.probes,
+            *(p for pair in pairs for p in pair),
+        }
 
     def to_json(self) -> str:
         """The file's text: one line an entry, keys sorted, ASCII; the last is `sha256`."""
@@ -113,10 +127,10 @@ class Lists:
 
         Raises:
           InputError: a photo that the data set has not, that has two roles, is listed twice,
-            or shares a group with one of another role; a person without a gallery; a pair
-            that is listed twice, or not of one person or two as its list says.
+            or shares a group with one of another role; a person without a gallery or without
+            a probe; a pair that is listed twice, or not of one person or two as its list says.
         """
-        where = {picture: position for position, picture in enumerate(dataset.pictures)}
+        where = _places(dataset)
         roles = {role: _find(role, getattr(self, role), where) for role in _ROLES}
         _check_roles(roles, dataset, groups)
         pairs = {}
@@ -187,7 +201,16 @@ def make_lists(
         probes=tuple(names[i] for i in probes),
         genuine=tuple((names[i], names[j]) for i, j in genuine),
         impostor=tuple((names[i], names[j]) for i, j in impostor),
+        pixels=pixels_of({names[i] for i in listed}, dataset),
     )
+
+
+def pixels_of(pictures: Collection[str], dataset: FaceDataset) -> str:
+    """SHA-256, in hexadecimal, of the photos' uint8[H, W, 3], one after another by name."""
+    digest, where = hashlib.sha256(), _places(dataset)
+    for picture in sorted(pictures):
+        digest.update(np.asarray(dataset.read(where[picture]), np.uint8).tobytes())
+    return digest.hexdigest()
 
 
 def near_duplicate_groups(dataset: FaceDataset) -> np.ndarray:
@@ -210,7 +233,7 @@ def read(path: str | Path, dataset: FaceDataset, groups: np.ndarray | None = Non
 
     Raises:
       InputError: there is no such file, it is no file of lists, is not as it was written, or
-        does not fit the data set (see `Lists.positions`).
+        does not fit the data set (see `Lists.positions`) or its pixels.
     """
     try:
         content = json.loads(Path(path).read_text("utf-8"))
@@ -227,6 +250,11 @@ def read(path: str | Path, dataset: FaceDataset, groups: np.ndarray | None = Non
         lists.positions(dataset, groups)
     except InputError as error:
         raise InputError(f"protocol {path} does not fit the data set: {error}") from error
+    if lists.pixels != pixels_of(lists.pictures, dataset):
+        raise InputError(
+            f"protocol {path} does not fit the data set: its photos had other pixels; files, "
+            f"image_size ({dataset.image_size} here) and crop must be those it was made with"
+        )
     return lists
 
 
@@ -239,8 +267,8 @@ def _parse(content: Any) -> Lists | None:
     names = {field.name for field in dataclasses.fields(Lists)}
     if not isinstance(content, dict) or content.keys() != names | {_HASH}:
         return None
-    facts: dict[str, Any] = {"dataset": content["dataset"], "seed": content["seed"]}
-    if not isinstance(facts["dataset"], str) or type(facts["seed"]) is not int:
+    facts: dict[str, Any] = {name: content[name] for name in ("dataset", "seed", "pixels")}
+    if [type(fact) for fact in facts.values()] != [str, int, str]:
         return None
     for role in _ROLES:
         if not _is_list_of_text(content[role]):
@@ -260,6 +288,11 @@ def _is_list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
+def _places(dataset: FaceDataset) -> dict[str, int]:
+    """Name of a photo -> its position."""
+    return {picture: position for position, picture in enumerate(dataset.pictures)}
+
+
 def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> np.ndarray:
     """int64[len(pictures)], their positions."""
     for picture in pictures:
@@ -271,7 +304,7 @@ def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> np.nd
 def _check_roles(
     roles: Mapping[str, np.ndarray], dataset: FaceDataset, groups: np.ndarray | None
 ) -> None:
-    """Refuses photos with two roles, also by a near-duplicate, and persons without gallery."""
+    """Refuses photos with two roles, also by a near-duplicate, and persons without a role."""
     groups = np.arange(len(dataset)) if groups is None else np.asarray(groups)
     role_of: dict[int, str] = {}
     group_role: dict[tuple[int, int], str] = {}
@@ -288,10 +321,11 @@ def _check_roles(
                     f"{picture} is in {role} and a near-duplicate in {group_role[group]}"
                 )
             role_of[position] = role
-    known = set(dataset.labels[roles["gallery"]].tolist())
-    for label, person in enumerate(dataset.persons):
-        if label not in known:
-            raise InputError(f"gallery has no photo of person {person}")
+    for role in ("gallery", "probes"):
+        known = set(dataset.labels[roles[role]].tolist())
+        for label, person in enumerate(dataset.persons):
+            if label not in known:
+                raise InputError(f"{role} has no photo of person {person}")
 
 
 def _check_pairs(kind: str, pairs: np.ndarray, dataset: FaceDataset) -> None:

@@ -62,7 +62,7 @@ def protect_batch(
       variables: the recognisers' weights.
       images: uint8[B, H, W, 3].
       galleries: float32[B, D] for each recogniser, unit vectors of each picture's person.
-      thresholds: float32[] for each, τ.
+      thresholds: float32[] or [B] for each, τ.
       config: the method's settings.
       psnr: float32[] in dB: the change is brought to it, whatever its size. None: the method's
         own size on the 8-bit grid: within ε of `BY_PIXEL`, else with success kept.

@@ -2,7 +2,9 @@
 
 Rates have Wilson intervals; means, and gains of one mean over another, bootstrap intervals over
 pictures by the percentile method, which needs no special case where values repeat. What they
-cover is the choice of pictures, not another recogniser or another draw of targets.
+cover is the choice of pictures, not another recogniser or another draw of targets. Where
+pictures come in groups, as several of one person do, `bootstrap_groups` covers the choice of
+groups.
 """
 
 import math
@@ -18,6 +20,8 @@ Interval = tuple[float, float]
 
 # Two seeds' intervals then differ by about a fiftieth of their half width.
 RESAMPLES = 9999
+# Cheaper, for tables of thousands of rates; then about a twentieth.
+GROUP_RESAMPLES = 2000
 # Values drawn at a time: bounds the memory, 8 MB an array.
 _VALUES_PER_BATCH = 2**20
 
@@ -121,6 +125,55 @@ def bootstrap_gain(
 
     low, high = _bootstrap(pair, statistic, confidence, seed, resamples)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else (math.nan, math.nan)
+
+
+def bootstrap_groups(
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[int] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = GROUP_RESAMPLES,
+) -> Interval:
+    """Percentile bootstrap interval of a mean over groups of values, a person's photos say.
+
+    A resample draws as many groups as there are, with replacement, and takes all values of
+    each: values of one group may depend on each other in any way. Of few groups it is too
+    narrow, and of equal values a point.
+
+    Args:
+      values: finite numbers, or booleans for a rate, [N].
+      groups: int[N], equal for values of one group.
+      confidence: between 0 and 1.
+      seed: decides the resamples, and nothing else does.
+      resamples: how many.
+
+    Returns:
+      (low, high); (NaN, NaN) for one group, which says nothing of how groups spread.
+
+    Raises:
+      InputError: no values, other numbers of them, values that are not finite, or a parameter
+        out of range.
+    """
+    array, names = _finite("values", values), np.asarray(groups)
+    if names.shape != array.shape:
+        raise InputError(f"groups must be [{len(array)}] as values, got {[*names.shape]}")
+    check_confidence(confidence)
+    _validate.count("seed", seed)
+    _validate.count("resamples", resamples, least=1)
+    _, places, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    sums, n = np.bincount(places, weights=array), len(sizes)
+    if n == 1:
+        return math.nan, math.nan
+    generator = np.random.default_rng(seed)
+    batch = max(1, _VALUES_PER_BATCH // n)
+    means = []
+    for first in range(0, resamples, batch):
+        drawn = generator.integers(n, size=(min(batch, resamples - first), n))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def gain(ours: Any, other: Any, *, lower_is_better: bool) -> Any:

@@ -12,7 +12,6 @@ import io
 import math
 import mmap
 import pickle
-import pickletools
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from deid_jax import pickle_opcodes
 from deid_jax._validate import InputError
 
 # Storages by the name of their class; numbers are little-endian.
@@ -37,17 +37,9 @@ _DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
-# What pickles of protocol 2 to 5 use for dicts, lists, tuples, texts, numbers and calls.
-_OPCODES = """
-    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1
-    BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES SHORT_BINUNICODE BINUNICODE
-    EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS
-    BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID
-    NEWOBJ
-"""  # NEWOBJ makes objects of classes: of whole networks, whose class is to be named.
-_MOST_OPCODES = 2_000_000
 _MOST_TENSORS = 100_000
 _MOST_NESTING = 16
+_MOST_DIMENSIONS = 64
 
 
 def read(path: Path, *, prefix: str = "") -> dict[str, np.ndarray]:
@@ -173,6 +165,8 @@ class _Tensor(_Inert):
         dims = (shape, strides)
         if not isinstance(storage, _Storage) or not all(isinstance(d, tuple) for d in dims):
             raise InputError("is damaged: a tensor without storage, shape or strides")
+        if len(shape) > _MOST_DIMENSIONS:
+            raise InputError(f"is refused: a tensor of over {_MOST_DIMENSIONS} dimensions")
         numbers = (offset, *shape, *strides)
         if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
             raise InputError("is damaged: a tensor with an impossible shape")
@@ -199,13 +193,13 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: Any, *, most_bytes: int) -> None:
         super().__init__(file, encoding="utf-8")
         self.storages: dict[str, _Storage] = {}
-        self._most_bytes = most_bytes
+        self._most_bytes, self._entries = most_bytes, 0
 
     def find_class(self, module: str, name: str) -> Any:
         """The stand-in for a class or function."""
         stand_ins: dict[tuple[str, str], Callable[..., Any]] = {
-            ("collections", "OrderedDict"): _Dict,
-            ("torch", "Size"): lambda sizes: tuple(sizes),
+            ("collections", "OrderedDict"): self._ordered,
+            ("torch", "Size"): _size,
             ("torch._utils", "_rebuild_tensor"): _Tensor,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
             ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
@@ -215,6 +209,19 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return _StorageType(name)
         raise InputError(f"is refused: it asks for {_short(f'{module}.{name}')}")
+
+    def _ordered(self, pairs: Any = ()) -> _Dict:
+        """An OrderedDict; Python 2 wrote its entries as an argument."""
+        if not isinstance(pairs, list | tuple):
+            raise InputError("is damaged: an OrderedDict of what is no pairs")
+        self._entries += len(pairs)  # One list may be an argument again and again.
+        if self._entries > _MOST_TENSORS:
+            raise InputError(f"is refused: it has over {_MOST_TENSORS} entries")
+        found = _Dict()
+        for key, value in pairs:
+            pickle_opcodes.check_key(key)
+            found[key] = value
+        return found
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage that ("storage", type, key, location, numel, view or nothing) names."""
@@ -232,6 +239,15 @@ class _Unpickler(pickle.Unpickler):
         if numel < 0 or stored > self._most_bytes:
             raise InputError(f"is damaged: {stored} bytes of storages do not fit in the file")
         return storage
+
+
+def _size(sizes: Any) -> tuple[int, ...]:
+    """A torch.Size, which is flat."""
+    if not isinstance(sizes, list | tuple) or len(sizes) > _MOST_DIMENSIONS:
+        raise InputError("is damaged: a torch.Size of no numbers, or of too many")
+    if not all(type(size) is int for size in sizes):
+        raise InputError("is damaged: a torch.Size of what is no number")
+    return tuple(sizes)
 
 
 def _rebuild_tensor_v2(
@@ -258,15 +274,8 @@ def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> _Tensor:
 
 def _load(file: Any, *, most_bytes: int) -> tuple[Any, dict[str, _Storage]]:
     """The next pickle of a file, and the storages that it names."""
-    start, known = file.tell(), frozenset(_OPCODES.split())
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name not in known:
-            raise InputError(f"is refused: its pickle uses {opcode.name}")
-        # The C unpickler makes room for as many objects as the largest index.
-        if opcode.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
-            raise InputError("is damaged: its pickle's memo has gaps")
-        if count > _MOST_OPCODES:
-            raise InputError(f"is refused: its pickle has over {_MOST_OPCODES} steps")
+    start = file.tell()
+    pickle_opcodes.check(file)
     file.seek(start)
     unpickler = _Unpickler(file, most_bytes=most_bytes)
     return unpickler.load(), unpickler.storages
@@ -313,13 +322,15 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
             raise InputError("is not of torch.save")
         version, _ = _load(content, most_bytes=0)
         if version != _LEGACY_VERSION:
-            raise InputError(f"is of an unknown version, {_short(repr(version))}")
+            shown = f", {_short(version)}" if type(version) is int else ""
+            raise InputError(f"is of an unknown version{shown}")
         system, _ = _load(content, most_bytes=0)
         if not isinstance(system, Mapping) or system.get("little_endian") is not True:
             raise InputError("was written on a big-endian machine, which is not read")
         tree, storages = _load(content, most_bytes=size)
         keys, _ = _load(content, most_bytes=0)
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+        are_texts = isinstance(keys, list) and all(type(key) is str for key in keys)
+        if not are_texts or sorted(keys) != sorted(storages):
             raise InputError("is damaged: its list of storages is not that of its tensors")
         for key in keys:
             storage = storages[key]

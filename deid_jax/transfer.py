@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deid_jax import verification
+from deid_jax import statistics, verification
 from deid_jax._validate import count
 from deid_jax.embedders import Embedder
 from deid_jax.pair_lists import Positions
@@ -44,6 +44,26 @@ class Faces(NamedTuple):
         return self.labels[self.lists.protected]
 
 
+class Verdict(NamedTuple):
+    """What a judge makes of photos, one by one.
+
+    Attributes:
+      outputs: float[N, D], the photos' embeddings, or a classifier's logits.
+      labels: int[N], their persons.
+      scores: what they are compared with -> float64[N], cosines to their own persons.
+      ranks: int[N], the place of a photo's person among all; None where nobody asked.
+      thresholds: false accept rate -> the score from which on a photo is known.
+      protected: (false accept rate, what they are compared with) -> bool[N].
+    """
+
+    outputs: np.ndarray
+    labels: np.ndarray
+    scores: dict[str, np.ndarray]
+    ranks: np.ndarray | None
+    thresholds: dict[float, float]
+    protected: dict[tuple[Any, str], np.ndarray]
+
+
 class Judge(NamedTuple):
     """A recogniser that knows the people of an evaluation by clean photos.
 
@@ -53,6 +73,7 @@ class Judge(NamedTuple):
       own: float64[P, D], likewise of each person's probes: what a protector has, who does not
         know the galleries.
       thresholds: false accept rate -> threshold, of probes against other persons' galleries.
+      own_thresholds: likewise against other persons' `own`: a protector's guess at them.
       pairs: how well it tells same from different on the protocol's clean pairs.
     """
 
@@ -60,11 +81,42 @@ class Judge(NamedTuple):
     galleries: np.ndarray
     own: np.ndarray
     thresholds: dict[float, float]
+    own_thresholds: dict[float, float]
     pairs: SameDifferent
 
     def scores(self, embeddings: np.ndarray) -> np.ndarray:
         """float64[N, P], cosines of embeddings [N, D] to every gallery."""
         return verification.cosines(embeddings, self.galleries)
+
+    def verdict(self, photos: np.ndarray, labels: np.ndarray) -> Verdict:
+        """On photos uint8[N, H, W, 3] of persons int[N]; see `compare`."""
+        return self.compare(self.embedder.embed(photos), labels)
+
+    def compare(self, embeddings: np.ndarray, labels: np.ndarray) -> Verdict:
+        """On photos with embeddings [N, D] of persons int[N].
+
+        They are compared with each other only where every person has two or more.
+        """
+        scores = self.scores(embeddings)
+        own = {"gallery": verification.genuine_scores(scores, labels)}
+        if all(np.sum(labels == label) > 1 for label in labels):
+            others = verification.leave_one_out_centroids(embeddings, labels)
+            own["protected"] = verification.row_cosines(embeddings, others)
+        return self._verdict(embeddings, labels, own, verification.rank(scores, labels))
+
+    def _verdict(
+        self,
+        embeddings: np.ndarray,
+        labels: np.ndarray,
+        scores: dict[str, np.ndarray],
+        ranks: np.ndarray | None,
+    ) -> Verdict:
+        protected = {
+            (far, compared): values < threshold
+            for far, threshold in self.thresholds.items()
+            for compared, values in scores.items()
+        }
+        return Verdict(embeddings, labels, scores, ranks, self.thresholds, protected)
 
 
 def make_judge(embedder: Embedder, faces: Faces, fars: Sequence[float]) -> Judge:
@@ -77,7 +129,13 @@ def make_judge(embedder: Embedder, faces: Faces, fars: Sequence[float]) -> Judge
     lists, labels = faces.lists, faces.labels
     probes = [lists.probes[labels[lists.probes] == p] for p in range(len(lists.gallery))]
     galleries = verification.centroids(embeddings, lists.gallery)
-    scores = verification.cosines(embeddings[lists.probes], galleries)
+    own = verification.centroids(embeddings, probes)
+    thresholds, own_thresholds = (
+        verification.far_thresholds(
+            verification.cosines(embeddings[lists.probes], known), labels[lists.probes], fars
+        )
+        for known in (galleries, own)
+    )
     genuine, impostor = (
         verification.row_cosines(embeddings[pairs[:, 0]], embeddings[pairs[:, 1]])
         for pairs in (lists.genuine, lists.impostor)
@@ -85,53 +143,65 @@ def make_judge(embedder: Embedder, faces: Faces, fars: Sequence[float]) -> Judge
     return Judge(
         embedder=embedder,
         galleries=galleries,
-        own=verification.centroids(embeddings, probes),
-        thresholds=verification.far_thresholds(scores, labels[lists.probes], fars),
+        own=own,
+        thresholds=thresholds,
+        own_thresholds=own_thresholds,
         pairs=verification.accuracy_and_threshold(genuine, impostor),
     )
 
 
-def figures(judge: Judge, photos: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-    """The judge's verdict on photos: a row for each false accept rate and comparison.
+def figures(
+    verdict: Verdict, clean: Verdict, before: Verdict | None = None
+) -> list[dict[str, Any]]:
+    """What a verdict comes to: a row for each false accept rate and comparison.
 
     Args:
-      judge: the recogniser.
-      photos: uint8[N, H, W, 3], protected and perhaps processed.
-      labels: int[N], their persons.
+      verdict: on photos that are protected and perhaps processed.
+      clean: of the same judge on the same photos unprotected, processed alike.
+      before: on the same photos before they were processed; None: they had no counterparts.
 
     Returns:
-      Rows of `far`, `threshold`, `compared`, `protected`, `low`, `high`, `num_images`, `score`
-      (the mean), and `rank1` and `rank5`: identification rates among all galleries, which
-      know no threshold ("" for `compared` = "protected").
+      Rows of `far`, `threshold`, `compared`, `protected` with Wilson's interval `low`, `high`,
+      `num_images`, and `person_low`, `person_high`, a bootstrap interval over persons ("" for
+      one person); `kept`, the share protected of those protected before ("" for none);
+      `unprotected`, the share that the judge misses of `clean`; `score` (the mean), and
+      `rank1` and `rank5`, identification rates among all persons, which know no threshold.
+      What a verdict has not is "".
     """
-    embeddings = judge.embedder.embed(photos)
-    scores = judge.scores(embeddings)
-    ranks = verification.rank(scores, labels)
-    own = {"gallery": verification.genuine_scores(scores, labels)}
-    if all(np.sum(labels == label) > 1 for label in labels):
-        others = verification.leave_one_out_centroids(embeddings, labels)
-        own["protected"] = verification.row_cosines(embeddings, others)
     rows = []
-    for far, threshold in judge.thresholds.items():
-        for compared, values in own.items():
-            known = compared == "gallery"
-            rows.append(
-                {
-                    "far": far,
-                    "threshold": threshold,
-                    "compared": compared,
-                    **verification.protection(values, threshold)._asdict(),
-                    "score": float(np.mean(values)),
-                    "rank1": verification.rank_rate(ranks, 1) if known else "",
-                    "rank5": verification.rank_rate(ranks, 5) if known else "",
-                }
-            )
+    for (far, compared), protected in verdict.protected.items():
+        low, high = statistics.wilson(int(np.sum(protected)), len(protected))
+        person_low, person_high = _over_persons(protected, verdict.labels)
+        # Other protected photos are no persons to choose among.
+        ranks = None if compared == "protected" else verdict.ranks
+        earlier = () if before is None else np.flatnonzero(before.protected[far, compared])
+        rows.append(
+            {
+                "far": far,
+                "threshold": verdict.thresholds.get(far, ""),
+                "compared": compared,
+                "protected": float(np.mean(protected)),
+                "low": low,
+                "high": high,
+                "num_images": len(protected),
+                "person_low": person_low,
+                "person_high": person_high,
+                "kept": float(np.mean(protected[earlier])) if len(earlier) else "",
+                "unprotected": float(np.mean(clean.protected[far, compared])),
+                "score": float(np.mean(verdict.scores[compared])) if verdict.scores else "",
+                "rank1": "" if ranks is None else verification.rank_rate(ranks, 1),
+                "rank5": "" if ranks is None else verification.rank_rate(ranks, 5),
+            }
+        )
     return rows
 
 
-def averaged(
-    judge: Judge, photos: np.ndarray, labels: np.ndarray, size: int
-) -> list[dict[str, Any]]:
+def _over_persons(protected: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
+    bounds = statistics.bootstrap_groups(protected, labels)
+    return ("", "") if np.isnan(bounds).any() else bounds
+
+
+def averaged(judge: Judge, verdict: Verdict, size: int) -> Verdict | None:
     """An opponent who has several protected photos of one person and averages their embeddings.
 
     The mean direction of `size` of a person's photos at a time, in their order, is the probe; a
@@ -139,38 +209,25 @@ def averaged(
 
     Args:
       judge: the recogniser.
-      photos: uint8[N, H, W, 3].
-      labels: int[N].
+      verdict: its own on the single photos.
       size: photos that are averaged.
 
     Returns:
-      Rows as of `figures`, of `compared` = "gallery" without ranks; none where nobody has
-      `size` photos.
+      The verdict on the averages, of `compared` = "gallery" without ranks; None where nobody
+      has `size` photos.
 
     Raises:
       InputError: `size` is below 1, or embeddings are no directions.
     """
     count("size", size, least=1)
-    embeddings = judge.embedder.embed(photos)
     groups, persons = [], []
-    for label in np.unique(labels):
-        positions = np.flatnonzero(labels == label)
+    for label in np.unique(verdict.labels):
+        positions = np.flatnonzero(verdict.labels == label)
         for first in range(0, len(positions) - size + 1, size):
             groups.append(positions[first : first + size])
             persons.append(label)
     if not groups:
-        return []
-    means = verification.centroids(embeddings, groups)
-    values = verification.genuine_scores(judge.scores(means), np.array(persons))
-    return [
-        {
-            "far": far,
-            "threshold": threshold,
-            "compared": "gallery",
-            **verification.protection(values, threshold)._asdict(),
-            "score": float(np.mean(values)),
-            "rank1": "",
-            "rank5": "",
-        }
-        for far, threshold in judge.thresholds.items()
-    ]
+        return None
+    means, labels = verification.centroids(verdict.outputs, groups), np.array(persons)
+    scores = {"gallery": verification.genuine_scores(judge.scores(means), labels)}
+    return judge._verdict(means, labels, scores, None)

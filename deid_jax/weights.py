@@ -26,8 +26,9 @@ class Weights(NamedTuple):
       size: of the file in bytes; None where no source states it.
       licence: the terms that its publisher states.
       citation: whom to cite.
-      converter: "module:function", imported when used. For PyTorch's files (.pt, .ckpt) it
-        takes the arrays that `deid_jax.torch_files.read` gives, for others the file's path.
+      converter: "module:function", imported when used, which tells whose weights they are: of
+        `deid_jax.embedders.CONVERTERS` for recognisers that compare embeddings, and else takes
+        the file's path and gives what `experiments.train --pretrained` starts from.
     """
 
     what: str

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from absl import flags, logging
 
+from deid_jax import weights
 from deid_jax._validate import InputError
 from deid_jax.embedders import Embedder, load_embedder
 
@@ -135,7 +136,7 @@ def help_text(run: Callable, settings: type) -> str:
     lines = [(sys.modules[run.__module__].__doc__ or "").strip(), "", "Flags:"]
     indent = " " * 6
     for name, flag in flags_of(settings).items():
-        has_default = flag.default not in (None, False, ())
+        has_default = flag.default not in (None, False, (), "")
         default = f" Default: {flag.default}." if has_default else ""
         usage, text = f"  {_usage(name, flag)}", flag.help
         if flag.choices and len(usage) > _WIDTH:
@@ -204,10 +205,16 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def load_recogniser(text: str, image_size: int, sha256: str | None = None) -> Embedder:
+def load_recogniser(text: str, image_size: int) -> Embedder:
     """`deid_jax.embedders.load_embedder`, with a bar while weights are downloaded."""
     with progress_bar("weights", at_once=False) as update:
-        return load_embedder(text, image_size=image_size, sha256=sha256, progress=update)
+        return load_embedder(text, image_size=image_size, progress=update)
+
+
+def fetch_weights(name: str, sha256: str | None) -> Path:
+    """`deid_jax.weights.fetch`, with a bar while it downloads."""
+    with progress_bar("weights", at_once=False) as update:
+        return weights.fetch(name, sha256=sha256, progress=update)
 
 
 def _status_of(work: Callable[[], Any]) -> int:

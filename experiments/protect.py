@@ -4,12 +4,13 @@
         --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
 Finds faces, changes them so little that people hardly see it, writes the files under the same
-names below --output, reads each back and has recognisers judge it: videos frame by frame.
-`manifest.jsonl` there tells what became of every file. Metadata (place, time, camera, small
-copies) are left out. Originals are never touched. A killed run goes on where it stopped.
+names below --output, decodes what it writes and has recognisers judge it: videos frame by
+frame. `manifest.jsonl` there tells what became of every file. Metadata (place, time, camera,
+small copies) are left out. Originals are never touched. A killed run goes on where it stopped.
 
-Exit status 0 means that every face found in every file is protected, 1 that something is not:
-no face was found, a file is no photo, or a recogniser still knows somebody.
+Exit status 0 means that in every file faces were found and every chosen one (--faces) is
+protected, 1 that something is not: no face was found, a file is no photo, or a recogniser still
+knows somebody. Hidden files, whose names begin with a dot, are not looked at.
 """
 
 import dataclasses
@@ -46,9 +47,9 @@ class ProtectSettings:
     """Settings of `experiments.protect`."""
 
     input: str = setting(
-        "", "A photo or video, or a folder: those in it and in folders below it."
+        "", "Required: a photo or video, or a folder: those in it and in folders below it."
     )
-    output: str = setting("", "Folder to write into, not within the input folder.")
+    output: str = setting("", "Required: folder to write into, not within the input folder.")
     recogniser: str = setting(
         "mobilefacenet_ms1m,mobilefacenet_casia",
         "Whom to fool, by commas: NAME (weights are downloaded once), NAME:FILE or "
@@ -67,8 +68,8 @@ class ProtectSettings:
     )
     gallery: str | None = setting(
         None,
-        "Folder of other photos of one person. Faces that are this person's are kept apart "
-        "from these photos, all others from themselves.",
+        "Folder of other photos of one person, the largest face in each. Faces that are this "
+        "person's are kept apart from these photos, too, beside from themselves.",
     )
     faces: str = setting(
         "all", "Which: all that are found, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels."
@@ -95,7 +96,9 @@ class ProtectSettings:
     )
     num_steps: int = setting(30, "Gradient steps of each try.")
     keep_metadata: bool = setting(
-        False, "Keep EXIF, XMP, comments and texts, but no small copies of the picture."
+        False,
+        "Keep EXIF, XMP, comments and texts, but no small copies of the picture, nor what is "
+        "damaged.",
     )
     seed: int = setting(0, "Decides every random choice.")
 
@@ -122,25 +125,22 @@ def run(settings: ProtectSettings) -> list[Record]:
             detector or face_finding.cascade,
             aligned=settings.aligned,
         )
-    names = protect_inputs.listed(source)
-    if settings.boxes is not None:
-        # It may lie beside the photos, of which it is none.
-        boxes = Path(settings.boxes).resolve()
-        names = [name for name in names if (source / name).resolve() != boxes]
+    # The boxes may lie beside the photos, of which they are none.
+    names = protect_inputs.listed(source, but=settings.boxes)
     deciding = dataclasses.asdict(settings)
     for name in ("input", "output"):
         del deciding[name]
     work = Work(
-        deciding,
-        source,
-        output,
-        chosen,
-        told,
-        detector,
-        witnesses,
-        known,
-        Strength(STRENGTHS[settings.strength], settings.num_steps),
-        jax.random.key(settings.seed),
+        settings=deciding,
+        source=source,
+        output=output,
+        chosen=chosen,
+        told=told,
+        detector=detector,
+        witnesses=witnesses,
+        known=known,
+        strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
+        key=jax.random.key(settings.seed),
     )
     with Manifest(output, work.digest()).open() as manifest:
         records = _all(names, work, manifest)

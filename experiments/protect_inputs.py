@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deid_jax._validate import InputError
+from deid_jax.embedders import split_list
 from deid_jax.photos import files, video_files
 from deid_jax.photos.alignment import SIZE, aligned_face
 from deid_jax.photos.faces import Detector
@@ -16,6 +17,11 @@ from experiments import cli
 
 # In bytes: no photo of `MAX_PIXELS` is larger.
 _LARGEST_PHOTO = 2**29
+# Suffixes of videos that `video_files.FORMATS` lacks.
+_OTHER_VIDEOS = (
+    *(".avi", ".3gp", ".3g2", ".mts", ".m2ts", ".ts"),
+    *(".wmv", ".flv", ".mpg", ".mpeg", ".ogv", ".vob"),
+)
 
 
 def folders(given: str, into: str) -> tuple[Path, Path]:
@@ -44,11 +50,16 @@ def folders(given: str, into: str) -> tuple[Path, Path]:
     return source, output
 
 
-def listed(source: Path, name: str = "input") -> list[str]:
+def listed(source: Path, name: str = "input", *, but: str | None = None) -> list[str]:
     """Names of all files below a folder; hidden ones are none of ours.
 
     Links to folders and folders that cannot be looked into are among them, so that they are
     accounted for.
+
+    Args:
+      source: a folder, or a file, which is then the only one.
+      name: what messages call it.
+      but: a file that may lie among them and is none of them.
 
     Raises:
       InputError: there are none.
@@ -61,6 +72,10 @@ def listed(source: Path, name: str = "input") -> list[str]:
         below[:] = [one for one in below if not one.startswith(".")]
         links = [one for one in below if (Path(folder) / one).is_symlink()]
         found += [Path(folder) / one for one in (*names, *links) if not one.startswith(".")]
+    if but is not None:
+        # Not `resolve`, which links that lead round in circles are too much for.
+        whole = os.path.realpath(but)
+        found = [path for path in found if os.path.realpath(path) != whole]
     if not found:
         raise InputError(f"{name} {source} holds no files")
     return sorted(path.relative_to(source).as_posix() for path in found)
@@ -101,6 +116,9 @@ def _wrong(path: Path, name: str) -> str | None:
         )
     if path.exists() and not path.is_file():
         return f"{name} is no file of data"
+    if Path(name).suffix.lower() in _OTHER_VIDEOS:
+        kinds = ", ".join(sorted(video_files.SUFFIXES))
+        return f"{name} is a video of a kind that is not written: convert it to one of {kinds}"
     if path.stat().st_size > _LARGEST_PHOTO and not is_video(name):
         return f"{name} is larger than {_LARGEST_PHOTO} bytes"
     return None
@@ -112,8 +130,8 @@ def witnesses(recogniser: str, judge: str, threshold: float | None) -> list[Witn
     Raises:
       InputError: one cannot be loaded, sees nothing, lacks a threshold or is given twice.
     """
-    fitted = [text.strip() for text in recogniser.split(",")]
-    others = [] if judge == "none" else [text.strip() for text in judge.split(",")]
+    fitted = split_list(recogniser, ",")
+    others = [] if judge == "none" else split_list(judge, ",")
     if threshold is not None and not -1 < threshold < 1:
         raise InputError(f"threshold must be a cosine > -1 and < 1, got {threshold}")
     found: list[Witness] = []
@@ -143,10 +161,12 @@ def sample() -> np.ndarray:
 def known(
     folder: Path, judges: Sequence[Witness], detector: Detector, *, aligned: bool
 ) -> list[np.ndarray]:
-    """For each judge, the direction of the person in a folder's photos.
+    """For each judge, the directions of the person in a folder's photos, [K, D].
+
+    Of several faces in a photo the largest is taken for the person's.
 
     Raises:
-      InputError: it is no folder, a file in it is no photo, or no face is found.
+      InputError: it is no folder, or a file in it is no photo with a face.
     """
     if not folder.is_dir():
         raise InputError(f"gallery {folder} is not a folder")
@@ -160,7 +180,7 @@ def known(
             crops = [aligned_face(pixels.shape[:2], name)] if aligned else detector(pixels)
         except InputError as error:
             raise InputError(f"gallery {folder}: {error}") from error
-        photos += [(pixels, face) for face in crops[:1]]
-    if not photos:
-        raise InputError(f"gallery {folder} holds no photo with a face")
+        if not crops:
+            raise InputError(f"gallery {folder}: no face was found in {name}")
+        photos.append((pixels, crops[0]))
     return [directions_of_photos(judge.embedder, photos) for judge in judges]

@@ -128,6 +128,9 @@ def show(
         f"{len(records)} files are protected against these recognisers (cap: "
         f"{cap:g} dB); {len(wrong)} files are not."
     )
+    left = sum(record.get("faces_left", 0) for record in records)
+    if left:
+        console.print(f"{left} other faces were found, not chosen by --faces, and left known.")
     if all(witness.fitted for witness in witnesses):
         console.print(
             "All of them were known to the attack: how strangers' recognisers judge, nobody "

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deid_jax._validate import InputError
+from deid_jax._validate import InputError, PassingError
 from deid_jax.embedders import Embedder
 from deid_jax.photos import faces as face_finding
 from deid_jax.photos import files
@@ -34,6 +35,10 @@ from experiments.protect_report import (
 Say = Callable[[str], None]
 
 
+class FaceError(InputError):
+    """Where a face is said to be there is none."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """Everything that is needed to do a file.
@@ -46,7 +51,7 @@ class Work:
       told: faces of files, by name; None: they are found, or `chosen`.
       detector: None where faces are told.
       witnesses: who judges.
-      known: for each the person of `gallery`; None without.
+      known: for each the directions of the person's photos in `gallery`; None without.
       strength: how much may be changed.
       key: one key.
     """
@@ -96,15 +101,40 @@ class Work:
         }
         if isinstance(content, InputError):
             return record | {"reason": str(content)}
+        hindrance = self._hindrance(name)
+        if hindrance is not None:
+            # Without its digest, so that it is looked at anew.
+            return record | {
+                "status": NOT_PROTECTED,
+                "reason": f"nothing was written: {hindrance}",
+                "source_sha256": "",
+            }
         done = self._video(name, say) if content is None else self._photo(name, content)
         return record | done
+
+    def _hindrance(self, name: str) -> str | None:
+        """Why a file cannot be written: what is in its place, or leads it elsewhere."""
+        target = self.output / name
+        place, whole = (Path(os.path.realpath(one)) for one in (target.parent, self.output))
+        if not place.is_relative_to(whole):
+            return "a link in its place leads out of the output folder"
+        if target.is_dir() and not target.is_symlink():
+            return "in its place is a folder"
+        if any(above.is_file() for above in target.parents):
+            return "in its folder's place is a file"
+        return None
 
     def _photo(self, name: str, content: bytes) -> Record:
         try:
             photo = files.parse_photo(content, name)
-            faces = self._faces(name, photo.pixels)
+        except PassingError as error:
+            return {"reason": str(error), "source_sha256": ""}
         except InputError as error:
             return {"reason": str(error)}
+        try:
+            faces, left = self._faces(name, photo.pixels)
+        except FaceError as error:
+            return {"status": NO_FACE, "reason": str(error)}
         if not faces:
             return _no_face()
         try:
@@ -112,7 +142,7 @@ class Work:
                 photo,
                 faces,
                 self.witnesses,
-                self._key(name),
+                key_of(name, self.key),
                 strength=self.strength,
                 known=self.known,
                 detector=self.detector,
@@ -121,53 +151,78 @@ class Work:
         except InputError as error:  # A recogniser sees nothing in a face.
             return {"status": NOT_PROTECTED, "reason": str(error)}
         files.write_whole(self.output / name, done.data)
-        return _written(name, digest_of(done.data), done.protected) | figures(done)
+        written = _written(name, digest_of(done.data), done.protected)
+        return written | {"faces_left": left} | figures(done)
 
     def _video(self, name: str, say: Say) -> Record:
         source = self.source / name if self.source.is_dir() else self.source
+        most_left = 0
+
+        def found(pixels: np.ndarray) -> list[Face]:
+            nonlocal most_left
+            faces, left = self._faces(name, pixels)
+            most_left = max(most_left, left)
+            return faces
+
         try:
             done = protect_video(
                 source,
                 self.output / name,
                 self.witnesses,
-                self._key(name),
-                detector=lambda pixels: self._faces(name, pixels),
+                key_of(name, self.key),
+                detector=found,
                 strength=self.strength,
                 known=self.known,
                 keep_metadata=self.settings["keep_metadata"],
                 update=lambda doing, place, number: say(f"{doing} {place}/{number}"),
             )
+        except PassingError as error:
+            return {"reason": str(error), "source_sha256": ""}
+        except FaceError as error:
+            return {"status": NO_FACE, "reason": str(error)}
         except InputError as error:
             return {"reason": str(error)}
         if not done.written:
             return _no_face()
         digest = digest_of_file(self.output / name)
-        return _written(name, digest, done.protected) | figures_of_video(done)
+        written = _written(name, digest, done.protected)
+        return written | {"faces_left": most_left} | figures_of_video(done)
 
-    def _key(self, name: str) -> jax.Array:
-        """A file's own, whatever lies beside it."""
-        named = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-        return jax.random.fold_in(self.key, int(named[:8], 16))
+    def _faces(self, name: str, pixels: np.ndarray) -> tuple[list[Face], int]:
+        """The faces of a photo that are to be protected, and how many others were found.
 
-    def _faces(self, name: str, pixels: np.ndarray) -> list[Face]:
-        """The faces of a photo that are to be protected."""
+        Raises:
+          FaceError: the picture is no aligned face, or a box that was told lies beside it.
+        """
         if self.settings["aligned"]:
-            return [aligned_face(pixels.shape[:2], name)]
+            try:
+                return [aligned_face(pixels.shape[:2], name)], 0
+            except InputError as error:
+                raise FaceError(str(error)) from error
         if self.detector is not None:
             assert isinstance(self.chosen, str)
-            return face_finding.choose(self.detector(pixels), self.chosen)
+            found = self.detector(pixels)
+            chosen = face_finding.choose(found, self.chosen)
+            return chosen, len(found) - len(chosen)
         whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
         told = self.chosen if self.told is None else self._told(name)
         assert not isinstance(told, str)
         for face in told:
             if not face_finding.overlap(face.box, whole) > 0:
-                raise InputError(f"{name}: a face's box lies beside the photo, {face.box}")
-        return face_finding.choose(told, "largest") if self.chosen == "largest" else told
+                raise FaceError(f"{name}: a face's box lies beside the photo, {face.box}")
+        chosen = face_finding.choose(told, "largest") if self.chosen == "largest" else told
+        return chosen, len(told) - len(chosen)
 
     def _told(self, name: str) -> list[Face]:
         """The boxes of a file, by its name below the folder or its own."""
         assert self.told is not None
         return self.told.get(name, self.told.get(Path(name).name, []))
+
+
+def key_of(name: str, key: jax.Array) -> jax.Array:
+    """A file's own key, by its name below the input folder, whatever lies beside it."""
+    named = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return jax.random.fold_in(key, int(named[:8], 16))
 
 
 def _no_face() -> Record:

@@ -8,13 +8,15 @@ was stopped goes on where it stood when the same command is given again.
 Model B as the paper trains it, its descriptor VGG-Face's and only the head trained:
 
     python -m experiments.train --model=vgg16 --image_size=224 --pretrained=vgg_face.mat
+
+That file may be downloaded, by the name that `deid_jax.weights` has for it.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
 
-from deid_jax import checkpointing, recognisers
+from deid_jax import checkpointing, recognisers, weights
 from deid_jax._validate import InputError
 from deid_jax.models.vggface_files import Pretrained, load_vggface
 from deid_jax.recognisers import Recogniser
@@ -22,8 +24,10 @@ from deid_jax.reporting import DESCRIPTION, RunFolder, describe
 from experiments import cli, common
 from experiments.cli import setting
 
-# The model whose layers `--pretrained` has.
+# The model whose layers `--pretrained` has, and the published weights that are such.
 _PRETRAINED_MODEL = "vgg16"
+_READER = f"{load_vggface.__module__}:{load_vggface.__name__}"
+_PRETRAINED = tuple(name for name, row in weights.WEIGHTS.items() if row.converter == _READER)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +40,15 @@ class TrainSettings(common.DataSettings):
     batch_size: int = setting(32, "Pictures per training step.")
     pretrained: str | None = setting(
         None,
-        "VGG-Face's weights for vgg16: an .h5, .mat or .npz file. Its layers stay as they are, "
-        "all others are trained: the head of 256 and K units, and fc6 and fc7 where the file "
-        "has none (notop).",
+        "VGG-Face's weights for vgg16: an .h5, .mat or .npz file, or the name of one to "
+        f"download, of {', '.join(_PRETRAINED)}. Its layers stay as they are, all others are "
+        "trained: the head of 256 and K units, and fc6 and fc7 where the file has none "
+        "(notop).",
+    )
+    sha256: str | None = setting(
+        None,
+        "SHA-256 of a trusted copy of the weights that --pretrained names, where no source "
+        "states it.",
     )
     checkpoint: str | None = setting(
         None, "Where to keep the result; default: under checkpoints/."
@@ -90,15 +100,29 @@ def run(settings: TrainSettings) -> Recogniser:
 
 
 def _pretrained(settings: TrainSettings) -> Pretrained | None:
-    """The layers that are taken from a file, if one is given."""
-    if settings.pretrained is None:
+    """The layers that are taken from a file, if one is given or named."""
+    given = settings.pretrained
+    if settings.sha256 is not None and given not in weights.WEIGHTS:
+        raise InputError(
+            f"--sha256={settings.sha256} means nothing without a --pretrained of "
+            f"{', '.join(_PRETRAINED)}"
+        )
+    if given is None:
         return None
     if settings.model != _PRETRAINED_MODEL:
         raise InputError(
-            f"--pretrained={settings.pretrained} means nothing to --model={settings.model}: "
-            f"VGG-Face's weights are {_PRETRAINED_MODEL}'s"
+            f"--pretrained={given} means nothing to --model={settings.model}: VGG-Face's "
+            f"weights are {_PRETRAINED_MODEL}'s"
         )
-    return load_vggface(settings.pretrained, image_size=settings.image_size)
+    if given not in weights.WEIGHTS:
+        return load_vggface(given, image_size=settings.image_size)
+    if given not in _PRETRAINED:
+        raise InputError(
+            f"pretrained must be a file or of {', '.join(_PRETRAINED)}, got {given}, which "
+            f"holds no weights of {_PRETRAINED_MODEL}"
+        )
+    path = cli.fetch_weights(given, settings.sha256)
+    return load_vggface(path, image_size=settings.image_size)
 
 
 def _came_of(path: Path, pretrained: Pretrained | None) -> bool:

@@ -5,7 +5,8 @@
 
 Protects photos with some recognisers, and has others judge them on a protocol that is written
 down and hashed: `transfer.csv` (a line per run, recogniser, processing, comparison and false
-accept rate), `transfer.md`, `protocol.json` and `config.json` in --output_dir.
+accept rate), `per_image.csv` (a line per run, recogniser and photo as protected, by which the
+rates can be checked), `transfer.md`, `protocol.json` and `config.json` in --output_dir.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from deid_jax import pair_lists, reporting, transfer, verification
 from deid_jax._validate import InputError, count
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
-from deid_jax.embedders import LOADERS, Embedder, FunctionModule
+from deid_jax.embedders import Embedder, FunctionModule, name_of, split_list
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS
 from deid_jax.processing import PROCESSING
@@ -30,20 +31,11 @@ from deid_jax.transformations import TRANSFORMATIONS
 from experiments import cli, common, transfer_tables
 from experiments.cli import setting
 from experiments.transfer_classifiers import train_classifiers
-from experiments.transfer_runs import (
-    AD_HOC,
-    BY_L2,
-    BY_PIXEL,
-    LEAST,
-    Judges,
-    Plan,
-    Row,
-    Run,
-    all_rows,
-)
+from experiments.transfer_plan import AD_HOC, BY_L2, BY_PIXEL, LEAST, Plan, Row, Run
+from experiments.transfer_runs import Judges, all_rows
 
 _METHODS = (*BY_L2, *BY_PIXEL, *LEAST, *AD_HOC)
-_CONTENTS = ("photos", "transfer.md", "transfer.csv", "protocol.json")
+_CONTENTS = ("photos", "transfer.md", "transfer.csv", "per_image.csv", "protocol.json")
 _LARGEST_IMAGE = 1024
 
 
@@ -55,7 +47,11 @@ class TransferSettings:
     data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
     image_size: int = setting(112, "Height and width in pixels that pictures are brought to.")
     crop: str | None = setting(
-        None, "Which part of a picture file is the face. Default: arcface.", choices=CROPS
+        None,
+        "Which part of a picture file is the face; arcface, the template of recognisers of 112 "
+        "px, takes pictures of 178x218 (CelebA's aligned ones) or 112x112 alone, auto takes "
+        "any. Default: arcface.",
+        choices=CROPS,
     )
     skip_unreadable: bool = setting(False, "Leave out pictures that cannot be read.")
     fit: str = setting(
@@ -71,11 +67,8 @@ class TransferSettings:
     )
     classifiers: str = setting(
         "none",
-        "Classifiers that judge, too, by commas, or none: trained here on all photos that are "
-        f"not protected; of {', '.join(MODELS)}.",
-    )
-    sha256: str | None = setting(
-        None, "Checksum of the weights to download, where the project knows none."
+        "Classifiers that judge, too, by commas, or none: trained here on the protocol's "
+        f"galleries and probes; of {', '.join(MODELS)}.",
     )
     methods: str = setting("mifgvm", f"By commas, of {', '.join(_METHODS)}.")
     psnr: str = setting(
@@ -97,7 +90,7 @@ class TransferSettings:
     margin: float = setting(
         0.2,
         f"How far below the first --far's threshold, in cosine, methods of least change "
-        f"({', '.join(LEAST)}) go; they take no budget.",
+        f"({', '.join(LEAST)}) go without a budget. Within one each photo's own is found.",
     )
     processing: str = setting(
         "all",
@@ -106,8 +99,9 @@ class TransferSettings:
     )
     far: str = setting(
         "0.01,0.001",
-        "False accept rates, by commas: the share of clean photos that a threshold takes for "
-        "another person. Attacks and most tables go by the first.",
+        "False accept rates, by commas: of all comparisons of a clean photo with the gallery "
+        "of another person, the share that a threshold takes for one person. Attacks and most "
+        "tables go by the first.",
     )
     per_person: int = setting(10, "Photos of each person to protect, at most.")
     gallery_size: int = setting(10, "Clean photos by which each person is known, at most.")
@@ -118,7 +112,7 @@ class TransferSettings:
         "say. Default: drawn by the seed.",
     )
     average: int = setting(
-        5, "An opponent averages so many protected photos of a person; 0: none does."
+        5, "An opponent averages so many protected photos of a person; 0 or 1: none does."
     )
     fine_tune: bool = setting(
         False,
@@ -158,10 +152,11 @@ def plan_of(settings: TransferSettings) -> tuple[Plan, dict[str, str]]:
       InputError: an unknown name, or a number out of range.
     """
     written: dict[str, str] = {}
-    fits = tuple(_named(group, written) for group in _parts(settings.fit))
+    fits = tuple(_named(group, written) for group in split_list(settings.fit, ","))
     tests = tuple(written)
     if settings.test is not None:
-        tests = _named(settings.test.replace(",", "+"), written)
+        judging = (_named(group, written) for group in split_list(settings.test, ","))
+        tests = tuple(dict.fromkeys(name for group in judging for name in group))
     for name in ("num_steps", "num_samples", "per_person", "gallery_size", "num_pairs"):
         count(name, getattr(settings, name), least=1)
     count("average", settings.average)
@@ -200,15 +195,14 @@ def _parts(text: str) -> list[str]:
 def _named(group: str, written: dict[str, str]) -> tuple[str, ...]:
     """Names of recognisers joined by +; what each was written as goes into `written`."""
     names = []
-    for text in (part.strip() for part in group.split("+")):
-        name, _, rest = text.partition(":")
-        # A function keeps its whole name; a file is left out of a name.
-        name = name if name.startswith(tuple(LOADERS)) else text
+    for text in split_list(group, "+"):
+        name = name_of(text)
         if not name:
             raise InputError(f"recognisers must be named, got {group!r}")
-        if rest and written.get(name, text) not in (text, name):
+        has_file = name != text
+        if has_file and written.get(name, text) not in (text, name):
             raise InputError(f"recogniser {name} is given twice: {written[name]} and {text}")
-        if rest or name not in written:
+        if has_file or name not in written:
             written[name] = text
         names.append(name)
     return tuple(dict.fromkeys(names))
@@ -251,33 +245,32 @@ def run(settings: TransferSettings) -> list[Row]:
     dataset = load_dataset(settings.dataset, options)
     common.say_skipped(dataset)
     embedders = {
-        name: cli.load_recogniser(text, settings.image_size, settings.sha256)
-        for name, text in written.items()
+        name: cli.load_recogniser(text, settings.image_size) for name, text in written.items()
     }
+    images = np.stack([dataset.read(place) for place in range(len(dataset))])
+    dataset = dataclasses.replace(dataset, read=images.__getitem__)
     lists = _lists(settings, dataset)
     positions = lists.positions(dataset)
     _check(plan, embedders, positions)
-    faces = Faces(
-        images=np.stack([dataset.read(place) for place in range(len(dataset))]),
-        labels=dataset.labels,
-        lists=positions,
-    )
+    faces = Faces(images, dataset.labels, positions)
     with folder, cli.progress_bar("transfer") as update:
         naming = train_classifiers(classifiers, dataset, faces, settings.seed)
         judges = Judges(_judges(embedders, faces, plan), naming)
         keep = _keeper(folder, dataset, faces) if settings.keep_images else None
-        rows = all_rows(plan, judges, faces, update, keep)
-        folder.write_csv("transfer.csv", [_ordered(row) for row in rows])
-        report = transfer_tables.Report(rows, plan, judges, faces, dataset, lists.sha256())
+        pictures = [dataset.pictures[place] for place in positions.protected]
+        tables = all_rows(plan, judges, faces, pictures, update, keep)
+        folder.write_csv("transfer.csv", [_ordered(row) for row in tables.rows])
+        folder.write_csv("per_image.csv", tables.images)
+        report = transfer_tables.Report(tables, plan, judges, faces, dataset, lists.sha256())
         folder.write_text("transfer.md", transfer_tables.markdown(report))
         folder.write_text("protocol.json", lists.to_json())
         described = reporting.describe(
             settings, dataset=dataset.provenance, protocol=lists.sha256()
         )
         folder.write_json(DESCRIPTION, described)
-    transfer_tables.show(rows, plan)
+    transfer_tables.show(tables.rows, plan)
     print(f"Protocol {lists.sha256()[:12]}; tables and report: {folder.path}")
-    return rows
+    return tables.rows
 
 
 def _lists(settings: TransferSettings, dataset: FaceDataset) -> pair_lists.Lists:
@@ -299,11 +292,18 @@ def _check(plan: Plan, embedders: dict[str, Embedder], lists: pair_lists.Positio
     impostors = len(lists.probes) * (len(lists.gallery) - 1)
     for far in plan.fars:
         verification.threshold_at_far(np.zeros(impostors), far)
+    for kind in plan.processing:
+        PROCESSING[kind](np.zeros((1, SSIM_WINDOW, SSIM_WINDOW, 3), np.uint8))
     for name in plan.tests if plan.fine_tune else ():
         if isinstance(embedders[name].module, FunctionModule):
             raise InputError(
                 f"fine_tune trains a recogniser's weights, and {name} is a function without"
             )
+    if plan.fine_tune and len(lists.protected) < 2:
+        raise InputError(
+            "fine_tune needs two protected photos or more, one to train on and one to judge, "
+            f"the protocol has {len(lists.protected)}"
+        )
 
 
 def _judges(embedders: dict[str, Embedder], faces: Faces, plan: Plan) -> dict[str, Judge]:

@@ -1,45 +1,29 @@
-"""What `experiments.transfer` runs: every method at every budget, fitted on every choice.
+"""What `experiments.transfer` runs, and what the judges make of it.
 
 A run protects all photos of the protocol once; each recogniser under test then judges them, as
 they are and after each kind of processing.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deid_jax import opponents, transfer
-from deid_jax.batch import METHODS
-from deid_jax.budgets import l2_of_psnr, psnr_of_l2
+from deid_jax.budgets import psnr_of_l2
 from deid_jax.data.dataset import LEVELS
 from deid_jax.metrics import l2, mssim
 from deid_jax.processing import PROCESSING
-from deid_jax.protecting import BATCH_SIZE, Program, run_protect
-from deid_jax.transfer import Faces, Judge
-from experiments import transfer_classifiers
+from deid_jax.protecting import BATCH_SIZE
+from deid_jax.transfer import Faces, Judge, Verdict
 from experiments.transfer_classifiers import Classifier
+from experiments.transfer_plan import Budget, Plan, Row, Run
+from experiments.transfer_protect import protect
 
-Row = dict[str, Any]
-
-# Methods that a budget of any size can be put to: by L2, by the change of a pixel, or neither
-# (ad-hoc ones, whose change is scaled).
-BY_L2 = ("mifgvm", "pgd_l2")
-BY_PIXEL = ("mifgsm", "ifgsm", "pgd")
-AD_HOC = ("blur", "pixelate", "noise", "mask")
-# Methods that seek the least change that suffices; no budget.
-LEAST = ("apfgvm", "ddn", "fmn", "cw")
 # Opponents who adapt.
 AVERAGES = "averages"
 TRAINED = "trained on protected photos"
-# Steps go so many times as far as the budget, all together.
-_REACH = 2.5
-# A pixel's bound beyond the budget, so that the change can be brought to it exactly.
-_ROOM = 1.1
 
 
 class Judges(NamedTuple):
@@ -48,152 +32,50 @@ class Judges(NamedTuple):
     embedding: Mapping[str, Judge]
     naming: Mapping[str, Classifier]
 
+    def worth(self, name: str) -> Row:
+        """How well one does on clean photos."""
+        if name in self.naming:
+            return {"accuracy": 1 - self.naming[name].clean_error, "auc": ""}
+        return worth(self.embedding[name])
 
-class Budget(NamedTuple):
-    """How large a change may be: a PSNR in dB, a pixel's change of a range of 1, or neither."""
 
-    psnr: float | None = None
-    epsilon: float | None = None
+# (a key of `PROCESSING`, a judge's name) -> what it makes of the photos so processed.
+Verdicts = Mapping[tuple[str, str], Verdict]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is run.
+class Tables(NamedTuple):
+    """What is measured: the rows of `transfer.csv`, and those of `per_image.csv`."""
+
+    rows: list[Row]
+    images: list[Row]
+
+
+class Change(NamedTuple):
+    """How far photos lie from their originals, float64[N] each.
 
     Attributes:
-      fits: which recognisers each attack knows, by name.
-      tests: which recognisers judge.
-      methods: keys of `METHODS`.
-      psnrs: budgets in dB, of all methods but those of least change.
-      epsilons: further budgets of sign methods.
-      transformations: what each attack foresees: keys of `TRANSFORMATIONS`, none or more.
-      processing: keys of `PROCESSING`.
-      fars: false accept rates; least changes go below the first one's threshold.
-      num_steps: gradient steps.
-      num_samples: draws of transformations a step.
-      margin: how far below the threshold least changes go, in cosine.
-      average: an opponent averages so many protected photos; 0 or 1: none does.
-      fine_tune: whether an opponent trains on protected photos.
-      seed: decides every random choice.
+      l2: of pixels in [0, 1].
+      psnr: in dB, infinite where nothing changed.
+      ssim: the mean structural similarity.
     """
 
-    fits: tuple[tuple[str, ...], ...]
-    tests: tuple[str, ...]
-    methods: tuple[str, ...]
-    psnrs: tuple[float, ...]
-    epsilons: tuple[float, ...]
-    transformations: tuple[tuple[str, ...], ...]
-    processing: tuple[str, ...]
-    fars: tuple[float, ...]
-    num_steps: int
-    num_samples: int
-    margin: float
-    average: int
-    fine_tune: bool
-    seed: int
+    l2: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
 
-    def runs(self) -> list["Run"]:
-        """Every way in which the photos are protected, once each."""
-        found = []
-        for method in self.methods:
-            if method in AD_HOC:
-                found += [Run((), method, (), Budget(psnr)) for psnr in self.psnrs]
-                continue
-            budgets = [Budget(psnr) for psnr in self.psnrs]
-            if method in LEAST:
-                budgets = [Budget()]
-            elif method in BY_PIXEL:
-                budgets += [Budget(epsilon=epsilon) for epsilon in self.epsilons]
-            found += [
-                Run(fit, method, foreseen, budget)
-                for fit in self.fits
-                for foreseen in self.transformations
-                for budget in budgets
-            ]
-        return found
-
-
-class Run(NamedTuple):
-    """One way to protect: what it is fitted on, how, what it foresees, and how large."""
-
-    fit: tuple[str, ...]
-    method: str
-    foreseen: tuple[str, ...]
-    budget: Budget
-
-    def describe(self) -> Row:
-        """The columns that name it."""
+    def summary(self) -> Row:
+        """Means, of PSNR where it is finite, and the lowest PSNR."""
+        finite = self.psnr[np.isfinite(self.psnr)]
         return {
-            "fit": "+".join(self.fit),
-            "method": self.method,
-            "foreseen": "+".join(self.foreseen),
-            "psnr": "" if self.budget.psnr is None else self.budget.psnr,
-            "epsilon": "" if self.budget.epsilon is None else self.budget.epsilon,
+            "l2": float(self.l2.mean()),
+            "psnr_mean": float(finite.mean()) if len(finite) else "",
+            "psnr_min": float(self.psnr.min()),
+            "ssim": float(self.ssim.mean()),
         }
 
 
-def config_of(run: Run, plan: Plan, num_values: int) -> Any:
-    """The method's settings at the run's budget, for pictures of `num_values` values."""
-    config = METHODS[run.method].config
-    if run.method in AD_HOC:
-        return config()
-    if run.method in LEAST:
-        return config(num_steps=plan.num_steps)
-    if run.budget.epsilon is not None:
-        size = run.budget.epsilon
-    else:
-        assert run.budget.psnr is not None
-        size = float(l2_of_psnr(run.budget.psnr, num_values))
-        if run.method in BY_PIXEL:
-            size *= _ROOM / num_values**0.5
-    if run.method == "mifgvm":
-        return config(epsilon=size, num_steps=plan.num_steps)
-    step_size = _REACH * size / plan.num_steps
-    return config(epsilon=size, step_size=step_size, num_steps=plan.num_steps)
-
-
-def protect(
-    run: Run,
-    plan: Plan,
-    judges: Mapping[str, Judge],
-    faces: Faces,
-    done: Callable[[int], None],
-) -> np.ndarray:
-    """All photos of the protocol, protected: uint8[M, H, W, 3].
-
-    Galleries are the persons' own photos (`Judge.own`): a protector knows no others.
-    """
-    photos, labels = faces.protected, faces.protected_labels
-    own = [judges[name] for name in run.fit]
-    program = Program(
-        modules=tuple(judge.embedder.module for judge in own),
-        method=run.method,
-        reduction="max" if run.method in LEAST else "mean",
-        transformations=run.foreseen,
-        num_samples=plan.num_samples if run.foreseen else 1,
-        dithered=run.method in BY_PIXEL,
-    )
-    config = config_of(run, plan, photos[0].size)
-    psnr = None if run.budget.psnr is None else jnp.float32(run.budget.psnr)
-    weights = [judge.embedder.variables for judge in own]
-    goals = [jnp.float32(judge.thresholds[plan.fars[0]] - plan.margin) for judge in own]
-    finished = []
-    for first in range(0, len(photos), BATCH_SIZE):
-        # The last batch is filled up with its last photo: one program serves all.
-        places = np.minimum(np.arange(first, first + BATCH_SIZE), len(photos) - 1)
-        galleries = [jnp.asarray(judge.own[labels[places]], jnp.float32) for judge in own]
-        fold = functools.partial(jax.random.fold_in, jax.random.key(plan.seed))
-        keys = jax.vmap(fold)(jnp.asarray(faces.lists.protected[places]))
-        pictures, _ = run_protect(
-            weights, photos[places], galleries, goals, config, psnr, keys, program=program
-        )
-        finished.append(np.asarray(pictures)[: len(photos) - first])
-        done(min(first + BATCH_SIZE, len(photos)))
-    return np.concatenate(finished)
-
-
-def distortion(photos: np.ndarray, originals: np.ndarray) -> Row:
-    """How far 8-bit photos lie from their originals: means, and the lowest PSNR."""
+def distortion(photos: np.ndarray, originals: np.ndarray) -> Change:
+    """How far 8-bit photos lie from their originals."""
     lengths, similar = [], []
     for first in range(0, len(photos), BATCH_SIZE):
         pair = [jnp.asarray(LEVELS[a[first : first + BATCH_SIZE]]) for a in (photos, originals)]
@@ -202,34 +84,57 @@ def distortion(photos: np.ndarray, originals: np.ndarray) -> Row:
     every = np.concatenate(lengths)
     with np.errstate(divide="ignore"):
         ratios = np.asarray(psnr_of_l2(jnp.asarray(every), photos[0].size))
-    return {
-        "l2": float(every.mean()),
-        "psnr_mean": float(ratios[np.isfinite(ratios)].mean()) if every.any() else "",
-        "psnr_min": float(ratios.min()),
-        "ssim": float(np.concatenate(similar).mean()),
-    }
+    found = (every, ratios, np.concatenate(similar))
+    return Change(*(array.astype(np.float64) for array in found))
 
 
-def judged(
-    named: Row,
-    photos: np.ndarray,
-    plan: Plan,
-    judges: Judges,
-    faces: Faces,
-) -> Iterator[Row]:
-    """The rows of one run: every kind of processing, every recogniser under test."""
-    labels = faces.protected_labels
+def verdicts(photos: np.ndarray, plan: Plan, judges: Judges, labels: np.ndarray) -> Verdicts:
+    """Of all who judge, after every kind of processing."""
+    found = {}
     for kind in plan.processing:
         processed = PROCESSING[kind](photos)
         for name in plan.tests:
-            for row in transfer.figures(judges.embedding[name], processed, labels):
-                row |= {"transformation": kind, "opponent": ""}
-                yield named | {"test": name} | row | worth(judges.embedding[name])
-        for row in transfer_classifiers.rows(judges.naming, processed, labels):
-            yield named | row | {"transformation": kind, "opponent": ""}
-    for name in plan.tests:
-        for row in opposed(judges.embedding[name], photos, plan, faces):
-            yield named | {"test": name, "transformation": "none"} | row
+            found[kind, name] = judges.embedding[name].verdict(processed, labels)
+        for name, classifier in judges.naming.items():
+            found[kind, name] = classifier.verdict(processed, labels)
+    return found
+
+
+def judged(named: Row, found: Verdicts, clean: Verdicts, judges: Judges) -> Iterator[Row]:
+    """The rows of one run, opponents who adapt aside.
+
+    Args:
+      named: the columns that all of them share.
+      found: what became of the run's photos.
+      clean: likewise of the unprotected ones.
+      judges: all who judge.
+    """
+    for (kind, name), verdict in found.items():
+        for row in transfer.figures(verdict, clean[kind, name], found["none", name]):
+            row |= {"transformation": kind, "opponent": ""}
+            yield named | {"test": name} | row | judges.worth(name)
+
+
+def per_image(
+    run: Run, change: Change, found: Verdicts, pictures: Sequence[str], plan: Plan
+) -> Iterator[Row]:
+    """A run's lines of `per_image.csv`: of every judge, of every photo, unprocessed.
+
+    What the judge has not, as a classifier has no scores, is "".
+    """
+    sizes = dict(zip(("l2", "psnr_image", "ssim"), change, strict=True))
+    nothing = np.full(len(pictures), "")
+    for name in (name for kind, name in found if kind == "none"):
+        verdict = found["none", name]
+        columns = sizes | {"score": verdict.scores.get("gallery", nothing)}
+        for far in plan.fars:
+            columns[f"protected_at_{far}"] = verdict.protected.get((far, "gallery"), nothing)
+        columns["rank"] = nothing if verdict.ranks is None else verdict.ranks
+        columns["score_protected"] = verdict.scores.get("protected", nothing)
+        known = run.describe() | {"test": name, "fitted": name in run.fit}
+        lists = (column.tolist() for column in columns.values())
+        for picture, *values in zip(pictures, *lists, strict=True):
+            yield known | {"image": picture, **dict(zip(columns, values, strict=True))}
 
 
 def worth(judge: Judge) -> Row:
@@ -237,12 +142,30 @@ def worth(judge: Judge) -> Row:
     return {"accuracy": judge.pairs.accuracy, "auc": judge.pairs.auc}
 
 
-def opposed(judge: Judge, photos: np.ndarray, plan: Plan, faces: Faces) -> Iterator[Row]:
-    """Rows of the opponents who adapt."""
+def opposed(
+    judge: Judge,
+    photos: np.ndarray,
+    plan: Plan,
+    faces: Faces,
+    found: Verdict,
+    clean: Verdict,
+) -> Iterator[Row]:
+    """Rows of the opponents who adapt.
+
+    Args:
+      judge: the recogniser that they use.
+      photos: uint8[M, H, W, 3], a run's.
+      plan: which opponents there are.
+      faces: all photos.
+      found: what the judge makes of `photos` by itself.
+      clean: likewise of the unprotected ones.
+    """
     labels = faces.protected_labels
     if plan.average > 1:
-        for row in transfer.averaged(judge, photos, labels, plan.average):
-            yield {"opponent": f"{AVERAGES} {plan.average} photos"} | row | worth(judge)
+        means, clean_means = (transfer.averaged(judge, v, plan.average) for v in (found, clean))
+        if means is not None and clean_means is not None:
+            for row in transfer.figures(means, clean_means):
+                yield {"opponent": f"{AVERAGES} {plan.average} photos"} | row | worth(judge)
     if plan.fine_tune:
         known = np.arange(len(photos)) % 2 == 0
         gallery = np.concatenate(faces.lists.gallery)
@@ -254,7 +177,12 @@ def opposed(judge: Judge, photos: np.ndarray, plan: Plan, faces: Faces) -> Itera
             seed=plan.seed,
         )
         anew = transfer.make_judge(tuned, faces, tuple(judge.thresholds))
-        for row in transfer.figures(anew, photos[~known], labels[~known]):
+        after, missed = (
+            anew.verdict(pictures[~known], labels[~known])
+            for pictures in (photos, faces.protected)
+        )
+        before = judge.compare(found.outputs[~known], labels[~known])
+        for row in transfer.figures(after, missed, before):
             yield {"opponent": TRAINED} | row | worth(anew)
 
 
@@ -262,25 +190,34 @@ def all_rows(
     plan: Plan,
     judges: Judges,
     faces: Faces,
+    pictures: Sequence[str],
     update: Callable[[int, int, str], None],
     keep: Callable[[Run, np.ndarray], None] | None = None,
-) -> list[Row]:
-    """The rows of `transfer.csv`: the clean photos first, then every run.
+) -> Tables:
+    """Everything: the clean photos first, then every run.
 
     Args:
       plan: what is run.
       judges: every recogniser of the plan, and the classifiers.
       faces: the photos.
+      pictures: the names of those to protect.
       update: told of photos done, of how many, and of what.
       keep: told of each run's photos.
     """
-    clean = Run((), "none", (), Budget())
     runs: Sequence[Run] = plan.runs()
-    total = len(runs) * len(faces.protected)
-    originals = faces.protected
-    quiet = dataclasses.replace(plan, average=0, fine_tune=False)
-    named = clean.describe() | distortion(originals, originals)
-    rows = list(judged(named, originals, quiet, judges, faces))
+    originals, labels = faces.protected, faces.protected_labels
+    total = len(runs) * len(originals)
+    clean = verdicts(originals, plan, judges, labels)
+    tables = Tables([], [])
+
+    def enter(run: Run, photos: np.ndarray, found: Verdicts) -> Row:
+        change = distortion(photos, originals)
+        named = run.describe() | change.summary()
+        tables.rows.extend(judged(named, found, clean, judges))
+        tables.images.extend(per_image(run, change, found, pictures, plan))
+        return named
+
+    enter(Run((), "none", (), Budget()), originals, clean)
     for number, run in enumerate(runs):
         before = number * len(originals)
         text = f"{run.method} on {'+'.join(run.fit) or 'nothing'}"
@@ -291,6 +228,10 @@ def all_rows(
         photos = protect(run, plan, judges.embedding, faces, done)
         if keep is not None:
             keep(run, photos)
-        named = run.describe() | distortion(photos, originals)
-        rows += judged(named, photos, plan, judges, faces)
-    return rows
+        found = verdicts(photos, plan, judges, labels)
+        named = enter(run, photos, found)
+        for name in plan.tests:
+            own = found["none", name], clean["none", name]
+            for row in opposed(judges.embedding[name], photos, plan, faces, *own):
+                tables.rows.append(named | {"test": name, "transformation": "none"} | row)
+    return tables

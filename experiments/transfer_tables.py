@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +12,8 @@ from deid_jax.attacks import ATTACKS
 from deid_jax.data import FaceDataset
 from deid_jax.transfer import Faces
 from experiments import transfer_classifiers
-from experiments.transfer_runs import AVERAGES, Judges, Plan
+from experiments.transfer_plan import LEAST, Plan
+from experiments.transfer_runs import AVERAGES, Judges, Tables
 
 Row = dict[str, Any]
 
@@ -23,15 +25,21 @@ changed a little, so that people hardly see it and the recogniser answers wrongl
 
 Who changed the photos knew some recognisers and tried the change on these ("fitted on"). The
 stranger's may be one of them (marked *), or one that was never looked at: that is what counts,
-since nobody knows what a stranger uses. Neither of the two has the other's photos: the
-stranger's, those to fit with, and the published ones are different pictures.
+since nobody knows what a stranger uses.
+
+The published photos, the stranger's (the "galleries") and those to fit with (the "probes") are
+different pictures of the same people, and who changed the photos never had the stranger's. The
+probes have two more uses, for want of further photos: unchanged, they set the thresholds that
+the stranger goes by, and classifiers, where there are any, learned from them beside the
+galleries. So what the protector had to fit with is known to the other side, too.
 
 A recogniser gives a score to how alike two faces are, and says "the same person" from a
 threshold on. The threshold is set on unchanged photos, by how often it may be wrong: at a false
 accept rate (FAR) of 1 %, one of a hundred photos of other people is taken for the person; at
-0.1 %, one of a thousand. A photo counts as protected where its score is below. Recognisers miss
-some unchanged photos, too: the rows "unprotected" say how many, and only what lies above them
-is the work of the change.
+0.1 %, one of a thousand. A photo counts as protected where its score is below. Who changes the
+photos does not know the stranger's threshold, and guesses it from the probes alone. Recognisers
+miss some unchanged photos, too: the rows "unprotected" say how many, and only what lies above
+them is the work of the change.
 
 These are measurements on the recognisers and the people named here. Other recognisers, larger
 ones above all, later ones, and other photos of the same person give other figures. Where nine
@@ -44,7 +52,7 @@ knows who it is.
 class Report(NamedTuple):
     """What the report is made of."""
 
-    rows: Sequence[Row]
+    tables: Tables
     plan: Plan
     judges: Judges
     faces: Faces
@@ -54,7 +62,7 @@ class Report(NamedTuple):
 
 def markdown(report: Report) -> str:
     """`transfer.md`."""
-    plan, rows = report.plan, report.rows
+    plan, rows = report.plan, report.tables.rows
     parts = [
         "# How protection carries over to other recognisers",
         _what(report),
@@ -79,15 +87,16 @@ def markdown(report: Report) -> str:
         _ranks(rows, plan),
         *_classified(report),
         f"## What survives, at FAR {_rate(far)}",
-        "Protected after the photo was processed. In brackets, for attacks: how much that is "
-        "of what was protected unprocessed. Where processing hides photos by itself, which the "
-        'rows "unprotected" tell, it can be more than 100 %.',
+        "Protected after the photo was processed. In brackets, for attacks: of the photos that "
+        "were protected unprocessed, how many still are. Processing hides photos by itself, "
+        'too: the rows "unprotected" tell how many unchanged photos are missed after it.',
         *_survival(rows, plan, far),
         *_adaptive(rows, plan, far),
         "## How visible",
         "Pixels have a range of 1 in L2; PSNR in dB. Lower L2, higher PSNR and SSIM nearer to "
         "1 are less change.",
         _distortion(rows),
+        *_least(report),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -102,8 +111,12 @@ def _what(report: Report) -> str:
         f"{sum(len(g) for g in lists.gallery)} other photos; protocol SHA-256 "
         f"`{report.protocol}`. Attacks took {plan.num_steps} gradient steps; what they foresee "
         f"are random changes of the photo, {draws} a step (expectation over transformation). "
-        "Square brackets are Wilson's intervals, 95 %: how far chance in the choice of photos "
-        "reaches."
+        "Square brackets are the wider of two 95 % intervals. Wilson's tells how far chance in "
+        "the choice of photos reaches, as if each were of another person; a bootstrap over "
+        "persons, how far chance in the choice of persons does, whose photos are protected or "
+        "missed together. Neither covers other recognisers. `transfer.csv` has both (`low`, "
+        "`high`; `person_low`, `person_high`), and `per_image.csv` every photo, so that every "
+        "rate can be checked."
     )
 
 
@@ -167,8 +180,11 @@ def _mark(row: Row) -> str:
 
 
 def _with_interval(row: Row) -> str:
-    share = f"{_percent(row['protected'])}{_mark(row)}"
-    return f"{share} [{100 * row['low']:.0f}–{100 * row['high']:.0f}]"
+    bounds = [(row["low"], row["high"])]
+    if row["person_low"] != "":
+        bounds.append((row["person_low"], row["person_high"]))
+    low, high = max(bounds, key=lambda ends: ends[1] - ends[0])
+    return f"{_percent(row['protected'])}{_mark(row)} [{100 * low:.0f}–{100 * high:.0f}]"
 
 
 def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -178,13 +194,14 @@ def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _clean_table(report: Report) -> str:
     """What the recognisers are worth, and which clean photos they miss by themselves."""
+    rows = report.tables.rows
     head = ["recogniser", "same/different accuracy", "AUC", "named first"]
     for far in map(_rate, report.plan.fars):
         head += [f"threshold at FAR {far}", f"unchanged photos missed at FAR {far}"]
     body = []
     for name in report.plan.tests:
         clean = _chosen(
-            report.rows, method="none", test=name, transformation="none", compared="gallery"
+            rows, method="none", test=name, transformation="none", compared="gallery"
         )
         first = clean[0]
         cells = [name, f"{first['accuracy']:.3f}", f"{first['auc']:.4f}"]
@@ -228,12 +245,12 @@ def _classified(report: Report) -> list[str]:
     if not names:
         return []
     own = transfer_classifiers.COMPARED
-    chosen = _chosen(report.rows, compared=own, transformation="none")
+    chosen = _chosen(report.tables.rows, compared=own, transformation="none")
     return [
         "## Named wrongly by classifiers",
-        f"They learned these {len(report.dataset.persons)} persons from all photos that are "
-        "not protected here, and nobody fitted the change on them. What they name wrongly "
-        'while it is unchanged ("unprotected") is their own error.',
+        f"They learned these {len(report.dataset.persons)} persons from the stranger's "
+        "galleries and the probes, and nobody fitted the change on them. What they name "
+        'wrongly while it is unchanged ("unprotected") is their own error.',
         _runs_by(chosen, names, _with_interval),
     ]
 
@@ -254,14 +271,13 @@ def _survival(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
         chosen = _chosen(rows, far=far, compared="gallery", test=test, opponent="")
         body = []
         for own in _grouped(chosen, _RUN).values():
-            shares = {row["transformation"]: row["protected"] for row in own}
-            before = shares["none"]
-            cells = [f"{_percent(before)}{_mark(own[0])}"]
-            for kind in kinds:
+            by_kind = {row["transformation"]: row for row in own}
+            cells = [f"{_percent(by_kind['none']['protected'])}{_mark(own[0])}"]
+            for row in map(by_kind.__getitem__, kinds):
+                kept = "–" if row["kept"] == "" else f"{100 * row['kept']:.0f} %"
                 # Ad-hoc methods' few protected photos are mostly missed unprotected, too.
-                kept = f"{100 * shares[kind] / before:.0f} %" if before else "–"
-                kept = f" ({kept})" if own[0]["method"] in ATTACKS else ""
-                cells.append(_percent(shares[kind]) + kept)
+                kept = f" ({kept})" if row["method"] in ATTACKS else ""
+                cells.append(_percent(row["protected"]) + kept)
             body.append([*_named(own[0]), *cells])
         tables += [f"### Judged by {test}", _lines([*_HEAD, "unprocessed", *kinds], body)]
     return tables or ["Not measured: no processing was asked for."]
@@ -280,9 +296,14 @@ def _adaptive(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
     body = []
     for row in (row for row in gallery if row["opponent"]):
         single = before[row["test"], *(row[name] for name in _RUN)]
-        shares = [_with_interval(single), _with_interval(row), str(row["num_images"])]
-        body.append([*_named(row), row["test"], row["opponent"], *shares])
-    parts = [f"## Opponents who adapt, at FAR {_rate(far)}"]
+        shares = [_with_interval(single), _with_interval(row), _percent(row["unprotected"])]
+        opponent = [row["test"], row["opponent"]]
+        body.append([*_named(row), *opponent, *shares, str(row["num_images"])])
+    parts = [
+        f"## Opponents who adapt, at FAR {_rate(far)}",
+        'What they miss of the same photos unchanged ("unprotected") is not the work of the '
+        "change.",
+    ]
     if plan.average > 1:
         parts.append(
             f"One averages the embeddings of {plan.average} protected photos of a person and "
@@ -298,7 +319,8 @@ def _adaptive(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
             "the clean galleries, and sets a new threshold on clean photos; the other half is "
             "judged."
         )
-    head = [*_HEAD, "recogniser", "opponent", "protected before", "protected", "photos"]
+    head = [*_HEAD, "recogniser", "opponent", "protected before", "protected"]
+    head += ["unprotected", "photos"]
     return [*parts, _lines(head, body)] if body else parts
 
 
@@ -313,3 +335,30 @@ def _distortion(rows: Sequence[Row]) -> str:
         figures = [f"{row['l2']:.3f}", mean, f"{row['psnr_min']:.2f}", f"{row['ssim']:.4f}"]
         body.append([*_named(row), *figures])
     return _lines([*_HEAD, "mean L2", "mean PSNR", "lowest PSNR", "mean SSIM"], body)
+
+
+def _least(report: Report) -> list[str]:
+    """Of least changes, how many photos are protected and within a budget, both at once."""
+    far, psnrs = report.plan.fars[0], report.plan.psnrs
+    chosen = [
+        row
+        for row in report.tables.images
+        if row["method"] in LEAST and row["psnr"] == "" and row["test"] in report.plan.tests
+    ]
+    if not chosen:
+        return []
+    body = []
+    for own in _grouped(chosen, (*_RUN, "test")).values():
+        ratios = np.array([row["psnr_image"] for row in own])
+        protected = np.array([row[f"protected_at_{far}"] for row in own])
+        shares = [float(np.mean(protected & (ratios >= least))) for least in (0, *psnrs)]
+        cells = [f"{own[0]['test']}{_mark(own[0])}", *map(_percent, shares)]
+        body.append([*_named(own[0]), *cells])
+    head = [*_HEAD, "recogniser", "protected", *(f"and at ≥ {psnr:g} dB" for psnr in psnrs)]
+    return [
+        f"### Least changes: protected and within a budget, at FAR {_rate(far)}",
+        "A mean PSNR hides the photos that changed more. So these, of least changes without a "
+        "budget, are the shares of photos that are protected and at no less "
+        "than a PSNR, both at once (* fitted on).",
+        _lines(head, body),
+    ]

@@ -24,8 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deid_jax._validate import InputError, count
-from experiments import cli, protect
+from deid_jax.photos import faces as face_finding
+from deid_jax.photos.faces import Detector
+from experiments import cli, protect_inputs
 from experiments.cli import setting
 from experiments.protect import ProtectSettings
 from experiments.webapp_page import page, style
@@ -36,6 +40,8 @@ HOST = "127.0.0.1"
 _MAX_FILE_SIZE = "160mb"
 # Uploads of tabs that stay open go after a day, looked at every hour; in seconds.
 _CLEANING = (3600, 86400)
+# How temporary folders' names begin; then comes the process's number.
+_FOLDER = "deid_jax_webapp_"
 # Read by Gradio when it is imported.
 _ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -68,9 +74,9 @@ def run(settings: WebappSettings) -> None:
     Raises:
       InputError: bad settings, or Gradio is not installed.
     """
-    with serve(settings) as address:
+    with _ended_in_order(), serve(settings) as address:
         print(f"Photos are protected at {address} (Ctrl-C ends it)", flush=True)
-        _wait()
+        threading.Event().wait()
 
 
 @contextlib.contextmanager
@@ -82,7 +88,8 @@ def serve(settings: WebappSettings) -> Iterator[str]:
     """
     port = _free(settings.port)
     chosen = studio(settings)
-    folder = tempfile.mkdtemp(prefix="deid_jax_webapp_")
+    _remove_left_behind()
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}_")
     try:
         with _environment(_ENVIRONMENT | {"GRADIO_TEMP_DIR": folder, **_direct()}):
             blocks = page(chosen, Path(folder), _CLEANING)
@@ -102,6 +109,7 @@ def serve(settings: WebappSettings) -> Iterator[str]:
                     pwa=False,
                     mcp_server=False,
                     max_file_size=_MAX_FILE_SIZE,
+                    app_kwargs={"middleware": _own_names_only()},
                     **style(),
                 )
                 yield f"http://{HOST}:{port}"
@@ -119,13 +127,19 @@ def studio(settings: WebappSettings) -> Studio:
     """
     count("num_steps", settings.num_steps, least=1)
     count("seed", settings.seed, most=2**31 - 1)
-    same = {f.name for f in dataclasses.fields(ProtectSettings)}
-    values = dataclasses.asdict(settings).items()
-    own = ProtectSettings(**{name: value for name, value in values if name in same})
-    detector = protect._detector(own, "all", None)
-    assert detector is not None
-    witnesses = protect._witnesses(own)
+    detector = _detector(settings.detector)
+    witnesses = protect_inputs.witnesses(
+        settings.recogniser, settings.judge, settings.threshold
+    )
     return Studio(detector, witnesses, settings.num_steps, settings.seed)
+
+
+def _detector(name: str) -> Detector:
+    """`cascade`, or the file of a YuNet model."""
+    if name != "cascade":
+        return face_finding.yunet(name)
+    face_finding.cascade(np.zeros((32, 32, 3), np.uint8))  # Says what is not installed.
+    return face_finding.cascade
 
 
 def _free(port: int) -> int:
@@ -139,6 +153,17 @@ def _free(port: int) -> int:
         except OSError as error:
             raise InputError(f"port {port} cannot be had ({error.strerror})") from error
         return int(probe.getsockname()[1])
+
+
+def _own_names_only() -> list[Any]:
+    """Answers what is asked of this machine by name alone.
+
+    Else pages of others could have their name point to this machine, and see all that it shows.
+    """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]
 
 
 def _direct() -> dict[str, str]:
@@ -161,15 +186,32 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _wait() -> None:
-    """Returns at Ctrl-C or when the process is told to end."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Ends the block at Ctrl-C, or when the process is told to end or its terminal closes."""
+    kinds = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(kind, signal.default_int_handler) for kind in kinds]
     try:
-        threading.Event().wait()
+        yield
     except KeyboardInterrupt:
-        print("ended")
+        with contextlib.suppress(OSError):  # Of a terminal that is gone.
+            print("ended", flush=True)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def _remove_left_behind() -> None:
+    """Removes photos of pages that were killed: folders whose process is no more."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*_*"):
+        process = left.name.removeprefix(_FOLDER).partition("_")[0]
+        if process.isdecimal() and left.is_dir() and not left.is_symlink():
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+            except (OSError, OverflowError):
+                continue  # Somebody else's.
 
 
 main = cli.binary(run, WebappSettings)

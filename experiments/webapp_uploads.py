@@ -1,13 +1,11 @@
 """What the page of `experiments.webapp` does to an upload: protected file, pictures, messages.
 
-Pictures are uint8[H, W, 3], RGB, at most `PREVIEW` pixels long: a photo shown is a copy made
+Pictures are uint8[H, W, 3], RGB, at most `PREVIEW` pixels long: a larger photo is shown made
 smaller. The amplified difference shows pixels of the photo itself, every k-th of them: made
 smaller by averaging, it would understate what was changed.
 """
 
 import dataclasses
-import hashlib
-import io
 import math
 import shutil
 import tempfile
@@ -19,10 +17,11 @@ import numpy as np
 
 from deid_jax._validate import InputError
 from deid_jax.photos import files
-from deid_jax.photos.faces import Detector
+from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.judging import Witness
-from deid_jax.photos.photo import FaceReport, Strength, protect
+from deid_jax.photos.photo import FaceReport, Protected, Strength, protect
 from experiments.protect import STRENGTHS
+from experiments.protect_work import key_of
 
 MAX_FILES = 20
 MAX_PIXELS = 50_000_000
@@ -57,17 +56,16 @@ class Outcome:
       name: the file's name.
       message: why there is no protected file; None where there is one.
       output: the protected file.
-      pictures: files of before, after and the amplified difference.
+      pictures: files of before, after and the amplified difference: of the whole photo, and
+        of each face.
       faces: what became of each face.
-      step: one pixel of the pictures is so many of the photo's.
     """
 
     name: str
     message: str | None = None
     output: Path | None = None
-    pictures: tuple[Path, ...] = ()
+    pictures: tuple[tuple[Path, ...], ...] = ()
     faces: tuple[FaceReport, ...] = ()
-    step: int = 1
 
     @property
     def protected(self) -> bool:
@@ -95,57 +93,60 @@ def outcome_of(path: str | Path, strength: str, studio: Studio, folder: Path) ->
     """
     name = Path(path).name
     try:
-        data = Path(path).read_bytes()
-        _check_size(data, name)
-        photo = files.parse_photo(data, name)
-    except OSError as error:
-        return Outcome(name, f"{name} cannot be read: {error.strerror}.")
+        data = files.read_content(path)
+        photo = files.parse_photo(data, name, max_pixels=MAX_PIXELS)
+        faces = studio.detector(photo.pixels)
+        if not faces:
+            raise InputError(f"No face was found in {name}: there is nothing to download")
+        done = protect(
+            photo,
+            faces,
+            studio.witnesses,
+            key_of(name, jax.random.key(studio.seed)),
+            strength=Strength(STRENGTHS[strength], studio.num_steps),
+            detector=studio.detector,
+        )
+        return _outcome(name, photo.pixels, done, folder)
     except InputError as error:
         return Outcome(name, f"{error}.")
-    faces = studio.detector(photo.pixels)
-    if not faces:
-        return Outcome(name, f"No face was found in {name}: there is nothing to download.")
-    done = protect(
-        photo,
-        faces,
-        studio.witnesses,
-        _key(name, studio.seed),
-        strength=Strength(STRENGTHS[strength], studio.num_steps),
-        detector=studio.detector,
-    )
+    except OSError as error:
+        return Outcome(name, f"{name} cannot be written: {error.strerror}.")
+
+
+def _outcome(name: str, before: np.ndarray, done: Protected, folder: Path) -> Outcome:
+    """Writes the file and the pictures."""
     own = Path(tempfile.mkdtemp(dir=folder))
     output = own / "protected" / name
     files.write_whole(output, done.data)
-    step = max(1, math.ceil(max(photo.pixels.shape[:2]) / PREVIEW))
-    shown = {
-        "before": smaller(photo.pixels, step),
-        "after": smaller(done.pixels, step),
-        "difference": marked(amplified(photo.pixels, done.pixels, step), done.faces, 1 / step),
-    }
-    pictures = tuple(_written(own / f"{kind}.png", shown[kind]) for kind in shown)
-    return Outcome(name, None, output, pictures, tuple(done.faces), step)
+    views = [(slice(None), slice(None))]
+    views += [around(report.face, before.shape) for report in done.faces]
+    pictures = []
+    for number, view in enumerate(views):
+        one, other = before[view], done.pixels[view]
+        step = max(1, math.ceil(max(one.shape[:2]) / PREVIEW))
+        difference = amplified(one, other, step)
+        if number == 0:
+            difference = marked(difference, done.faces, 1 / step)
+        shown = {
+            "before": smaller(one, step),
+            "after": smaller(other, step),
+            "difference": difference,
+        }
+        pictures.append(
+            tuple(_written(own / f"{kind}{number}.png", shown[kind]) for kind in shown)
+        )
+    return Outcome(name, None, output, tuple(pictures), tuple(done.faces))
 
 
-def _key(name: str, seed: int) -> jax.Array:
-    """The key that `experiments.protect` gives a file of this name."""
-    named = int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8], 16)
-    return jax.random.fold_in(jax.random.key(seed), named)
+def around(face: Face, shape: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of a face's box and half as much on each side, within the photo."""
+    left, top, width, height = face.box
 
+    def span(start: float, length: float, bound: int) -> slice:
+        first = min(max(round(start - length / 2), 0), bound - 1)
+        return slice(first, max(min(round(start + 1.5 * length), bound), first + 1))
 
-def _check_size(data: bytes, name: str) -> None:
-    """Refuses from the header what is too large; what is no picture is not decided here."""
-    from PIL import Image
-
-    message = f"{name} is too large: at most {MAX_PIXELS / 1e6:g} megapixels"
-    try:
-        with Image.open(io.BytesIO(data), formats=tuple(files.FORMATS)) as image:
-            width, height = image.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(message) from None
-    except Exception:  # Pillow's decoders raise all sorts on damaged files.
-        return
-    if width * height > MAX_PIXELS:
-        raise InputError(f"{message}, and this has {width * height / 1e6:.1f}")
+    return span(top, height, shape[0]), span(left, width, shape[1])
 
 
 def smaller(pixels: np.ndarray, step: int) -> np.ndarray:
@@ -155,7 +156,7 @@ def smaller(pixels: np.ndarray, step: int) -> np.ndarray:
     height, width = pixels[::step, ::step].shape[:2]
     if step == 1:
         return pixels
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
 
@@ -171,10 +172,10 @@ def marked(pixels: np.ndarray, faces: Sequence[FaceReport], scale: float) -> np.
 
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
-    size = max(12, max(image.size) // 40)
+    size = max(12, max(image.size) // 20)
     for number, report in enumerate(faces, 1):
         left, top, width, height = (scale * edge for edge in report.face.box)
-        line = max(1, size // 12)
+        line = max(1, size // 16)
         draw.rectangle((left, top, left + width, top + height), outline="white", width=line)
         place = (left + 3 * line, top + 2 * line)
         draw.text(
@@ -182,7 +183,7 @@ def marked(pixels: np.ndarray, faces: Sequence[FaceReport], scale: float) -> np.
             str(number),
             "white",
             ImageFont.load_default(size),
-            stroke_width=2,
+            stroke_width=max(1, size // 16),
             stroke_fill="black",
         )
     return np.asarray(image)
@@ -191,7 +192,7 @@ def marked(pixels: np.ndarray, faces: Sequence[FaceReport], scale: float) -> np.
 def _written(path: Path, pixels: np.ndarray) -> Path:
     from PIL import Image
 
-    Image.fromarray(pixels).save(path, compress_level=1)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, compress_level=1)
     return path
 
 
@@ -203,10 +204,10 @@ def summary(outcome: Outcome) -> str:
     number = len(outcome.faces)
     faces = "1 face" if number == 1 else f"{number} faces"
     if not knowing:
-        return f"{outcome.name}: {faces}, not known again by any recogniser asked."
+        return f"{outcome.name}: {faces} found, not known again by any recogniser asked."
     return (
-        f"{outcome.name}: {faces}, of which a recogniser still knows {knowing} at the "
-        "strongest change allowed."
+        f"{outcome.name}: not protected. {faces} found, of which a recogniser still knows "
+        f"{knowing} at the strongest change allowed."
     )
 
 

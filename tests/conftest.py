@@ -29,6 +29,16 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["DEID_JAX_TEST_CACHE"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Compiled programs go with their module.
+
+    Each maps memory several times, and Linux ends a process that maps too often.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield

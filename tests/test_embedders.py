@@ -129,8 +129,8 @@ def test_name_alone_is_fetched_and_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "net.npz", **named)
     asked = []
 
-    def fetch(name, *, sha256, progress):
-        asked.append((name, sha256))
+    def fetch(name, *, progress):
+        asked.append(name)
         progress(1, 2)
         return tmp_path / "net.npz"
 
@@ -139,13 +139,67 @@ def test_name_alone_is_fetched_and_read(tmp_path, monkeypatch):
     loaded = load_embedder(
         "mobilefacenet_ms1m",
         image_size=SIZE,
-        sha256="0" * 64,
         progress=lambda *bytes_: told.append(bytes_),
     )
     assert told == [(1, 2)]
-    assert asked == [("mobilefacenet_ms1m", "0" * 64)]
+    assert asked == ["mobilefacenet_ms1m"]
     _assert_same(loaded._replace(name="mobilefacenet"), "ms1m", named)
     assert loaded.name == "mobilefacenet_ms1m"
+
+
+def test_names_are_those_of_the_table_whose_hashes_are_known():
+    """Nothing that loads a recogniser takes a hash from the user."""
+    known = [*embedders.CONVERTERS, "mobilefacenet_ms1m", "mobilefacenet_casia"]
+    assert embedders.names() == known
+    assert all(weights.WEIGHTS[name].sha256 for name in known if name in weights.WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("mobilefacenet", "mobilefacenet"),
+        ("mobilefacenet:a.npz", "mobilefacenet"),
+        ("mobilefacenet_casia:/c++/a,b.npz", "mobilefacenet_casia"),
+        ("mobilefacenets.api:embed", "mobilefacenets.api:embed"),
+        ("mobilefacenet_api:embed", "mobilefacenet_api:embed"),
+        ("mobilefacenet.api:embed", "mobilefacenet.api:embed"),
+    ],
+)
+def test_names_are_told_from_modules(text, name):
+    assert embedders.name_of(text) == name
+
+
+def test_module_whose_name_begins_like_weights(folder):
+    for module in ("mobilefacenets", "mobilefacenet_api"):
+        (folder / f"{module}.py").write_text(MODULE)
+        loaded = load_embedder(f"{module}:embed", image_size=8)
+        assert loaded.name == f"{module}:embed"
+        del sys.modules[module]
+
+
+MS1M, CASIA = "mobilefacenet_ms1m", "mobilefacenet_casia"
+
+
+@pytest.mark.parametrize(
+    ("text", "commas"),
+    [
+        ("a", [["a"]]),
+        (f"{MS1M}, {CASIA},{MS1M}+{CASIA}", [[MS1M], [CASIA], [MS1M, CASIA]]),
+        (f"{MS1M}:/c++/A.npz", [[f"{MS1M}:/c++/A.npz"]]),
+        (f"{MS1M}:/c++/A.npz+{CASIA}:b.npz", [[f"{MS1M}:/c++/A.npz", f"{CASIA}:b.npz"]]),
+        (f"{MS1M}:a,b/c, d.npz,{CASIA}:x", [[f"{MS1M}:a,b/c, d.npz"], [f"{CASIA}:x"]]),
+        (f"{CASIA}+{MS1M}:a+b,c+d.pt,{CASIA}", [[CASIA, f"{MS1M}:a+b,c+d.pt"], [CASIA]]),
+        (f"{MS1M}:a.npz,my.module:embed+m:n", [[f"{MS1M}:a.npz"], ["my.module:embed", "m:n"]]),
+        (f"{MS1M}:a.npz,mobilefacenet_csaia:b", [[f"{MS1M}:a.npz"], ["mobilefacenet_csaia:b"]]),
+        # Without a file separators are nothing else.
+        ("my.module:embed,", [["my.module:embed"], [""]]),
+        ("my.module:embed++m:n", [["my.module:embed", "", "m:n"]]),
+        ("my.module:embed,nobody", [["my.module:embed"], ["nobody"]]),
+    ],
+)
+def test_separators_within_paths_separate_nothing(text, commas):
+    groups = embedders.split_list(text, ",")
+    assert [embedders.split_list(group, "+") for group in groups] == commas
 
 
 @pytest.mark.parametrize("module", ["brought_here", "brought_package.inner"])
@@ -200,7 +254,8 @@ def test_function_modules_are_float32_and_hashed_by_their_function():
         ("arcface", "NAME or NAME:FILE with a NAME of mobilefacenet, mobilefacenet_ms1m"),
         ("", "recogniser must be NAME"),
         ("mobilefacenet", "needs a file, mobilefacenet:FILE"),
-        ("mobilefacenet_huge", "needs a file, mobilefacenet_huge:FILE"),
+        ("mobilefacenet_huge", "NAME or NAME:FILE with a NAME of .*, got mobilefacenet_huge$"),
+        ("mobilefacenet_huge:net.npz", "NAME or NAME:FILE with a NAME of mobilefacenet, "),
         ("mobilefacenet:missing.npz", "missing.npz are no file"),
         ("mobilefacenet:missing.pt", "missing.pt cannot be read: No such file"),
         ("mobilefacenet:brought_here.py", "no readable .npz file"),

@@ -87,7 +87,14 @@ def test_a_score_at_the_threshold_is_taken_for_the_person(score, dodged, passes)
         assert bool(success[0]) is expected
 
 
-@pytest.mark.parametrize("reduction, reduce", [("mean", np.mean), ("max", np.max)])
+def _smooth(losses, axis):
+    return 0.1 * np.log(np.mean(np.exp(losses / 0.1), axis=axis))
+
+
+REDUCTIONS = [("mean", np.mean), ("max", np.max), ("smooth", _smooth)]
+
+
+@pytest.mark.parametrize("reduction, reduce", REDUCTIONS)
 def test_ensemble_reduces_losses_and_asks_for_all_successes(reduction, reduce):
     others = np.roll(GALLERY, 1, axis=0)
     parts = [
@@ -102,8 +109,12 @@ def test_ensemble_reduces_losses_and_asks_for_all_successes(reduction, reduce):
     np.testing.assert_allclose(point.loss, reduce(losses, axis=0), atol=1e-6)
     np.testing.assert_array_equal(point.success, np.all(losses < 0, axis=0))
     assert 0 < np.sum(point.success) < 4
-    hardest = np.take_along_axis(slopes, losses.argmax(axis=0)[None, :, None, None, None], 0)
-    expected = slopes.mean(axis=0) if reduction == "mean" else hardest[0]
+    shares = {
+        "mean": np.full(losses.shape, 1 / 3),
+        "max": losses == losses.max(axis=0),
+        "smooth": np.exp(losses / 0.1) / np.exp(losses / 0.1).sum(axis=0),
+    }[reduction]
+    expected = np.sum(shares[..., None, None, None] * slopes, axis=0)
     np.testing.assert_allclose(point.gradient, expected, atol=1e-5)
 
 
@@ -133,7 +144,7 @@ class Observed:
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
-@pytest.mark.parametrize("reduction, reduce", [("mean", np.mean), ("max", np.max)])
+@pytest.mark.parametrize("reduction, reduce", REDUCTIONS)
 def test_expectation_is_over_independent_draws(num_samples, reduction, reduce):
     seen = Observed()
     expected = expectation(seen.objective, seen.transformation, num_samples, reduction)
@@ -183,10 +194,13 @@ def test_expectation_of_a_batch_is_that_of_each_picture_alone():
     "make, message",
     [
         (lambda goal: ensemble([]), "objectives must be one or more, got none"),
-        (lambda goal: ensemble([goal], "min"), "reduction must be one of mean, max, got min"),
+        (
+            lambda goal: ensemble([goal], "min"),
+            "reduction must be one of mean, max, smooth, got min",
+        ),
         (
             lambda goal: expectation(goal, noise, 2, "sum"),
-            "reduction must be one of mean, max, got sum",
+            "reduction must be one of mean, max, smooth, got sum",
         ),
         (
             lambda goal: expectation(goal, noise, 0),

@@ -14,14 +14,17 @@ from deid_jax.pair_lists import make_lists, near_duplicate_groups, read
 
 
 def make_dataset(counts, persons=None, pixels=None):
-    """`counts[p]` pictures of each person; unread unless there are `pixels`."""
+    """`counts[p]` pictures of each person, one colour each unless there are `pixels`."""
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    if pixels is None:
+        pixels = np.arange(len(labels))[:, None, None, None] * np.ones((8, 8, 3), np.uint8)
+        pixels = pixels.astype(np.uint8)
     return FaceDataset(
         name="folder",
         persons=persons or tuple(f"p{label:02}" for label in range(len(counts))),
         labels=labels,
         names=tuple(f"{i:03}" for count in counts for i in range(count)),
-        read=lambda index: pixels[index],
+        read=pixels.__getitem__,
         image_size=8,
         split="all",
     )
@@ -279,6 +282,7 @@ def test_other_files_are_refused(tmp_path, text, message):
         ("dataset", 3),
         ("seed", "0"),
         ("seed", True),
+        ("pixels", None),
         ("probes", "p00/001"),
         ("protected", [1]),
         ("genuine", [["p00/001"]]),
@@ -304,6 +308,8 @@ def test_entries_of_another_kind_are_refused(tmp_path, entry, value):
         (lambda s: {"gallery": s.gallery * 2}, "is in gallery and again in gallery"),
         (lambda s: {"probes": ()}, "probes must be one photo or more, got none"),
         (lambda s: {"gallery": s.gallery[:2]}, "gallery has no photo of person p01"),
+        (lambda s: {"probes": s.probes[2:]}, "probes has no photo of person p00"),
+        (lambda s: {"pixels": 64 * "0"}, r"had other pixels; files, image_size \(8 here\) and"),
         (lambda s: {"genuine": s.impostor}, "are no genuine pair"),
         (lambda s: {"impostor": s.genuine}, "are no impostor pair"),
         (lambda s: {"genuine": ((s.probes[0],) * 2,)}, "are no genuine pair"),
@@ -321,6 +327,20 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, message):
         read(path, dataset)
     assert "a.json does not fit the data set" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_pixels_are_those_of_the_listed_photos_by_name(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(12, 8, 8, 3), dtype=np.uint8)
+    dataset, groups = make_dataset([6, 6], pixels=pixels), np.array([0, 0, *range(2, 12)])
+    lists = make_lists(dataset, groups=groups)
+    listed = np.delete(pixels, 1, axis=0)  # The second is the first's near-duplicate.
+    assert lists.pixels == hashlib.sha256(listed.tobytes()).hexdigest()
+    lists.write(tmp_path / "a.json")
+    pixels[1] = 0
+    assert read(tmp_path / "a.json", dataset.take(range(12)[::-1])) == lists
+    pixels[7, 3, 3, 1] ^= 1
+    with pytest.raises(InputError, match=r"a\.json does not fit the data set: its photos had"):
+        read(tmp_path / "a.json", dataset)
 
 
 def test_near_duplicates_with_two_roles_are_refused():

@@ -5,14 +5,20 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from deid_jax.attacks import ATTACKS
 from deid_jax.baselines import BASELINES
 from deid_jax.batch import TARGETS
 from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
+from deid_jax.embedders import load_embedder
 from deid_jax.models import MODELS
+from deid_jax.photos import faces as face_finding
+from deid_jax.photos.alignment import crop_matrix
+from deid_jax.photos.judging import THRESHOLDS, crops_of, directions
 from experiments import (
     aggregate,
     attack,
@@ -21,9 +27,11 @@ from experiments import (
     cli,
     compare,
     growth,
+    protect,
     sweep,
     train,
     transfer,
+    webapp,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +44,10 @@ SETTINGS = {
     "benchmark": benchmark.BenchmarkSettings,
     "compare": compare.CompareSettings,
     "growth": growth.GrowthSettings,
+    "protect": protect.ProtectSettings,
     "sweep": sweep.SweepSettings,
     "transfer": transfer.TransferSettings,
+    "webapp": webapp.WebappSettings,
 }
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
@@ -72,6 +82,40 @@ def test_everything_by_name_is_mentioned(name):
 
 def test_nothing_is_left_to_fill_in():
     assert not re.search(r"@\w+@|TODO|TBD", README)
+
+
+PICTURES = ROOT / "experiments/pictures"
+
+
+def test_the_first_pictures_are_what_they_are_said_to_be():
+    before, after, difference = (
+        np.asarray(Image.open(PICTURES / name)).astype(int)
+        for name in ("astronaut.jpg", "protected/astronaut.jpg", "difference.png")
+    )
+    original = pytest.importorskip("skimage.data").astronaut()
+    assert np.abs(before - original).mean() < 2
+    np.testing.assert_array_equal(difference, np.clip(128 + 20 * (after - before), 0, 255))
+    assert 0 < np.abs(after - before).mean() < 1
+
+
+def test_the_astronaut_is_protected_as_it_says(recogniser_files):
+    """By the recognisers themselves, in the place where the cascade finds the face."""
+    before, after = (
+        np.asarray(Image.open(PICTURES / name))
+        for name in ("astronaut.jpg", "protected/astronaut.jpg")
+    )
+    (face,) = face_finding.cascade(before)
+    matrices = [crop_matrix(face)]
+    found = []
+    for name, file in recogniser_files.items():
+        embedder = load_embedder(f"{name}:{file}", image_size=112)
+        one, other = (directions(embedder, crops_of(p, matrices)) for p in (before, after))
+        found.append(float(one[0] @ other[0]))
+        assert found[-1] < THRESHOLDS[name]
+    said = re.search(r"likeness to it is ([\d.]+) and ([\d.]+), where", README)
+    np.testing.assert_allclose(found, [float(number) for number in said.groups()], atol=0.02)
+    for threshold in THRESHOLDS.values():
+        assert str(threshold) in README
 
 
 def test_example_is_python_and_uses_public_names():

@@ -36,6 +36,8 @@ _TAPER = 8
 _OVERSAMPLING = 2
 # So are changes on photos with fewer photo pixels per crop pixel than this.
 _COARSE = 2.0
+# Pixels around the crop that filters may reach, the crop's or the photo's: the larger ones.
+_MARGIN = 4
 # Sines of rotation from which on pixels lie anyhow between the crop's.
 _UPRIGHT = 0.02
 _BICUBIC = Image.Resampling.BICUBIC
@@ -71,7 +73,8 @@ def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Raises:
       InputError: all points lie in one place.
     """
-    if not _spread_of(points) > 0:
+    # Their mean may be rounded: their distances from it say less.
+    if not np.ptp(points, axis=0).max() > 0:
         raise InputError("landmarks must not lie all in one place")
     centre, target_centre = points.mean(0), targets.mean(0)
     own = (points - centre) @ np.array([1, 1j])
@@ -118,7 +121,7 @@ def crop(pixels: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray
     """
     scale = max(scale_of(matrix), 1.0)
     corners = _corners(matrix, size)
-    margin = 4 * scale
+    margin = _MARGIN * scale
     low = np.floor(corners.min(0) - margin).astype(int)
     high = np.ceil(corners.max(0) + margin).astype(int)
     low, high = np.maximum(low, 0), np.minimum(high, [pixels.shape[1] - 1, pixels.shape[0] - 1])
@@ -183,8 +186,19 @@ def spread(
             _BICUBIC,
         )
         channels.append(np.asarray(moved.resize(extent, _BICUBIC)))
+    found = np.stack(channels, axis=2)
+    if over > 1:
+        # The last filter reaches over the crop's border.
+        xs, ys = (np.arange(first, last + 1) for first, last in zip(low, high, strict=True))
+        for across, down, offset in matrix:
+            found[~_inside(across * xs + down * ys[:, None] + offset, size)] = 0
     rows, columns = slice(low[1], high[1] + 1), slice(low[0], high[0] + 1)
-    return rows, columns, np.stack(channels, axis=2)
+    return rows, columns, found
+
+
+def _inside(places: np.ndarray, size: int) -> np.ndarray:
+    """Which places along one axis of the crop lie in its pixels."""
+    return (places >= -0.5) & (places <= size - 0.5)
 
 
 def _grid(scale: float, size: int) -> tuple[int, int]:
@@ -209,9 +223,9 @@ def taper(size: int) -> np.ndarray:
 def roundtrip(matrix: np.ndarray, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     """R and C, float32[S, S]: `crop` sees R δ Cᵀ of what `spread` brings to the photo of δ.
 
-    Of an upright face that lies within the photo this is exact but for rounding to 8 bits. Of
-    others the scale counts, their rotation does not: R and C are means over places between
-    pixels. What the photo's border cuts off is counted as if it were there.
+    Of an upright face, `_MARGIN` crop pixels or more from the photo's border, this is exact but
+    for rounding to 8 bits. Nearer it is as if the photo went on. Of others the scale counts,
+    their rotation does not: R and C are means over places between pixels.
     """
     scale = scale_of(matrix)
     centre = _inverse(matrix) @ [(size - 1) / 2, (size - 1) / 2, 1.0]
@@ -240,9 +254,12 @@ def _line(scale: float, centre: float, size: int) -> np.ndarray:
     start = (low + 0.5 / over - 0.5 - centre) / scale + size / 2
     ratio = size / small
     image = _stretched(image, over * length, 1 / (scale * ratio * over), start / ratio - 0.5)
-    photo = np.asarray(image.resize((size, length), _BICUBIC))
-    margin = math.ceil(4 * max(scale, 1.0))
-    photo = np.pad(photo, ((margin, margin), (0, 0)))
+    photo = np.array(image.resize((size, length), _BICUBIC))
+    photo[~_inside((low + np.arange(length) - centre) / scale + (size - 1) / 2, size)] = 0
+    reach = size * scale / 2 + _MARGIN * max(scale, 1.0)
+    margin = low - math.floor(centre - reach)
+    behind = math.ceil(centre + reach) - (low + length - 1)
+    photo = np.pad(photo, ((margin, behind), (0, 0)))
     small = max(1, round(len(photo) / max(scale / _OVERSAMPLING, 1.0)))
     ratio = len(photo) / small
     image = Image.fromarray(photo).resize((size, small), _BICUBIC)

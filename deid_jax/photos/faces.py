@@ -105,6 +105,8 @@ def yunet(path: str | Path) -> Detector:
         raise InputError(f"detector file {path} does not exist")
     try:
         network = cv2.FaceDetectorYN.create(str(path), "", (320, 320))
+        # Only looking tells that a network has other outputs than YuNet's.
+        network.detect(np.zeros((320, 320, 3), np.uint8))
     except cv2.error as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"detector file {path} is no YuNet model: {reason}") from error
@@ -249,7 +251,9 @@ def _numbers(texts: Sequence[str | None], where: str) -> list[float]:
     try:
         numbers = [float(text or "") for text in texts]
     except ValueError:
-        raise InputError(f"{where}: must be numbers, got {','.join(map(str, texts))}") from None
+        raise InputError(
+            f"{where}: must be numbers, got {','.join(map(str, texts))!r}"
+        ) from None
     if not all(map(math.isfinite, numbers)):
         raise InputError(f"{where}: must be finite numbers")
     return numbers

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deid_jax._validate import InputError
+from deid_jax._validate import InputError, PassingError
 from deid_jax.photos import metadata as notes
 
 # Formats that can be written again as they were; the suffixes that folders are searched for.
@@ -33,8 +33,8 @@ FORMATS = {
     "BMP": (".bmp",),
 }
 SUFFIXES = frozenset(suffix for own in FORMATS.values() for suffix in own)
-# 134 million: with all copies that protecting makes it stays under 3 GB; Pillow opens 179.
-MAX_PIXELS = 2**27
+# With all copies that protecting makes, 22 bytes a pixel at worst, it stays under 3 GB.
+MAX_PIXELS = 100_000_000
 # Ends the names of files that are being written.
 UNFINISHED = ".unfinished"
 
@@ -167,7 +167,7 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more than {max_pixels} pixels") from error
     except MemoryError as error:
-        raise InputError(f"{name} does not fit into memory") from error
+        raise PassingError(f"{name} does not fit into memory") from error
     except Exception as error:  # Pillow's decoders raise all sorts on damaged files.
         raise InputError(f"{name} cannot be read: {_reason(error)}") from error
 

@@ -2,7 +2,8 @@
 
 The file's own bytes are decoded, and each face is shown to each judge twice: in the crop that
 it was changed in, and in the crop of the box that the detector finds in the changed photo, if
-it finds one. The higher likeness counts.
+it finds one. The highest likeness counts, to all that the judge knows of the person: the face
+as it was, and other photos where there are any, each and their mean.
 """
 
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ def crops_of(pixels: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
 def judge(
     pixels: np.ndarray,
     faces: Sequence[Face],
-    references: Sequence[np.ndarray],
+    references: Sequence[Sequence[np.ndarray]],
     witnesses: Sequence[Witness],
     detector: Detector | None = None,
 ) -> list[list[Verdict]]:
@@ -90,7 +91,8 @@ def judge(
     Args:
       pixels: uint8[H, W, 3], the decoded file.
       faces: where faces were before they were changed.
-      references: [N, D] unit vectors for each witness: what it knows of each face's person.
+      references: for each witness and each face [R, D], unit vectors: `knowledge` of its
+        person.
       witnesses: who judges.
       detector: finds faces anew; None: only the old places are looked at.
 
@@ -109,7 +111,7 @@ def judge(
         shown = directions(witness.embedder, crops)
         highest = np.full(len(faces), -1.0)
         for (number, _), direction in zip(flat, shown, strict=True):
-            highest[number] = max(highest[number], float(direction @ known[number]))
+            highest[number] = max(highest[number], likeness(direction, known[number]))
         for number, cosine in enumerate(highest):
             name = witness.embedder.name
             verdicts[number].append(
@@ -118,17 +120,43 @@ def judge(
     return verdicts
 
 
+def likeness(direction: np.ndarray, known: np.ndarray) -> float:
+    """max_r ⟨d, k_r⟩ of unit vectors float64[D] and float64[R, D]."""
+    return float((known @ direction).max())
+
+
 def directions_of_photos(
     embedder: Embedder, photos: Sequence[tuple[np.ndarray, Face]]
 ) -> np.ndarray:
-    """float64[D], the mean direction of one person's photos: (uint8[H, W, 3], its face).
+    """float64[K, D], directions of one person's photos: (uint8[H, W, 3], its face).
 
     Raises:
-      InputError: there is none.
+      InputError: they cancel out.
     """
     crops = [crops_of(pixels, [crop_matrix(face)])[0] for pixels, face in photos]
-    mean = directions(embedder, np.stack(crops)).mean(axis=0)
-    size = np.linalg.norm(mean)
-    if not size > 0:
+    found = directions(embedder, np.stack(crops))
+    if not np.linalg.norm(found.sum(axis=0)) > 0:
         raise InputError(f"recogniser {embedder.name}: the photos' directions cancel out")
-    return mean / size
+    return found
+
+
+def knowledge(own: np.ndarray, photos: np.ndarray | None, threshold: float) -> np.ndarray:
+    """float64[R, D], what a judge knows of a face's person: unit vectors, the face's own first.
+
+    Args:
+      own: float64[D], of the face before it was changed: the hardest to come away from.
+      photos: float64[K, D], of other photos of a person; None: there are none. They count where
+        the judge takes the face for that person's: their mean, and each of them.
+      threshold: the judge's.
+    """
+    if photos is None:
+        return own[None]
+    mean = photos.sum(axis=0)
+    mean = mean / np.linalg.norm(mean)
+    return np.stack([own, mean, *photos]) if own @ mean >= threshold else own[None]
+
+
+def goal(known: np.ndarray) -> np.ndarray:
+    """float64[D], what the attack goes away from: the face itself and its person's mean."""
+    direction = known[:2].sum(axis=0)
+    return direction / np.linalg.norm(direction)

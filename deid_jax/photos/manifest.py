@@ -77,10 +77,11 @@ class Manifest:
 
         Args:
           file: its name below the input folder.
-          digest: SHA-256 of its content now.
+          digest: SHA-256 of its content now; empty of what cannot be read, which is looked at
+            anew.
         """
         record = self._records.get(file)
-        if record is None or record["settings"] != self._settings:
+        if not digest or record is None or record["settings"] != self._settings:
             return None
         if record["source_sha256"] != digest:
             return None

@@ -24,7 +24,8 @@ _HALF_WIDTH_CHROMA = 1
 _ORIENTATION = 0x0112
 _XMP = 0x02BC
 # Chunks of a PNG that say which colours its numbers mean.
-_PNG_COLOURS = (b"cHRM", b"cICP", b"gAMA", b"sRGB")
+# and the bytes that each has: longer ones could hold anything.
+_PNG_COLOURS = {b"cHRM": 32, b"cICP": 4, b"gAMA": 4, b"sRGB": 1}
 _XMP_IN_PNG = "XML:com.adobe.xmp"
 _IPTC_IN_PHOTOSHOP = 0x0404
 # Tags that lay out a TIFF's pixels or those of a thumbnail, that `save` writes itself (density,
@@ -59,7 +60,7 @@ def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> dict[str,
     if image.format == "PNG":
         colours = PngImagePlugin.PngInfo()
         for name, content in _png_chunks(data):
-            if name in _PNG_COLOURS:
+            if len(content) == _PNG_COLOURS.get(name):
                 colours.add(name, content)
         kept["pnginfo"] = colours
     density = _density(image.info.get("dpi"))
@@ -238,7 +239,7 @@ def _png_notes(image: Image.Image, data: bytes) -> PngImagePlugin.PngInfo:
     """A PNG's texts, its time, and what `kept_always` keeps."""
     notes = PngImagePlugin.PngInfo()
     for name, content in _png_chunks(data):
-        if name in (*_PNG_COLOURS, b"tIME"):
+        if name == b"tIME" or len(content) == _PNG_COLOURS.get(name):
             notes.add(name, content)
     for key, value in getattr(image, "text", {}).items():
         # What other programs wrap as hexadecimal digits: EXIF is read by Pillow and kept.

@@ -20,7 +20,15 @@ from deid_jax.photos import files, protection
 from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.files import Photo
-from deid_jax.photos.judging import Verdict, Witness, crops_of, directions, judge
+from deid_jax.photos.judging import (
+    Verdict,
+    Witness,
+    crops_of,
+    directions,
+    goal,
+    judge,
+    knowledge,
+)
 
 # Where the photo's own quality would spoil as much as the change may.
 _FINE_QUALITY = 97
@@ -118,9 +126,8 @@ def protect(
       witnesses: who judges; those that are `fitted` are known to the attack, at least one.
       key: one key.
       strength: how much may be changed.
-      known: for each witness the direction float[D] of a person's other photos, which stands
-        for every face that it takes for that person; None, or where it does not: the face's
-        own, unchanged, which is the hardest to come away from.
+      known: for each witness the directions float[K, D] of a person's other photos, from
+        which every face that it takes for that person is kept apart, too; or None.
       detector: finds faces anew in the changed photo, for the judges.
       keep_metadata: see `files.encode`.
 
@@ -146,15 +153,16 @@ def protect(
     # Each round raises a face's level, so that there are at most as many as levels and faces.
     # Faces that overlap may undo each other: a face's turn may come again.
     while len(todo):
+        written = _Written(b"", photo.pixels)  # The last round's memory is free.
         for one in np.unique(level[todo]):
             own = todo[level[todo] == one]
             at = protection.crops_at(
                 crops[own], [places.matrices[number] for number in own], grey=places.grey
             )
             found = protection.changes_from(
-                [witness.embedder for witness, _ in fitted],
+                [witness for witness, _ in fitted],
                 at,
-                [reference[own] for _, reference in fitted],
+                [np.stack([goal(each[face]) for face in own]) for _, each in fitted],
                 np.stack([changes[number] for number in own]) if one else None,
                 psnr=strength.psnrs[one],
                 keys=keys[own],
@@ -227,6 +235,7 @@ def _written(
             photo.pixels, changes, places.matrices, -10 * np.log10(own), grey=places.grey
         )
         data = files.encode(photo, pixels, keep_metadata=keep_metadata, quality=quality)
+        del pixels  # Photos are large.
         seen = files.parse_photo(data, "the protected photo").pixels
         errors = places.errors(seen)
         if np.all(errors <= allowed):
@@ -251,13 +260,12 @@ def _quality(photo: Photo, places: _Places, cap: float) -> tuple[int | None, np.
     return quality, losses
 
 
-def _references(witness: Witness, crops: np.ndarray, known: np.ndarray | None) -> np.ndarray:
-    """[N, D], what the witness is to know of each face's person."""
-    own = directions(witness.embedder, crops)
-    if known is None:
-        return own
-    same = own @ known >= witness.threshold
-    return np.where(same[:, None], known[None], own)
+def _references(
+    witness: Witness, crops: np.ndarray, photos: np.ndarray | None
+) -> list[np.ndarray]:
+    """[R, D] for each face: what the witness knows of its person."""
+    each = directions(witness.embedder, crops)
+    return [knowledge(own, photos, witness.threshold) for own in each]
 
 
 def _report(

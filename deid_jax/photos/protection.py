@@ -4,10 +4,11 @@ What a recogniser sees of a photo is a crop of 112 × 112 pixels. The change δ 
 and what the crop will see of it once it was brought to the photo's own pixels and back is
 R δ Cᵀ (`alignment.roundtrip`), so that is what the attack differentiates:
 
-  least E_t Σ_f cos( f(t(c + R δ Cᵀ)), e_f )   with ‖δ‖₂ ≤ ε,
+  least E_t max_f cos( f(t(c + R δ Cᵀ)), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
 
-over recognisers f, the crop c, random transformations t of what happens to photos on their way,
-and e_f the face that f is not to know again.
+over recognisers f with thresholds τ_f, the crop c, random transformations t of what happens to
+photos on their way, and e_f the face that f is not to know again. The maximum is smooth
+(`embedding_objectives.ensemble`), so that others count, too.
 """
 
 import functools
@@ -21,9 +22,9 @@ import numpy as np
 from deid_jax.attacks.loop import per_image
 from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
 from deid_jax.budgets import l2_of_psnr
-from deid_jax.embedders import Embedder
 from deid_jax.embedding_objectives import dodge, ensemble, expectation
 from deid_jax.photos.alignment import roundtrip, spread
+from deid_jax.photos.judging import Witness
 from deid_jax.transformations import TRANSFORMATIONS, compose
 from deid_jax.types import Objective
 
@@ -78,6 +79,7 @@ def find_change(
     variables: Sequence[Any],
     crops: Crops,
     references: Sequence[jax.Array],
+    thresholds: Sequence[jax.Array],
     psnr: jax.Array,
     key: jax.Array,
     *,
@@ -90,18 +92,19 @@ def find_change(
       variables: the recognisers' weights.
       crops: the faces.
       references: float32[B, D] for each recogniser, unit vectors: e_f.
+      thresholds: float32[] for each, τ_f.
       psnr: float32[] in dB: what ‖δ‖₂ may be.
       key: key[B].
       program: everything static.
       initial: float32[B, S, S, 3], the change to begin with; None: none.
     """
     goals = [
-        dodge(functools.partial(module.apply, weights), reference, 0.0)
-        for module, weights, reference in zip(
-            program.modules, variables, references, strict=True
+        dodge(functools.partial(module.apply, weights), reference, threshold)
+        for module, weights, reference, threshold in zip(
+            program.modules, variables, references, thresholds, strict=True
         )
     ]
-    objective = ensemble(goals, "mean")
+    objective = ensemble(goals, "smooth")
     if program.foreseen:
         chosen = compose(*(TRANSFORMATIONS[name] for name in program.foreseen))
         objective = expectation(objective, chosen, 1)
@@ -129,7 +132,7 @@ _STEP = 1 / 3
 
 
 def changes_from(
-    recognisers: Sequence[Embedder],
+    witnesses: Sequence[Witness],
     crops: Crops,
     references: Sequence[np.ndarray],
     initial: np.ndarray | None,
@@ -141,7 +144,7 @@ def changes_from(
     """`find_change` of any number of crops, from a change that was found before.
 
     Args:
-      recognisers: whom to fool.
+      witnesses: whom to fool.
       crops: of N faces.
       references: [N, D] for each recogniser.
       initial: float32[N, S, S, 3], changes to begin with; None: none.
@@ -154,9 +157,10 @@ def changes_from(
     """
     usual = Program(()).reach
     reach = usual if initial is None else min(usual, _STEP * num_steps)
-    modules = tuple(one.module for one in recognisers)
+    modules = tuple(one.embedder.module for one in witnesses)
     program = Program(modules, num_steps=num_steps, reach=reach)
-    variables = [one.variables for one in recognisers]
+    variables = [one.embedder.variables for one in witnesses]
+    thresholds = [jnp.float32(one.threshold) for one in witnesses]
     found = []
     for first in range(0, len(crops.images), BATCHES[-1]):
         count = min(len(crops.images) - first, BATCHES[-1])
@@ -166,6 +170,7 @@ def changes_from(
             variables,
             Crops(*(part[places] for part in crops)),
             [jnp.asarray(reference[places], jnp.float32) for reference in references],
+            thresholds,
             jnp.float32(psnr),
             keys[places],
             program=program,

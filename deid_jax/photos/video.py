@@ -161,7 +161,7 @@ def protect_video(
     if not followed:
         return VideoReport(False, info.width, info.height, num_frames, 0, 0, [], [])
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.parent / f".{target.name[:64]}.{uuid.uuid4().hex}{UNFINISHED}"
+    unfinished = target.parent / f".{uuid.uuid4().hex}{UNFINISHED}"
     attack = Attack(witnesses, strength, key, followed)
     try:
         for margin in MARGINS:

@@ -14,7 +14,7 @@ from deid_jax.embedders import Embedder
 from deid_jax.photos import protection
 from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.faces import Detector, Face, overlap
-from deid_jax.photos.judging import Witness, crops_of
+from deid_jax.photos.judging import Witness, crops_of, goal, knowledge, likeness
 from deid_jax.photos.photo import Strength
 from deid_jax.photos.tracking import Track
 
@@ -73,16 +73,16 @@ class Followed:
 
     def __init__(self, track: Track, references: Sequence[np.ndarray], number: int):
         self.track = track
-        self.references = references
+        self.references = [own[None] for own in references]
         self.number = number
         self.level = self.began = 0
         self.begin()
 
     def know(self, witnesses: Sequence[Witness], known: Sequence[np.ndarray | None]) -> None:
-        """Where a witness takes the face for a person that it knows, that is the reference."""
+        """Takes directions of a person's photos, [K, D] or None for each witness."""
         self.references = [
-            own if person is None or own @ person < witness.threshold else person
-            for witness, person, own in zip(witnesses, known, self.references, strict=True)
+            knowledge(each[0], photos, witness.threshold)
+            for witness, photos, each in zip(witnesses, known, self.references, strict=True)
         ]
 
     def begin(self) -> None:
@@ -161,7 +161,8 @@ class Attack:
             return None
         own, matrices = [own[place] for place in kept], [matrices[place] for place in kept]
         at = protection.crops_at(crops[kept], matrices, grey=_is_grey(pixels))
-        steps = [NEXT_STEPS if one.change is not None else self._num_steps for one in own]
+        few = min(NEXT_STEPS, self._num_steps)
+        steps = [few if one.change is not None else self._num_steps for one in own]
         todo = list(range(len(own)))
         while todo:
             self._step(number, own, at, steps, todo)
@@ -222,7 +223,7 @@ class Attack:
             faces = [own[n] for n in places]
             keys = [jax.random.fold_in(self._key, one.number) for one in faces]
             found = protection.changes_from(
-                [witness.embedder for witness in self._fitted],
+                self._fitted,
                 protection.Crops(*(part[places] for part in crops)),
                 self._references(faces),
                 None if new else np.stack([np.asarray(one.change) for one in faces]),
@@ -236,7 +237,7 @@ class Attack:
 
     def _references(self, faces: Sequence[Followed]) -> list[np.ndarray]:
         return [
-            np.stack([one.references[place] for one in faces])
+            np.stack([goal(one.references[place]) for one in faces])
             for place, witness in enumerate(self._witnesses)
             if witness.fitted
         ]
@@ -248,9 +249,9 @@ class Attack:
         found = []
         for place, witness in enumerate(self._witnesses):
             if witness in witnesses:
-                known = np.stack([one.references[place] for one in own])
-                found.append(np.sum(directions(witness.embedder, crops) * known, axis=1))
-        return np.stack(found, axis=1)
+                shown = zip(directions(witness.embedder, crops), own, strict=True)
+                found.append([likeness(one, face.references[place]) for one, face in shown])
+        return np.array(found).T
 
 
 def _is_grey(pixels: np.ndarray) -> bool:
@@ -320,7 +321,7 @@ class Judge:
         for one, number, own in self._waiting:
             last = first + len(own)
             cosines = [
-                float((rows[first:last] @ known).max())
+                float((rows[first:last] @ known.T).max())
                 for rows, known in zip(shown, one.references, strict=True)
             ]
             one.judged(number, np.array(cosines), thresholds)

@@ -8,6 +8,8 @@ telemetry never are.
 """
 
 import contextlib
+import errno
+import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,27 +17,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deid_jax._validate import InputError
+from deid_jax._validate import InputError, PassingError
 from deid_jax.data.images import MAX_PIXELS
 
 # Containers that can be written again as they were: the suffix, and what FFmpeg calls them.
-FORMATS = {
-    ".mp4": "mp4",
-    ".m4v": "mp4",
-    ".mov": "mov",
-    ".mkv": "matroska",
-    ".webm": "webm",
-}
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 SUFFIXES = frozenset(FORMATS)
 # The source's codec -> the encoder, its options, the option that says how much it may lose.
-_X264: tuple[str, dict[str, str]] = ("libx264", {"preset": "medium"})
-_ENCODERS = {
-    "h264": _X264,
-    "hevc": ("libx265", {"preset": "medium", "x265-params": "log-level=none"}),
-    "vp8": ("libvpx-vp9", {"b": "0", "cpu-used": "2"}),
-    "vp9": ("libvpx-vp9", {"b": "0", "cpu-used": "2"}),
-    "av1": ("libvpx-vp9", {"b": "0", "cpu-used": "2"}),
-}
+# x264's macroblock tree reads unwritten memory: with it no two runs give the same bytes.
+_X264: tuple[str, dict[str, str]] = ("libx264", {"preset": "medium", "mbtree": "0"})
+_X265 = ("libx265", {"preset": "medium", "x265-params": "log-level=none"})
+_VP9 = ("libvpx-vp9", {"b": "0", "cpu-used": "2"})
+_ENCODERS = {"h264": _X264, "hevc": _X265, "vp8": _VP9, "vp9": _VP9, "av1": _VP9}
 # The same bytes on every machine, so not as many as there are cores.
 _THREADS = 2
 # Planar formats that all these encoders take; others become the nearest of them.
@@ -45,6 +38,7 @@ _KEPT = {
     **{f"yuv{kind}p10le": f"yuv{kind}p10le" for kind in (420, 422, 444)},
 }
 _FULL_RANGE = 2
+_RGB, _BT709 = 0, 1  # Of colour spaces, by FFmpeg's numbers.
 # Seconds that may miss at the end of a whole file, against what its header says.
 _SLACK = 0.5
 
@@ -82,11 +76,11 @@ def _errors(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PassingError(f"video {path} cannot be written: {reason}") from error
         raise InputError(f"video {path} cannot be read: {reason}") from error
-    except OSError as error:
-        raise InputError(f"video {path} cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -99,8 +93,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         import av
     except ImportError:
-        raise InputError("videos need PyAV: pip install 'deid_jax[video]'") from None
-    with _errors(path), av.open(str(path), metadata_errors="replace") as container:
+        raise PassingError("videos need PyAV: pip install 'deid_jax[video]'") from None
+    with _errors(path), av.open(str(path.absolute()), metadata_errors="replace") as container:
         covers = av.stream.Disposition.attached_pic
         streams = [one for one in container.streams.video if not one.disposition & covers]
         if len(streams) != 1:
@@ -122,10 +116,8 @@ def look(path: Path) -> VideoInfo:
     """
     with _opened(path) as (_, stream):
         count = stream.frames
-    first = next(pictures(path), None)
-    if first is None:
-        raise InputError(f"video {path} has no frames")
-    height, width = first.pixels.shape[:2]
+    first = _first_frame(path)
+    height, width = _upright(_rgb(first), *_way(first)).shape[:2]
     return VideoInfo(width, height, count)
 
 
@@ -138,7 +130,7 @@ def pictures(path: Path) -> Iterator[Picture]:
     with _opened(path) as (container, stream):
         for _, frame in _read(container, stream, path):
             if frame is not None:
-                yield Picture(frame.pts * frame.time_base, _upright(_rgb(frame), _turns(frame)))
+                yield Picture(frame.pts * frame.time_base, _upright(_rgb(frame), *_way(frame)))
 
 
 def _read(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any, Any]]:
@@ -165,35 +157,39 @@ def _read(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any, Any]]:
         # Of the header; what was cut off came after what was read.
         told = Fraction(container.duration + max(container.start_time or 0, 0), 1_000_000)
         if told - end > _SLACK:
-            raise InputError(
-                f"video {path} is cut off: {float(end):.1f} of {float(told):.1f} seconds"
-            )
+            there = f"{float(end):.1f} of {float(told):.1f} seconds"
+            raise InputError(f"video {path} is cut off: {there}")
 
 
 def _copied(container: Any) -> list[Any]:
     return [one for one in container.streams if one.type in ("audio", "subtitle")]
 
 
-def _turns(frame: Any) -> int:
-    """Quarter turns counter-clockwise that bring a frame upright."""
-    return round(frame.rotation / 90) % 4
+def _way(frame: Any) -> tuple[bool, int]:
+    """What brings a frame upright: a mirror, left for right, then quarter turns."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, 0
+    # A point (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    sign = -1 if a * d < b * c else 1
+    return sign < 0, round(-math.atan2(sign * b, sign * a) / (math.pi / 2)) % 4
 
 
-def _upright(pixels: np.ndarray, turns: int) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(pixels, turns))
+def _upright(pixels: np.ndarray, mirrored: bool, turns: int) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, turns))
 
 
 def _rgb(frame: Any) -> np.ndarray:
     """uint8[H, W, 3] of a frame, not turned."""
-    return frame.reformat(
-        format="rgb24", dst_color_range=_FULL_RANGE, interpolation=_interpolation(), threads=1
-    ).to_ndarray()
+    return _reformat(frame, format="rgb24", dst_color_range=_FULL_RANGE).to_ndarray()
 
 
-def _interpolation() -> int:
+def _reformat(frame: Any, **options: Any) -> Any:
     from av.video.reformatter import Interpolation
 
-    return int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
+    exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    return frame.reformat(interpolation=int(exact), threads=1, **options)
 
 
 def _planar(pixels: np.ndarray, like: Any, pix_fmt: str) -> Any:
@@ -201,13 +197,12 @@ def _planar(pixels: np.ndarray, like: Any, pix_fmt: str) -> Any:
     from av import VideoFrame
 
     plain = VideoFrame.from_ndarray(pixels, format="rgb24")
-    return plain.reformat(
+    return _reformat(
+        plain,
         format=pix_fmt,
         src_color_range=_FULL_RANGE,
         dst_colorspace=like.colorspace,
         dst_color_range=_range_of(like),
-        interpolation=_interpolation(),
-        threads=1,
     )
 
 
@@ -278,11 +273,10 @@ def rewrite(
     with (
         _opened(source) as (container, stream),
         av.open(
-            str(target),
+            str(target.absolute()),  # Whose first letters are no protocol.
             "w",
             format=FORMATS[suffix],
-            # Else Matroska draws a random number to name the file by.
-            container_options={"fflags": "+bitexact", **_timescale(stream, suffix)},
+            container_options=_options(container, stream, suffix, keep_metadata),
         ) as out,
     ):
         if keep_metadata:
@@ -292,6 +286,7 @@ def rewrite(
             for one in container.streams:
                 if one.index == stream.index:
                     made = _video_stream(out, one, first, quality)
+                    _describe(made, one, keep_metadata)
                 elif one in _copied(container):
                     copies[one.index] = out.add_stream_from_template(one, opaque=True)
                     _describe(copies[one.index], one, keep_metadata)
@@ -318,11 +313,19 @@ def _first_frame(path: Path) -> Any:
     raise InputError(f"video {path} has no frames")
 
 
-def _timescale(stream: Any, suffix: str) -> dict[str, str]:
-    """Options of the container that keep the ticks in which times are counted."""
+def _options(container: Any, stream: Any, suffix: str, keep_metadata: bool) -> dict[str, str]:
+    """Options of the container to write."""
+    # Else Matroska draws a random number to name the file by.
+    options = {"fflags": "+bitexact"}
     if FORMATS[suffix] in ("mp4", "mov") and stream.time_base.numerator == 1:
-        return {"video_track_timescale": str(stream.time_base.denominator)}
-    return {}
+        # The ticks in which times are counted, also those before a track begins.
+        bases = [one.time_base.denominator for one in (stream, *_copied(container))]
+        whole = math.lcm(*bases)
+        options["video_track_timescale"] = str(bases[0])
+        options["movie_timescale"] = str(whole if whole < 2**31 else bases[0])
+    if keep_metadata and suffix == ".mov":
+        options["movflags"] = "use_metadata_tags"  # What phones tell has names of its own.
+    return options
 
 
 def _describe(copy: Any, one: Any, keep_metadata: bool) -> None:
@@ -336,12 +339,17 @@ def _describe(copy: Any, one: Any, keep_metadata: bool) -> None:
 
 def _video_stream(out: Any, stream: Any, first: Any, quality: int) -> Any:
     """The encoder, set to what the source is."""
-    name, options = _ENCODERS.get(stream.codec_context.name, _X264)
+    from av.codec.context import Flags
+
+    # A decoder's own name may be another: AV1's is that of its library.
+    name, options = _ENCODERS.get(stream.codec_context.codec.canonical_name, _X264)
     # No `rate`: it is what frames without times would be given.
     made = out.add_stream(name, rate=stream.average_rate, options=options)
+    matrix = first.side_data.get("DISPLAYMATRIX")
     made.options = {**options, "crf": str(quality)}
     made.width, made.height = first.width, first.height
-    made.pix_fmt = _format_of(first)
+    made.pix_fmt = _format_of(first, made.codec)
+    first = _in_format(first, made.pix_fmt)
     made.time_base = made.codec_context.time_base = stream.time_base
     made.codec_context.thread_count = _THREADS
     if stream.sample_aspect_ratio:
@@ -349,28 +357,43 @@ def _video_stream(out: Any, stream: Any, first: Any, quality: int) -> Any:
     for kind in ("colorspace", "color_primaries", "color_trc"):
         setattr(made.codec_context, kind, getattr(first, kind))
     made.codec_context.color_range = _range_of(first)
-    matrix = next((s for s in first.side_data.values() if s.type.name == "DISPLAYMATRIX"), None)
+    # Else the last frame's is guessed.
+    made.codec_context.flags |= Flags.frame_duration
+    if name == "libx265" and out.format.name in ("mp4", "mov"):
+        made.codec_context.codec_tag = "hvc1"  # Apple's players know no other.
     if matrix is not None:
         made.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
     return made
 
 
-def _format_of(frame: Any) -> str:
+def _format_of(frame: Any, encoder: Any) -> str:
     """The pixel format to write: the same, or one that loses no colours and takes any size."""
     odd = frame.width % 2 or frame.height % 2
-    default = "yuv444p" if odd or frame.format.is_rgb else "yuv420p"
-    kept = _KEPT.get(frame.format.name, default)
-    return default if odd else kept
+    rgb = frame.format.is_rgb or frame.format.has_palette
+    default = "yuv444p" if odd or rgb else "yuv420p"
+    kept = default if odd else _KEPT.get(frame.format.name, default)
+    # Some builds of libvpx know 8 bits alone.
+    known = [one.name for one in encoder.video_formats]
+    return kept if kept in known else kept.removesuffix("10le")
+
+
+def _in_format(frame: Any, pix_fmt: str) -> Any:
+    """The frame in the pixel format to write."""
+    if _KEPT.get(frame.format.name) == pix_fmt:
+        return frame
+    # Else what was in RGB would go on saying so.
+    colours = {"dst_colorspace": _BT709} if frame.colorspace == _RGB else {}
+    return _reformat(frame, format=pix_fmt, **colours)
 
 
 def _changed(frame: Any, number: int, change: Change, pix_fmt: str) -> Any:
     """The frame to encode."""
-    time, turns = (frame.pts, frame.time_base, frame.duration), _turns(frame)
-    if _KEPT.get(frame.format.name) != pix_fmt:
-        frame = frame.reformat(format=pix_fmt, interpolation=_interpolation(), threads=1)
+    time, (mirrored, turns) = (frame.pts, frame.time_base, frame.duration), _way(frame)
+    frame = _in_format(frame, pix_fmt)
     before = _rgb(frame)
-    after = change(number, _upright(before, turns))
-    after = before if after is None else _upright(after, -turns)
+    after = change(number, _upright(before, mirrored, turns))
+    back = turns if mirrored else -turns  # A mirror, turned or not, is its own inverse.
+    after = before if after is None else _upright(after, mirrored, back)
     made = _replaced(frame, before, after, pix_fmt)
     made.pts, made.time_base, made.duration = time
     return made

@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from deid_jax.photos.judging import crops_of
+from experiments import protect
 
 CELLS, WIDTH = 4, 12
 OWN = "tests.experiments.protect_helpers"
@@ -111,3 +115,89 @@ def hashes(folder):
         elif path.is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def run(arguments):
+    """The command's exit status; fails where a file of the input was touched."""
+    source = Path(arguments[0].removeprefix("--input="))
+    before = state(source)
+    status = protect.main(arguments)
+    assert state(source) == before
+    return status
+
+
+def state(folder):
+    """What a file or folder is: contents, and when and in which place of the disk written."""
+    paths = [folder, *folder.rglob("*")]
+    times = {os.fsencode(path): path.lstat() for path in paths}
+    return hashes(folder if folder.is_dir() else folder.parent), {
+        name: (status.st_mtime_ns, status.st_ino, status.st_mode, status.st_size)
+        for name, status in times.items()
+    }
+
+
+# Where a crop's square lies around a box, from the template of ArcFace and the shares of a box
+# that alignment.py states.
+TEMPLATE = np.array(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ]
+)
+
+
+def square(box=BOX):
+    """(left, top, right, bottom) of what may change for a box, in pixels."""
+    left, top, width, _ = box
+    middle = TEMPLATE.mean(0)
+    spread = np.sqrt(((TEMPLATE - middle) ** 2).sum(1).mean())
+    scale = 0.242 * width / spread
+    centre = np.array([left + 0.5 * width, top + 0.576 * box[3]])
+    low, high = centre + (-0.5 - middle) * scale, centre + (111.5 - middle) * scale
+    return (*low, *high)
+
+
+def may_change(shape, *squares, block=1, margin=0):
+    """bool[H, W]: pixels in the squares, or in blocks that reach into one, and a margin."""
+    allowed = np.zeros(shape, bool)
+    for left, top, right, bottom in squares:
+        first_x, first_y = (max(int(np.floor(n)), 0) // block * block for n in (left, top))
+        past_x, past_y = (int(np.ceil(n)) // block * block + block for n in (right, bottom))
+        allowed[
+            max(first_y - margin, 0) : past_y + margin,
+            max(first_x - margin, 0) : past_x + margin,
+        ] = True
+    return allowed
+
+
+def shown(path):
+    """What Pillow shows of a file: mode, and uint8[H, W, channels], upright."""
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "P":
+            upright = upright.convert("RGB")
+        return np.atleast_3d(np.asarray(upright).astype(np.uint8))
+
+
+def cosine_of(before, after, matrix):
+    """How like the face is to itself for the first recogniser, in NumPy's float64."""
+    embeddings = []
+    for pixels in (before, after):
+        crop = np.rint(255 * crops_of(pixels, [matrix])[0]).astype(np.float64) / 255
+        means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
+        embeddings.append((means - means.mean((0, 1))).ravel() @ weights(1))
+    first, second = embeddings
+    return first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+
+
+def places(folder):
+    """{file: inode and time of writing}, but of the manifest."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(name): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for name, path in files.items()
+        if path.name != "manifest.jsonl"
+    }

@@ -8,10 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from deid_jax import checkpointing
+from deid_jax import checkpointing, weights
 from deid_jax.data import DataOptions, load_dataset
 from deid_jax.models import vgg16
 from experiments import train
+from tests.bad_network import Server, whole
 from tests.experiments.conftest import (
     COMMON,
     SIZE,
@@ -73,6 +74,10 @@ def _bad(message, *arguments):
         _bad("pretrained x.h5 does not exist", *VGG, "--pretrained=x.h5"),
         _bad("must end in .h5, .mat, .npz, got file", *VGG, "--pretrained=file"),
         _bad("pretrained text.mat cannot be read", *VGG, "--pretrained=text.mat"),
+        _bad("vggface_vgg16: no source states the", *VGG, "--pretrained=vggface_vgg16"),
+        _bad("got mobilefacenet_ms1m, which holds", *VGG, "--pretrained=mobilefacenet_ms1m"),
+        _bad("--sha256=0 means nothing without a --pretrained of vggface", *VGG, "--sha256=0"),
+        _bad("--sha256=0 means nothing", *VGG, "--pretrained=text.mat", "--sha256=0"),
         _bad("seed must be an integer >= 0, got -1", "--seed=-1"),
         _bad("seed must be at most 2147483647, got 2147483648", "--seed=2147483648"),
         _bad("--split=test", "--split=test"),
@@ -122,11 +127,13 @@ def test_existing_checkpoint_is_kept_unless_overwrite_is_given(
     assert sorted(path.name for path in workplace.iterdir()) == ["recogniser", "runs"]
 
 
-def _write_vgg_face(path, seed):
+def _write_vgg_face(path, seed, top=True):
     """VGG-Face's layers with two channels in each convolution: layer -> kernel."""
     random = np.random.default_rng(seed)
     shapes = {f"conv{b}_{i}": (3, 3, 2, 2) for b in range(1, 6) for i in range(1, 3 + (b > 2))}
-    shapes |= {"conv1_1": (3, 3, 3, 2), "fc6": (7 * 7 * 2, 4096), "fc7": (4096, 4096)}
+    shapes["conv1_1"] = (3, 3, 3, 2)
+    if top:
+        shapes |= {"fc6": (7 * 7 * 2, 4096), "fc7": (4096, 4096)}
     kernels = {
         name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()
     }
@@ -170,6 +177,38 @@ def test_head_is_trained_on_a_descriptor_from_a_file(faces, workplace, capsys, m
     assert listing(workplace) == before
     shutil.rmtree("out")
     assert train.main([*arguments, "--epochs=1"]) == 0
+
+
+def test_descriptor_is_downloaded_by_name(faces, workplace, capsys, monkeypatch, request):
+    """With the hash that the user trusts, once; then it is in the cache."""
+    monkeypatch.setattr(vgg16, "BLOCKS", ((2, 2), (2, 2), (3, 2), (3, 2), (3, 2)))
+    monkeypatch.setenv("DEID_JAX_CACHE", str(workplace / "cache"))
+    kernels = _write_vgg_face("served.npz", seed=0, top=False)
+    content = (workplace / "served.npz").read_bytes()
+    (workplace / "served.npz").unlink()
+    server = Server(whole(content))
+    request.addfinalizer(server.close)
+    row = weights.WEIGHTS["vggface_vgg16_notop"]
+    row = row._replace(url=server.url.replace(".bin", ".npz"))
+    monkeypatch.setitem(weights.WEIGHTS, "vggface_vgg16_notop", row)
+    given = [*VGG, "--dataset=folder", f"--data_dir={faces}", "--epochs=1", "--checkpoint=new"]
+    given.append("--pretrained=vggface_vgg16_notop")
+    assert train.main([*given, f"--sha256={'0' * 64}"]) == 2
+    assert f"instead of {'0' * 64}" in capsys.readouterr().err.splitlines()[-1]
+    assert len(server.requests) == 1 and not list(workplace.rglob("*.npz"))
+    given.append(f"--sha256={hashlib.sha256(content).hexdigest()}")
+    for _ in range(2):
+        assert train.main(given) == 0
+    assert len(server.requests) == 2
+    assert capsys.readouterr().err.count("licence: ") == 1
+    info = checkpointing.load_info(workplace / "new")
+    assert info.provenance["pretrained"] == {
+        "file": "vggface_vgg16_notop.npz",
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    params = checkpointing.load_variables(workplace / "new", info)["params"]
+    for name, kernel in kernels.items():
+        np.testing.assert_array_equal(params[name]["kernel"], kernel)
 
 
 def test_divergence_is_named_and_leaves_nothing(faces, workplace, capsys):

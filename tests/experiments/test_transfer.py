@@ -3,21 +3,24 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from deid_jax.data import DataOptions, load_dataset
-from experiments import transfer
+from experiments import transfer, transfer_protect
 from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import (
-    CELLS,
     FARS,
     ONE,
-    SIZE,
     TWO,
     arguments,
     chosen,
+    embed,
+    gallery_of,
+    originals_of,
+    person,
+    photos_of,
+    quick,
     rows_of,
-    weights,
+    threshold_of,
+    unit,
 )
 
 CONTRACT = [
@@ -65,6 +68,7 @@ def test_folder_holds_table_report_protocol_and_photos(done):
     folder, rows = done
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "per_image.csv",
         "photos",
         "protocol.json",
         "transfer.csv",
@@ -85,7 +89,7 @@ def test_every_budget_transformation_and_judge_has_its_rows(done):
     budgets = {
         "mifgvm": [("30.0", ""), ("36.0", "")],
         "pgd": [("30.0", ""), ("36.0", ""), *(("", e) for e in pixel)],
-        "apfgvm": [("", "")],
+        "apfgvm": [("", ""), ("30.0", ""), ("36.0", "")],
     }
     expected = {("", "none", "", "", "")} | {("", "blur", "", p, "") for p in ("30.0", "36.0")}
     for method, sizes in budgets.items():
@@ -106,55 +110,15 @@ def test_every_budget_transformation_and_judge_has_its_rows(done):
         assert sorted(found) == sorted(whole)
 
 
-def embed(photos, seed):
-    """float64 twin of the recognisers that are brought along."""
-    cell = SIZE // CELLS
-    blocks = photos.astype(float).reshape(-1, CELLS, cell, CELLS, cell, 3) / 255
-    values = np.tanh((blocks.mean((2, 4)) - 0.3).reshape(len(photos), -1) @ weights(seed))
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
-
-
-def unit(vector):
-    return vector / np.linalg.norm(vector)
-
-
 @pytest.fixture(scope="module")
 def originals(pictures):
     """name -> the photos as the data set gives them."""
-    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
-    dataset = load_dataset("folder", options)
-    return {name: dataset.read(i) for i, name in enumerate(dataset.pictures)}
-
-
-def photos_of(folder, row):
-    """name -> the photos that a run kept, and the folder's name."""
-    size = f"{row['psnr']}dB" if row["psnr"] else row["epsilon"] and f"eps{row['epsilon']}"
-    parts = [row["fit"], row["method"], row["foreseen"], size]
-    own = folder / "photos" / "-".join(part for part in parts if part)
-    return {
-        f"{path.parent.name}/{path.stem}": np.asarray(Image.open(path))
-        for path in sorted(own.glob("*/*.png"))
-    }
-
-
-def person(name):
-    return name.partition("/")[0]
+    return originals_of(pictures)
 
 
 def wilson(k, n, z=1.959963984540054):
     centre, half = k / n + z * z / (2 * n), z * np.sqrt(k * (n - k) / n**3 + (z / n / 2) ** 2)
     return [(centre + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
-
-
-def gallery_of(protocol, originals, seed):
-    """{person: unit vector} of the clean gallery."""
-    members = {}
-    for name in protocol["gallery"]:
-        members.setdefault(person(name), []).append(name)
-    return {
-        who: unit(embed(np.stack([originals[n] for n in names]), seed).mean(0))
-        for who, names in members.items()
-    }
 
 
 def test_table_agrees_with_kept_photos(done, originals):
@@ -165,18 +129,7 @@ def test_table_agrees_with_kept_photos(done, originals):
     checked = 0
     for (test, seed), far in itertools.product(((ONE, 1), (TWO, 2)), FARS):
         gallery = gallery_of(protocol, originals, seed)
-        probes = embed(np.stack([originals[n] for n in protocol["probes"]]), seed)
-        impostors = sorted(
-            (
-                float(probe @ centre)
-                for name, probe in zip(protocol["probes"], probes, strict=True)
-                for who, centre in gallery.items()
-                if who != person(name)
-            ),
-            reverse=True,
-        )
-        # Of n impostors ⌊n far⌋ may be accepted: the threshold lies just above the next one.
-        threshold = impostors[int(len(impostors) * far)]
+        threshold = threshold_of(protocol, originals, seed, gallery, far)
         for row in chosen(rows, test=test, far=str(far), transformation="none", opponent=""):
             assert float(row["threshold"]) == pytest.approx(threshold, abs=1e-5)
             kept = originals if row["method"] == "none" else photos_of(folder, row)
@@ -203,7 +156,7 @@ def test_table_agrees_with_kept_photos(done, originals):
             np.testing.assert_allclose(bounds, wilson(hidden, len(names)), atol=1e-9)
             assert row["num_images"] == "9"
             checked += 1
-    assert checked == 4 * 2 * 17
+    assert checked == 4 * 2 * 21
     assert len({row["protected"] for row in rows}) > 4
 
 
@@ -263,17 +216,35 @@ def test_least_change_goes_below_its_own_threshold(done, originals):
     protocol = json.loads((folder / "protocol.json").read_text())
     row = chosen(rows, method="apfgvm", fit=ONE, foreseen="", test=ONE, far="0.1")[0]
     kept = photos_of(folder, row)
-    own = {}
-    for name in protocol["probes"]:
-        own.setdefault(person(name), []).append(embed(originals[name][None], 1)[0])
-    own = {who: unit(np.mean(vectors, axis=0)) for who, vectors in own.items()}
+    own = gallery_of(protocol, originals, 1, "probes")
     changed = [name for name in kept if not np.array_equal(kept[name], originals[name])]
     assert changed
     scores = {n: float(embed(kept[n][None], 1)[0] @ own[person(n)]) for n in kept}
     before = {n: float(embed(originals[n][None], 1)[0] @ own[person(n)]) for n in kept}
-    goal = float(row["threshold"]) - 0.05
+    goal = threshold_of(protocol, originals, 1, own, 0.1) - 0.05
     assert all(scores[name] < before[name] for name in changed)
     assert any(scores[name] < goal < before[name] for name in changed)
+
+
+def test_goals_know_the_probes_alone(pictures, workplace, monkeypatch):
+    """The threshold that is gone by is not the stranger's, who has the galleries."""
+    goals, protect = [], transfer_protect.run_protect
+
+    def watched(weights, photos, galleries, thresholds, *rest, **static):
+        goals.append([float(value[0]) for value in thresholds])
+        return protect(weights, photos, galleries, thresholds, *rest, **static)
+
+    monkeypatch.setattr(transfer_protect, "run_protect", watched)
+    given = quick(pictures, f"--fit={ONE}+{TWO}", "--methods=apfgvm", "--margin=0.05")
+    assert transfer.main(given) == 0
+    folder, photos = workplace / "runs/transfer", originals_of(pictures)
+    protocol = json.loads((folder / "protocol.json").read_text())
+    for goal, (test, seed) in zip(goals[0], ((ONE, 1), (TWO, 2)), strict=True):
+        own = gallery_of(protocol, photos, seed, "probes")
+        expected = threshold_of(protocol, photos, seed, own, 0.1) - 0.05
+        assert goal == pytest.approx(expected, abs=1e-5)
+        row = chosen(rows_of(folder), test=test, far="0.1", compared="gallery")[0]
+        assert abs(goal - (float(row["threshold"]) - 0.05)) > 1e-3
 
 
 def test_averaging_opponent_agrees_with_kept_photos(done, originals):
@@ -282,14 +253,20 @@ def test_averaging_opponent_agrees_with_kept_photos(done, originals):
     found = [row for row in rows if row["opponent"]]
     assert {row["opponent"] for row in found} == {"averages 2 photos"}
     assert {row["method"] for row in found} == {"mifgvm", "pgd", "apfgvm", "blur"}
-    gallery = gallery_of(protocol, originals, 2)
-    for row in chosen(found, test=TWO, far="0.1"):
+    differ = 0
+    galleries = {test: gallery_of(protocol, originals, n) for test, n in ((ONE, 1), (TWO, 2))}
+    for row in chosen(found, far="0.1"):
+        gallery, seed = galleries[row["test"]], 1 if row["test"] == ONE else 2
         kept = photos_of(folder, row)
-        hidden = 0
+        hidden = {"protected": 0, "unprotected": 0}
         for who, centre in gallery.items():
             # Three photos of each person: one pair, and one left over.
             first = sorted(name for name in kept if person(name) == who)[:2]
-            mean = unit(embed(np.stack([kept[name] for name in first]), 2).mean(0))
-            hidden += float(mean @ centre) < float(row["threshold"])
-        assert row["num_images"] == "3"
-        assert float(row["protected"]) == pytest.approx(hidden / 3)
+            for column, photos in (("protected", kept), ("unprotected", originals)):
+                mean = unit(embed(np.stack([photos[name] for name in first]), seed).mean(0))
+                hidden[column] += float(mean @ centre) < float(row["threshold"])
+        assert (row["num_images"], row["kept"]) == ("3", "")
+        for column, number in hidden.items():
+            assert float(row[column]) == pytest.approx(number / 3)
+        differ += hidden["protected"] != hidden["unprotected"]
+    assert differ

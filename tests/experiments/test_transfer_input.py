@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import pytest
 from deid_jax import transfer as judging
 from deid_jax.data import DataOptions, load_dataset
 from deid_jax.embedders import Embedder
+from deid_jax.opponents import fine_tune
 from deid_jax.pair_lists import Positions
 from experiments import transfer
 from experiments.transfer_runs import TRAINED, opposed
@@ -112,7 +114,7 @@ def _bad(message, *given):
         _bad(f"recogniser {OWN}:zero: embeddings must not be 0", f"--test={OWN}:zero"),
         _bad("recogniser must be NAME or NAME:FILE", "--test=nobody"),
         _bad("missing.npz", "--fit=mobilefacenet_ms1m:missing.npz"),
-        _bad("mobilefacenet_a is given twice", "--fit=mobilefacenet_a:x,mobilefacenet_a:y"),
+        _bad("mobilefacenet is given twice", "--fit=mobilefacenet:x,mobilefacenet:y"),
         _bad("recognisers must be named, got ''", f"--fit={ONE},"),
         _bad("recognisers must be named", f"--test={ONE}++{TWO}"),
         _bad("methods must be of mifgvm", "--methods=mifgvm,magic"),
@@ -152,7 +154,7 @@ def test_bad_input_ends_in_one_line_before_any_attack(
     def never(*arguments, **options):
         raise AssertionError("an attack ran")
 
-    monkeypatch.setattr("experiments.transfer_runs.run_protect", never)
+    monkeypatch.setattr("experiments.transfer_protect.run_protect", never)
     (workplace / "file").write_text("mine")
     write_faces(workplace / "few", pictures=2)
     write_faces(workplace / "alone", persons=1)
@@ -175,7 +177,7 @@ class Small(nn.Module):
         return nn.Dense(8)(means.reshape(len(images), -1))
 
 
-def test_opponent_who_trains_is_judged_by_the_other_half(pictures):
+def test_opponent_who_trains_is_judged_by_the_other_half(pictures, monkeypatch):
     options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
     dataset = load_dataset("folder", options)
     labels = dataset.labels
@@ -196,7 +198,13 @@ def test_opponent_who_trains_is_judged_by_the_other_half(pictures):
     judge = judging.make_judge(Embedder("small", module, variables), faces, FARS)
     settings = transfer.TransferSettings(fit=ONE, average=0, fine_tune=True)
     plan = dataclasses.replace(transfer.plan_of(settings)[0], fars=FARS)
-    rows = list(opposed(judge, faces.protected, plan, faces))
+    # So many and so large steps that he reads clean photos otherwise than before, too.
+    thorough = functools.partial(fine_tune, epochs=20, learning_rate=0.02)
+    monkeypatch.setattr("deid_jax.opponents.fine_tune", thorough)
+    photos = 255 - faces.protected
+    given = (judge, photos, plan, faces)
+    verdicts = [judge.verdict(p, faces.protected_labels) for p in (photos, faces.protected)]
+    rows = list(opposed(*given, *verdicts))
     assert {row["opponent"] for row in rows} == {TRAINED}
     assert {(row["far"], row["num_images"]) for row in rows} == {(far, 6) for far in FARS}
     # He sets thresholds anew; who does not train is left as he was.
@@ -205,4 +213,44 @@ def test_opponent_who_trains_is_judged_by_the_other_half(pictures):
         judge.embedder.variables["params"]["Dense_0"]["kernel"],
         variables["params"]["Dense_0"]["kernel"],
     )
-    assert list(opposed(judge, faces.protected, plan, faces)) == rows
+    assert list(opposed(*given, *verdicts)) == rows
+    known = np.arange(12) % 2 == 0
+    shown = np.flatnonzero((place >= 4) & (place < 8))
+    tuned = thorough(
+        judge.embedder,
+        np.concatenate([photos[known], faces.images[shown]]),
+        np.concatenate([faces.protected_labels[known], labels[shown]]),
+        judge.galleries,
+        seed=plan.seed,
+    )
+    _assert_tuned(rows, tuned, judge, faces, photos)
+
+
+def _assert_tuned(rows, tuned, judge, faces, photos):
+    """What he reads of the second half, protected and not, and what was hidden before."""
+    directions = []
+    for embedder in (tuned, judge.embedder):
+        own = [embedder.embed(faces.images[places]) for places in faces.lists.gallery]
+        own = [np.mean(e / np.linalg.norm(e, axis=1, keepdims=True), axis=0) for e in own]
+        directions.append([centre / np.linalg.norm(centre) for centre in own])
+    half = np.arange(1, 12, 2)
+    for row in (row for row in rows if row["compared"] == "gallery"):
+        hidden = []
+        old = judge.embedder, directions[1], judge.thresholds[row["far"]]
+        new = tuned, directions[0], row["threshold"]
+        for pictures, (embedder, centres, threshold) in (
+            (photos, new),
+            (faces.protected, new),
+            (photos, old),
+            (faces.protected, old),
+        ):
+            found = embedder.embed(pictures[half])
+            scores = np.sum(found * np.array(centres)[faces.protected_labels[half]], axis=1)
+            hidden.append(scores / np.linalg.norm(found, axis=1) < threshold)
+        after, clean, before, clean_before = hidden
+        assert row["protected"] == after.mean()
+        assert row["unprotected"] == clean.mean()
+        assert row["kept"] == after[before].mean()
+        # None of them is another one.
+        shares = {part.mean() for part in (after, clean, clean_before)}
+        assert len(shares) == 3 and 0 < row["kept"] < 1

@@ -4,6 +4,9 @@ import csv
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
+
+from deid_jax.data import DataOptions, load_dataset
 
 CELLS, WIDTH = 4, 12
 SIZE = 16
@@ -66,8 +69,8 @@ def quick(pictures, *more):
     return arguments(pictures, *more)
 
 
-def rows_of(folder):
-    with (folder / "transfer.csv").open(encoding="utf-8") as file:
+def rows_of(folder, name="transfer.csv"):
+    with (folder / name).open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -85,3 +88,64 @@ def tables_of(report):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             found.setdefault(heading, []).append(cells)
     return {name: (lines[0], lines[1:]) for name, lines in found.items()}
+
+
+def originals_of(pictures):
+    """name -> the photos as the data set gives them."""
+    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
+    dataset = load_dataset("folder", options)
+    return {name: dataset.read(i) for i, name in enumerate(dataset.pictures)}
+
+
+def photos_of(folder, row):
+    """name -> the photos that a run kept, and the folder's name."""
+    size = f"{row['psnr']}dB" if row["psnr"] else row["epsilon"] and f"eps{row['epsilon']}"
+    parts = [row["fit"], row["method"], row["foreseen"], size]
+    own = folder / "photos" / "-".join(part for part in parts if part)
+    return {
+        f"{path.parent.name}/{path.stem}": np.asarray(Image.open(path))
+        for path in sorted(own.glob("*/*.png"))
+    }
+
+
+def person(name):
+    return name.partition("/")[0]
+
+
+def embed(photos, seed):
+    """float64 twin of the recognisers that are brought along."""
+    cell = SIZE // CELLS
+    blocks = photos.astype(float).reshape(-1, CELLS, cell, CELLS, cell, 3) / 255
+    values = np.tanh((blocks.mean((2, 4)) - 0.3).reshape(len(photos), -1) @ weights(seed))
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
+def gallery_of(protocol, originals, seed, role="gallery"):
+    """{person: unit vector} of the clean gallery, or of the probes."""
+    members = {}
+    for name in protocol[role]:
+        members.setdefault(person(name), []).append(name)
+    return {
+        who: unit(embed(np.stack([originals[n] for n in names]), seed).mean(0))
+        for who, names in members.items()
+    }
+
+
+def threshold_of(protocol, originals, seed, known, far):
+    """The lowest at which no more than `far` of the probes pass for another person."""
+    probes = embed(np.stack([originals[n] for n in protocol["probes"]]), seed)
+    impostors = sorted(
+        (
+            float(probe @ centre)
+            for name, probe in zip(protocol["probes"], probes, strict=True)
+            for who, centre in known.items()
+            if who != person(name)
+        ),
+        reverse=True,
+    )
+    # Of n impostors ⌊n far⌋ may be accepted: the threshold lies just above the next one.
+    return impostors[int(len(impostors) * far)]

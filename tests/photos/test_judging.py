@@ -12,7 +12,9 @@ from deid_jax.photos.judging import (
     crops_of,
     directions,
     directions_of_photos,
+    goal,
     judge,
+    knowledge,
 )
 from tests.experiments import protect_helpers
 
@@ -60,7 +62,7 @@ def test_judge_who_sees_nothing_is_not_fooled(name, pixels):
     with pytest.raises(InputError, match=f"recogniser {name}: embeddings must be finite"):
         directions(blind, crops)
     with pytest.raises(InputError, match=f"recogniser {name}: embeddings"):
-        judge(pixels, [LEFT], [np.ones((1, 12))], [Witness(blind, 0.5, True)])
+        judge(pixels, [LEFT], [np.ones((1, 1, 12))], [Witness(blind, 0.5, True)])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_threshold_itself_is_the_same_person(cosine, fooled):
 
 def test_every_witness_judges_every_face_in_order(pixels):
     colours = unit(np.array([[200, 128, 40], [30, 220, 90]]) / 255 - 0.5)
-    known = [colours[::-1], colours]
+    known = [colours[::-1, None], colours[:, None]]
     witnesses = [Witness(MEAN, 0.1, True), Witness(MEAN._replace(name="other"), 0.9, False)]
     found = judge(pixels, [LEFT, RIGHT], known, witnesses)
     cosine = float(colours[0] @ colours[1])
@@ -88,7 +90,7 @@ def test_every_witness_judges_every_face_in_order(pixels):
 
 def test_boxes_found_anew_count_where_they_are_more_like(pixels):
     """A face that is hidden in its old place, and not a few pixels beside it."""
-    known = [np.array([[1.0, 0, 0]])]
+    known = [np.array([[[1.0, 0, 0]]])]
     shifted = pixels.copy()
     shifted[:, :30] = (40, 128, 128)
     beside = Face((22.0, 12.0, 50.0, 50.0))
@@ -105,10 +107,33 @@ def test_boxes_found_anew_count_where_they_are_more_like(pixels):
     assert verdict(Face((2.0, 12.0, 50.0, 50.0))) == old
 
 
-def test_direction_of_a_person_is_the_mean_of_the_photos_directions(pixels):
+def test_the_likest_of_all_that_is_known_counts(pixels):
+    left = unit(np.array([200, 128, 40]) / 255 - 0.5)
+    known = [[np.array([[1.0, 0, 0], left, [0, 0, 1.0]])]]
+    (own,) = judge(pixels, [LEFT], known, [Witness(MEAN, 0.9, True)])
+    assert own[0].cosine == pytest.approx(1, abs=1e-5)
+    assert not own[0].fooled
+
+
+def test_directions_of_a_person_are_the_photos_own(pixels):
     found = directions_of_photos(MEAN, [(pixels, LEFT), (pixels, RIGHT)])
     each = directions(MEAN, crops_of(pixels, [crop_matrix(LEFT), crop_matrix(RIGHT)]))
-    np.testing.assert_allclose(found, unit(each.sum(0)), rtol=1e-12)
+    np.testing.assert_array_equal(found, each)
+
+
+def test_photos_count_where_the_face_is_their_persons():
+    photos = unit(np.array([[3.0, 4, 0], [4.0, 3, 0]]))
+    mean = np.array([1, 1, 0]) / np.sqrt(2)
+    own = np.array([1.0, 0, 0])
+    np.testing.assert_allclose(knowledge(own, photos, 0.7), [own, mean, *photos])
+    np.testing.assert_array_equal(knowledge(own, photos, 0.71), [own])
+    np.testing.assert_array_equal(knowledge(own, None, 0.7), [own])
+
+
+def test_attack_goes_away_from_the_face_and_its_persons_mean():
+    known = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+    np.testing.assert_allclose(goal(known), np.array([1, 1, 0]) / np.sqrt(2))
+    np.testing.assert_array_equal(goal(known[2:]), known[2])
 
 
 def test_photos_without_common_direction_are_refused(pixels):

@@ -53,6 +53,8 @@ def test_done_means_same_source_settings_and_output(tmp_path):
     with Manifest(tmp_path, "s").open() as manifest:
         manifest.add(record(tmp_path, "a"))
         manifest.add(record(tmp_path, "none", None))
+        manifest.add(record(tmp_path, "lost", None, source=""))
+        assert manifest.done("lost", "") is None
         assert manifest.done("a", SOURCE) is not None
         assert manifest.done("none", SOURCE) is not None
         assert manifest.done("a", digest_of(b"other")) is None

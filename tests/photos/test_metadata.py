@@ -14,6 +14,7 @@ from tests.photos.photo_bytes import (
     SECRETS,
     SMALL,
     XMP,
+    chunk,
     directory,
     exif_by_hand,
     exif_directories,
@@ -109,6 +110,16 @@ def test_by_default_a_png_tells_nothing_but_its_colours_and_density():
     assert found[b"gAMA"] == struct.pack(">I", 100_000)
     assert struct.unpack(">IIB", found[b"pHYs"]) == (2835, 3780, 1)
     assert not any(secret in written for secret in SECRETS)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("name", [b"cHRM", b"cICP", b"gAMA", b"sRGB"])
+def test_what_only_looks_like_a_colour_chunk_goes(name, keep):
+    plain = encoded(picture(), "PNG")
+    photo = parse(plain[:33] + chunk(name, b"Ann was here, and more than colours") + plain[33:])
+    written = files.encode(photo, photo.pixels, keep_metadata=keep)
+    assert b"Ann" not in written
+    assert name not in dict(png_chunks(written))
 
 
 def test_kept_metadata_of_a_png_are_all_but_small_copies():

@@ -8,7 +8,7 @@ from deid_jax.embedders import Embedder, FunctionModule
 from deid_jax.photos import protection
 from deid_jax.photos.alignment import SIZE, crop_matrix, support
 from deid_jax.photos.faces import Face
-from deid_jax.photos.judging import crops_of, directions
+from deid_jax.photos.judging import Witness, crops_of, directions
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import picture
 
@@ -26,7 +26,7 @@ def crops():
 def changes(crops, number, *, grey=False, psnr=PSNR, num_steps=2, seed=0):
     matrices = [crop_matrix(face) for face in FACES[:number]]
     return protection.changes_from(
-        [ONE],
+        [Witness(ONE, 0.9, True)],
         protection.crops_at(crops[:number], matrices, grey=grey),
         [directions(ONE, crops[:number])],
         None,

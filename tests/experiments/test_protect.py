@@ -1,0 +1,271 @@
+"""What the command does to a file: pixels, colours, metadata, figures."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from skimage.metrics import structural_similarity
+
+from deid_jax.photos.alignment import crop_matrix, support
+from deid_jax.photos.faces import Face
+from deid_jax.photos.judging import crops_of
+from experiments import protect
+from tests.experiments.protect_helpers import (
+    BOX,
+    FACES,
+    arguments,
+    cosine_of,
+    may_change,
+    picture,
+    records_of,
+    run,
+    shown,
+    square,
+)
+from tests.photos.photo_bytes import (
+    PROFILE,
+    SECRETS,
+    SMALL,
+    notes_of_jpeg,
+    png_chunks,
+    talkative_jpeg,
+    talkative_png,
+)
+
+SIZE = (110, 100)
+
+
+def _alpha(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, SIZE[::-1], np.uint8))
+
+
+def _pictures():
+    """{mode: Pillow's picture}."""
+    colours = Image.fromarray(picture(0))
+    grey = colours.convert("L")
+    transparent, grey_transparent = colours.copy(), grey.copy()
+    transparent.putalpha(_alpha(1))
+    grey_transparent.putalpha(_alpha(2))
+    palette = colours.quantize(64)
+    found = {"RGB": colours, "L": grey, "RGBA": transparent, "LA": grey_transparent}
+    return found | {"grey_RGB": grey.convert("RGB"), "P": palette, "1": grey.convert("1")}
+
+
+# What each lossless file is saved with.
+LOSSLESS = {
+    "RGB.png": {},
+    "L.png": {},
+    "RGBA.png": {},
+    "LA.png": {},
+    "grey_RGB.png": {},
+    "P.png": {},
+    "1.png": {},
+    "RGB.webp": {"lossless": True},
+    "RGBA.webp": {"lossless": True, "exact": True},
+    "grey_RGB.webp": {"lossless": True},
+    "RGB.tif": {},
+    "L.tif": {},
+    "RGBA.tif": {},
+    "grey_RGB.tif": {"compression": "tiff_lzw"},
+    "RGB.bmp": {},
+    "L.bmp": {},
+}
+JPEGS = {
+    "fine.jpg": ("RGB", {"quality": 97, "subsampling": 0}),
+    "half.jpg": ("RGB", {"quality": 95, "subsampling": 1}),
+    "quarter.jpg": ("RGB", {"quality": 92, "subsampling": 2}),
+    "coarse.jpg": ("RGB", {"quality": 60, "subsampling": 2}),
+    "progressive.jpg": ("RGB", {"quality": 93, "progressive": True, "subsampling": 0}),
+    "grey.jpg": ("L", {"quality": 95}),
+    "grey_in_three.jpg": ("grey_RGB", {"quality": 95, "subsampling": 2}),
+    "turned.jpg": ("RGB", {"quality": 96, "subsampling": 0, "orientation": 6}),
+}
+
+
+def _saved(path, image, options):
+    options = dict(options)
+    exif = Image.Exif()
+    if "orientation" in options:
+        exif[0x0112] = options.pop("orientation")
+        options["exif"] = exif
+    if path.suffix != ".bmp":
+        options["icc_profile"] = PROFILE
+    image.save(path, **options)
+
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory):
+    """(input, output) of one run on every kind of file."""
+    source, output = (tmp_path_factory.mktemp("formats") / name for name in ("in", "out"))
+    source.mkdir()
+    images = _pictures()
+    for name, options in LOSSLESS.items():
+        _saved(source / name, images[name.partition(".")[0]], options)
+    for name, (mode, options) in JPEGS.items():
+        _saved(source / name, images[mode], options)
+    # A picture of one bit is too harsh to be protected.
+    assert run(arguments(source, output)) == 1
+    return source, output
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_files_change_in_the_face_alone(formats, name):
+    before, after = (shown(folder / name) for folder in formats)
+    if name == "1.png":
+        before = before * 255
+    assert before.shape == after.shape
+    colours = slice(0, before.shape[2] - (before.shape[2] in (2, 4)))
+    changed = np.any(before != after, axis=2)
+    assert changed.any()
+    assert not np.any(changed & ~may_change(changed.shape, square()))
+    # Transparency is none of what a face shows.
+    alphas = slice(colours.stop, None)
+    np.testing.assert_array_equal(before[..., alphas], after[..., alphas])
+
+
+@pytest.mark.parametrize("name", JPEGS)
+def test_jpegs_change_elsewhere_as_encoding_them_again_does(formats, name):
+    source, output = formats
+    mode, options = JPEGS[name]
+    sampling = options.get("subsampling", 0)
+    after = shown(output / name)
+    quality = records_of(output)[name]["quality"]
+    assert quality >= max(options["quality"], 90)
+    content = io.BytesIO()
+    upright = shown(source / name)
+    again = Image.fromarray(upright[..., 0] if mode == "L" else upright)
+    coding = {"quality": quality, "subsampling": sampling}
+    if "orientation" in options:
+        # A turned picture's tables are turned with it.
+        with Image.open(source / name) as image:
+            tables = [np.reshape(table, (8, 8)).T for table in image.quantization.values()]
+        coding = {"qtables": [table.ravel().tolist() for table in tables]} | coding
+        del coding["quality"]
+    again.save(content, "JPEG", **coding)
+    wanted = shown(content)
+    changed = np.any(wanted != after, axis=2)
+    # A decoder draws coarse colours smoothly, a colour's pixel across the blocks' border.
+    allowed = may_change(changed.shape, square(), block=16, margin=2 if sampling else 0)
+    assert np.any(changed & allowed)
+    assert not allowed.all()
+    assert not np.any(changed & ~allowed)
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, *JPEGS])
+def test_format_mode_size_and_profile_stay(formats, name):
+    source, output = formats
+    with Image.open(source / name) as before, Image.open(output / name) as after:
+        upright = ImageOps.exif_transpose(before)
+        assert after.format == before.format
+        assert after.size == upright.size
+        assert after.mode == {"P": "RGB", "1": "L"}.get(before.mode, before.mode)
+        assert after.info.get("icc_profile") == before.info.get("icc_profile")
+        assert (before.info.get("icc_profile") == PROFILE) is (before.format != "BMP")
+        assert after.getexif().get(0x0112, 1) == 1
+        assert after.info.get("progressive") == before.info.get("progressive")
+    record = records_of(output)[name]
+    assert (record["width"], record["height"]) == upright.size
+    assert (record["quality"] is None) is (name in LOSSLESS)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in [*LOSSLESS, *JPEGS] if name.startswith(("grey", "L", "1"))]
+)
+def test_grey_stays_grey(formats, name):
+    after = shown(formats[1] / name)
+    assert np.any(after != shown(formats[0] / name))
+    for channel in range(1, after.shape[2] - (after.shape[2] == 2)):
+        np.testing.assert_array_equal(after[..., channel], after[..., 0])
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, *JPEGS])
+def test_figures_are_those_of_the_two_files(formats, name):
+    source, output = formats
+    record = records_of(output)[name]
+    before, after = (
+        np.asarray(Image.fromarray(np.squeeze(pixels)).convert("RGB"))
+        for pixels in (
+            shown(source / name) * (255 if name == "1.png" else 1),
+            shown(output / name),
+        )
+    )
+    (face,) = record["faces"]
+    assert face["box"] == list(BOX)
+    matrix = crop_matrix(Face(BOX))
+    ys, xs, inside = support(matrix, before.shape[:2])
+    errors = (before[ys, xs].astype(np.float64) - after[ys, xs])[inside]
+    psnr = 10 * np.log10(255**2 / np.mean(errors**2))
+    assert face["psnr"] == pytest.approx(psnr, abs=6e-4)
+    # The first try's size, or the next ones' down to the cap; neither more nor much less.
+    assert face["strength_db"] in protect.STRENGTHS["medium"]
+    assert psnr >= face["strength_db"]
+    crops = (crops_of(pixels, [matrix])[0].astype(np.float64) for pixels in (before, after))
+    ssim = structural_similarity(
+        *crops,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        channel_axis=-1,
+    )
+    assert face["ssim"] == pytest.approx(ssim, abs=1e-4)
+    cosine = cosine_of(before, after, matrix)
+    (verdict,) = face["verdicts"]
+    assert verdict["cosine"] == pytest.approx(cosine, abs=2e-3)
+    assert verdict["margin"] == pytest.approx(0.9 - verdict["cosine"], abs=2e-5)
+    assert verdict["fooled"] is (verdict["cosine"] < 0.9) is face["protected"]
+    assert record["status"] == ("protected" if face["protected"] else "not protected")
+
+
+# --- Metadata ---
+
+
+@pytest.fixture(scope="module")
+def talkative(tmp_path_factory):
+    """(input, output, output that keeps metadata) of files that tell everything."""
+    folder = tmp_path_factory.mktemp("talkative")
+    source = folder / "in"
+    source.mkdir()
+    (source / "a.jpg").write_bytes(talkative_jpeg(picture(0), quality=95))
+    (source / "b.png").write_bytes(talkative_png())
+    with Image.open(source / "b.png") as image:
+        small = f"--faces=4:4:{image.width - 8}:{image.height - 8}"
+    given = arguments(source, folder / "out")
+    assert FACES in given
+    assert run([*given[:-1], small]) in (0, 1)
+    assert run([*arguments(source, folder / "kept")[:-1], small, "--keep_metadata"]) in (0, 1)
+    return source, folder / "out", folder / "kept"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b.png"])
+def test_secrets_are_gone_by_default_and_small_copies_always(talkative, name):
+    source, output, kept = (folder / name for folder in talkative)
+    inside = [secret for secret in SECRETS if secret in source.read_bytes()]
+    assert b"ACME" in inside and len(inside) > 2
+    assert SMALL in source.read_bytes()
+    silent, telling = output.read_bytes(), kept.read_bytes()
+    for secret in inside:
+        assert secret not in silent, secret
+    # The maker's notes hold a small copy.
+    for secret in set(inside) - {b"notes-of-maker"}:
+        assert secret in telling, secret
+    for content in (silent, telling):
+        assert SMALL not in content
+        assert SMALL.hex().encode() not in content
+        assert b"QUJDQUJD" not in content
+    with Image.open(output) as one, Image.open(kept) as other, Image.open(source) as before:
+        upright = ImageOps.exif_transpose(before)
+        assert one.size == other.size == upright.size
+        assert one.getexif().get(0x0112, 1) == other.getexif().get(0x0112, 1) == 1
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+        assert len(one.getexif()) == 0
+        assert other.getexif()[0x010F].rstrip("\0") == "ACME"
+
+
+def test_what_is_left_of_notes_is_how_colours_are_meant(talkative):
+    _, output, _ = talkative
+    markers = {marker for marker, _ in notes_of_jpeg((output / "a.jpg").read_bytes())}
+    assert markers <= {0xE0, 0xE2}
+    chunks = {name for name, _ in png_chunks((output / "b.png").read_bytes())}
+    assert chunks <= {b"IHDR", b"iCCP", b"gAMA", b"pHYs", b"IDAT", b"IEND"}

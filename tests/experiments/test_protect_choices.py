@@ -1,0 +1,328 @@
+"""Whom the command protects, from whom, and how much."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deid_jax.photos.alignment import crop_matrix
+from deid_jax.photos.faces import Face
+from experiments import protect
+from tests.experiments.protect_helpers import (
+    CONSTANT,
+    FACES,
+    ONE,
+    TWO,
+    arguments,
+    cosine_of,
+    hashes,
+    may_change,
+    picture,
+    records_of,
+    run,
+    shown,
+    square,
+)
+
+SIZE = (110, 100)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    """A folder of one photo; not to be changed."""
+    folder = tmp_path_factory.mktemp("one")
+    Image.fromarray(picture(0)).save(folder / "a.png")
+    return folder
+
+
+def _changed(source, output):
+    return np.any(shown(source / "a.png") != shown(output / "a.png"), axis=2)
+
+
+def test_one_who_is_never_fooled_is_told_and_tried_to_the_cap(photo, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert run(arguments(photo, output, f"--judge={CONSTANT}")) == 1
+    out, err = capsys.readouterr()
+    assert "not protected" in out
+    assert f"2: {CONSTANT}, not known to the attack" in out
+    assert "nobody looked at" not in " ".join(out.split())
+    assert err == f"1 of 1 files are not protected: see {output}/manifest.jsonl\n"
+    (record,) = records_of(output).values()
+    assert record["status"] == "not protected"
+    assert record["reason"] == "a recogniser still knows a face"
+    (face,) = record["faces"]
+    assert face["strength_db"] == 38.0 and 38 <= face["psnr"] < 38.5
+    first, second = face["verdicts"]
+    assert (first["recogniser"], first["fitted"]) == (ONE, True)
+    assert (second["recogniser"], second["fitted"], second["fooled"]) == (
+        CONSTANT,
+        False,
+        False,
+    )
+    assert second["cosine"] == pytest.approx(1) and second["margin"] < 0
+
+
+def test_fitted_and_never_fooled_is_told_too(photo, tmp_path):
+    given = arguments(photo, tmp_path / "out", recogniser=CONSTANT)
+    assert run(given) == 1
+    (record,) = records_of(tmp_path / "out").values()
+    assert record["status"] == "not protected"
+    assert record["faces"][0]["strength_db"] == 38.0
+
+
+@pytest.mark.parametrize("strength", protect.STRENGTHS)
+def test_strengths_rise_step_by_step_to_the_first_that_suffices(photo, tmp_path, strength):
+    """Thresholds that the first try falls below, only the next, and none."""
+    tries = protect.STRENGTHS[strength]
+
+    def face(threshold):
+        output = tmp_path / str(threshold)
+        more = (f"--strength={strength}", f"--threshold={threshold}", "--num_steps=8")
+        status = run(arguments(photo, output, *more))
+        (record,) = records_of(output).values()
+        return status, record["faces"][0]
+
+    status, first = face(0.999)
+    assert status == 0 and first["strength_db"] == tries[0]
+    likeness = first["verdicts"][0]["cosine"]
+    status, next_one = face(round(likeness - 1e-4, 5))
+    assert status == 0 and next_one["strength_db"] == tries[1]
+    assert next_one["verdicts"][0]["cosine"] < likeness
+    status, hard = face(-0.99)
+    assert status == 1 and hard["strength_db"] == tries[-1]
+    assert hard["verdicts"][0]["cosine"] < next_one["verdicts"][0]["cosine"]
+    for report in (first, next_one, hard):
+        # Rounding to 8 bits leaves a little of what may be changed.
+        assert 0 <= report["psnr"] - report["strength_db"] < 0.3
+
+
+def test_several_recognisers_are_fooled_together(photo, tmp_path):
+    assert run(arguments(photo, tmp_path / "out", recogniser=f"{ONE}, {TWO}")) == 0
+    (record,) = records_of(tmp_path / "out").values()
+    assert record["faces"][0]["strength_db"] >= 38
+    verdicts = record["faces"][0]["verdicts"]
+    assert [verdict["recogniser"] for verdict in verdicts] == [ONE, TWO]
+    assert all(verdict["fooled"] and verdict["fitted"] for verdict in verdicts)
+
+
+# Too far apart to touch one another.
+SMALLER, LARGER = (6.0, 4.0, 26.0, 26.0), (50.0, 40.0, 40.0, 40.0)
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """The cascade's stand-in: finds two faces, whatever the photo."""
+    found = [Face(LARGER, None, 9.0), Face(SMALLER, None, 8.0)]
+    monkeypatch.setattr(protect.face_finding, "cascade", lambda pixels: list(found))
+    return found
+
+
+def _detected(photo, output, *more):
+    return [one for one in arguments(photo, output, *more) if one != FACES]
+
+
+@pytest.mark.parametrize(
+    ("which", "boxes"), [("all", [LARGER, SMALLER]), ("largest", [LARGER])]
+)
+def test_faces_that_are_found(photo, tmp_path, detector, which, boxes):
+    assert run([*_detected(photo, tmp_path / "out"), f"--faces={which}"]) in (0, 1)
+    (record,) = records_of(tmp_path / "out").values()
+    assert [tuple(face["box"]) for face in record["faces"]] == boxes
+    changed = _changed(photo, tmp_path / "out")
+    for box in (LARGER, SMALLER):
+        inside = may_change(changed.shape, square(box))
+        assert changed[inside].any() is np.bool_(box in boxes)
+        changed &= ~inside
+    assert not changed.any()
+
+
+def test_faces_that_are_told_on_the_command_line(photo, tmp_path):
+    output = tmp_path / "out"
+    told = "--faces=" + ",".join(":".join(map(str, box)) for box in (SMALLER, LARGER))
+    assert run([*_detected(photo, output), told]) in (0, 1)
+    (record,) = records_of(output).values()
+    assert [tuple(face["box"]) for face in record["faces"]] == [SMALLER, LARGER]
+    changed = _changed(photo, output)
+    allowed = may_change(changed.shape, square(SMALLER), square(LARGER))
+    assert changed.any() and not np.any(changed & ~allowed)
+
+
+def test_faces_that_a_file_tells(photo, tmp_path):
+    """By name or path; of photos that it does not name none is told."""
+    source = tmp_path / "in"
+    (source / "deep").mkdir(parents=True)
+    for name in ("a.png", "b.png", "deep/a.png", "deep/c.png"):
+        (source / name).write_bytes((photo / "a.png").read_bytes())
+    rows = [("a.png", LARGER), ("deep/a.png", SMALLER), ("c.png", SMALLER), ("c.png", LARGER)]
+    text = "file,left,top,width,height\n"
+    text += "".join(f"{name},{','.join(map(str, box))}\n" for name, box in rows)
+    # Beside the photos: it is none of them.
+    (source / "boxes.csv").write_text(text)
+    output = tmp_path / "out"
+    given = _detected(source, output, f"--boxes={source / 'boxes.csv'}")
+    assert run(given) == 1
+    found = records_of(output)
+    assert {name: [tuple(f["box"]) for f in r["faces"]] for name, r in found.items()} == {
+        "a.png": [LARGER],
+        "b.png": [],
+        "deep/a.png": [SMALLER],
+        "deep/c.png": [SMALLER, LARGER],
+    }
+    assert found["b.png"]["status"] == "no face found"
+    assert not (output / "b.png").exists()
+    assert run([*given, "--faces=largest"]) == 1
+    found = records_of(output)
+    assert [tuple(f["box"]) for f in found["deep/c.png"]["faces"]] == [LARGER]
+
+
+def test_boxes_file_and_links_that_lead_nowhere(photo, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "loop.png").symlink_to("loop.png")
+    (source / "nowhere.png").symlink_to("gone.png")
+    (source / "a.png").write_bytes((photo / "a.png").read_bytes())
+    (source / "boxes.csv").write_text("file,left,top,width,height\na.png,20,15,60,60\n")
+    (tmp_path / "link.csv").symlink_to(source / "boxes.csv")
+    given = _detected(source, tmp_path / "out", f"--boxes={tmp_path / 'link.csv'}")
+    assert run(given) == 1
+    found = {name: record["status"] for name, record in records_of(tmp_path / "out").items()}
+    assert found == {
+        "a.png": "protected",
+        "loop.png": "unreadable",
+        "nowhere.png": "unreadable",
+    }
+
+
+def test_crops_on_the_template(tmp_path):
+    """Squares are whole faces, and so are CelebA's; other shapes are none."""
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    sizes = {"square.png": (112, 112), "small.png": (80, 80), "celeba.png": (178, 218)}
+    for seed, (name, size) in enumerate((sizes | {"wide.png": (120, 100)}).items()):
+        Image.fromarray(picture(seed, size)).save(source / name)
+    assert run([*_detected(source, output), "--aligned"]) == 1
+    found = records_of(output)
+    assert found["wide.png"]["faces"] == [] and not (output / "wide.png").exists()
+    assert found["wide.png"]["reason"] == (
+        "wide.png is no aligned face: it is 120x100, not square"
+    )
+    for name, size in sizes.items():
+        assert found[name]["faces"][0]["box"] == [0.0, 0.0, *map(float, size)]
+        changed = np.any(shown(source / name) != shown(output / name), axis=2)
+        assert changed.mean() > 0.2
+
+
+def test_photo_without_a_face_is_listed_and_not_written(tmp_path, capsys):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for seed in range(2):
+        Image.fromarray(picture(seed)).save(source / f"{seed}.png")
+    assert run(_detected(source, output)) == 1
+    assert list(hashes(output)) == [b"manifest.jsonl"]
+    for name, record in records_of(output).items():
+        assert record["status"] == "no face found"
+        assert record["reason"] == "no face was found: nothing was written"
+        assert record["output"] is record["output_sha256"] is None
+        assert name in ("0.png", "1.png")
+    out, err = capsys.readouterr()
+    assert out.count("no face was found: nothing was written") == 2
+    assert "0 of 0 faces in 2 files are protected" in out
+    assert err.startswith("2 of 2 files are not protected: see ")
+
+
+def test_face_that_the_cascade_finds(tmp_path):
+    """The astronaut of scikit-image, of whom the rocket behind her is no part."""
+    from skimage import data
+
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    Image.fromarray(data.astronaut()).save(source / "a.png")
+    assert run(_detected(source, output)) in (0, 1)
+    (record,) = records_of(output).values()
+    (face,) = record["faces"]
+    left, top, width, height = face["box"]
+    # Eileen Collins' eyes and mouth.
+    for x, y in ((206, 105), (243, 105), (226, 145)):
+        assert left < x < left + width and top < y < top + height
+    changed = _changed(source, output)
+    assert not np.any(changed & ~may_change(changed.shape, square(face["box"])))
+
+
+def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector, capsys):
+    """The likeness is the highest, to itself, the other photos and their mean, in NumPy."""
+    del detector[1]
+    gallery = tmp_path / "gallery"
+    gallery.mkdir()
+    others = []
+    for seed in range(2):
+        noise = np.random.default_rng(seed).normal(0, 3, (*SIZE[::-1], 3))
+        others.append(np.clip(np.rint(picture(0) + noise), 0, 255).astype(np.uint8))
+        Image.fromarray(others[-1]).save(gallery / f"{seed}.png")
+    output = tmp_path / "out"
+    given = [*_detected(photo, output), f"--gallery={gallery}"]
+    assert run(given) == 0
+    (record,) = records_of(output).values()
+    matrix = crop_matrix(Face(LARGER))
+    cosines = [cosine_of(shown(output / "a.png"), other, matrix) for other in others]
+    between = cosine_of(*others, matrix)
+    mean = sum(cosines) / np.sqrt(2 + 2 * between)
+    own = cosine_of(shown(output / "a.png"), picture(0), matrix)
+    assert max(*cosines, mean) > own + 2e-3
+    (verdict,) = record["faces"][0]["verdicts"]
+    assert verdict["cosine"] == pytest.approx(max(*cosines, mean, own), abs=1e-3)
+    # Photos of somebody else say nothing of this face: it is compared with itself.
+    for seed in range(2):
+        Image.fromarray(picture(5 + seed)).save(gallery / f"{seed}.png")
+    (gallery / "1.png").unlink()
+    assert run(given) == 0
+    (record,) = records_of(output).values()
+    own = cosine_of(shown(output / "a.png"), picture(0), matrix)
+    assert record["faces"][0]["verdicts"][0]["cosine"] == pytest.approx(own, abs=2e-3)
+
+
+@pytest.mark.parametrize(("which", "left"), [("all", 0), ("largest", 1)])
+def test_faces_that_were_not_chosen_are_told_of(photo, tmp_path, detector, capsys, which, left):
+    output = tmp_path / "out"
+    assert run([*_detected(photo, output), f"--faces={which}"]) == 0
+    (record,) = records_of(output).values()
+    assert (len(record["faces"]), record["faces_left"]) == (len(detector) - left, left)
+    told = "1 other faces were found, not chosen by --faces" in capsys.readouterr().out
+    assert told is bool(left)
+
+
+def test_settings_that_decide_are_seed_and_steps(photo, tmp_path):
+    def written(*more):
+        output = tmp_path / "_".join(("out", *more)).replace("-", "")
+        run(arguments(photo, output, *more))
+        return hashes(output)[b"a.png"]
+
+    first = written()
+    assert written("--seed=0") == first
+    assert written("--seed=1") != first
+    assert written("--num_steps=3") != first
+
+
+def test_one_photo_alone(photo, tmp_path):
+    """A file in the place of a folder gives what it gives among others."""
+    assert run(arguments(photo, tmp_path / "folder")) == 0
+    assert run(arguments(photo / "a.png", tmp_path / "file")) == 0
+    assert hashes(tmp_path / "file") == hashes(tmp_path / "folder")
+    assert sorted(hashes(tmp_path / "file")) == [b"a.png", b"manifest.jsonl"]
+
+
+def test_lines_have_stated_fields(photo, tmp_path):
+    assert run(arguments(photo, tmp_path / "out")) == 0
+    (line,) = (tmp_path / "out/manifest.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record.keys() == {
+        *("file", "status", "reason", "output", "source_sha256", "output_sha256", "faces"),
+        *("settings", "height", "width", "quality", "faces_left"),
+    }
+    (face,) = record["faces"]
+    fields = {"box", "protected", "strength_db", "psnr", "ssim", "verdicts"}
+    assert face.keys() == fields
+    fields = {"recogniser", "fitted", "cosine", "threshold", "margin", "fooled"}
+    assert face["verdicts"][0].keys() == fields
+    assert record["source_sha256"] == hashes(photo)[b"a.png"]
+    assert record["output_sha256"] == hashes(tmp_path / "out")[b"a.png"]

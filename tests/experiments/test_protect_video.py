@@ -1,0 +1,387 @@
+"""Videos in folders beside photos: what is written, told, done again and not."""
+
+import contextlib
+import json
+import sys
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from deid_jax.photos.faces import Face
+from deid_jax.photos.files import UNFINISHED
+from experiments import protect, protect_work
+from tests.experiments.conftest import listing
+from tests.experiments.protect_helpers import (
+    BOX,
+    CONSTANT,
+    FACES,
+    ONE,
+    arguments,
+    hashes,
+    may_change,
+    picture,
+    places,
+    records_of,
+    run,
+    square,
+)
+from tests.photos.video_helpers import packets, planes, psnrs_of, rgb, times, write
+
+NAME = "manifest.jsonl"
+SIZE, NUMBER = (112, 96), 12
+
+
+def frames(seed, number=NUMBER):
+    """A face that stays, and beside it something that moves."""
+    for place in range(number):
+        pixels = picture(seed, SIZE, contrast=8)
+        pixels[84:92, 4 * place : 4 * place + 8] = 200
+        yield pixels
+
+
+def film(path, seed, codec="libx264", sound="aac", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write(path, frames(seed), codec, sound=sound, **options)
+
+
+def bad_ones(folder, whole):
+    """{name: what its record says} of files that only look like videos."""
+    content = whole.read_bytes()
+    with av.open(str(whole)) as source, av.open(str(folder / "sound.m4v"), "w", "mp4") as out:
+        copy = out.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(source.streams.audio[0]):
+            if packet.size:
+                packet.stream = copy
+                out.mux(packet)
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (folder / "empty.mov").write_bytes(b"")
+    (folder / "letter.MP4").write_bytes(b"Not a video, but a letter.\n" * 9)
+    (folder / "noise.webm").write_bytes(np.random.default_rng(0).bytes(4000))
+    (folder / "old.avi").write_bytes(content)
+    return {
+        "sound.m4v": "has 0 video streams, not one",
+        "cut.mp4": "cannot be read: Invalid data found when processing input",
+        "empty.mov": "cannot be read: Invalid data found when processing input",
+        "letter.MP4": "cannot be read: Invalid data found when processing input",
+        "noise.webm": "cannot be read: Invalid data found when processing input",
+        "old.avi": "old.avi is a video of a kind that is not written: convert it to one of "
+        ".m4v, .mkv, .mov, .mp4, .webm",
+    }
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """(input, output, {bad name: reason}, what was printed) of one run; not to be changed."""
+    folder = tmp_path_factory.mktemp("mixed")
+    source, output = folder / "in", folder / "out"
+    source.mkdir()
+    Image.fromarray(picture(0)).save(source / "a.png")
+    film(source / "deep/b.mp4", 1)
+    film(source / "deep/er/c.MOV", 2, "libx265")
+    film(source / "d.webm", 3, "libvpx-vp9", "libopus")
+    film(source / "e.mkv", 4, sound=None)
+    bad = bad_ones(source, source / "deep/b.mp4")
+    assert run(arguments(source, output)) == 1
+    return source, output, bad
+
+
+VIDEOS = ["d.webm", "deep/b.mp4", "deep/er/c.MOV", "e.mkv"]
+
+
+def test_videos_lie_beside_photos(mixed):
+    source, output, bad = mixed
+    found = records_of(output)
+    assert found.keys() == {"a.png", *VIDEOS, *bad}
+    assert sorted(hashes(output)) == sorted(name.encode() for name in ("a.png", *VIDEOS, NAME))
+    for name in ("a.png", *VIDEOS):
+        record = found[name]
+        assert (record["status"], record["reason"]) == ("protected", None)
+        assert record["output"] == name
+        assert record["output_sha256"] == hashes(output)[name.encode()]
+        assert record["source_sha256"] == hashes(source)[name.encode()]
+    assert not list(output.rglob(f".*{UNFINISHED}"))
+
+
+def test_bad_videos_are_listed_and_left_out(mixed):
+    _, output, bad = mixed
+    for name, reason in bad.items():
+        record = records_of(output)[name]
+        assert record["status"] == "unreadable"
+        assert record["output"] is record["output_sha256"] is None and record["faces"] == []
+        assert record["reason"].endswith(reason) and "\n" not in record["reason"]
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_what_a_video_keeps(mixed, name):
+    source, output, _ = mixed
+    assert times(output / name) == times(source / name)
+    assert packets(output / name, "audio") == packets(source / name, "audio")
+    before, after = rgb(source / name).astype(int), rgb(output / name).astype(int)
+    assert before.shape == after.shape == (NUMBER, *SIZE[::-1], 3)
+    allowed = may_change(SIZE[::-1], square(), block=2, margin=2)
+    errors = np.square(after - before).mean((0, 3))
+    assert errors[allowed].mean() > 2 * errors[~allowed].mean()
+    assert errors[~allowed].mean() < 4
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_lines_of_videos_have_stated_fields(mixed, name):
+    source, output, _ = mixed
+    record = records_of(output)[name]
+    assert record.keys() == {
+        *("file", "status", "reason", "output", "source_sha256", "output_sha256", "faces"),
+        *("settings", "faces_left", "height", "width", "num_frames", "num_face_frames"),
+    }
+    assert (record["width"], record["height"]) == SIZE
+    assert record["num_frames"] == record["num_face_frames"] == NUMBER
+    assert record["faces_left"] == 0
+    (face,) = record["faces"]
+    assert face.keys() == {
+        *("box", "first_frame", "last_frame", "num_frames", "protected", "strength_db"),
+        *("psnr", "mean_psnr", "verdicts"),
+    }
+    assert face["box"] == list(BOX)
+    assert (face["first_frame"], face["last_frame"]) == (0, NUMBER - 1)
+    assert face["num_frames"] == NUMBER and face["protected"] is True
+    assert face["strength_db"] in protect.STRENGTHS["medium"]
+    (verdict,) = face["verdicts"]
+    assert verdict.keys() == {
+        *("recogniser", "fitted", "cosine", "threshold", "margin", "fooled", "fooled_frames")
+    }
+    assert (verdict["recogniser"], verdict["fitted"], verdict["fooled"]) == (ONE, True, True)
+    assert verdict["fooled_frames"] == 1 and verdict["cosine"] < 0.9
+    assert verdict["margin"] == pytest.approx(0.9 - verdict["cosine"], abs=2e-5)
+    psnrs = psnrs_of(rgb(source / name), rgb(output / name), [BOX] * NUMBER)
+    assert face["psnr"] == pytest.approx(min(psnrs), abs=0.02)
+    assert face["mean_psnr"] == pytest.approx(np.mean(psnrs), abs=0.02)
+    assert face["psnr"] <= face["mean_psnr"]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """(input of a photo, two videos and a broken one; output that is not there yet)."""
+    source = tmp_path / "in"
+    film(source / "b.mp4", 1)
+    film(source / "deep/c.mkv", 2)
+    (source / "deep/broken.mp4").write_bytes(b"letter")
+    Image.fromarray(picture(0)).save(source / "a.png")
+    return source, tmp_path / "out"
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """Names of the files that were worked on, in their order."""
+    names = []
+    do = protect_work.Work.do
+
+    def spied(work, name, *rest):
+        names.append(name)
+        return do(work, name, *rest)
+
+    monkeypatch.setattr(protect_work.Work, "do", spied)
+    return names
+
+
+ALL = ["a.png", "b.mp4", "deep/broken.mp4", "deep/c.mkv"]
+
+
+def test_finished_videos_are_not_done_again(folders, done, tmp_path, monkeypatch, capsys):
+    source, output = folders
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(arguments(source, output)) == 1
+    out, err = capsys.readouterr()
+    assert err == f"1 of 4 files are not protected: see {output / NAME}\n"
+    text = " ".join(out.split())
+    assert "3 of 3 faces in 4 files are protected" in text
+    assert text.count(f"60x60 at 20,15, frames 0 to {NUMBER - 1}") == 2
+    assert done == ALL
+    before, manifest = places(output), (output / NAME).read_bytes()
+    del done[:]
+    assert run(arguments(source, output)) == 1
+    assert done == [] and places(output) == before
+    assert (output / NAME).read_bytes() == manifest
+    # Changed, lost and spoilt ones are, and come out as in a new folder.
+    film(source / "b.mp4", 7)
+    (output / "deep/c.mkv").write_bytes(b"spoilt")
+    assert run(arguments(source, output)) == 1
+    assert done == ["b.mp4", "deep/c.mkv"]
+    assert run(arguments(source, tmp_path / "fresh")) == 1
+    assert listing(output) == listing(tmp_path / "fresh")
+    # A video that became none leaves no output.
+    (source / "b.mp4").write_bytes(b"no video any more")
+    assert run(arguments(source, output)) == 1
+    assert not (output / "b.mp4").exists()
+    assert records_of(output)["b.mp4"]["status"] == "unreadable"
+
+
+def test_interrupted_and_killed_runs_go_on(folders, done, tmp_path, monkeypatch, capsys):
+    """In the middle of a video: nothing of it is left, what was finished stands."""
+    source, output = folders
+    assert run(arguments(source, tmp_path / "whole")) == 1
+    del done[:]
+    protect_video = protect_work.protect_video
+
+    def interrupted(path, *rest, update, **options):
+        def count(doing, number, whole):
+            if path.name == "c.mkv" and (doing, number) == ("judge", 5):
+                raise KeyboardInterrupt
+            update(doing, number, whole)
+
+        return protect_video(path, *rest, update=count, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(protect_work, "protect_video", interrupted)
+        capsys.readouterr()
+        assert run(arguments(source, output)) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    before = places(output)
+    assert sorted(before) == ["a.png", "b.mp4"]
+    # As a run that was killed would leave it.
+    (output / "deep").mkdir(exist_ok=True)
+    (output / f"deep/.c.mkv.0123{UNFINISHED}").write_bytes(b"half")
+    del done[:]
+    assert run(arguments(source, output)) == 1
+    assert done == ["deep/c.mkv"]
+    assert {name: places(output)[name] for name in before} == before
+    assert listing(output) == listing(tmp_path / "whole")
+
+
+def test_one_video_alone_and_the_seed(folders, tmp_path):
+    """What lies beside a video decides nothing."""
+    source, output = folders
+    assert run(arguments(source, output)) == 1
+    assert run(arguments(source / "b.mp4", tmp_path / "file")) == 0
+    assert sorted(hashes(tmp_path / "file")) == [b"b.mp4", NAME.encode()]
+    assert hashes(tmp_path / "file")[b"b.mp4"] == hashes(output)[b"b.mp4"]
+    assert run(arguments(source / "b.mp4", tmp_path / "other", "--seed=1")) == 0
+    assert hashes(tmp_path / "other")[b"b.mp4"] != hashes(output)[b"b.mp4"]
+
+
+@pytest.fixture
+def single(tmp_path):
+    """(input of one video, output that is not there yet)."""
+    film(tmp_path / "in/b.mp4", 1, setup=lambda out, one: out.metadata.update(title="Secret"))
+    return tmp_path / "in", tmp_path / "out"
+
+
+def test_one_who_is_never_fooled_is_told(single, capsys):
+    source, output = single
+    assert run(arguments(source, output, f"--judge={CONSTANT}")) == 1
+    (record,) = records_of(output).values()
+    assert record["status"] == "not protected"
+    assert record["reason"] == "a recogniser still knows a face"
+    assert record["output"] == "b.mp4" and (output / "b.mp4").exists()
+    first, second = record["faces"][0]["verdicts"]
+    assert first["fooled"] and not second["fooled"] and second["fooled_frames"] == 0
+    assert second["cosine"] == 1 and second["fitted"] is False
+    out, err = capsys.readouterr()
+    assert "not protected" in out
+    assert err == f"1 of 1 files are not protected: see {output / NAME}\n"
+
+
+def test_metadata_stay_where_that_is_asked_for(single, tmp_path):
+    source, output = single
+    assert b"Secret" in (source / "b.mp4").read_bytes()
+    assert run(arguments(source, output)) == 0
+    assert run(arguments(source, tmp_path / "kept", "--keep_metadata")) == 0
+    assert b"Secret" not in (output / "b.mp4").read_bytes()
+    assert b"Secret" in (tmp_path / "kept/b.mp4").read_bytes()
+    for one, other in zip(
+        planes(output / "b.mp4"), planes(tmp_path / "kept/b.mp4"), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def without_faces(source, output, *more):
+    return [one for one in arguments(source, output, *more) if one != FACES]
+
+
+@pytest.mark.parametrize("which", ["all", "largest"])
+def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which):
+    source, output = single
+    larger, smaller = (50.0, 16.0, 40.0, 40.0), (8.0, 40.0, 24.0, 24.0)
+
+    def cascade(pixels):
+        # Only on the film: the command asks it once whether it is there.
+        wide = pixels.shape[1] == SIZE[0]
+        return [Face(larger, None, 9.0), Face(smaller, None, 8.0)] if wide else []
+
+    monkeypatch.setattr(protect.face_finding, "cascade", cascade)
+    assert run(without_faces(source, output, f"--faces={which}")) in (0, 1)
+    (record,) = records_of(output).values()
+    boxes = [tuple(face["box"]) for face in record["faces"]]
+    assert boxes == ([smaller, larger] if which == "all" else [larger])
+    assert record["faces_left"] == (0 if which == "all" else 1)
+
+
+def test_video_without_a_face_is_listed_and_not_written(single, monkeypatch, capsys):
+    source, output = single
+    monkeypatch.setattr(protect.face_finding, "cascade", lambda pixels: [])
+    assert run(without_faces(source, output)) == 1
+    assert list(hashes(output)) == [NAME.encode()]
+    (record,) = records_of(output).values()
+    assert record["status"] == "no face found"
+    assert record["reason"] == "no face was found: nothing was written"
+    assert "no face was found: nothing was written" in capsys.readouterr().out
+
+
+def test_boxes_that_a_file_tells_are_those_of_every_frame(folders, tmp_path):
+    source, output = folders
+    box = (40, 20, 40, 40)
+    (tmp_path / "boxes.csv").write_text(
+        f"file,left,top,width,height\nb.mp4,{','.join(map(str, box))}\nc.mkv,900,900,9,9\n"
+    )
+    assert run(without_faces(source, output, f"--boxes={tmp_path / 'boxes.csv'}")) == 1
+    found = records_of(output)
+    assert found["b.mp4"]["faces"][0]["box"] == list(box)
+    assert found["b.mp4"]["num_face_frames"] == NUMBER
+    assert found["deep/c.mkv"]["status"] == "no face found"
+    assert "a face's box lies beside the photo" in found["deep/c.mkv"]["reason"]
+    assert not (output / "deep/c.mkv").exists()
+
+
+def test_without_pyav_videos_are_looked_at_anew_next_time(folders, done, monkeypatch):
+    source, output = folders
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)
+        assert run(arguments(source, output)) == 1
+    record = records_of(output)["b.mp4"]
+    assert record["status"] == "unreadable" and record["source_sha256"] == ""
+    assert record["reason"] == "videos need PyAV: pip install 'deid_jax[video]'"
+    assert records_of(output)["a.png"]["status"] == "protected"
+    del done[:]
+    assert run(arguments(source, output)) == 1
+    assert done == ALL[1:]
+    assert records_of(output)["b.mp4"]["status"] == "protected"
+
+
+def test_gallery_of_videos_is_refused(single, tmp_path, capsys):
+    source, output = single
+    (tmp_path / "gallery").mkdir()
+    film(tmp_path / "gallery/x.mp4", 2)
+    assert run(arguments(source, output, f"--gallery={tmp_path / 'gallery'}")) == 2
+    assert capsys.readouterr().err.endswith("x.mp4 is a video\n")
+    assert not output.exists()
+
+
+def test_progress_tells_what_is_done_to_a_video(single, monkeypatch):
+    told = []
+
+    @contextlib.contextmanager
+    def bar(description, **options):
+        yield lambda number, total, text="": told.append((description, number, total, text))
+
+    monkeypatch.setattr(protect.cli, "progress_bar", bar)
+    source, output = single
+    assert run(arguments(source, output)) == 0
+    said = [text.partition("faces/s ")[2] for name, _, _, text in told if name == "protect"]
+    wanted = [
+        f"{doing} {n + 1}/{NUMBER}"
+        for doing in ("find", "protect", "judge")
+        for n in range(NUMBER)
+    ]
+    assert said == [*wanted, ""]
+    line = json.loads((output / NAME).read_text())
+    assert line["num_frames"] == NUMBER

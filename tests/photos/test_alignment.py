@@ -1,0 +1,398 @@
+"""Where faces lie, what recognisers see of them, and how a change comes to the photo.
+
+Oracles are scikit-image's similarity, a linear system solved in float64, and waves: sums that
+are known between pixels too, so that no second resampling judges the first.
+"""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from skimage.transform import estimate_transform
+
+from deid_jax._validate import InputError
+from deid_jax.photos import alignment
+from deid_jax.photos.alignment import SIZE
+from deid_jax.photos.faces import Face
+from tests.experiments.protect_helpers import TEMPLATE
+from tests.photos.waves import (
+    grid,
+    inverse,
+    landmarks,
+    levels,
+    mapped,
+    photo_of,
+    placed,
+    room,
+    rough,
+    spread_over,
+    tapered,
+    waves,
+)
+
+SCALES = (0.5, 1.0, 1.7, 3.0, 6.0)
+ANGLES = (0.0, 0.3, -1.2, 2.5)
+
+# --- Similarities ---
+
+
+@pytest.mark.parametrize("size", [SIZE, 64, 300])
+@pytest.mark.parametrize("noise", [0.0, 3.0, 40.0])
+def test_landmarks_go_onto_the_template_by_least_squares(noise, size):
+    targets = (TEMPLATE + 0.5) * size / 112 - 0.5
+    for seed in range(20):
+        points = landmarks(seed, noise)
+        found = alignment.crop_matrix(Face((0.0, 0.0, 1.0, 1.0), points), size)
+        wanted = estimate_transform("similarity", points, targets).params[:2]
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
+        assert np.linalg.det(found[:, :2]) > 0
+        if not noise:
+            np.testing.assert_allclose(mapped(found, *points.T), targets.T, atol=1e-9)
+
+
+def test_similarity_is_the_best_one_without_a_reflection():
+    """Also of mirrored points, where the best one of all would reflect."""
+    generator = np.random.default_rng(0)
+    for number in (2, 3, 5, 40):
+        targets = generator.normal(0, 50, (number, 2))
+        for sign in (1, -1):
+            points = targets * [sign, 1] + generator.normal(0, 5, targets.shape)
+            # (a, b, c, d): x' = a x − b y + c, y' = b x + a y + d.
+            (x, y), one, none = points.T, np.ones(number), np.zeros(number)
+            rows = [np.column_stack([x, -y, one, none]), np.column_stack([y, x, none, one])]
+            a, b, c, d = np.linalg.lstsq(np.vstack(rows), targets.T.ravel(), rcond=None)[0]
+            found = alignment.similarity(points, targets)
+            np.testing.assert_allclose(found, [[a, -b, c], [b, a, d]], rtol=1e-9, atol=1e-9)
+
+
+def test_landmarks_in_one_place_are_refused():
+    """Their mean may be rounded off the place."""
+    for seed in range(50):
+        points = np.tile(np.random.default_rng(seed).uniform(0, 1000, 2), (5, 1))
+        with pytest.raises(InputError, match="landmarks must not lie all in one place"):
+            alignment.crop_matrix(Face((0.0, 0.0, 9.0, 9.0), points))
+    with pytest.raises(InputError, match="one place"):
+        alignment.similarity(np.full((5, 2), np.nan), TEMPLATE)
+
+
+@pytest.mark.parametrize("box", [(0.0, 0.0, 90.0, 90.0), (-30.5, 12.25, 41.0, 64.0)])
+def test_boxes_give_an_upright_crop(box):
+    left, top, width, height = box
+    (xx, xy, x), (yx, yy, y) = alignment.crop_matrix(Face(box))
+    middle = np.array([56.02616, 71.90078])
+    np.testing.assert_allclose(middle, TEMPLATE.mean(0), atol=1e-9)
+    radius = np.sqrt(np.sum(np.var(TEMPLATE, axis=0)))
+    assert xx == yy == pytest.approx(radius / (0.242 * width), rel=1e-12)
+    assert xy == yx == 0
+    found = xx * (left + 0.5 * width) + x, yy * (top + 0.576 * height) + y
+    np.testing.assert_allclose(found, middle, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 56, 64, 224])
+@pytest.mark.parametrize("points", [None, landmarks(1, 2.0)])
+def test_other_sizes_show_the_same_square(size, points):
+    face = Face((20.0, 30.0, 80.0, 90.0), points)
+    usual, other = alignment.crop_matrix(face), alignment.crop_matrix(face, size)
+    wanted = usual * (size / 112)
+    wanted[:, 2] += 0.5 * size / 112 - 0.5
+    np.testing.assert_allclose(other, wanted, rtol=1e-9, atol=1e-9)
+    corners = [
+        mapped(inverse(matrix), np.array([-0.5, end]), np.array([-0.5, end]))
+        for matrix, end in ((usual, 111.5), (other, size - 0.5))
+    ]
+    np.testing.assert_allclose(*corners, atol=1e-8)
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 7.5])
+def test_scale_is_photo_pixels_per_crop_pixel(scale, angle):
+    matrix = placed(scale, angle, centre=(10, 20))
+    assert alignment.scale_of(matrix) == pytest.approx(scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("side", [1, 64, 112, 300])
+def test_square_pictures_are_crops_already(side):
+    face = alignment.aligned_face((side, side), "a")
+    assert face.box == (0, 0, side, side)
+    matrix = alignment.crop_matrix(face, side)
+    np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 1, 0]], atol=1e-9)
+
+
+def test_pictures_of_celeba_have_their_own_place():
+    face = alignment.aligned_face((218, 178), "a")
+    assert face.box == (0, 0, 178, 218)
+    wanted = [[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]]
+    np.testing.assert_allclose(alignment.crop_matrix(face), wanted, atol=1e-9)
+    # Where CelebA was aligned to; its own template is not quite this one.
+    points = [(69, 111.5), (108, 111.5), (88, 134), (72, 152.5), (105.5, 152.5)]
+    np.testing.assert_allclose(face.landmarks, points, atol=3.5)
+
+
+@pytest.mark.parametrize("shape", [(178, 218), (20, 30), (113, 112), (218, 179)])
+def test_other_shapes_are_no_crops(shape):
+    size = f"{shape[1]}x{shape[0]}"
+    with pytest.raises(InputError, match=f"^in/a.png is no aligned face: it is {size}, not"):
+        alignment.aligned_face(shape, "in/a.png")
+
+
+# --- What recognisers see ---
+
+
+@pytest.mark.parametrize(("period", "tolerance"), [(64, 1), (32, 2), (16, 2), (8, 5)])
+def test_crop_of_a_crop_is_nearly_itself(period, tolerance):
+    """In levels of 255, of waves ±100; one more next to the border, where none go on."""
+    pixels = photo_of(127.5 + 100 * waves(*grid(112, 112), period))
+    matrix = alignment.crop_matrix(alignment.aligned_face((112, 112), "a"))
+    errors = np.abs(levels(alignment.crop(pixels, matrix)) - pixels)
+    assert errors[4:-4, 4:-4].max() <= tolerance + 1e-3
+    assert errors.max() <= tolerance + 1 + 1e-3
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize("scale", [0.2, *SCALES])
+def test_constant_photos_stay_constant(scale, angle):
+    side, matrix = room(scale, angle)
+    for value in (0, 1, 127, 255):
+        found = alignment.crop(np.full((side, side, 3), value, np.uint8), matrix)
+        np.testing.assert_array_equal(found, np.float32(value) / 255)
+
+
+@pytest.mark.parametrize("size", [SIZE, 64])
+@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_crop_shows_what_lies_there(scale, angle, size):
+    """Waves ±100, 24 pixels long, within 4 levels; a quarter of a pixel would be 6."""
+    side, matrix = room(scale, angle, size=size)
+    period = 24 * max(scale, 1)
+    photo = photo_of(127.5 + 100 * waves(*grid(side, side), period))
+    found = alignment.crop(photo, matrix, size)
+    assert found.shape == (size, size, 3)
+    wanted = 127.5 + 100 * waves(*mapped(inverse(matrix), *grid(size, size)), period)
+    errors = levels(found) - wanted
+    assert np.abs(errors).max() <= 4
+    # Pillow cuts fractions off: half a level.
+    assert np.sqrt(np.mean(errors**2)) <= 1.2
+
+
+@pytest.mark.parametrize("scale", [2.0, 2.5, 4.0, 7.3])
+def test_patterns_finer_than_the_crop_are_averaged(scale):
+    """Stripes of one pixel give no moiré."""
+    side, matrix = room(scale)
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[:, ::2] = 255
+    np.testing.assert_allclose(alignment.crop(pixels, matrix), 0.5, atol=0.06)
+
+
+def test_crop_is_of_eight_bits_in_range():
+    """Also where bicubic overshoots."""
+    pixels = np.kron(np.random.default_rng(0).choice([0, 255], (40, 40, 3)), np.ones((7, 7, 1)))
+    for scale, angle in ((0.5, 0.0), (1.3, 0.2), (2.4, -1.0)):
+        matrix = placed(scale, angle, centre=(141.2, 138.7))
+        found = alignment.crop(pixels.astype(np.uint8), matrix)
+        assert found.dtype == np.float32 and found.min() == 0 and found.max() == 1
+        np.testing.assert_array_equal(found, np.rint(255 * found) / np.float32(255))
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.6])
+@pytest.mark.parametrize("scale", SCALES)
+def test_beyond_the_photo_is_black(scale, angle):
+    height, width = int(90 * scale), int(70 * scale)
+    matrix = placed(scale, angle, centre=(60.3 * scale, 20.6 * scale))
+    found = alignment.crop(np.full((height, width, 3), 255, np.uint8), matrix)
+    x, y = mapped(inverse(matrix), *grid(SIZE, SIZE))
+    beyond = np.maximum.reduce([-0.5 - x, x - width + 0.5, -0.5 - y, y - height + 0.5]) / scale
+    assert np.any(beyond > 2.5) and np.any(beyond < -2.5)
+    assert np.all(found[beyond > 2.5] == 0) and np.all(found[beyond < -2.5] == 1)
+
+
+@pytest.mark.parametrize("centre", [(-500, 50), (50, 9000), (-61, -61), (163, 50)])
+def test_faces_beside_the_photo_are_black(centre):
+    found = alignment.crop(np.full((100, 100, 3), 255, np.uint8), placed(1.0, centre=centre))
+    np.testing.assert_array_equal(found, np.zeros((SIZE, SIZE, 3), np.float32))
+
+
+def test_only_the_surroundings_are_read():
+    pixels = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    other = 255 - pixels
+    matrix = placed(2.0, 0.5, centre=(430.0, 470.0))
+    # Half the turned square's side, and what filters reach.
+    reach = int(np.ceil(112 * (np.cos(0.5) + np.sin(0.5)))) + 10
+    place = slice(470 - reach, 470 + reach), slice(430 - reach, 430 + reach)
+    other[place] = pixels[place]
+    np.testing.assert_array_equal(alignment.crop(pixels, matrix), alignment.crop(other, matrix))
+    large = np.broadcast_to(np.uint8(90), (6000, 6000, 3))
+    tracemalloc.start()
+    try:
+        alignment.crop(large, matrix)
+        assert tracemalloc.get_traced_memory()[1] < 10e6  # of 108 MB
+    finally:
+        tracemalloc.stop()
+
+
+# --- What comes back to the photo ---
+
+
+@pytest.mark.parametrize("size", [1, 4, 16, 17, 112])
+def test_taper_is_half_a_cosine_of_eight_pixels(size):
+    found = alignment.taper(size)
+    assert found.shape == (size,) and found.dtype == np.float32
+    from_end = np.minimum(np.arange(size), size - 1 - np.arange(size))
+    wanted = [np.sin(np.pi / 16 * min(n, 8)) ** 2 for n in from_end]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert found[0] == found[-1] == 0
+    assert np.all(found[8:-8] == 1)
+
+
+@pytest.mark.parametrize("size", [SIZE, 64])
+@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_spread_shows_the_faded_change_where_it_lies(scale, angle, size):
+    """Waves ±1, 40 pixels long: half a pixel would be 0.08."""
+    side, matrix = room(scale, angle, size=size)
+    change = waves(*grid(size, size), 40, seed=1).astype(np.float32)
+    before = change.copy()
+    assert alignment.spread(change, matrix, (side, side))[2].dtype == np.float32
+    found = spread_over(change, matrix, (side, side))
+    np.testing.assert_array_equal(change, before)
+    u, v = mapped(matrix, *grid(side, side))
+    fade = tapered(u, size) * tapered(v, size)
+    np.testing.assert_allclose(found, waves(u, v, 40, seed=1) * fade[..., None], atol=0.035)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.1, 0.7, -1.2])
+@pytest.mark.parametrize("scale", [0.15, 0.8, 1.99, *SCALES])
+def test_spread_is_zero_beyond_the_square_and_next_to_it_small(scale, angle):
+    for seed in range(3):
+        side, matrix = room(scale, angle, seed=seed)
+        found = np.abs(spread_over(rough(seed), matrix, (side, side))).max(2)
+        places = np.array(mapped(matrix, *grid(side, side)))
+        inside = np.minimum(places + 0.5, 111.5 - places).min(0)
+        assert np.any(inside < -2) and found[inside > 10].max() > 0.2 * min(scale, 1)
+        assert np.all(found[inside < -1e-9] == 0)
+        if scale >= 0.8:
+            assert found[inside < 0.5].max() < 0.025
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.5])
+@pytest.mark.parametrize("scale", [0.5, 1.3, 3.0])
+def test_photos_borders_cut_changes_off(scale, angle):
+    """As if the photo went on, but for the filter's last 3 pixels."""
+    height, width = int(112 * scale), int(90 * scale)
+    matrix = placed(scale, angle, centre=(20.37 * scale, 90.41 * scale))
+    found = spread_over(rough(2), matrix, (height, width))
+    moved = matrix.copy()
+    moved[:, 2] -= matrix[:, :2] @ [300, 300]
+    wanted = spread_over(rough(2), moved, (height + 600, width + 600))
+    wanted = wanted[300 : 300 + height, 300 : 300 + width]
+    cut = 3 if scale < 2 else 0
+    rows, columns = slice(cut, height - cut), slice(cut, width - cut)
+    assert np.any(found[:, cut]) and np.any(found[-1 - cut])
+    np.testing.assert_allclose(found[rows, columns], wanted[rows, columns], atol=1e-5)
+    assert np.abs(found - wanted).max() < 0.6
+
+
+@pytest.mark.parametrize("centre", [(-500, 50), (50, 9000), (-57, 50), (50, 156.6)])
+def test_changes_beside_the_photo_are_empty(centre):
+    rows, columns, found = alignment.spread(rough(0), placed(1.0, centre=centre), (100, 100))
+    assert found.shape == (0, 0, 3) and found.dtype == np.float32
+    assert np.zeros((100, 100))[rows, columns].shape == (0, 0)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4])
+@pytest.mark.parametrize("scale", [0.3, *SCALES])
+def test_support_is_the_square_and_holds_every_change(scale, angle):
+    side = int(1.2 * scale * 112)
+    matrix = placed(scale, angle, centre=(0.55 * side + 0.3, 0.4 * side))
+    rows, columns, touched = alignment.support(matrix, (side, side))
+    assert touched.dtype == bool
+    found = np.zeros((side, side), bool)
+    found[rows, columns] = touched
+    places = np.array(mapped(matrix, *grid(side, side)))
+    inside = np.minimum(places + 0.5, 111.5 - places).min(0)
+    assert not np.any(found & (inside < -1e-9))
+    assert np.all(found[inside > 1.5 + 3 / scale])
+    for seed in range(3):
+        changed = np.any(spread_over(rough(seed), matrix, (side, side)) != 0, axis=2)
+        assert changed.any() and not np.any(changed & ~found)
+
+
+# --- What recognisers see of what comes back ---
+
+
+def seen(change, matrix, side):
+    """What a change makes of the crop, in levels, by way of a photo of whole levels."""
+    size = len(change)
+    before = photo_of(127.5 + 30 * waves(*grid(side, side), 90, seed=4))
+    after = np.rint(before + 255 * spread_over(change, matrix, (side, side)))
+    assert after.min() > 0 and after.max() < 255
+    crops = [alignment.crop(photo_of(pixels), matrix, size) for pixels in (before, after)]
+    return levels(crops[1]) - levels(crops[0])
+
+
+def foretold(change, matrix):
+    """255 R δ Cᵀ, in float64."""
+    factors = alignment.roundtrip(matrix, len(change))
+    for factor in factors:
+        assert factor.shape == (len(change),) * 2 and factor.dtype == np.float32
+    rows, columns = (factor.astype(np.float64) for factor in factors)
+    return 255 * np.stack([rows @ one @ columns.T for one in np.moveaxis(change, 2, 0)], axis=2)
+
+
+def changes(kind, size=SIZE):
+    if kind == "rough":
+        return rough(5, 0.1, size)
+    return (0.3 * waves(*grid(size, size), 20, seed=3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"),
+    [*((scale, SIZE) for scale in (0.3, 1.3, 2.0, 2.4, 4.13, *SCALES)), (0.5, 64), (2.7, 64)],
+)
+@pytest.mark.parametrize("kind", ["smooth", "rough"])
+def test_roundtrip_of_upright_faces_is_exact_but_for_rounding(scale, size, kind):
+    """Photo, region, fine grid and crop are of whole levels each, some cut off: 3 in all."""
+    change = changes(kind, size)
+    for seed in range(2):
+        side, matrix = room(scale, size=size, seed=seed)
+        wanted = foretold(change, matrix)
+        errors = seen(change, matrix, side) - wanted
+        assert np.abs(wanted).max() > 15
+        assert np.abs(errors).max() <= 3
+        assert np.sqrt(np.mean(errors**2)) <= 0.75
+
+
+@pytest.mark.parametrize("scale", [2.05, 2.4, 3.3])
+@pytest.mark.parametrize(("beside", "tolerance"), [(4, 0.75), (0, 2.5)])
+def test_four_crop_pixels_beside_the_face_are_enough(beside, tolerance, scale):
+    """Nearer to the border, photos are reduced on another grid: rough changes show it."""
+    change = changes("rough")
+    side = int(scale * (112 + 2 * beside)) + 3
+    matrix = placed(scale, centre=(side / 2 - 0.2, side / 2 - 0.7))
+    errors = seen(change, matrix, side) - foretold(change, matrix)
+    assert np.sqrt(np.mean(errors**2)) <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["smooth", "rough"])
+@pytest.mark.parametrize("angle", [0.3, -1.2])
+@pytest.mark.parametrize("scale", SCALES)
+def test_roundtrip_of_turned_faces_is_near(scale, angle, kind):
+    """Rough changes of coarse photos depend on their place between pixels."""
+    change = changes(kind)
+    side, matrix = room(scale, angle)
+    wanted, found = foretold(change, matrix), seen(change, matrix, side)
+    ratio = np.linalg.norm(wanted) / np.linalg.norm(found)
+    cosine = np.vdot(wanted, found) / np.linalg.norm(found) ** 2 / ratio
+    coarse = {0.5: 0.94, 1.0: 0.99} if kind == "rough" else {}
+    assert cosine > coarse.get(scale, 0.997)
+    assert ratio == pytest.approx(1, abs=0.05)
+
+
+def test_roundtrip_knows_scale_and_place_between_pixels_alone():
+    def at(angle=0.0, centre=(200.31, 180.83)):
+        return np.array(alignment.roundtrip(placed(1.37, angle, centre=centre)))
+
+    np.testing.assert_allclose(at(0.3), at(1.2), atol=1e-5)
+    # The photo's size is not asked: nothing is cut off, and whole pixels do not matter.
+    np.testing.assert_allclose(at(), at(centre=(-19.69, 0.83)), atol=1e-5)
+    rows, columns = np.abs(at() - at(centre=(200.81, 180.83))).max((1, 2))
+    assert rows < 1e-5 and columns > 0.01
