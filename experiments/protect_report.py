@@ -83,6 +83,7 @@ def figures_of_video(done: VideoReport) -> Record:
 
 
 _SHOWN = 40
+_ENCODING = ", of videos before encoding"
 
 
 def show(
@@ -126,8 +127,16 @@ def show(
     console.print(
         f"{sum(face['protected'] for face in faces)} of {len(faces)} faces in "
         f"{len(records)} files are protected against these recognisers (cap: "
-        f"{cap:g} dB); {len(wrong)} files are not."
+        f"{cap:g} dB{_ENCODING * any('num_frames' in record for record in records)}); "
+        f"{len(wrong)} files are not."
     )
+    for record in records:
+        if "num_frames" in record:
+            console.print(
+                f"{plain(record['file'])}: faces were found in {record['num_face_frames']} of "
+                f"{record['num_frames']} frames; the others are as they were.",
+                soft_wrap=True,
+            )
     left = sum(record.get("faces_left", 0) for record in records)
     if left:
         console.print(f"{left} other faces were found, not chosen by --faces, and left known.")

@@ -57,7 +57,7 @@ def protect(
     program = Program(
         modules=tuple(judge.embedder.module for judge in own),
         method=run.method,
-        reduction="max" if run.method in LEAST else "mean",
+        reduction="max" if run.method in LEAST else "smooth",
         transformations=run.foreseen,
         num_samples=plan.num_samples if run.foreseen else 1,
         dithered=run.method in BY_PIXEL,

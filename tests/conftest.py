@@ -58,10 +58,28 @@ def pytest_make_collect_report(collector):
     return report
 
 
+def _real(name: str) -> Path:
+    """A folder below the one that DEID_JAX_TEST_DATA names."""
+    folder = Path(os.environ.get("DEID_JAX_TEST_DATA", "")) / name
+    if not folder.is_dir():
+        pytest.skip(f"DEID_JAX_TEST_DATA names no folder that holds {name}")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real_faces() -> Path:
-    """celeba30_align/<person>/*.jpg below the folder that DEID_JAX_TEST_DATA names."""
-    folder = Path(os.environ.get("DEID_JAX_TEST_DATA", "")) / "celeba30_align"
-    if not folder.is_dir():
-        pytest.skip("DEID_JAX_TEST_DATA names no folder of real faces")
-    return folder
+    """celeba30_align/<person>/*.jpg."""
+    return _real("celeba30_align")
+
+
+@pytest.fixture(scope="session")
+def real_photos() -> Path:
+    """celeba_photos/*.jpg, whole photos."""
+    return _real("celeba_photos")
+
+
+@pytest.fixture(scope="session")
+def recogniser_files() -> dict[str, Path]:
+    """NAME -> recognisers/NAME.npz."""
+    names = ("mobilefacenet_ms1m", "mobilefacenet_casia")
+    return {name: _real("recognisers") / f"{name}.npz" for name in names}

@@ -1,10 +1,9 @@
 """Video files: decoded upright frame by frame, and written again with other pictures.
 
 Read and written by PyAV. One frame is in memory at a time, whatever the video's length. Sound
-and subtitles are copied packet by packet, with their times; pictures keep the times, rotation,
-shape of pixels and colour space that they had. What else a video's file may tell (place, time,
-device, titles, cover pictures, telemetry) is not written unless asked for; cover pictures and
-telemetry never are.
+is copied packet by packet, with its times; pictures keep the times, rotation, shape of pixels
+and colour space that they had. What else a video's file may tell (place, time, device, titles,
+subtitles) is not written unless asked for; cover pictures and tracks of data never are.
 """
 
 import contextlib
@@ -29,6 +28,8 @@ _X264: tuple[str, dict[str, str]] = ("libx264", {"preset": "medium", "mbtree": "
 _X265 = ("libx265", {"preset": "medium", "x265-params": "log-level=none"})
 _VP9 = ("libvpx-vp9", {"b": "0", "cpu-used": "2"})
 _ENCODERS = {"h264": _X264, "hevc": _X265, "vp8": _VP9, "vp9": _VP9, "av1": _VP9}
+# What looks like a video may be a list of other files, or of addresses.
+_OWN = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska"}
 # The same bytes on every machine, so not as many as there are cores.
 _THREADS = 2
 # Planar formats that all these encoders take; others become the nearest of them.
@@ -83,6 +84,16 @@ def _errors(path: Path) -> Iterator[None]:
         raise InputError(f"video {path} cannot be read: {reason}") from error
 
 
+def _container(path: Path) -> Any:
+    import av
+
+    try:
+        return av.open(str(path.absolute()), metadata_errors="replace", options=_OWN)
+    except av.ArgumentError:  # What FFmpeg calls formats that `_OWN` does not name.
+        kinds = "MP4, MOV, Matroska or WebM"
+        raise InputError(f"video {path} cannot be read: it is no {kinds}") from None
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its one video stream.
@@ -94,7 +105,10 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         import av
     except ImportError:
         raise PassingError("videos need PyAV: pip install 'deid_jax[video]'") from None
-    with _errors(path), av.open(str(path.absolute()), metadata_errors="replace") as container:
+    with (
+        _errors(path),
+        _container(path) as container,
+    ):
         covers = av.stream.Disposition.attached_pic
         streams = [one for one in container.streams.video if not one.disposition & covers]
         if len(streams) != 1:
@@ -161,8 +175,10 @@ def _read(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any, Any]]:
             raise InputError(f"video {path} is cut off: {there}")
 
 
-def _copied(container: Any) -> list[Any]:
-    return [one for one in container.streams if one.type in ("audio", "subtitle")]
+def _copied(container: Any, keep_metadata: bool = True) -> list[Any]:
+    """Streams of sound, and of texts, in which drones write where they are."""
+    kinds = ("audio", "subtitle") if keep_metadata else ("audio",)
+    return [one for one in container.streams if one.type in kinds]
 
 
 def _way(frame: Any) -> tuple[bool, int]:
@@ -262,7 +278,7 @@ def rewrite(
       change: called for every frame in order.
       suffix: a key of `FORMATS`: the container to write.
       quality: the constant rate factor of the encoder, 0 the best.
-      keep_metadata: whether titles, place, time and the like stay.
+      keep_metadata: whether titles, place, time and the like stay, and subtitles.
 
     Raises:
       InputError: the source cannot be read, or the container cannot hold what is in it.
@@ -287,7 +303,7 @@ def rewrite(
                 if one.index == stream.index:
                     made = _video_stream(out, one, first, quality)
                     _describe(made, one, keep_metadata)
-                elif one in _copied(container):
+                elif one in _copied(container, keep_metadata):
                     copies[one.index] = out.add_stream_from_template(one, opaque=True)
                     _describe(copies[one.index], one, keep_metadata)
         except ValueError as error:
@@ -297,8 +313,9 @@ def rewrite(
         number = 0
         for packet, frame in _read(container, stream, source):
             if frame is None:
-                packet.stream = copies[packet.stream.index]
-                out.mux(packet)
+                if packet.stream.index in copies:
+                    packet.stream = copies[packet.stream.index]
+                    out.mux(packet)
                 continue
             out.mux(made.encode(_changed(frame, number, change, made.pix_fmt)))
             number += 1

@@ -53,3 +53,15 @@ def test_of_many_photos_only_what_went_wrong_is_shown(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
     assert "nobody looked at" in " ".join(out.split())
+
+
+def test_frames_without_a_face_are_told_of(capsys, tmp_path):
+    face = {"box": [1, 2, 3, 4], "protected": True, "psnr": 41.9, "verdicts": [{"cosine": 0.1}]}
+    face |= {"first_frame": 2, "last_frame": 8}
+    record = {"file": "a.mp4", "status": "protected", "reason": None, "faces": [face]}
+    record |= {"num_frames": 40, "num_face_frames": 7, "faces_left": 2}
+    show([record], [Witness(Embedder("a", None, {}), 0.25, True)], tmp_path, cap=38.0)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a.mp4: faces were found in 7 of 40 frames; the others are as they were." in text
+    assert "(cap: 38 dB, of videos before encoding)" in text
+    assert "2 other faces were found, not chosen by --faces, and left known." in text

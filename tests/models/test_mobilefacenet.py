@@ -1,8 +1,5 @@
 """MobileFaceNet against PyTorch: published weights, random weights, and bad weight files."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,13 +46,10 @@ def network(arrays):
     return convert(arrays)
 
 
-@pytest.fixture(scope="module")
-def published():
-    """recognisers/ below the folder that DEID_JAX_TEST_DATA names."""
-    folder = Path(os.environ.get("DEID_JAX_TEST_DATA", "")) / "recognisers"
-    if not folder.is_dir():
-        pytest.skip("DEID_JAX_TEST_DATA names no folder of published recognisers")
-    return folder
+@pytest.fixture
+def published(recogniser_files):
+    """The folder of published weights."""
+    return recogniser_files["mobilefacenet_ms1m"].parent
 
 
 def _assert_close(ours, theirs, tolerance=1e-4):

@@ -1,6 +1,5 @@
 """Faces found by detectors, told by files and by words."""
 
-import os
 import sys
 import types
 from pathlib import Path
@@ -24,15 +23,6 @@ def astronaut():
     found = skimage.data.astronaut()
     assert found.shape == (512, 512, 3)
     return found
-
-
-@pytest.fixture(scope="module")
-def photos():
-    """celeba_photos/ below the folder that DEID_JAX_TEST_DATA names."""
-    folder = Path(os.environ.get("DEID_JAX_TEST_DATA", "")) / "celeba_photos"
-    if not folder.is_dir():
-        pytest.skip("DEID_JAX_TEST_DATA names no folder of whole photos")
-    return folder
 
 
 def resized(pixels, width, height):
@@ -108,9 +98,9 @@ def test_cascade_needs_scikit_image(astronaut, monkeypatch):
     assert str(caught.value) == message
 
 
-def test_landmarks_of_celebas_photos_are_read(photos):
-    found = faces.from_csv(photos / "landmarks.csv")
-    header, *lines = (photos / "landmarks.csv").read_text("ascii").split()
+def test_landmarks_of_celebas_photos_are_read(real_photos):
+    found = faces.from_csv(real_photos / "landmarks.csv")
+    header, *lines = (real_photos / "landmarks.csv").read_text("ascii").split()
     assert header.split(",")[2:6] == ["width", "height", "leye_x", "leye_y"]
     assert list(found) == [line.split(",")[0] for line in lines]
     for line, (face,) in zip(lines, found.values(), strict=True):
@@ -119,12 +109,12 @@ def test_landmarks_of_celebas_photos_are_read(photos):
         assert holds(face.box, wanted)
 
 
-def test_boxes_of_the_cascade_lie_about_landmarks_as_crops_take_it(photos):
+def test_boxes_of_the_cascade_lie_about_landmarks_as_crops_take_it(real_photos):
     """Of 24 photos it finds 20 faces; the other figures are those that alignment.py states."""
-    told, shares = faces.from_csv(photos / "landmarks.csv"), []
+    told, shares = faces.from_csv(real_photos / "landmarks.csv"), []
     for name, (face,) in told.items():
         points = face.landmarks
-        for found in faces.cascade(np.array(Image.open(photos / name).convert("RGB"))):
+        for found in faces.cascade(np.array(Image.open(real_photos / name).convert("RGB"))):
             if holds(found.box, points):
                 left, top, width, height = found.box
                 (x, y), spread = points.mean(0), np.sqrt(np.sum(np.var(points, axis=0)))

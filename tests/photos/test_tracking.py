@@ -217,15 +217,38 @@ def test_each_face_goes_to_the_track_that_it_overlaps_most():
         assert [tracks.index(track) for track in own] == ["abc".index(name) for name in names]
 
 
-def test_one_face_found_twice_makes_two_tracks():
-    """No face goes to two tracks, no track takes two faces of a frame."""
+@pytest.mark.parametrize(
+    ("first", "then", "tracks"),
+    [
+        # One of two is gone: the other one goes on with the track that it is nearer to.
+        ([0, 24], [3], [[0, 5], [0]]),
+        ([0, 24], [21], [[0], [0, 5]]),
+        # A second one comes: who is nearer goes on.
+        ([10], [0, 13], [[0, 5], [5]]),
+        ([10], [7, 20], [[0, 5], [5]]),
+    ],
+)
+def test_nobody_is_two(first, then, tracks):
+    places = {0: first, 5: then}
+    found, given = follow(
+        lambda n: [(left, (float(left), 0.0, 40.0, 40.0)) for left in places[n]],
+        (0, 5),
+        every=5,
+        num_frames=6,
+    )
+    assert [track.frames for track in found] == tracks
+    nearest = min(abs(one - other) for one in first for other in then)
+    (moved,) = [track for track in found if len(track.frames) == 2]
+    assert abs(moved.faces[1].box[0] - moved.faces[0].box[0]) == nearest
+    assert len(set(map(id, given[1]))) == len(then)
 
-    def places(number):
-        return [("a", (10.0, 10.0, 40.0, 40.0)), ("a", (11.0, 10.0, 40.0, 40.0))]
 
-    tracks, given = follow(places, (0, 5, 10), every=5, num_frames=11, alike=by_name)
-    assert [track.frames for track in tracks] == [[0, 5, 10]] * 2
-    assert all(len(set(map(id, own))) == 2 for own in given)
+def test_overlap_says_more_than_distance():
+    """A high face's middle is another's, but most of it is the first one's."""
+    low, high = (0.0, 80.0, 40.0, 40.0), (0.0, 0.0, 40.0, 200.0)
+    boxes = {0: [(0.0, 0.0, 40.0, 80.0), low], 5: [high]}
+    tracks, _ = follow(lambda n: [(n, b) for b in boxes[n]], (0, 5), every=5, num_frames=6)
+    assert [track.frames for track in tracks] == [[0, 5], [0]]
 
 
 @pytest.mark.parametrize(

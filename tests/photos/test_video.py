@@ -102,8 +102,10 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
     threshold = float(ordered[place : place + 2].mean())
     first, second = judged(threshold)
     assert first == 1
-    assert second == (likeness[2] < threshold).mean()
-    assert 0.2 < second < 0.8
+    # But for those on the edge.
+    unsure = (np.abs(likeness[2] - threshold) < 2e-3).mean()
+    assert second == pytest.approx((likeness[2] < threshold).mean(), abs=unsure)
+    assert 0.1 < second < 0.9 and unsure < 0.2
 
 
 def test_times_and_sound_stay_and_nothing_else_is_left(source, tmp_path):

@@ -193,7 +193,7 @@ def test_what_is_no_video_is_refused(tmp_path, name, suffix):
     write(tmp_path / "in.mp4", frames(2))
     path = tmp_path / f"a{suffix}"
     path.write_bytes(NO_VIDEOS[name])
-    refused(path, "cannot be read: (Invalid data found|no decoder, or no frame size)")
+    refused(path, "cannot be read: (it is no MP4|Invalid data|no decoder, or no frame size)")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
@@ -210,6 +210,17 @@ def test_names_that_look_like_protocols_are_names(tmp_path, monkeypatch):
         path.write_bytes(whole)
         assert len(list(video_files.pictures(path))) == 2
         assert len(decoded(rewrite(path, path.with_name(f"x:{name}")).absolute())) == 2
+
+
+def test_lists_of_other_files_are_not_followed(tmp_path):
+    """FFmpeg takes them for videos, by their content."""
+    write(tmp_path / "other.mkv", frames())
+    lying = tmp_path / "list.mp4"
+    lying.write_text("ffconcat version 1.0\nfile other.mkv\n")
+    with av.open(str(lying), options={"safe": "0"}) as container:  # As it would be.
+        assert container.streams.video
+    with pytest.raises(InputError, match="cannot be read"):
+        video_files.look(lying)
 
 
 def test_sound_alone_and_two_videos_are_refused(tmp_path):
@@ -322,8 +333,11 @@ def long_ones(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("place", range(len(BROKEN)))
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.6, 0.7])
+CUTS = [(place, share) for place in range(len(BROKEN)) for share in (0.01, 0.1, 0.3, 0.6, 0.7)]
+
+
+# Where frames are told before they come their last one is missed, too.
+@pytest.mark.parametrize(("place", "share"), [*CUTS, (0, 0.98), (1, 0.98), (3, 0.98)])
 def test_files_that_were_cut_off_are_refused(tmp_path, long_ones, place, share):
     suffix, content = BROKEN[place][0], long_ones[place]
     path = tmp_path / f"in{suffix}"

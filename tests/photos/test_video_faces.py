@@ -16,10 +16,12 @@ from tests.experiments.protect_helpers import may_change, square
 from tests.photos.video_helpers import (
     HEIGHT,
     KEY,
+    NEXT,
     NUMBER,
     ONE,
     QUICK,
     SIZE,
+    STEPS,
     TWO,
     WIDTH,
     ZERO,
@@ -61,6 +63,8 @@ def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     detector = Told(lambda number: [box for _, box in places(number)])
     report = run(source, tmp_path / "out.mp4", detector=detector)
     assert report.protected and report.num_face_frames == NUMBER
+    # The first frame of each, seven with both, eight with one.
+    assert report.num_gradients == 2 * STEPS + (2 * 7 + 8) * NEXT
     first, second = report.tracks
     assert (first.box, second.box) == (left, right)
     assert (first.first, first.last, first.num_frames) == (0, 7, 8)
@@ -197,21 +201,18 @@ def followed(box, looks, references, num_frames=1000, reach=0):
 
 def test_boxes_found_anew_count_where_they_are_more_like():
     """At looks alone; what is found elsewhere is no look at this face."""
-    box, moved = (40, 40, SIZE, SIZE), (46, 44, SIZE, SIZE)
-    before, after = (face_frame(0, [(1, place)]) for place in (box, moved))
+    box, moved, far = (30, 40, SIZE, SIZE), (36, 44, SIZE, SIZE), (92, 44, SIZE, SIZE)
+    # Of whom the face is that is elsewhere does not matter.
+    before, after = face_frame(0, [(1, box)]), face_frame(0, [(1, moved), (1, far)])
     known = [embedding(before, box, seed) for seed in (1, 2)]
     likeness = {
-        place: np.array(
-            [
-                embedding(after, place, seed) @ own
-                for seed, own in ((1, known[0]), (2, known[1]))
-            ]
-        )
-        for place in (box, moved)
+        place: np.array([embedding(after, place, seed) @ known[seed - 1] for seed in (1, 2)])
+        for place in (box, moved, far)
     }
+    assert (likeness[far] > likeness[box] + 0.01).all()
     assert (likeness[moved] > likeness[box] + 0.01).all()
     witnesses = [witness(), witness(TWO, 0.5, False)]
-    for found, at_looks in (([moved], moved), ([box], box), ([(95, 40, SIZE, SIZE)], box)):
+    for found, at_looks in (([moved], moved), ([box], box), ([far], box)):
         asked = []
 
         def detector(pixels, found=found, asked=asked):
@@ -274,6 +275,27 @@ def test_frames_without_faces_are_left_alone():
     before = pixels.copy()
     assert np.any(attack.change(5, pixels) != pixels)
     np.testing.assert_array_equal(pixels, before)
+
+
+def test_recognisers_are_left_behind_by_a_margin():
+    """Who is fooled by little only is tried more."""
+    pixels = face_frame(0, [(1, still(0))])
+    known = embedding(pixels, still(0), 1)
+
+    def changed(threshold, margin):
+        one = followed(still(0), (0,), [known])
+        attack = Attack([witness(threshold=threshold)], QUICK, KEY, [one])
+        attack.begin(margin)
+        after = attack.change(0, pixels)
+        return embedding(after, still(0), 1) @ known, attack.num_gradients, one.level
+
+    least, steps, level = changed(0.99, 0.0)
+    assert least < 0.9 and (steps, level) == (STEPS, 0)
+    cosine, steps, level = changed(least + 0.05, 0.0)
+    assert cosine < least + 0.05 and (steps, level) == (STEPS, 0)
+    cosine, steps, level = changed(least + 0.05, 0.2)
+    assert steps > STEPS and level > 0
+    assert cosine < least - 0.05
 
 
 # --- What is known ---
