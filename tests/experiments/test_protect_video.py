@@ -357,6 +357,15 @@ def test_without_pyav_videos_are_looked_at_anew_next_time(folders, done, monkeyp
     assert records_of(output)["b.mp4"]["status"] == "protected"
 
 
+def test_gallery_counts_for_videos_too(single, tmp_path, monkeypatch):
+    source, output = single
+    monkeypatch.setattr(protect.face_finding, "cascade", lambda pixels: [Face(BOX)])
+    (tmp_path / "gallery").mkdir()
+    Image.fromarray(next(frames(1))).save(tmp_path / "gallery/a.png")
+    assert run(arguments(source, output, f"--gallery={tmp_path / 'gallery'}")) == 0
+    assert records_of(output)["b.mp4"]["faces"][0]["verdicts"][0]["cosine"] < 0.9
+
+
 def test_gallery_of_videos_is_refused(single, tmp_path, capsys):
     source, output = single
     (tmp_path / "gallery").mkdir()

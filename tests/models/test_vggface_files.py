@@ -218,6 +218,24 @@ def test_all_of_vgg_face_without_its_top(tmp_path):
     _assert_close(features(pretrained, images, "conv5_3"), reference(layers, inputs))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_all_of_vgg_face_with_its_top(tmp_path, suffix):
+    """Half a gigabyte: the shapes of the published files, and their descriptor."""
+    layers = network.__wrapped__(vgg16.BLOCKS)
+    path = tmp_path / f"vgg_face{suffix}"
+    WRITERS[suffix](path, layers)
+    pretrained = load_vggface(path)
+    sizes = [leaf.size for leaf in jax.tree.leaves(dict(pretrained.layers))]
+    assert sum(sizes) == 134_260_544  # All but those of the classes.
+    images = pictures(224)
+    step = -1 if suffix == ".h5" else 1
+    wanted = reference(layers, 255 * images[..., ::step] - MEAN[::step])[:, 0, 0]
+    found = features(pretrained, images, "fc7")
+    assert found.shape == (len(images), 4096)
+    _assert_close(found, wanted)
+
+
 def _without(*names):
     return {name: layer for name, layer in network().items() if name not in names}
 
