@@ -136,7 +136,7 @@ def help_text(run: Callable, settings: type) -> str:
     lines = [(sys.modules[run.__module__].__doc__ or "").strip(), "", "Flags:"]
     indent = " " * 6
     for name, flag in flags_of(settings).items():
-        has_default = flag.default not in (None, False, (), "")
+        has_default = flag.default not in (None, (), "") and flag.default is not False
         default = f" Default: {flag.default}." if has_default else ""
         usage, text = f"  {_usage(name, flag)}", flag.help
         if flag.choices and len(usage) > _WIDTH:

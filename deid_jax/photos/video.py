@@ -26,7 +26,8 @@ from deid_jax.photos.judging import Witness, crops_of
 from deid_jax.photos.photo import DEFAULT, Strength
 from deid_jax.photos.tracking import Tracker
 from deid_jax.photos.video_faces import Attack, Followed, Judge, directions, mean
-from deid_jax.photos.video_files import FORMATS, Change, Picture, look, pictures, rewrite
+from deid_jax.photos.video_files import FORMATS, Picture, look, pictures, rewrite
+from deid_jax.photos.video_frames import Change
 
 # The detector looks at every so many frames.
 EVERY = 5
@@ -35,7 +36,7 @@ NUM_REFERENCES = 8
 # The encoder's constant rate factor.
 QUALITY = 16
 # Cosines by which recognisers must be left behind before encoding; where the written file still
-# fails a next round asks for more.
+# fails a next round asks for more, and changes more.
 MARGINS = (0.08, 0.2, 0.35)
 
 # (what is being done, frames done, frames in all) -> nothing.
@@ -165,7 +166,7 @@ def protect_video(
     attack = Attack(witnesses, strength, key, followed)
     try:
         for margin in MARGINS:
-            attack.begin(margin)
+            attack.begin(margin, last=margin == MARGINS[-1])
             rewrite(
                 source,
                 unfinished,

@@ -95,6 +95,11 @@ class Followed:
         self.cosines = np.full(len(self.references), -1.0)
         self.lowest_psnr, self.sum_psnr = math.inf, 0.0
 
+    @property
+    def known(self) -> bool:
+        """Whether a witness was not fooled in a frame that was judged."""
+        return bool((self.fooled < self.num_frames).any())
+
     def covers(self, number: int) -> bool:
         """Whether the face is followed in a frame."""
         return self.track.first <= number <= self.track.last and number not in self.idle
@@ -132,18 +137,24 @@ class Attack:
         self._margin = 0.0
         self.num_gradients = 0
 
-    def begin(self, margin: float) -> None:
-        """Begins with the first frame, to leave recognisers behind by a cosine of `margin`."""
+    def begin(self, margin: float, *, last: bool = False) -> None:
+        """Begins with the first frame, to leave recognisers behind by a cosine of `margin`.
+
+        A face that was still known, and not for want of strength against the fitted ones, gets
+        more: half of what is left to the cap, in the last round all.
+        """
         self._margin = margin
+        cap = len(self._strength.psnrs) - 1
         for one in self._followed:
+            if one.known and one.level == one.began:
+                left = cap - one.level
+                one.level += left if last else -(-left // 2)
             one.begin()
 
     def may_improve(self) -> bool:
         """Whether a face is still known that did not begin with the strongest change."""
         cap = len(self._strength.psnrs) - 1
-        return any(
-            (one.fooled < one.num_frames).any() and one.began < cap for one in self._followed
-        )
+        return any(one.known and one.began < cap for one in self._followed)
 
     def change(self, number: int, pixels: np.ndarray) -> np.ndarray | None:
         """A frame, uint8[H, W, 3], with its faces changed; None where there is none."""

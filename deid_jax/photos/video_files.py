@@ -9,7 +9,7 @@ subtitles) is not written unless asked for; cover pictures and tracks of data ne
 import contextlib
 import errno
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,16 @@ import numpy as np
 
 from deid_jax._validate import InputError, PassingError
 from deid_jax.data.images import MAX_PIXELS
+from deid_jax.photos.video_frames import (
+    Change,
+    changed,
+    format_of,
+    in_format,
+    range_of,
+    rgb_of,
+    upright,
+    way,
+)
 
 # Containers that can be written again as they were: the suffix, and what FFmpeg calls them.
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
@@ -32,14 +42,6 @@ _ENCODERS = {"h264": _X264, "hevc": _X265, "vp8": _VP9, "vp9": _VP9, "av1": _VP9
 _OWN = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska"}
 # The same bytes on every machine, so not as many as there are cores.
 _THREADS = 2
-# Planar formats that all these encoders take; others become the nearest of them.
-_KEPT = {
-    **{f"yuv{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
-    **{f"yuvj{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
-    **{f"yuv{kind}p10le": f"yuv{kind}p10le" for kind in (420, 422, 444)},
-}
-_FULL_RANGE = 2
-_RGB, _BT709 = 0, 1  # Of colour spaces, by FFmpeg's numbers.
 # Seconds that may miss at the end of a whole file, against what its header says.
 _SLACK = 0.5
 
@@ -131,7 +133,7 @@ def look(path: Path) -> VideoInfo:
     with _opened(path) as (_, stream):
         count = stream.frames
     first = _first_frame(path)
-    height, width = _upright(_rgb(first), *_way(first)).shape[:2]
+    height, width = upright(rgb_of(first), *way(first)).shape[:2]
     return VideoInfo(width, height, count)
 
 
@@ -144,7 +146,7 @@ def pictures(path: Path) -> Iterator[Picture]:
     with _opened(path) as (container, stream):
         for _, frame in _read(container, stream, path):
             if frame is not None:
-                yield Picture(frame.pts * frame.time_base, _upright(_rgb(frame), *_way(frame)))
+                yield Picture(frame.pts * frame.time_base, upright(rgb_of(frame), *way(frame)))
 
 
 def _read(container: Any, stream: Any, path: Path) -> Iterator[tuple[Any, Any]]:
@@ -179,84 +181,6 @@ def _copied(container: Any, keep_metadata: bool = True) -> list[Any]:
     """Streams of sound, and of texts, in which drones write where they are."""
     kinds = ("audio", "subtitle") if keep_metadata else ("audio",)
     return [one for one in container.streams if one.type in kinds]
-
-
-def _way(frame: Any) -> tuple[bool, int]:
-    """What brings a frame upright: a mirror, left for right, then quarter turns."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, 0
-    # A point (x, y) is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
-    sign = -1 if a * d < b * c else 1
-    return sign < 0, round(-math.atan2(sign * b, sign * a) / (math.pi / 2)) % 4
-
-
-def _upright(pixels: np.ndarray, mirrored: bool, turns: int) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, turns))
-
-
-def _rgb(frame: Any) -> np.ndarray:
-    """uint8[H, W, 3] of a frame, not turned."""
-    return _reformat(frame, format="rgb24", dst_color_range=_FULL_RANGE).to_ndarray()
-
-
-def _reformat(frame: Any, **options: Any) -> Any:
-    from av.video.reformatter import Interpolation
-
-    exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    return frame.reformat(interpolation=int(exact), threads=1, **options)
-
-
-def _planar(pixels: np.ndarray, like: Any, pix_fmt: str) -> Any:
-    """A frame of RGB pixels, in the colours of another frame."""
-    from av import VideoFrame
-
-    plain = VideoFrame.from_ndarray(pixels, format="rgb24")
-    return _reformat(
-        plain,
-        format=pix_fmt,
-        src_color_range=_FULL_RANGE,
-        dst_colorspace=like.colorspace,
-        dst_color_range=_range_of(like),
-    )
-
-
-def _range_of(frame: Any) -> int:
-    """FFmpeg's number: 0 unknown, 1 of television, 2 from 0 to 255."""
-    return _FULL_RANGE if frame.format.name.startswith("yuvj") else int(frame.color_range)
-
-
-def _planes(frame: Any) -> list[np.ndarray]:
-    """Views of a frame's planes: uint8 or uint16, [h, w]."""
-    kind = np.dtype(np.uint8 if frame.format.components[0].bits == 8 else np.uint16)
-    found = []
-    for plane in frame.planes:
-        whole = np.frombuffer(plane, kind).reshape(-1, plane.line_size // kind.itemsize)
-        found.append(whole[: plane.height, : plane.width])
-    return found
-
-
-def _replaced(frame: Any, before: np.ndarray, after: np.ndarray, pix_fmt: str) -> Any:
-    """The frame with the difference of two RGB pictures added to its own planes.
-
-    Where they are alike the frame's own values stay: they do not go through RGB.
-    """
-    from av import VideoFrame
-
-    made = VideoFrame(frame.width, frame.height, pix_fmt)
-    most = 2 ** made.format.components[0].bits - 1
-    pair = [_planes(_planar(pixels, frame, pix_fmt)) for pixels in (before, after)]
-    for target, source, one, other in zip(_planes(made), _planes(frame), *pair, strict=True):
-        target[...] = np.clip(source.astype(np.int32) + other - one, 0, most)
-    for kind in ("colorspace", "color_primaries", "color_trc"):
-        setattr(made, kind, getattr(frame, kind))
-    made.color_range = _range_of(frame)
-    return made
-
-
-# (the frame's number, uint8[H, W, 3], upright) -> the same changed, or None: as it is.
-Change = Callable[[int, np.ndarray], np.ndarray | None]
 
 
 def rewrite(
@@ -317,7 +241,7 @@ def rewrite(
                     packet.stream = copies[packet.stream.index]
                     out.mux(packet)
                 continue
-            out.mux(made.encode(_changed(frame, number, change, made.pix_fmt)))
+            out.mux(made.encode(changed(frame, number, change, made.pix_fmt)))
             number += 1
         out.mux(made.encode(None))
 
@@ -365,52 +289,19 @@ def _video_stream(out: Any, stream: Any, first: Any, quality: int) -> Any:
     matrix = first.side_data.get("DISPLAYMATRIX")
     made.options = {**options, "crf": str(quality)}
     made.width, made.height = first.width, first.height
-    made.pix_fmt = _format_of(first, made.codec)
-    first = _in_format(first, made.pix_fmt)
+    made.pix_fmt = format_of(first, made.codec)
+    first = in_format(first, made.pix_fmt)
     made.time_base = made.codec_context.time_base = stream.time_base
     made.codec_context.thread_count = _THREADS
     if stream.sample_aspect_ratio:
         made.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
     for kind in ("colorspace", "color_primaries", "color_trc"):
         setattr(made.codec_context, kind, getattr(first, kind))
-    made.codec_context.color_range = _range_of(first)
+    made.codec_context.color_range = range_of(first)
     # Else the last frame's is guessed.
     made.codec_context.flags |= Flags.frame_duration
     if name == "libx265" and out.format.name in ("mp4", "mov"):
         made.codec_context.codec_tag = "hvc1"  # Apple's players know no other.
     if matrix is not None:
         made.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
-    return made
-
-
-def _format_of(frame: Any, encoder: Any) -> str:
-    """The pixel format to write: the same, or one that loses no colours and takes any size."""
-    odd = frame.width % 2 or frame.height % 2
-    rgb = frame.format.is_rgb or frame.format.has_palette
-    default = "yuv444p" if odd or rgb else "yuv420p"
-    kept = default if odd else _KEPT.get(frame.format.name, default)
-    # Some builds of libvpx know 8 bits alone.
-    known = [one.name for one in encoder.video_formats]
-    return kept if kept in known else kept.removesuffix("10le")
-
-
-def _in_format(frame: Any, pix_fmt: str) -> Any:
-    """The frame in the pixel format to write."""
-    if _KEPT.get(frame.format.name) == pix_fmt:
-        return frame
-    # Else what was in RGB would go on saying so.
-    colours = {"dst_colorspace": _BT709} if frame.colorspace == _RGB else {}
-    return _reformat(frame, format=pix_fmt, **colours)
-
-
-def _changed(frame: Any, number: int, change: Change, pix_fmt: str) -> Any:
-    """The frame to encode."""
-    time, (mirrored, turns) = (frame.pts, frame.time_base, frame.duration), _way(frame)
-    frame = _in_format(frame, pix_fmt)
-    before = _rgb(frame)
-    after = change(number, _upright(before, mirrored, turns))
-    back = turns if mirrored else -turns  # A mirror, turned or not, is its own inverse.
-    after = before if after is None else _upright(after, mirrored, back)
-    made = _replaced(frame, before, after, pix_fmt)
-    made.pts, made.time_base, made.duration = time
     return made

@@ -19,8 +19,11 @@ from experiments import (
     common,
     compare,
     growth,
+    protect,
     sweep,
     train,
+    transfer,
+    webapp,
 )
 from experiments.cli import Flag, setting
 from tests.experiments.conftest import REPOSITORY
@@ -32,8 +35,11 @@ BINARIES = {
     benchmark: benchmark.BenchmarkSettings,
     compare: compare.CompareSettings,
     growth: growth.GrowthSettings,
+    protect: protect.ProtectSettings,
     sweep: sweep.SweepSettings,
     train: train.TrainSettings,
+    transfer: transfer.TransferSettings,
+    webapp: webapp.WebappSettings,
 }
 
 
@@ -108,6 +114,19 @@ def test_help_is_printed_and_nothing_is_run(flag, capsys):
     assert err == ""
     for words in ("--name=a|b", "--count=INTEGER", "--[no]loud", "--alpha=NUMBER", "A step."):
         assert words in out
+
+
+def test_help_shows_defaults_that_are_some(capsys):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own:
+        seed: int = setting(0, "A number.")
+        path: str = setting("", "Required: a path.")
+        loud: bool = setting(False, "Say more.")
+
+    assert cli.binary(lambda settings: None, Own)(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "A number. Default: 0." in out
+    assert out.count("Default") == 1
 
 
 @pytest.mark.parametrize("module", BINARIES)

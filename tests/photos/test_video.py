@@ -61,6 +61,21 @@ def tried(monkeypatch):
     return found
 
 
+@pytest.fixture
+def pretended(monkeypatch):
+    """As `tried`, of an attack that finds but noise, so that nothing is compiled."""
+    found = []
+
+    def noise(witnesses, crops, references, initial, *, psnr, keys, num_steps):
+        generator = np.random.default_rng(len(found))
+        changes = generator.normal(0, 0.01, crops.images.shape).astype(np.float32)
+        found.append((psnr, num_steps, initial, changes))
+        return changes
+
+    monkeypatch.setattr(protection, "changes_from", noise)
+    return found
+
+
 def test_report_is_what_the_two_files_show(source, tmp_path):
     """In every frame; also to one who is not known to the attack and fooled by some alone."""
     before = rgb(source)
@@ -69,7 +84,8 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
 
     def judged(threshold):
         target = tmp_path / "out.mp4"
-        report = run(source, target, [witness(), witness(TWO, threshold, False)])
+        given = [witness(), witness(TWO, threshold, False)]
+        report = run(source, target, given, strength=Strength((42.0,), STEPS))
         after = rgb(target)
         for seed in (1, 2):
             looks = [embedding(before[n], way(n), seed) for n in range(0, NUMBER, EVERY)]
@@ -185,34 +201,43 @@ def test_frames_go_on_from_the_last_ones_change(source, tmp_path, tried):
     assert track.tried == 42.0
 
 
-def test_steps_are_never_more_than_asked_for(source, tmp_path, tried):
+def test_steps_are_never_more_than_asked_for(source, tmp_path, pretended):
     assert run(source, tmp_path / "out.mp4", strength=Strength((38.0,), 2)).written
-    assert {one[1] for one in tried} == {2}
+    assert {one[1] for one in pretended} == {2}
 
 
-@pytest.mark.parametrize("fitted", [True, False])
-def test_one_who_is_never_fooled_is_told(source, tmp_path, tried, fitted):
-    """What is known to the attack is tried up to the cap, first with more steps."""
-    given = [witness(CONSTANT)] if fitted else [witness(), witness(CONSTANT, 0.9, False)]
-    report = run(source, tmp_path / "out.mp4", given)
+def assert_known(report, fitted):
+    """The last witness is fooled by no frame, and it is said."""
     assert report.written and not report.protected
-    assert len(rgb(tmp_path / "out.mp4")) == NUMBER
     last = report.tracks[0].witnesses[-1]
     assert (last.recogniser, last.fitted, last.fooled) == ("constant", fitted, 0)
     assert last.cosine == pytest.approx(1)
     assert report.witnesses[-1] == last
-    kinds = [(psnr, steps, before is not None) for psnr, steps, before, _ in tried]
-    if fitted:
-        first = [(42.0, STEPS, False), (40.0, STEPS, True), (38.0, STEPS, True)]
-        further = [(38.0, NEXT, True), (38.0, STEPS, True)] * (NUMBER - 1)
-        # The next round begins where this one ended.
-        assert kinds == [*first, *further, (38.0, STEPS, False), *further]
-        assert report.tracks[0].tried == 38.0
-    else:
-        assert report.tracks[0].witnesses[0].fooled == 1
-        beginnings = [kind for kind in kinds if not kind[2]]
-        assert len(beginnings) == len(MARGINS)
+
+
+def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended):
+    """In each frame first with more steps, then with more strength."""
+    report = run(source, tmp_path / "out.mp4", [witness(CONSTANT)])
+    assert_known(report, True)
+    assert len(rgb(tmp_path / "out.mp4")) == NUMBER
+    kinds = [(psnr, steps, before is not None) for psnr, steps, before, _ in pretended]
+    first = [(42.0, STEPS, False), (40.0, STEPS, True), (38.0, STEPS, True)]
+    further = [(38.0, NEXT, True), (38.0, STEPS, True)] * (NUMBER - 1)
+    # The next round begins where this one ended.
+    assert kinds == [*first, *further, (38.0, STEPS, False), *further]
+    assert report.tracks[0].tried == 38.0
     assert report.num_gradients == sum(steps for _, steps, _ in kinds)
+
+
+def test_one_who_is_not_known_to_the_attack_and_never_fooled_is_told(source, tmp_path, tried):
+    """The others are left behind by more and more, and strength rises to the cap."""
+    given = [witness(), witness(CONSTANT, 0.9, False)]
+    report = run(source, tmp_path / "out.mp4", given)
+    assert_known(report, False)
+    assert report.tracks[0].witnesses[0].fooled == 1
+    assert [one[0] for one in tried if one[2] is None] == [42.0, 40.0, 38.0]
+    assert len(MARGINS) == 3 and report.tracks[0].tried == 38.0
+    assert report.num_gradients == sum(steps for _, steps, _, _ in tried)
 
 
 def test_strength_rises_with_what_is_asked_for(source, tmp_path):

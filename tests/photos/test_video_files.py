@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.photos import video_files
+from deid_jax.photos import video_files, video_frames
 from tests.photos.video_helpers import (
     decoded,
     encoder,
@@ -295,17 +295,17 @@ def test_planes_keep_bits_that_rgb_has_not(tmp_path, pix_fmt):
     frame = decoded(source)[1]
     own = frame.to_ndarray().astype(int)
     pixels = frame.to_ndarray(format="rgb24")
-    same = video_files._replaced(frame, pixels, pixels.copy(), pix_fmt)
+    same = video_frames.replaced(frame, pixels, pixels.copy(), pix_fmt)
     np.testing.assert_array_equal(same.to_ndarray(), own)
     brighter = np.clip(pixels.astype(int) + 10, 0, 255).astype(np.uint8)
-    other = video_files._replaced(frame, pixels, brighter, pix_fmt).to_ndarray().astype(int)
+    other = video_frames.replaced(frame, pixels, brighter, pix_fmt).to_ndarray().astype(int)
     deep = pix_fmt.endswith("10le")
     # PyAV hands out 4:2:2 of 10 bits as [3, H, W], others plane below plane.
     luma = (other - own)[0] if own.ndim == 3 else (other - own)[: SIZE[1]]
     # Of 219 levels from black to white, of 255.
     np.testing.assert_allclose(luma, 10 * 219 / 255 * (4 if deep else 1), atol=4 if deep else 1)
     white = np.full_like(pixels, 255)
-    most = video_files._replaced(frame, np.zeros_like(pixels), white, pix_fmt).to_ndarray()
+    most = video_frames.replaced(frame, np.zeros_like(pixels), white, pix_fmt).to_ndarray()
     assert most.max() == (1023 if deep else 255)
 
 
