@@ -17,7 +17,7 @@ from deid_jax.photos import faces as face_finding
 from deid_jax.photos import files
 from deid_jax.photos.alignment import aligned_face
 from deid_jax.photos.faces import Detector, Face
-from deid_jax.photos.judging import Witness, directions
+from deid_jax.photos.judging import BlindError, Witness, directions
 from deid_jax.photos.manifest import Record, digest_of, digest_of_file
 from deid_jax.photos.photo import Strength, protect
 from deid_jax.photos.video import protect_video
@@ -148,7 +148,7 @@ class Work:
                 detector=self.detector,
                 keep_metadata=self.settings["keep_metadata"],
             )
-        except InputError as error:  # A recogniser sees nothing in a face.
+        except InputError as error:  # A recogniser sees nothing, or no such file can be made.
             return {"status": NOT_PROTECTED, "reason": str(error)}
         files.write_whole(self.output / name, done.data)
         written = _written(name, digest_of(done.data), done.protected)
@@ -180,6 +180,8 @@ class Work:
             return {"reason": str(error), "source_sha256": ""}
         except FaceError as error:
             return {"status": NO_FACE, "reason": str(error)}
+        except BlindError as error:
+            return {"status": NOT_PROTECTED, "reason": str(error)}
         except InputError as error:
             return {"reason": str(error)}
         if not done.written:

@@ -25,6 +25,10 @@ THRESHOLDS = {"mobilefacenet_ms1m": 0.296, "mobilefacenet_casia": 0.291}
 _SAME = 0.3
 
 
+class BlindError(InputError):
+    """A recogniser sees nothing in a face: its embedding is zero or not finite."""
+
+
 class Witness(NamedTuple):
     """A recogniser that judges.
 
@@ -65,12 +69,12 @@ def directions(embedder: Embedder, crops: np.ndarray) -> np.ndarray:
     """Unit embeddings float64[N, D] of crops float32[N, S, S, 3] in [0, 1].
 
     Raises:
-      InputError: an embedding is zero or not finite: a judge who sees nothing is not fooled.
+      BlindError: an embedding is zero or not finite: a judge who sees nothing is not fooled.
     """
     embeddings = embedder.embed(np.rint(255 * crops).astype(np.uint8)).astype(np.float64)
     sizes = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not np.all(np.isfinite(sizes) & (sizes > 0)):
-        raise InputError(f"recogniser {embedder.name}: embeddings must be finite and not 0")
+        raise BlindError(f"recogniser {embedder.name}: embeddings must be finite and not 0")
     return embeddings / sizes
 
 

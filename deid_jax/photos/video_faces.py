@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax._validate import InputError
 from deid_jax.embedders import Embedder
 from deid_jax.photos import protection
 from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.faces import Detector, Face, overlap
-from deid_jax.photos.judging import Witness, crops_of, goal, knowledge, likeness
+from deid_jax.photos.judging import BlindError, Witness, crops_of, goal, knowledge, likeness
 from deid_jax.photos.photo import Strength
 from deid_jax.photos.tracking import Track
 
@@ -37,7 +36,7 @@ def directions(embedder: Embedder, crops: np.ndarray) -> np.ndarray:
     As `judging.directions`, in smaller batches: a frame has few faces.
 
     Raises:
-      InputError: an embedding is zero or not finite.
+      BlindError: an embedding is zero or not finite.
     """
     images = np.rint(255 * crops).astype(np.uint8)
     sizes = (*protection.BATCHES, _BATCH)
@@ -52,7 +51,7 @@ def directions(embedder: Embedder, crops: np.ndarray) -> np.ndarray:
     rows = np.concatenate(found).astype(np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.all(np.isfinite(norms) & (norms > 0)):
-        raise InputError(f"recogniser {embedder.name}: embeddings must be finite and not 0")
+        raise BlindError(f"recogniser {embedder.name}: embeddings must be finite and not 0")
     return rows / norms
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deid_jax._validate import InputError, PassingError
 from deid_jax.photos.faces import Face
 from deid_jax.photos.files import UNFINISHED
+from deid_jax.photos.judging import BlindError
 from experiments import protect, protect_work
 from tests.experiments.conftest import listing
 from tests.experiments.protect_helpers import (
@@ -394,3 +396,27 @@ def test_progress_tells_what_is_done_to_a_video(single, monkeypatch):
     assert said == [*wanted, ""]
     line = json.loads((output / NAME).read_text())
     assert line["num_frames"] == NUMBER
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BlindError("recogniser a: embeddings must be finite and not 0"), "not protected"),
+        (PassingError("videos need PyAV"), "unreadable"),
+        (InputError("video b.mp4 is cut off"), "unreadable"),
+    ],
+)
+def test_what_stops_a_video_is_told_as_what_it_is(folders, done, monkeypatch, error, status):
+    """What may be well next time is tried again, what a file is to blame for is not."""
+    source, output = folders
+
+    def refused(*given, **options):
+        raise error
+
+    monkeypatch.setattr(protect_work, "protect_video", refused)
+    assert run(arguments(source, output)) == 1
+    record = records_of(output)["b.mp4"]
+    assert (record["status"], record["reason"], record["output"]) == (status, str(error), None)
+    del done[:]
+    assert run(arguments(source, output)) == 1
+    assert ("b.mp4" in done) is isinstance(error, PassingError)
