@@ -116,7 +116,9 @@ def test_by_default_a_png_tells_nothing_but_its_colours_and_density():
 @pytest.mark.parametrize("name", [b"cHRM", b"cICP", b"gAMA", b"sRGB"])
 def test_what_only_looks_like_a_colour_chunk_goes(name, keep):
     plain = encoded(picture(), "PNG")
-    photo = parse(plain[:33] + chunk(name, b"Ann was here, and more than colours!") + plain[33:])
+    photo = parse(
+        plain[:33] + chunk(name, b"Ann was here, and more than colours!") + plain[33:]
+    )
     written = files.encode(photo, photo.pixels, keep_metadata=keep)
     assert b"Ann" not in written
     assert name not in dict(png_chunks(written))
