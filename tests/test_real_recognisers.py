@@ -133,7 +133,8 @@ def test_24_megapixels_fit_into_3_gb(real_photos, recogniser_files, tmp_path, su
         "protect", *flags, f"--recogniser={_given(recogniser_files)}", cwd=tmp_path
     )
     _, status, usage = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)
     started.stdout.close()
     started.stderr.close()
-    assert status == 0
+    assert started.returncode == 0
     assert usage.ru_maxrss < 3e6  # In kilobytes.
