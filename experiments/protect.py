@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from deid_jax._validate import InputError, count
 from deid_jax.photos import faces as face_finding
@@ -184,10 +183,7 @@ def _detector(
         raise InputError("faces by boxes, boxes and aligned exclude each other: give one")
     if any(ways):
         return None
-    if settings.detector == "cascade":
-        face_finding.cascade(np.zeros((32, 32, 3), np.uint8))  # Says what is not installed.
-        return face_finding.cascade
-    return face_finding.yunet(settings.detector)
+    return protect_inputs.detector(settings.detector)
 
 
 def _witnesses(settings: ProtectSettings) -> list[Witness]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from deid_jax._validate import InputError
 from deid_jax.embedders import split_list
+from deid_jax.photos import faces as face_finding
 from deid_jax.photos import files, video_files
 from deid_jax.photos.alignment import SIZE, aligned_face
 from deid_jax.photos.faces import Detector
@@ -156,6 +157,18 @@ def witnesses(recogniser: str, judge: str, threshold: float | None) -> list[Witn
 def sample() -> np.ndarray:
     """float32[2, S, S, 3], pictures of noise: what is made of them tells recognisers apart."""
     return np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
+
+
+def detector(name: str) -> Detector:
+    """What finds faces: `cascade`, or the file of a YuNet model.
+
+    Raises:
+      InputError: what it needs is not installed, or there is no such model.
+    """
+    if name != "cascade":
+        return face_finding.yunet(name)
+    face_finding.cascade(np.zeros((32, 32, 3), np.uint8))  # Says what is not installed.
+    return face_finding.cascade
 
 
 def known(

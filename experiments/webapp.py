@@ -24,11 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deid_jax._validate import InputError, count
-from deid_jax.photos import faces as face_finding
-from deid_jax.photos.faces import Detector
 from experiments import cli, protect_inputs
 from experiments.cli import setting
 from experiments.protect import ProtectSettings
@@ -127,19 +123,11 @@ def studio(settings: WebappSettings) -> Studio:
     """
     count("num_steps", settings.num_steps, least=1)
     count("seed", settings.seed, most=2**31 - 1)
-    detector = _detector(settings.detector)
+    detector = protect_inputs.detector(settings.detector)
     witnesses = protect_inputs.witnesses(
         settings.recogniser, settings.judge, settings.threshold
     )
     return Studio(detector, witnesses, settings.num_steps, settings.seed)
-
-
-def _detector(name: str) -> Detector:
-    """`cascade`, or the file of a YuNet model."""
-    if name != "cascade":
-        return face_finding.yunet(name)
-    face_finding.cascade(np.zeros((32, 32, 3), np.uint8))  # Says what is not installed.
-    return face_finding.cascade
 
 
 def _free(port: int) -> int:
