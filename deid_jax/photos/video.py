@@ -22,10 +22,10 @@ from deid_jax._validate import InputError
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.files import UNFINISHED
-from deid_jax.photos.judging import Witness, crops_of
+from deid_jax.photos.judging import Witness, crops_of, directions
 from deid_jax.photos.photo import DEFAULT, Strength
 from deid_jax.photos.tracking import Tracker
-from deid_jax.photos.video_faces import Attack, Followed, Judge, directions, mean
+from deid_jax.photos.video_faces import Attack, Followed, Judge, mean
 from deid_jax.photos.video_files import FORMATS, Picture, look, pictures, rewrite
 from deid_jax.photos.video_frames import Change
 

@@ -1,19 +1,23 @@
 """What is done to the faces of a video, frame by frame: changed, and judged."""
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax.embedders import Embedder
 from deid_jax.photos import protection
 from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.faces import Detector, Face, overlap
-from deid_jax.photos.judging import BlindError, Witness, crops_of, goal, knowledge, likeness
+from deid_jax.photos.judging import (
+    Witness,
+    crops_of,
+    directions,
+    goal,
+    knowledge,
+    likeness,
+)
 from deid_jax.photos.photo import Strength
 from deid_jax.photos.tracking import Track
 
@@ -23,36 +27,6 @@ NEXT_STEPS = 4
 _BATCH = 32
 # Boxes that overlap so far, intersection over union, are the same face's.
 _SAME = 0.3
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _embed(variables: Any, images: jax.Array, module: Any) -> jax.Array:
-    return module.apply(variables, images.astype(jnp.float32) / 255)
-
-
-def directions(embedder: Embedder, crops: np.ndarray) -> np.ndarray:
-    """Unit embeddings float64[N, D] of crops float32[N, S, S, 3] in [0, 1].
-
-    As `judging.directions`, in smaller batches: a frame has few faces.
-
-    Raises:
-      BlindError: an embedding is zero or not finite.
-    """
-    images = np.rint(255 * crops).astype(np.uint8)
-    sizes = (*protection.BATCHES, _BATCH)
-    found = []
-    for first in range(0, len(images), _BATCH):
-        own = images[first : first + _BATCH]
-        size = next(size for size in sizes if size >= len(own))
-        padded = np.concatenate([own, np.repeat(own[-1:], size - len(own), axis=0)])
-        found.append(
-            np.asarray(_embed(embedder.variables, padded, embedder.module))[: len(own)]
-        )
-    rows = np.concatenate(found).astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not np.all(np.isfinite(norms) & (norms > 0)):
-        raise BlindError(f"recogniser {embedder.name}: embeddings must be finite and not 0")
-    return rows / norms
 
 
 def mean(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -8,9 +8,10 @@ from deid_jax._validate import InputError
 from deid_jax.embedders import Embedder, FunctionModule
 from deid_jax.photos import faces, video
 from deid_jax.photos.faces import Face
+from deid_jax.photos.judging import directions
 from deid_jax.photos.photo import Strength
 from deid_jax.photos.tracking import Track
-from deid_jax.photos.video_faces import Attack, Followed, Judge, directions, mean
+from deid_jax.photos.video_faces import Attack, Followed, Judge, mean
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import may_change, square
 from tests.photos.video_helpers import (
