@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import recognisers, storage, training
+from deid_jax import predicting, recognisers, storage, training
 from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, FaceDataset, loader
 from deid_jax.models.attribute_net import AttributeNet
@@ -214,7 +214,7 @@ class AttributeClassifier(NamedTuple):
         """The classes that it names for pictures of its size, int32[N, A]."""
         named = []
         for batch in loader.in_order(faces, loader.even_batch_size(len(faces), batch_size)):
-            logits = training.predict(self.variables, batch.image, model=self.model)
+            logits = predicting.predict(self.variables, batch.image, model=self.model)
             named.append(np.argmax(logits, axis=-1)[batch.mask])
         return np.concatenate(named).astype(np.int32)
 

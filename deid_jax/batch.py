@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS, Method, gaussian_noise
@@ -20,6 +21,7 @@ from deid_jax.judging import Figures, Naming, Verdict, judge, judge_both, name_f
 from deid_jax.objectives import OBJECTIVES, LogitsFn
 from deid_jax.precision import PRECISIONS, in_precision, products_in
 from deid_jax.quantizing import finish_on_grid
+from deid_jax.sharding import BATCH, over_batch
 from deid_jax.types import AttackResult, Batch
 
 METHODS: dict[str, Method] = ATTACKS | BASELINES
@@ -67,10 +69,10 @@ class Protocol:
         """Whether an attack aims at a label."""
         return self.target != "none"
 
-    def program(self, model: Any, method: str) -> "Program":
-        """What decides the compiled program of a method against a model."""
+    def program(self, model: Any, method: str, mesh: Mesh | None = None) -> "Program":
+        """What decides the compiled program of a method against a model, on some devices."""
         quantize = METHODS[method].quantizes if self.quantize is None else self.quantize
-        return Program(model, method, self.target, self.init, quantize, self.precision)
+        return Program(model, method, self.target, self.init, quantize, self.precision, mesh)
 
 
 def choose_targets(
@@ -134,6 +136,7 @@ class Program(NamedTuple):
       init: see `Protocol`.
       quantize: whether results are finished on the 8-bit grid.
       precision: see `Protocol`.
+      mesh: the devices over which a batch is divided; None: where its arrays are.
     """
 
     model: Any
@@ -142,6 +145,7 @@ class Program(NamedTuple):
     init: str = "image"
     quantize: bool = False
     precision: str = "float32"
+    mesh: Mesh | None = None
 
 
 def de_identify(
@@ -156,7 +160,20 @@ def de_identify(
       key: the run's key; picture i uses fold_in(key, i).
       program: everything static.
     """
-    model, method, target, init, quantize, precision = program
+    each, several = PartitionSpec(BATCH), PartitionSpec(BATCH)
+    if isinstance(getattr(config, "num_steps", None), tuple):
+        several = PartitionSpec(None, BATCH)
+    results: Any = (several, each, each, several, several, several)
+    alone = functools.partial(_de_identify, program=program)
+    divided = over_batch(alone, program.mesh, (False, True, False, False), Outcome(*results))
+    return divided(variables, batch, config, key)
+
+
+def _de_identify(
+    variables: Any, batch: Batch, config: Any, key: jax.Array, *, program: Program
+) -> Outcome:
+    """`de_identify` of what one device has of the batch."""
+    model, method, target, init, quantize, precision, _ = program
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
     target_key, init_key, attack_key, finish_key = (fold_in_all(keys, n) for n in range(4))
     # Whatever the attack computes in, the recogniser that judges it is the one of float32.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import training, verification
+from deid_jax import predicting, verification
 from deid_jax._validate import InputError
 from deid_jax.checkpointing import CheckpointInfo
 from deid_jax.data.dataset import FaceDataset
@@ -108,6 +108,6 @@ def from_embedder(
         pictures=known.pictures,
         provenance=dict(known.provenance),
         training={},
-        accuracy={faces.split: training.accuracy(model, variables, faces) for faces in sets},
+        accuracy={faces.split: predicting.accuracy(model, variables, faces) for faces in sets},
     )
     return Recogniser(model, variables, info)

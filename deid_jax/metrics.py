@@ -4,8 +4,9 @@ Pictures are float32[B, H, W, C] in [0, 1]; every result is [B]. The mean over t
 a run is taken once, on the host, over real (not padding) entries: `summarise`.
 """
 
+import array
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,22 +61,26 @@ def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1) != labels
 
 
-def summarise(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+def summarise(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
     """Means over per-image records, in float64.
 
     Args:
-      records: one mapping per image.
+      records: one mapping per image, gone through once; only its numbers are kept.
       names: the entries to average: numbers or booleans.
 
     Returns:
-      name -> mean; a share of 0 to 1 for booleans.
+      name -> mean, a share of 0 to 1 for booleans; and "count", the number of records.
 
     Raises:
       ValueError: there are no records.
     """
-    if not records:
+    columns = {name: array.array("d") for name in names}
+    count = 0
+    for record in records:
+        count += 1
+        for name, column in columns.items():
+            column.append(record[name])
+    if not count:
         raise ValueError("records must hold at least one image, got none")
-    return {
-        name: float(np.mean([record[name] for record in records], dtype=np.float64))
-        for name in names
-    }
+    means = {name: float(np.mean(np.asarray(column))) for name, column in columns.items()}
+    return {**means, "count": count}

@@ -52,7 +52,7 @@ def required_bytes(compiled: Any) -> int:
 
 
 def free_bytes() -> int | None:
-    """What the first device has free; None where the system does not tell."""
+    """What every device of this process has free; None where the system does not tell."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -60,7 +60,8 @@ def free_bytes() -> int | None:
     if device.platform != "cpu":
         return None
     known = [free for free in (_free_in_system(), _free_in_container()) if free is not None]
-    return int(_SHARE * min(known)) if known else None
+    # Virtual devices of a CPU share its memory.
+    return int(_SHARE * min(known) / jax.local_device_count()) if known else None
 
 
 def _free_in_system() -> int | None:
@@ -84,25 +85,28 @@ def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
     return None if limit == "max" else int(limit) - int(used)
 
 
-def smaller_to_fit(size: int, compiled: Any, limit: int | None) -> int | None:
+def smaller_to_fit(
+    size: int, compiled: Any, limit: int | None, *, least: int = 1
+) -> int | None:
     """A batch size that should fit if this one does not; None if it does.
 
     Args:
       size: pictures per call of `compiled`.
       compiled: the program.
-      limit: bytes that there are; None: unknown, so that everything fits.
+      limit: bytes that a device has; None: unknown, so that everything fits.
+      least: the smallest size, one picture a device.
 
     Raises:
-      InputError: not even one picture fits.
+      InputError: not even that fits.
     """
     needed = required_bytes(compiled)
     if limit is None or needed <= limit:
         return None
-    if size == 1:
+    if size <= least:
         raise InputError(
             f"one picture needs {_gib(needed)} of memory, and {_gib(limit)} are free"
         )
-    smaller = max(1, min(size - 1, size * limit // needed))
+    smaller = max(least, min(size - 1, size * limit // needed))
     _say_split(size, smaller, f"needs {_gib(needed)} of memory, {_gib(limit)} are free")
     return smaller
 
@@ -122,16 +126,21 @@ def watching_memory() -> Iterator[None]:
         raise OutOfMemoryError from failure
 
 
-def half_of(size: int) -> int:
+def half_of(size: int, *, least: int = 1) -> int:
     """What to go on with after `OutOfMemoryError` at a batch size; warns.
 
+    Args:
+      size: the batch size.
+      least: the smallest size, one picture a device.
+
     Raises:
-      InputError: it was one picture.
+      InputError: it was the smallest.
     """
-    if size == 1:
+    if size <= least:
         raise InputError("one picture needs more memory than there is")
-    _say_split(size, size // 2, "needs more memory than there is")
-    return size // 2
+    smaller = max(least, size // 2)
+    _say_split(size, smaller, "needs more memory than there is")
+    return smaller
 
 
 def _say_split(size: int, smaller: int, reason: str) -> None:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deid_jax import checkpointing, storage, training
+from deid_jax import checkpointing, predicting, storage, training
 from deid_jax._validate import InputError
 from deid_jax.checkpointing import CheckpointInfo
 from deid_jax.data import DataOptions, FaceDataset, load_dataset
+from deid_jax.distributed import ALONE, Group
 from deid_jax.models import create_model
 from deid_jax.models.vggface_files import Pretrained
 
@@ -80,6 +81,8 @@ def fit(
     held_out: FaceDataset | None = None,
     pretrained: Pretrained | None = None,
     progress: training.Progress = training.no_progress,
+    group: Group = ALONE,
+    model_parallel: int = 1,
 ) -> tuple[Recogniser, list[training.EpochRecord]]:
     """Trains a recogniser and keeps it at `path`.
 
@@ -95,6 +98,8 @@ def fit(
       pretrained: layers of the model to take from a file and leave as they are; the checkpoint
         holds them, and its provenance names the file and its SHA-256.
       progress: see `deid_jax.training.train`.
+      group: the processes that train together; all return once the checkpoint is there.
+      model_parallel: see `deid_jax.training.train`.
 
     Returns:
       The recogniser and the history of its training.
@@ -114,22 +119,27 @@ def fit(
         pretrained=pretrained,
         state_dir=state_dir,
         progress=progress,
+        group=group,
+        model_parallel=model_parallel,
     )
     if not np.isfinite(history[-1].loss):
-        storage.remove(state_dir)
+        if group.is_first:
+            storage.remove(state_dir)
         raise InputError(
             f"training diverged: the loss is {history[-1].loss}; learning_rate must be less "
             f"than {config.learning_rate:g}"
         )
-    accuracy = {dataset.split: training.accuracy(model, variables, dataset)}
+    accuracy = {dataset.split: predicting.accuracy(model, variables, dataset)}
     if held_out:
         accuracy[held_out.split] = history[-1].test_accuracy
     info = _describe(model_name, dataset, config, accuracy)
     if pretrained:
         provenance = {**info.provenance, "pretrained": pretrained.source}
         info = dataclasses.replace(info, provenance=provenance)
-    checkpointing.save(path, variables, info)
-    storage.remove(state_dir)
+    if group.is_first:
+        checkpointing.save(path, variables, info)
+        storage.remove(state_dir)
+    group.wait()
     return Recogniser(model, variables, info), history
 
 

@@ -1,7 +1,7 @@
 """One record per picture, and what they come to: the figures of a run."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def _record(
     }
 
 
-def summary(records: Sequence[Mapping[str, Any]], *, targeted: bool) -> dict[str, Any]:
+def summary(records: Iterable[Mapping[str, Any]], *, targeted: bool) -> dict[str, Any]:
     """The figures of a run: means over its pictures, rates as fractions.
 
     `clean_error` is the share that the recogniser misnames before anything is done: MR
@@ -78,7 +78,7 @@ def summary(records: Sequence[Mapping[str, Any]], *, targeted: bool) -> dict[str
         ],
     )
     figures: dict[str, Any] = {
-        "num_images": len(records),
+        "num_images": int(means["count"]),
         "clean_error": means["clean_misclassified"],
     }
     for suffix in ("", "_uint8"):

@@ -5,10 +5,10 @@ import csv
 import dataclasses
 import fcntl
 import importlib.metadata
-import io
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +19,13 @@ import numpy as np
 from PIL import Image
 
 from deid_jax import _validate
+from deid_jax.distributed import ALONE, GOES_ON, Group
+from deid_jax.resuming import Store, digest_of
 
 # The description that makes a folder of files a run: written last, it lists them.
 DESCRIPTION = "config.json"
+# Inside the hidden folder, where the files of a run lie that is whole or has left nothing.
+_AT_ONCE = "at_once"
 
 
 class RunFolder:
@@ -35,16 +39,37 @@ class RunFolder:
       path: the folder; made if missing.
       contents: names of the files and folders that the run may write, beside `DESCRIPTION`;
         what an earlier run left of one that this run does not write is deleted.
+      group: the processes of the run, which share the folder. The first one locks it and
+        writes what is written once; `write_png` and the store are for all.
 
     Raises:
       InputError: `path` is a file, cannot be written, is being written by another run, holds
         the run of another command, or holds one of the names and no run.
     """
 
-    def __init__(self, path: Path, contents: Sequence[str]):
+    def __init__(self, path: Path, contents: Sequence[str], group: Group = ALONE):
         self.path = path
         self._contents = (*contents, DESCRIPTION)
         self._staging = path / f".{contents[0]}.unfinished"
+        self._group = group
+        self._resumable = False
+        self._work = self._staging / _AT_ONCE
+
+    def going_on(self, facts: Mapping[str, Any]) -> "RunFolder":
+        """The same for a run of many pieces: what `store` has outlives a failure.
+
+        Args:
+          facts: JSON-able, all that decides what the run writes. Runs of other facts do not
+            see its pieces; they stay until a run into the folder is whole.
+        """
+        self._resumable = True
+        self._work = self._staging / self._group.agree(digest_of(facts))
+        return self
+
+    @property
+    def store(self) -> Store:
+        """The pieces that are finished."""
+        return Store(self._work / "pieces")
 
     def check(self) -> None:
         """Refuses a path that cannot become the run's folder; changes nothing."""
@@ -74,13 +99,35 @@ class RunFolder:
             return []
 
     def __enter__(self) -> "RunFolder":
-        self.check()
-        self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-        self._staging.mkdir(parents=True, exist_ok=True)
-        self._lock = self._locked()
-        for left in self._staging.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if self._group.is_first:
+            self.check()
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self._staging.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
+            for left in self._staging.iterdir():
+                # Pieces of other runs may still be gone on from.
+                if not (left / "pieces").is_dir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            self._work.mkdir(exist_ok=True)
+        self._check_shared()
         return self
+
+    def _check_shared(self) -> None:
+        """Refuses a folder that is another one for another process."""
+        if self._group.count == 1:
+            return
+        token = self._work / self._group.agree(f"{secrets.token_hex(8)}.shared")
+        if self._group.is_first:
+            token.touch()
+        self._group.wait()
+        if not token.exists():
+            raise _validate.InputError(
+                f"output_dir {self.path} must be on a file system that all processes share: "
+                f"process {self._group.index} does not see what the first one writes there"
+            )
+        self._group.wait()
+        if self._group.is_first:
+            token.unlink()
 
     def _locked(self) -> int:
         """Locks the hidden folder; the lock goes with the process, however that ends."""
@@ -100,17 +147,26 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._group.is_first:
+            return
         if kind is None:
             self._complete_description()
             for name in self._contents:
-                new, final = self._staging / name, self.path / name
+                new, final = self._work / name, self.path / name
                 if final.is_dir():
                     shutil.rmtree(final)
                 if new.exists():
                     new.replace(final)
                 else:
                     final.unlink(missing_ok=True)
-        shutil.rmtree(self._staging, ignore_errors=True)
+        kept = kind is not None and self._resumable and len(self.store) > 0
+        if kept:
+            assert error is not None
+            error.add_note(GOES_ON)
+        else:
+            shutil.rmtree(self._work if kind else self._staging, ignore_errors=True)
+            with contextlib.suppress(OSError):  # Pieces of other runs are there.
+                self._staging.rmdir()
         os.close(self._lock)
         if kind is not None:
             for folder in self._made:
@@ -118,39 +174,49 @@ class RunFolder:
                     folder.rmdir()
 
     def _complete_description(self) -> None:
-        staged = self._staging / DESCRIPTION
+        staged = self._work / DESCRIPTION
         description = json.loads(staged.read_text()) if staged.exists() else describe()
-        written = {name for name in self._contents if (self._staging / name).exists()}
+        written = {name for name in self._contents if (self._work / name).exists()}
         contents = sorted(written | {DESCRIPTION})
         self.write_json(DESCRIPTION, description | {"contents": contents})
 
+    def work_path(self, name: str) -> Path:
+        """Where a file of the run lies until the run is whole."""
+        return self._work / name
+
     def write_text(self, name: str, text: str) -> None:
         """Writes one text file."""
-        (self._staging / name).write_text(text, encoding="utf-8")
+        (self._work / name).write_text(text, encoding="utf-8")
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes one binary file."""
-        (self._staging / name).write_bytes(content)
+        (self._work / name).write_bytes(content)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes one JSON file; infinities and NaN, which JSON lacks, as strings."""
         text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
         self.write_text(name, text + "\n")
 
-    def write_csv(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    def write_csv(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes records as CSV, a column per entry; the first record names the columns."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        self.write_text(name, text.getvalue())
+        coming = iter(records)
+        first = next(coming)
+        with (self._work / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(first), lineterminator="\n")
+            writer.writeheader()
+            writer.writerow(first)
+            writer.writerows(coming)
 
     def write_png(self, name: str, picture: np.ndarray) -> np.ndarray:
         """Writes uint8[H, W, 3] as PNG; returns what the file reads back as."""
-        path = self._staging / name
+        path = self._work / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path, format="PNG", compress_level=4)
-        with Image.open(path) as image:
+        return self.read_png(name)
+
+    def read_png(self, name: str) -> np.ndarray:
+        """Reads what `write_png` wrote: uint8[H, W, 3]."""
+        with Image.open(self._work / name) as image:
             return np.asarray(image.convert("RGB"))
 
 

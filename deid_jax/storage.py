@@ -82,7 +82,7 @@ def load_info(path: Path) -> Any:
 
 
 def load_arrays(path: Path, like: Any) -> Any:
-    """Reads the arrays, onto the first device.
+    """Reads the arrays, onto the first device of this process.
 
     Args:
       path: the folder, whose description has been read.
@@ -95,7 +95,7 @@ def load_arrays(path: Path, like: Any) -> Any:
       InputError: they are damaged.
     """
     _check_files(path, "arrays")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
     )
@@ -162,12 +162,19 @@ def _check_files(path: Path, item: str) -> None:
 
 
 def _checkpointer() -> ocp.Checkpointer:
+    # One process alone writes or reads, whatever others there are.
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"{index}"
+    )
     # Without OCDBT: merging its files fails silently below a folder with "[" in its name.
     return ocp.Checkpointer(
         ocp.CompositeCheckpointHandler(
-            arrays=ocp.PyTreeCheckpointHandler(use_ocdbt=False),
-            info=ocp.JsonCheckpointHandler(),
-        )
+            arrays=ocp.PyTreeCheckpointHandler(use_ocdbt=False, multiprocessing_options=alone),
+            info=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        ),
+        multiprocessing_options=alone,
     )
 
 

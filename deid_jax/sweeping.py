@@ -13,14 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from deid_jax import evaluation, programs
+from deid_jax import evaluation, programs, sharding
 from deid_jax._validate import InputError
 from deid_jax.batch import METHODS, Protocol, run_batch_many
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
+from deid_jax.distributed import ALONE, Group
 from deid_jax.records import records_of
-from deid_jax.resuming import Store
+from deid_jax.resuming import Store, digest_of
 from deid_jax.types import Batch
 
 Settings = Mapping[str, float]
@@ -131,6 +133,9 @@ def sweep(
     store: Store | None = None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
     memory: int | None = None,
+    mesh: Mesh | None = None,
+    spans: Sequence[range] | None = None,
+    group: Group = ALONE,
 ) -> list[Records]:
     """De-identifies a data set at every point of a grid.
 
@@ -146,43 +151,83 @@ def sweep(
       protocol: everything else that decides the result.
       settings_per_call: how many settings `vmap` stacks; None: what suits the device.
       store: keeps what is done, so that a sweep that was stopped goes on from there.
-      progress: called with (pictures done, pictures in all) over all points.
-      memory: bytes that a call may take; what is free if None.
+      progress: called with (pictures done, pictures in all) over all points of this process.
+      memory: bytes that a call may take on a device; what is free if None.
+      mesh: the devices; None: all of this process.
+      spans: the positions, in parts that are done and stored at a time; None: batches.
+      group: the processes that share the work, by way of a store that they share.
 
     Returns:
-      For each point one record per picture, in the data set's order.
+      For each point one record per picture that can be read, in the data set's order; nothing
+      in other processes than the first.
 
     Raises:
-      InputError: not even one picture at one setting fits into memory.
+      InputError: not even one picture at one setting fits into memory, a picture cannot be
+        read, or the recogniser gives no numbers.
 
     Warns:
       UserWarning: a batch or a stack of settings did not fit, and smaller ones are taken.
     """
-    size = protocol.batch_size or evaluation.default_batch_size(
-        dataset.image_size, len(dataset)
+    mesh = mesh or sharding.local_mesh()
+    longest = len(dataset) if spans is None else max(map(len, spans))
+    parts = sharding.num_parts(mesh)
+    wanted = protocol.batch_size or parts * evaluation.default_batch_size(
+        dataset.image_size, longest
     )
-    size = loader.even_batch_size(len(dataset), size)
-    per_call = settings_per_call or default_settings_per_call(size, dataset.image_size)
+    size = evaluation.batch_size_for(longest, sharding.whole_parts(mesh, wanted), mesh)
+    per_call = settings_per_call or default_settings_per_call(size // parts, dataset.image_size)
     jobs = _jobs(method, points)
     runs = sum(len(job.leaves) for job in jobs)
     steps = max((step for job in jobs for step in job.num_steps), default=0)
-    variables = evaluation.ready_variables(variables, dataset, steps, runs)
-    total = runs * len(dataset)
-    results: dict[tuple, Records] = {}
-    done = 0
+    variables = evaluation.ready_variables(variables, dataset, steps, mesh, runs)
+    if spans is None:
+        spans = loader.divided([range(len(dataset))], size)
+    calls = []
     for job in jobs:
         # All chunks are of one size, so that one compilation serves them.
         width = loader.even_batch_size(len(job.leaves), per_call)
-        call = _Call(model, variables, dataset, method, protocol, job, width, store)
-        call, size = call.fitted(size, memory)
-        for start in range(0, len(job.leaves), call.width):
-            chosen = job.leaves[start : start + call.width]
-            for batch in loader.in_order(dataset, size):
-                for point, records in call(batch, chosen):
-                    results.setdefault(_identity(point), []).extend(records)
-                done += len(chosen) * int(np.sum(batch.mask))
-                progress(done, total)
+        call = _Call(
+            model,
+            variables,
+            dataset,
+            method,
+            protocol,
+            mesh,
+            job,
+            width,
+            size,
+            _Kept() if store is None else store,
+        )
+        calls.append(call.fitted(longest, memory))
+    units = [(call, span, chosen) for call in calls for span in spans for chosen in call.chunks]
+    own = units[group.index :: group.count]
+    total = sum(len(span) * len(chosen) for _, span, chosen in own)
+    done = 0
+    for call, span, chosen in own:
+        call.do(span, chosen)
+        done += len(span) * len(chosen)
+        progress(done, total)
+    group.wait()
+    if not group.is_first:
+        return []
+    results: dict[tuple, Records] = {}
+    for call, span, chosen in units:
+        for point, records in call.done(span, chosen):
+            results.setdefault(_identity(point), []).extend(records)
     return [results[_identity(point)] for point in points]
+
+
+class _Kept:
+    """What `Store` does, in memory."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, Any] = {}
+
+    def read(self, key: Mapping[str, Any]) -> Any:
+        return self._pieces.get(digest_of(key))
+
+    def write(self, key: Mapping[str, Any], piece: Any) -> None:
+        self._pieces[digest_of(key)] = piece
 
 
 def _identity(point: Settings) -> tuple:
@@ -191,67 +236,96 @@ def _identity(point: Settings) -> tuple:
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """The compiled program for `width` settings at once, batch by batch, with its store."""
+    """The compiled program for `width` settings and `size` pictures at once, with its store."""
 
     model: Any
     variables: Any
     dataset: FaceDataset
     method: str
     protocol: Protocol
+    mesh: Mesh
     job: _Job
     width: int
-    store: Store | None
+    size: int
+    store: Store | _Kept
 
-    def fitted(self, size: int, memory: int | None) -> tuple["_Call", int]:
-        """The same with fewer settings, and a batch size, for which there is memory."""
-        while True:
-            limit = programs.free_bytes() if memory is None else memory
-            # To the device, settings and pictures are one: it is their product that counts.
-            smaller = programs.smaller_to_fit(size * self.width, self._program(size), limit)
-            if smaller is None:
-                return self, size
-            if self.width > 1:
-                width = loader.even_batch_size(len(self.job.leaves), max(1, smaller // size))
-                return dataclasses.replace(self, width=width).fitted(size, memory)
-            size = loader.even_batch_size(len(self.dataset), smaller)
+    @property
+    def chunks(self) -> list[list[Settings]]:
+        """The settings of the job, as many at a time as the program takes."""
+        leaves = self.job.leaves
+        return [leaves[i : i + self.width] for i in range(0, len(leaves), self.width)]
 
-    def __call__(
-        self, batch: Batch, chosen: Sequence[Settings]
-    ) -> list[tuple[Settings, Records]]:
-        """Every point of the settings chosen, `width` at most, with its records."""
-        piece = {
-            "job": [self.method, self.job.statics, self.job.num_steps],
-            "first": int(batch.position[0]),
-            "pictures": int(np.sum(batch.mask)),
-        }
-        keys = [{**piece, "leaves": leaves} for leaves in chosen]
-        kept: list[Any] = [
-            self.store.read(key) if self.store is not None else None for key in keys
+    def fitted(self, longest: int, memory: int | None) -> "_Call":
+        """The same with as many settings and pictures as there is memory for.
+
+        Args:
+          longest: pictures in the longest span.
+          memory: see `sweep`.
+        """
+        limit = programs.free_bytes() if memory is None else memory
+        parts = sharding.num_parts(self.mesh)
+        # To the device, settings and pictures are one: it is their product that counts.
+        smaller = programs.smaller_to_fit(
+            self.size * self.width, self._program(self.size), limit, least=parts
+        )
+        if smaller is None:
+            return self
+        if self.width > 1:
+            width = loader.even_batch_size(len(self.job.leaves), max(1, smaller // self.size))
+            return dataclasses.replace(self, width=width).fitted(longest, memory)
+        whole = max(parts, smaller // parts * parts)
+        size = evaluation.batch_size_for(longest, whole, self.mesh)
+        return dataclasses.replace(self, size=size).fitted(longest, memory)
+
+    def do(self, span: range, chosen: Sequence[Settings]) -> None:
+        """Computes and keeps what is not kept of a span, at `width` settings at most."""
+        keys = self._keys(span, chosen)
+        if all(self.store.read(key) is not None for key in keys):
+            return
+        per_setting: list[list[Records]] = [
+            [[] for _ in self.job.points(leaves)] for leaves in chosen
         ]
-        if None in kept:
-            kept = self._compute(batch, chosen)
-            if self.store is not None:
-                for key, records in zip(keys, kept, strict=True):
-                    self.store.write(key, records)
-        return [
-            (point, records)
-            for leaves, per_step in zip(chosen, kept, strict=True)
-            for point, records in zip(self.job.points(leaves), per_step, strict=True)
-        ]
+        for batch in loader.in_order(self.dataset, self.size, spans=[span]):
+            computed = self._compute(batch, chosen)
+            for per_step, more in zip(per_setting, computed, strict=True):
+                for records, new in zip(per_step, more, strict=True):
+                    records.extend(new)
+        for key, per_step in zip(keys, per_setting, strict=True):
+            self.store.write(key, per_step)
+
+    def done(self, span: range, chosen: Sequence[Settings]) -> list[tuple[Settings, Records]]:
+        """Every point of the settings chosen, with its records of a span."""
+        found: list[tuple[Settings, Records]] = []
+        for leaves, key in zip(chosen, self._keys(span, chosen), strict=True):
+            per_step = self.store.read(key)
+            if per_step is None:
+                raise OSError("a piece of the sweep is gone: run the command again")
+            found += zip(self.job.points(leaves), per_step, strict=True)
+        return found
+
+    def _keys(self, span: range, chosen: Sequence[Settings]) -> list[dict[str, Any]]:
+        job = [self.method, self.job.statics, self.job.num_steps]
+        where = {"first": span.start, "pictures": len(span)}
+        return [{"job": job, **where, "leaves": leaves} for leaves in chosen]
 
     def _program(self, size: int) -> Any:
+        batch = evaluation.batch_shapes(size, self.dataset.image_size)
         return programs.compile_once(
             run_batch_many,
             self.variables,
-            evaluation.batch_shapes(size, self.dataset.image_size),
+            sharding.batch_layout(batch, self.mesh),
             self._config(self.job.leaves[:1]),
-            jax.random.key(self.protocol.seed),
-            program=self.protocol.program(self.model, self.method),
+            self._key(),
+            program=self.protocol.program(self.model, self.method, self.mesh),
         )
+
+    def _key(self) -> jax.Array:
+        return sharding.place_everywhere(jax.random.key(self.protocol.seed), self.mesh)
 
     def _config(self, chosen: Sequence[Settings]) -> Any:
         repeated = [chosen[-1]] * (self.width - len(chosen))
-        return self.job.config(self.method, [*chosen, *repeated])
+        config = self.job.config(self.method, [*chosen, *repeated])
+        return sharding.place_everywhere(config, self.mesh)
 
     def _compute(self, batch: Batch, chosen: Sequence[Settings]) -> list[list[Records]]:
         """[setting][number of steps] -> records."""
@@ -259,13 +333,14 @@ class _Call:
             with programs.watching_memory():
                 figures = self._program(len(batch.label))(
                     self.variables,
-                    batch,
+                    sharding.place_batch(batch, self.mesh),
                     self._config(chosen),
-                    jax.random.key(self.protocol.seed),
+                    self._key(),
                 )
                 figures = jax.device_get(figures)
         except programs.OutOfMemoryError:
             return self._compute_halves(batch, chosen)
+        evaluation.check_numbers(figures, self.dataset, batch)
         targeted = self.protocol.targeted
         return [
             [records_of(at, self.dataset, batch, targeted=targeted) for at in per_step]
@@ -273,7 +348,9 @@ class _Call:
         ]
 
     def _compute_halves(self, batch: Batch, chosen: Sequence[Settings]) -> list[list[Records]]:
-        middle = programs.half_of(len(batch.label))
+        parts = sharding.num_parts(self.mesh)
+        middle = programs.half_of(len(batch.label), least=parts)
+        middle = max(parts, middle // parts * parts)
         halves = [
             self._compute(jax.tree.map(operator.itemgetter(part), batch), chosen)
             for part in (slice(middle), slice(middle, None))

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from deid_jax import _validate, storage
+from deid_jax import _validate, predicting, sharding, storage
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
+from deid_jax.distributed import ALONE, Group
 from deid_jax.models.vggface_files import Pretrained
 from deid_jax.types import Batch
 
@@ -190,26 +192,6 @@ def train_step(
     return state, {"loss": loss, "accuracy": accuracy}
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def predict(variables: Any, images: jax.Array, *, model: Any) -> jax.Array:
-    """Logits in inference mode: float32[B, K] of a recogniser."""
-    return model.apply(variables, images)
-
-
-def accuracy(
-    model: Any, variables: Any, dataset: FaceDataset, *, batch_size: int = 64
-) -> float:
-    """Share of a data set's labels that the model names rightly; NaN for no pictures."""
-    if not len(dataset):
-        return float("nan")
-    size = loader.even_batch_size(len(dataset), batch_size)
-    right = []
-    for batch in loader.in_order(dataset, size):
-        named = np.argmax(predict(variables, batch.image, model=model), axis=-1)
-        right.append((named == batch.label)[batch.mask])
-    return float(np.mean(np.concatenate(right)))
-
-
 def train(
     model: Any,
     dataset: FaceDataset,
@@ -219,8 +201,13 @@ def train(
     pretrained: Pretrained | None = None,
     state_dir: Path | None = None,
     progress: Progress = no_progress,
+    group: Group = ALONE,
+    model_parallel: int = 1,
 ) -> tuple[dict[str, Any], list[EpochRecord]]:
     """Trains a recogniser, or whatever model's logits float32[B, ..., K] meet int32[B, ...].
+
+    Every step's batch is divided over the devices of all processes, or over as many as divide
+    it; the statistics of BatchNorm are the whole batch's.
 
     Args:
       model: a Flax module of `deid_jax.models`.
@@ -232,15 +219,19 @@ def train(
       state_dir: where to keep the state between epochs; if one is there already, training
         goes on from it and ends in the weights of an uninterrupted run.
       progress: called after every step.
+      group: the processes that train together; the first one keeps the state.
+      model_parallel: over how many devices dense layers are divided.
 
     Returns:
-      The trained collections, and the history with one record an epoch.
+      The trained collections as NumPy arrays, and the history with one record an epoch.
 
     Raises:
       InputError: `state_dir` holds the state of a training with other settings, or a
-        damaged one, or cannot be written.
+        damaged one, or cannot be written; or the batch size is no multiple of the devices of
+        several processes.
     """
-    frozen = jax.device_put(dict(pretrained.layers)) if pretrained else {}
+    mesh = _mesh(min(config.batch_size, len(dataset)), group, model_parallel)
+    frozen = dict(pretrained.layers) if pretrained else {}
     state = initial_state(model, dataset.image_size, config, frozen)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     history: list[EpochRecord] = []
@@ -248,8 +239,11 @@ def train(
     if state_dir:
         facts = _facts(model, dataset, config)
         facts["SHA-256 of pretrained weights"] = pretrained.sha256 if pretrained else None
-        keeper = _StateKeeper(state_dir, facts)
+        keeper = _StateKeeper(state_dir, facts, group)
         state, history = keeper.restore(state)
+    state = sharding.place_variables(sharding.to_host(state), mesh)
+    frozen = sharding.place_variables(frozen, mesh)
+    key = sharding.place_everywhere(key, mesh)
     per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
     num_steps = config.epochs * per_epoch
     step = functools.partial(
@@ -259,20 +253,38 @@ def train(
         num_steps=num_steps,
         flips=config.flips,
     )
+    part = (group.index, group.count)
     for epoch in range(len(history), config.epochs):
         order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
         steps = []
-        for batch in loader.shuffled(dataset, config.batch_size, seed=order):
-            state, values = step(state, batch, key, frozen)
+        for batch in loader.shuffled(dataset, config.batch_size, seed=order, part=part):
+            state, values = step(state, sharding.place_batch(batch, mesh), key, frozen)
             steps.append(values)
             progress(epoch * per_epoch + len(steps), num_steps, history)
         means = jax.tree.map(lambda *values: float(np.mean(jax.device_get(values))), *steps)
         variables = state.variables(frozen)
-        held = accuracy(model, variables, held_out) if held_out else float("nan")
+        held = (
+            predicting.accuracy(model, variables, held_out, mesh=mesh)
+            if held_out
+            else float("nan")
+        )
         history.append(EpochRecord(epoch + 1, means["loss"], means["accuracy"], held))
         if keeper:
             keeper.save(state, history)
-    return state.variables(frozen), history
+    return sharding.to_host(state.variables(frozen)), history
+
+
+def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
+    """The devices of all processes; of one process as many as have equal parts of a batch."""
+    mesh = sharding.global_mesh(model_parallel)
+    if group.count == 1:
+        return sharding.narrowed(sharding.local_mesh(model_parallel), batch_size)
+    if batch_size % sharding.num_parts(mesh):
+        raise _validate.InputError(
+            f"batch_size must be a multiple of the {sharding.num_parts(mesh)} devices that "
+            f"{group.count} processes have together, got {batch_size}"
+        )
+    return mesh
 
 
 def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, Any]:
@@ -293,17 +305,19 @@ def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, A
 class _StateKeeper:
     """Training state on disk: that of the last whole epoch, or of one not long ago.
 
-    Keeping it takes at most a tenth of the time, so that not every epoch's is kept.
+    Keeping it takes at most a tenth of the time, so that not every epoch's is kept. All
+    processes read it, and the first one writes.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any]):
+    def __init__(self, path: Path, facts: Mapping[str, Any], group: Group):
         self._path = path
         self._facts = dict(facts)
+        self._group = group
         self._not_before = 0.0
 
     def restore(self, state: TrainState) -> tuple[TrainState, list[EpochRecord]]:
         """The kept state and history, or `state` and none."""
-        if not storage.exists(self._path):
+        if not self._group.agree(storage.exists(self._path)):
             return state, []
         info = storage.load_info(self._path)
         theirs = info.get("facts", {})
@@ -327,7 +341,8 @@ class _StateKeeper:
     def save(self, state: TrainState, history: list[EpochRecord]) -> None:
         """Keeps the state after an epoch, if it is time to."""
         start = time.monotonic()
-        if start >= self._not_before:
-            storage.save(self._path, state, {"facts": self._facts, "history": history})
+        if self._group.is_first and start >= self._not_before:
+            info = {"facts": self._facts, "history": history}
+            storage.save(self._path, sharding.to_host(state), info)
             end = time.monotonic()
             self._not_before = end + 9 * (end - start)

@@ -3,33 +3,47 @@
     python -m experiments.attack --method=pfgvm
 
 Writes into --output_dir: `metrics.json`, `per_image.csv`, `config.json`, `sheet.png` and
-`images/<person>/<name>.png`; with --evolution also `evolution.png` and `evolution.gif`.
+`images/<person>/<name>.png`, or with --output_format=tfds `dataset/<name>/<version>/`, which
+TFDS loads like the original; with --evolution also `evolution.png` and `evolution.gif`.
+
+The work is done shard by shard, on all devices, and by several processes if so started. A run
+that was stopped goes on where it stood when the same command is given again, by however many
+processes.
 """
 
 import dataclasses
+import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from deid_jax import evaluation, filmstrip, recognisers, reporting, sheet
+from deid_jax import evaluation, filmstrip, recognisers, reporting, resuming, sheet
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS
 from deid_jax.batch import METHODS, Protocol
-from deid_jax.data import FaceDataset
+from deid_jax.data import FaceDataset, loader
+from deid_jax.data.images import quiet_pillow
+from deid_jax.distributed import Group
+from deid_jax.evaluation import Timing
+from deid_jax.examples import run_examples
 from deid_jax.judging import Naming
 from deid_jax.recognisers import Recogniser
 from deid_jax.records import summary
 from deid_jax.reporting import RunFolder
-from experiments import cli, common
+from experiments import attack_output, cli, common, scale
+from experiments.attack_output import CopyOutput, Output, PngOutput
 from experiments.cli import setting
+from experiments.method_flags import number_or_name
 
 _SHEET_ROWS = 8
 _CONTENTS = (
     "images",
+    "dataset",
     "metrics.json",
     "per_image.csv",
     "sheet.png",
@@ -41,10 +55,16 @@ _STRIP_FRAMES, _GIF_FRAMES, _FILMS = 8, 24, 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackSettings(common.MethodSettings):
+class AttackSettings(common.MethodSettings, scale.ShardSettings):
     """Settings of `experiments.attack`."""
 
     method: str = setting("pfgvm", "De-identification method.", choices=tuple(METHODS))
+    output_format: str = setting(
+        "png",
+        "png: a file for each picture; tfds: a TFDS data set (ArrayRecord) with the features "
+        "of the original, to train on.",
+        choices=attack_output.FORMATS,
+    )
     evolution: bool = setting(
         False, "Also write how the first pictures come about, step by step, as PNG and GIF."
     )
@@ -58,86 +78,212 @@ def run(settings: AttackSettings) -> dict[str, Any]:
       InputError: bad settings, data, checkpoint or output folder; nothing is written then.
     """
     settings.check()
+    settings.check_shards()
     settings.check_methods([settings.method])
     config = METHODS[settings.method].config(**settings.settings_of(settings.method))
     protocol = settings.protocol(settings.method)
     if settings.evolution and settings.method not in ATTACKS:
         raise InputError(f"--evolution means nothing to --method={settings.method}: no steps")
-    folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
-    folder.check()
-    faces, recogniser = common.faces_and_recogniser(settings)
-    with folder:
-        records, timing, rows = _de_identify(
-            settings, faces, recogniser, config, protocol, folder
+    start = time.perf_counter()
+    with settings.joined() as group:
+        mesh = settings.local_mesh()
+        path = Path(settings.output_dir or _default_output(settings))
+        folder = RunFolder(path, _CONTENTS, group)
+        folder.check()
+        faces, recogniser = common.faces_and_recogniser(settings, group)
+        described = recogniser.describe()
+        work = _Work(settings, faces, recogniser, config, protocol, folder, group)
+        folder.going_on(work.facts(described))
+        with folder:
+            timing = work.attack_all(mesh, time.perf_counter() - start)
+            if not group.is_first:
+                return {}
+            figures = work.conclude(timing, num_devices=mesh.size * group.count)
+            if settings.evolution:
+                _write_evolution(folder, settings.method, faces, recogniser, config, protocol)
+            description = reporting.describe(
+                settings.alone(), dataset=faces.provenance, recogniser=described
+            )
+            folder.write_json(reporting.DESCRIPTION, description)
+    _print(figures, protocol, recogniser, folder.path)
+    return figures
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The shards of a run: which are finished, and what they come to."""
+
+    settings: AttackSettings
+    faces: FaceDataset
+    recogniser: Recogniser
+    config: Any
+    protocol: Protocol
+    folder: RunFolder
+    group: Group
+
+    @property
+    def shards(self) -> list[range]:
+        """The positions of each."""
+        return resuming.shards_of(len(self.faces), self.settings.shard_size)
+
+    def facts(self, recogniser: dict[str, Any]) -> dict[str, Any]:
+        """All that decides what is written."""
+        protocol = dataclasses.asdict(self.protocol)
+        del protocol["batch_size"]
+        return {
+            **scale.facts_of_pictures(self.faces, recogniser),
+            "method": [self.settings.method, dataclasses.asdict(self.config)],
+            "protocol": protocol,
+            "output format": self.settings.output_format,
+            "shards": [len(self.shards), len(self.shards[0])],
+        }
+
+    def attack_all(self, mesh: Any, spent: float) -> list[dict[str, float]]:
+        """Does this process's part of the shards that are not finished.
+
+        Args:
+          mesh: its devices.
+          spent: seconds of the run so far.
+
+        Returns:
+          The timing of every process.
+        """
+        shards, store = self.shards, self.folder.store
+        left = self.group.agree(self._unfinished() if self.group.is_first else None)
+        if len(left) < len(shards) and self.group.is_first:
+            done = len(shards) - len(left)
+            print(f"going on: {done} of {len(shards)} shards are finished", file=sys.stderr)
+        own = left[self.group.index :: self.group.count]
+        output, shown = self._output(), self._shown()
+
+        def keep(index: int, picture: np.ndarray) -> np.ndarray:
+            kept = output.keep(index, picture)
+            if index in shown:
+                self.folder.write_png(_shown_name(index), kept)
+            return kept
+
+        def finish(number: int, records: list[dict[str, Any]]) -> None:
+            files = output.finish(own[number], records)
+            store.write(own[number], {"files": files, "records": records})
+
+        profiled = common.profiled(self.settings.profile_dir)
+        with profiled, quiet_pillow(), cli.progress_bar(self.settings.method) as update:
+            timing = Timing()
+            if own:
+                timing = evaluation.evaluate_spans(
+                    self.recogniser.model,
+                    self.recogniser.variables,
+                    self.faces,
+                    self.settings.method,
+                    self.config,
+                    self.protocol,
+                    [shards[number] for number in own],
+                    finish,
+                    keep=keep,
+                    progress=update,
+                    mesh=mesh,
+                )
+        attacked = sum(len(shards[number]) for number in own)
+        timings = self.group.gather(
+            {**timing._asdict(), "spent": spent, "num_attacked": attacked}
         )
+        if self.group.is_first:
+            output.close()
+        return timings
+
+    def _unfinished(self) -> list[int]:
+        """The shards that are not there, or no longer whole."""
+        left = []
+        for number in range(len(self.shards)):
+            piece = self.folder.store.read(number)
+            if piece is None or not attack_output.is_whole(
+                self.folder.work_path("."), piece["files"]
+            ):
+                left.append(number)
+        return left
+
+    def _output(self) -> Output:
+        if self.settings.output_format == "tfds":
+            return CopyOutput(self.folder, self.faces, self.shards)
+        return PngOutput(self.folder, self.faces)
+
+    def _shown(self) -> list[int]:
+        return reporting.spread(self.faces.labels.tolist(), _SHEET_ROWS)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """One record per picture, in the data set's order; no more than a shard in memory."""
+        for piece in self.folder.store.all_of(range(len(self.shards))):
+            yield from piece["records"]
+
+    def conclude(
+        self, timings: Sequence[Mapping[str, float]], *, num_devices: int
+    ) -> dict[str, Any]:
+        """Writes tables and sheet; returns the figures of the run."""
+        settings = self.settings
         figures = {
             "method": settings.method,
             "model": settings.judge,
             "dataset": settings.dataset,
             "split": settings.split,
-            "num_devices": 1,
-            **summary(records, targeted=protocol.targeted),
-            "seconds": timing.seconds,
-            "images_per_second": len(records) / timing.seconds,
-            "compile_seconds": timing.compile_seconds,
-            "attack_seconds": timing.attack_seconds,
-            "config": dataclasses.asdict(config),
+            "num_devices": num_devices,
+            **summary(self._records(), targeted=self.protocol.targeted),
+            **_times(timings),
+            "shard_size": len(self.shards[0]),
+            "config": dataclasses.asdict(self.config),
         }
-        description = reporting.describe(
-            settings, dataset=faces.provenance, recogniser=recogniser.describe()
-        )
-        folder.write_json("metrics.json", figures)
-        folder.write_csv("per_image.csv", records)
-        folder.write_png("sheet.png", sheet.draw(rows, method=settings.method))
-        if settings.evolution:
-            _write_evolution(folder, settings.method, faces, recogniser, config, protocol)
-        folder.write_json(reporting.DESCRIPTION, description)
-    _print(figures, protocol, recogniser, folder.path)
-    return figures
+        left_out = len(self.faces) - figures["num_images"]
+        if left_out:
+            pictures = "picture" if left_out == 1 else "pictures"
+            print(f"left out {left_out} unreadable {pictures}", file=sys.stderr)
+        self.folder.write_json("metrics.json", figures)
+        self.folder.write_csv("per_image.csv", self._records())
+        rows = self._rows()
+        self.folder.write_png("sheet.png", sheet.draw(rows, method=settings.method))
+        return figures
+
+    def _rows(self) -> list[sheet.Row]:
+        """What the sheet shows."""
+        wanted = {self.faces.pictures[index]: index for index in self._shown()}
+        rows = []
+        for record in self._records():
+            index = wanted.get(f"{record['person']}/{record['name']}")
+            if index is not None:
+                rows.append(
+                    sheet.Row(
+                        original=self.faces.read(index),
+                        modified=self.folder.read_png(_shown_name(index)),
+                        true_name=record["person"],
+                        before=(record["clean_prediction"], record["clean_confidence"]),
+                        after=(record["prediction_uint8"], record["confidence_uint8"]),
+                    )
+                )
+        return rows
 
 
-def _de_identify(
-    settings: AttackSettings,
-    faces: FaceDataset,
-    recogniser: Recogniser,
-    config: Any,
-    protocol: Protocol,
-    folder: RunFolder,
-) -> tuple[list[dict[str, Any]], evaluation.Timing, list[sheet.Row]]:
-    """Writes the pictures; returns the records, the timing and the sheet's rows."""
-    chosen = reporting.spread(faces.labels, _SHEET_ROWS)
-    shown: dict[int, np.ndarray] = {}
-    names = faces.pictures
+def _shown_name(index: int) -> str:
+    """Where a picture of the sheet waits for it."""
+    return f"shown/{index}.png"
 
-    def keep(index: int, picture: np.ndarray) -> np.ndarray:
-        kept = folder.write_png(f"images/{names[index]}.png", picture)
-        if index in chosen:
-            shown[index] = kept
-        return kept
 
-    profiled = common.profiled(settings.profile_dir)
-    with profiled, cli.progress_bar(settings.method) as update:
-        records, timing = evaluation.evaluate(
-            recogniser.model,
-            recogniser.variables,
-            faces,
-            settings.method,
-            config,
-            protocol,
-            keep=keep,
-            progress=update,
-        )
-    rows = [
-        sheet.Row(
-            original=faces.read(index),
-            modified=kept,
-            true_name=records[index]["person"],
-            before=(records[index]["clean_prediction"], records[index]["clean_confidence"]),
-            after=(records[index]["prediction_uint8"], records[index]["confidence_uint8"]),
-        )
-        for index, kept in sorted(shown.items())
-    ]
-    return records, timing, rows
+def _times(timings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The timing fields of `metrics.json`: of the slowest process, or summed over threads."""
+    slowest = {name: max(timing[name] for timing in timings) for name in timings[0]}
+    summed = {name: sum(timing[name] for timing in timings) for name in timings[0]}
+    attacked = int(summed["num_attacked"])
+    return {
+        "num_processes": len(timings),
+        "num_attacked": attacked,
+        "seconds": slowest["seconds"],
+        "images_per_second": attacked / slowest["seconds"] if attacked else 0.0,
+        "compile_seconds": slowest["compile_seconds"],
+        "attack_seconds": slowest["attack_seconds"],
+        "startup_seconds": slowest["spent"] + slowest["compile_seconds"],
+        "read_seconds": summed["read_seconds"],
+        "read_threads": loader.NUM_THREADS,
+        "write_seconds": summed["keep_seconds"],
+        "write_threads": evaluation.NUM_KEEPERS,
+        "host_cores": len(os.sched_getaffinity(0)),
+    }
 
 
 def _write_evolution(
@@ -152,7 +298,7 @@ def _write_evolution(
     indices = reporting.spread(faces.labels, _FILMS)
     kinds = [filmstrip.moments(config.num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES)]
     steps = tuple(sorted({step for kind in kinds for step in kind}))
-    pictures, naming, clean = evaluation.run_examples(
+    pictures, naming, clean = run_examples(
         recogniser.model,
         recogniser.variables,
         faces,
@@ -191,12 +337,16 @@ def _default_output(settings: AttackSettings) -> Path:
     return Path("runs", "attack", f"{name}-{settings.split}-{settings.method}")
 
 
+def _by_whom(figures: Mapping[str, Any]) -> str:
+    devices, processes = figures["num_devices"], figures["num_processes"]
+    text = f" on {devices} devices" if devices > 1 else ""
+    return text + (f" of {processes} processes" if processes > 1 else "")
+
+
 def _print(
     figures: Mapping[str, Any], protocol: Protocol, recogniser: Recogniser, path: Path
 ) -> None:
-    settings = [
-        f"{name} {common.number_or_name(value)}" for name, value in figures["config"].items()
-    ]
+    settings = [f"{name} {number_or_name(value)}" for name, value in figures["config"].items()]
     if figures["method"] in ATTACKS:
         settings += [f"target {protocol.target}", f"init {protocol.init}"]
     print(
@@ -210,9 +360,9 @@ def _print(
         left = kept ** config["num_steps"]
         print(f"Of the noise (1 - αλ)^N = {left:.1%} is left.")
     print(
-        f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s), "
-        f"{figures['attack_seconds']:.1f} s of them in the compiled attack;\n"
-        f"{figures['compile_seconds']:.1f} s of compiling before.\n"
+        f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s"
+        f"{_by_whom(figures)}), {figures['attack_seconds']:.1f} s of them in the compiled "
+        f"attack;\n{figures['compile_seconds']:.1f} s of compiling before.\n"
         f"{common.accuracy_line(recogniser)}\n"
         f"Pictures, sheet and figures: {path}"
     )

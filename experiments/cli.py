@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from absl import flags, logging
 
-from deid_jax import weights
+from deid_jax import distributed, weights
 from deid_jax._validate import InputError
 from deid_jax.embedders import Embedder, load_embedder
 
@@ -178,7 +178,9 @@ def binary(run: Callable[[Any], Any], settings: type) -> Callable[[Sequence[str]
         keep_compiled_programs()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _status_of(lambda: run(parse(settings, arguments)))
+            status = _status_of(lambda: run(parse(settings, arguments)))
+        distributed.end(status)
+        return status
 
     return main
 
@@ -222,20 +224,23 @@ def _status_of(work: Callable[[], Any]) -> int:
     try:
         work()
     except InputError as error:
-        print(f"error: {_one_line(str(error))}", file=sys.stderr)
-        return 2
+        return _say(error, f"error: {error}", 2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
-        print(f"error: {_one_line(where + reason)}", file=sys.stderr)
-        return 2
+        return _say(error, f"error: {where}{reason}", 2)
     except ShortfallError as error:
-        print(_one_line(str(error)), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _say(error, str(error), 1)
+    except KeyboardInterrupt as error:
+        return _say(error, "interrupted", 130)
     return 0
+
+
+def _say(error: BaseException, text: str, status: int) -> int:
+    """One line, and what is to be known beside it; returns the status."""
+    notes = "; ".join(getattr(error, "__notes__", []))
+    print(_one_line(f"{text}; {notes}" if notes else text), file=sys.stderr)
+    return status
 
 
 def _one_line(text: str) -> str:

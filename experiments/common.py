@@ -16,6 +16,7 @@ from deid_jax.attacks import ATTACKS
 from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
+from deid_jax.distributed import ALONE, Group
 from deid_jax.embedders import name_of
 from deid_jax.gallery_classifier import OUTPUTS, from_embedder
 from deid_jax.metrics import SSIM_WINDOW
@@ -25,7 +26,8 @@ from deid_jax.precision import PRECISIONS
 from deid_jax.recognisers import Recogniser
 from deid_jax.training import EpochRecord, TrainConfig
 from experiments import cli
-from experiments.cli import Flag, progress_bar, setting, settings_of_others
+from experiments.cli import progress_bar, setting, settings_of_others
+from experiments.method_flags import method_flags
 
 _LARGEST_IMAGE = 1024
 
@@ -143,51 +145,6 @@ class EvaluationSettings(DataSettings):
         return self.model if self.recogniser is None else name_of(self.recogniser)
 
 
-# What --help says of the methods' settings.
-_MEANINGS = {
-    "step_size": "α, how far one step goes.",
-    "shrink": "β₀, the share of the change that the first penalty step takes back.",
-    "max_step": "The longest step, in L2.",
-    "penalty": "What is held small beside the loss.",
-    "penalty_weight": "λ, the weight of the 'realism' term; α·λ >= 2 diverges.",
-    "num_steps": "Number of gradient steps.",
-    "epsilon": "ε, the largest change of a pixel, of a range of 1; in pgd_l2 of a picture.",
-    "momentum": "μ, the share of the direction so far that a step keeps.",
-    "reach": "How many ε all steps together would go along one line.",
-    "init_epsilon": "ε₀, the size in L2 of the first change.",
-    "gamma": "γ, the share by which the size allowed grows or shrinks, below 1.",
-    "initial_const": "c of the first search: what success weighs against the change.",
-    "confidence": "κ, how far beyond the boundary to go, in logits.",
-    "binary_search_steps": "Number of searches for c, which share num_steps.",
-    "blur_sigma": "Standard deviation of the blur, a fraction of the picture's height.",
-    "num_blocks": "Number of blocks across and down the picture.",
-    "mask_size": "Height and width of the mask, a fraction of the picture's.",
-    "noise_stddev": "Standard deviation of the noise, for pixels of a range of 1.",
-}
-
-
-def _method_flags() -> dict[str, Flag]:
-    """One flag per setting of any method; where it is not given, the method's default holds."""
-    found: dict[str, Flag] = {}
-    for name, method in METHODS.items():
-        for field in dataclasses.fields(method.config):
-            if field.name == "quantize":  # A flag that all methods share.
-                continue
-            default = f"{name} {number_or_name(field.default)}"
-            if field.name in found:
-                text = f"{found[field.name].help.removesuffix('.')}, {default}."
-            else:
-                text = f"{_MEANINGS.get(field.name, '')} Default: {default}.".strip()
-            choices = field.metadata.get("choices")
-            found[field.name] = Flag(type(field.default), None, text, choices)
-    return found
-
-
-def number_or_name(value: Any) -> str:
-    """A setting's value as people write it: 0.1, 50, l2, True."""
-    return f"{value:g}" if type(value) in (int, float) else str(value)
-
-
 def _quantizing_methods() -> str:
     """Which methods quantize by themselves, in words."""
     names = [name for name, method in METHODS.items() if method.quantizes]
@@ -213,7 +170,7 @@ class MethodSettings(EvaluationSettings):
         "Default: float32.",
         choices=PRECISIONS,
     )
-    method_settings: Mapping[str, Any] = settings_of_others(_method_flags())
+    method_settings: Mapping[str, Any] = settings_of_others(method_flags())
 
     def check_methods(self, methods: Sequence[str]) -> None:
         """Refuses flags that mean nothing to any of the methods.
@@ -284,6 +241,9 @@ def trained(
     config: TrainConfig,
     path: Path,
     pretrained: Pretrained | None = None,
+    *,
+    group: Group = ALONE,
+    model_parallel: int = 1,
 ) -> tuple[Recogniser, list[EpochRecord]]:
     """Trains a recogniser behind a progress bar and keeps it at `path`.
 
@@ -294,7 +254,7 @@ def trained(
 
         def progress(done: int, total: int, history: Sequence[EpochRecord]) -> None:
             nonlocal first_call
-            if first_call and history:
+            if first_call and history and group.is_first:
                 print(f"going on after epoch {len(history)}, where it stopped", file=sys.stderr)
             first_call = False
             text = f"epoch {len(history) + 1}"
@@ -310,13 +270,18 @@ def trained(
             held_out=held_out,
             pretrained=pretrained,
             progress=progress,
+            group=group,
+            model_parallel=model_parallel,
         )
 
 
-def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Recogniser]:
+def faces_and_recogniser(
+    settings: EvaluationSettings, group: Group = ALONE
+) -> tuple[FaceDataset, Recogniser]:
     """The pictures asked for, and the recogniser that they are measured with.
 
-    That is the one at `settings.checkpoint`, or the default one, trained now if it is missing.
+    That is the one at `settings.checkpoint`, or the default one, trained now if it is missing,
+    by all processes of the group together.
 
     Raises:
       InputError: the pictures cannot be used, or the checkpoint is missing, damaged or made
@@ -327,22 +292,26 @@ def faces_and_recogniser(settings: EvaluationSettings) -> tuple[FaceDataset, Rec
         return _faces_and_own(settings, settings.recogniser)
     default = recognisers.default_path(settings.model, settings.dataset, options)
     path = Path(settings.checkpoint or default)
-    is_new = settings.checkpoint is None and not storage.exists(path)
+    is_new = group.agree(settings.checkpoint is None and not storage.exists(path))
     if is_new:
         checkpointing.check_target(path, overwrite=False)
     else:
         recognisers.load_info(path, settings.model, settings.dataset, settings.image_size)
     faces = load_dataset(settings.dataset, settings.options(settings.split))
-    say_skipped(faces)
+    if group.is_first:
+        say_skipped(faces)
     wanted = _wanted(faces, settings)
     if is_new:
-        print(f"No checkpoint at {path} yet: training {settings.model} now.", file=sys.stderr)
+        if group.is_first:
+            said = f"No checkpoint at {path} yet: training {settings.model} now."
+            print(said, file=sys.stderr)
         config = recognisers.train_config(settings.model, settings.dataset, seed=settings.seed)
         to_train = recognisers.load_train_and_test(
             settings.dataset, options, test=faces if settings.split == "test" else None
         )
-        recogniser, _ = trained(settings.model, *to_train, config, path)
-        print(accuracy_line(recogniser), file=sys.stderr)
+        recogniser, _ = trained(settings.model, *to_train, config, path, group=group)
+        if group.is_first:
+            print(accuracy_line(recogniser), file=sys.stderr)
     recogniser = recognisers.load(path, settings.model, faces)
     return wanted, recogniser
 

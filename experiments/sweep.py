@@ -11,37 +11,47 @@ with more values of a setting. Writes into --output_dir: `sweep.csv` (a line a p
 """
 
 import dataclasses
-import hashlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deid_jax import comparison, evaluation, frontier, recognisers, reporting, sheet, sweeping
+from jax.sharding import Mesh
+
+from deid_jax import (
+    comparison,
+    frontier,
+    recognisers,
+    reporting,
+    resuming,
+    sheet,
+    sweeping,
+)
 from deid_jax._validate import InputError, count
 from deid_jax.batch import METHODS
 from deid_jax.comparison import Point
 from deid_jax.data import FaceDataset
+from deid_jax.data.images import quiet_pillow
+from deid_jax.distributed import Group
+from deid_jax.examples import run_examples
 from deid_jax.judging import Naming
 from deid_jax.recognisers import Recogniser
 from deid_jax.records import summary
 from deid_jax.reporting import RunFolder
 from deid_jax.resuming import Store
-from experiments import cli, common
+from experiments import cli, common, scale
 from experiments.cli import setting
+from experiments.method_flags import number_or_name
 
 _CONTENTS = ("sweep.csv", "per_image.csv", "frontier.png", "sheets")
 # The sheets show each method where it protects so many pictures at least.
 _MIN_MR = 0.99
 _SHEET_ROWS = 8
-# Where what is done so far is kept, inside the output folder.
-_PIECES = ".sweep.pieces"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SweepSettings(common.MethodSettings):
+class SweepSettings(common.MethodSettings, scale.ShardSettings):
     """Settings of `experiments.sweep`."""
 
     method: str = setting("pfgvm", f"Methods by commas, of {', '.join(METHODS)}; or all.", None)
@@ -128,56 +138,63 @@ def run(settings: SweepSettings) -> list[Point]:
       InputError: bad settings, data, checkpoint or output folder; nothing is written then.
     """
     settings.check()
+    settings.check_shards()
     grids = settings.grids()
     if settings.settings_per_call is not None:
         count("settings_per_call", settings.settings_per_call, least=1)
-    folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
+    with settings.joined() as group:
+        return _sweep(settings, grids, group)
+
+
+def _sweep(
+    settings: SweepSettings, grids: Mapping[str, Sequence[sweeping.Settings]], group: Group
+) -> list[Point]:
+    """What `run` does, as one of the processes of a group."""
+    path = Path(settings.output_dir or _default_output(settings))
+    folder = RunFolder(path, _CONTENTS, group)
     folder.check()
-    faces, recogniser = common.faces_and_recogniser(settings)
+    mesh = settings.local_mesh()
+    faces, recogniser = common.faces_and_recogniser(settings, group)
     described = recogniser.describe()
+    folder.going_on(_facts(settings, faces, described))
     with folder:
-        store = Store(folder.path / _PIECES, _facts(settings, faces, described))
-        if len(store):
+        # Before the others may have kept a first piece.
+        if group.agree(len(folder.store)) and group.is_first:
             print("going on where the sweep stopped", file=sys.stderr)
         start = time.perf_counter()
-        points = _sweep_all(settings, grids, faces, recogniser, store)
+        points = _sweep_all(settings, grids, faces, recogniser, folder.store, mesh, group)
+        if not group.is_first:
+            return []
         seconds = time.perf_counter() - start
         rows = [_row(point, points) for point in points]
-        records = [{**_key(p, points), **record} for p in points for record in p.records]
+        records = ({**_key(p, points), **record} for p in points for record in p.records)
         folder.write_csv("sweep.csv", rows)
         folder.write_csv("per_image.csv", records)
         folder.write_bytes("frontier.png", frontier.draw(points))
         shown = _write_sheets(folder, settings, faces, recogniser, points)
         description = reporting.describe(
-            settings, dataset=faces.provenance, recogniser=described, shown=shown
+            settings.alone(), dataset=faces.provenance, recogniser=described, shown=shown
         )
         folder.write_json(reporting.DESCRIPTION, description)
-    # Those of other settings, too: what this folder holds is this sweep now.
-    shutil.rmtree(folder.path / _PIECES, ignore_errors=True)
     _print(points, recogniser, seconds, folder.path)
     return points
 
 
 def _facts(
-    settings: SweepSettings, faces: FaceDataset, recogniser: Mapping[str, Any]
+    settings: SweepSettings, faces: FaceDataset, recogniser: dict[str, Any]
 ) -> dict[str, Any]:
     """All that decides the records of a point, beside the point."""
-    pictures = hashlib.sha256("\n".join(faces.pictures).encode())
-    for index in range(len(faces)):
-        pictures.update(faces.read(index).tobytes())
+    shards = resuming.shards_of(len(faces), settings.shard_size)
     return {
-        "versions": reporting.describe()["versions"],
-        "recogniser": recogniser,
-        "pictures": pictures.hexdigest(),
-        "dataset": [settings.dataset, faces.provenance],
+        **scale.facts_of_pictures(faces, recogniser),
         "protocol": [
             settings.target,
             settings.init,
             settings.quantize,
             settings.precision,
             settings.seed,
-            settings.image_size,
         ],
+        "shards": [len(shards), len(shards[0])],
     }
 
 
@@ -187,13 +204,15 @@ def _sweep_all(
     faces: FaceDataset,
     recogniser: Recogniser,
     store: Store,
+    mesh: Mesh,
+    group: Group,
 ) -> list[Point]:
     """Every method at every point of its grid."""
     points = []
     for method, grid in grids.items():
         protocol = settings.protocol(method)
         profiled = common.profiled(settings.profile_dir)
-        with profiled, cli.progress_bar(method) as update:
+        with profiled, quiet_pillow(), cli.progress_bar(method) as update:
             per_point = sweeping.sweep(
                 recogniser.model,
                 recogniser.variables,
@@ -204,7 +223,12 @@ def _sweep_all(
                 settings_per_call=settings.settings_per_call,
                 store=store,
                 progress=update,
+                mesh=mesh,
+                spans=resuming.shards_of(len(faces), settings.shard_size),
+                group=group,
             )
+        if not group.is_first:
+            continue
         for own, records in zip(grid, per_point, strict=True):
             figures = {
                 "method": method,
@@ -212,7 +236,7 @@ def _sweep_all(
                 "dataset": settings.dataset,
                 "split": settings.split,
                 "num_images": len(records),
-                "num_devices": 1,
+                "num_devices": mesh.size * group.count,
                 **summary(records, targeted=protocol.targeted),
             }
             points.append(Point(method, settings.judge, own, figures, records))
@@ -232,7 +256,7 @@ def _write_sheets(
     for method in dict.fromkeys(point.method for point in points):
         own = [point for point in points if point.method == method]
         shown[method] = comparison.best(own, "uint8", _MIN_MR).settings
-        examples = evaluation.run_examples(
+        examples = run_examples(
             recogniser.model,
             recogniser.variables,
             faces,
@@ -294,8 +318,7 @@ def _print(points: Sequence[Point], recogniser: Recogniser, seconds: float, path
         table.add_row(
             point.method,
             ", ".join(
-                f"{name} {common.number_or_name(value)}"
-                for name, value in point.settings.items()
+                f"{name} {number_or_name(value)}" for name, value in point.settings.items()
             ),
             f"{figures['l2_uint8']:.3f}",
             f"{figures['mssim_uint8']:.4f}",
@@ -322,9 +345,7 @@ def _best_line(point: Point) -> str:
     return (
         f"{point.method}: {what}; L2 {figures['l2_uint8']:.3f}, MSSIM "
         f"{figures['mssim_uint8']:.4f}, MR {figures['mr_uint8']:.1%} at "
-        + ", ".join(
-            f"{name} {common.number_or_name(value)}" for name, value in point.settings.items()
-        )
+        + ", ".join(f"{name} {number_or_name(value)}" for name, value in point.settings.items())
     )
 
 

@@ -18,10 +18,14 @@ from pathlib import Path
 
 from deid_jax import checkpointing, recognisers, weights
 from deid_jax._validate import InputError
+from deid_jax.data import DataOptions
+from deid_jax.data.images import quiet_pillow
+from deid_jax.distributed import Group
 from deid_jax.models.vggface_files import Pretrained, load_vggface
 from deid_jax.recognisers import Recogniser
 from deid_jax.reporting import DESCRIPTION, RunFolder, describe
-from experiments import cli, common
+from deid_jax.training import TrainConfig
+from experiments import cli, common, scale
 from experiments.cli import setting
 
 # The model whose layers `--pretrained` has, and the published weights that are such.
@@ -31,7 +35,7 @@ _PRETRAINED = tuple(name for name, row in weights.WEIGHTS.items() if row.convert
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSettings(common.DataSettings):
+class TrainSettings(common.DataSettings, scale.ModelParallelSettings):
     """Settings of `experiments.train`."""
 
     split: str = setting("train", "What to train on.", choices=("train", "all"))
@@ -75,25 +79,44 @@ def run(settings: TrainSettings) -> Recogniser:
         batch_size=settings.batch_size,
         seed=settings.seed,
     )
+    with settings.joined() as group:
+        return _train(settings, options, config, group)
+
+
+def _train(
+    settings: TrainSettings, options: DataOptions, config: TrainConfig, group: Group
+) -> Recogniser:
+    """What `run` does, as one of the processes of a group."""
     default = recognisers.default_path(settings.model, settings.dataset, options)
     path = Path(settings.checkpoint or default)
-    folder = RunFolder(
-        Path(settings.output_dir or Path("runs", "train", default.name)), ["history.csv"]
-    )
+    output = Path(settings.output_dir or Path("runs", "train", default.name))
+    folder = RunFolder(output, ["history.csv"], group)
     folder.check()
+    settings.local_mesh()
     pretrained = _pretrained(settings)
     again = checkpointing.is_same_training(
         path, settings.model, settings.dataset, options, config
     ) and _came_of(path, pretrained)
     checkpointing.check_target(path, overwrite=settings.overwrite or again)
     faces, held_out = recognisers.load_train_and_test(settings.dataset, options)
-    common.say_skipped(faces)
-    with folder:
+    if group.is_first:
+        common.say_skipped(faces)
+    with folder, quiet_pillow():
         recogniser, history = common.trained(
-            settings.model, faces, held_out, config, path, pretrained
+            settings.model,
+            faces,
+            held_out,
+            config,
+            path,
+            pretrained,
+            group=group,
+            model_parallel=settings.model_parallel,
         )
+        if not group.is_first:
+            return recogniser
         folder.write_csv("history.csv", [record._asdict() for record in history])
-        folder.write_json(DESCRIPTION, describe(settings, recogniser=recogniser.describe()))
+        described = describe(settings.alone(), recogniser=recogniser.describe())
+        folder.write_json(DESCRIPTION, described)
     print(common.accuracy_line(recogniser))
     print(f"Checkpoint: {path}\nHistory: {folder.path / 'history.csv'}")
     return recogniser

@@ -16,7 +16,8 @@ from deid_jax import verification
 from deid_jax.data import FaceDataset
 from deid_jax.data.dataset import LEVELS
 from deid_jax.models import create_model
-from deid_jax.training import predict, recipe, train
+from deid_jax.predicting import predict
+from deid_jax.training import recipe, train
 from deid_jax.transfer import Faces, Verdict
 
 # What takes the place of "gallery" in rows of classifiers.

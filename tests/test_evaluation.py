@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax import evaluation, programs
+from deid_jax import evaluation, programs, sharding
 from deid_jax._validate import InputError
 from deid_jax.attacks import PFGVMConfig
 from deid_jax.baselines import BlurConfig
@@ -21,6 +21,7 @@ from deid_jax.batch import (
     with_quantize,
 )
 from deid_jax.data import loader
+from deid_jax.examples import run_examples
 from deid_jax.records import summary
 from tests.helpers import let_batches_above_run_out_of_memory, noise_faces, small_model
 
@@ -221,8 +222,8 @@ def test_examples_are_pictures_of_the_run(recogniser, faces, init):
     steps = dataclasses.replace(CONFIG, num_steps=(0, 3, CONFIG.num_steps))
     own = (*recogniser, faces, "pfgvm")
     few = [1, 7, 10]
-    examples = evaluation.run_examples(*own, CONFIG, protocol, few)
-    moments = evaluation.run_examples(*own, steps, protocol, few)
+    examples = run_examples(*own, CONFIG, protocol, few)
+    moments = run_examples(*own, steps, protocol, few)
     assert moments.pictures.shape == (3, 3, SIZE, SIZE, 3)
     for place, index in enumerate(few):
         for picture in (examples.pictures[place], moments.pictures[-1, place]):
@@ -336,7 +337,8 @@ def test_memory_that_runs_out_on_the_way_halves_the_batch(
 
 def test_much_work_is_done_with_prepared_kernels(recogniser, faces, in_fours, monkeypatch):
     monkeypatch.setattr(evaluation, "_MIN_WORK_TO_PREPARE", 0)
-    assert "prepared" in evaluation.ready_variables(recogniser[1], faces, num_steps=8)
+    mesh = sharding.local_mesh()
+    assert "prepared" in evaluation.ready_variables(recogniser[1], faces, 8, mesh)
     # Rounding may put a ReLU on its other side in one of the steps.
     _assert_as_in(_evaluate(recogniser, faces, batch_size=4), in_fours, rtol=1e-2)
 

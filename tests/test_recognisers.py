@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from deid_jax import recognisers, training
+from deid_jax import predicting, recognisers, training
 from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, FaceDataset
 from deid_jax.training import TrainConfig
@@ -44,7 +44,7 @@ def test_fit_keeps_what_it_returns(fitted):
     read = recognisers.load(path, "model_a", faces)
     assert read.info == recogniser.info
     assert read.info.accuracy["test"] == history[-1].test_accuracy
-    assert read.info.accuracy["train"] == training.accuracy(read.model, read.variables, faces)
+    assert read.info.accuracy["train"] == predicting.accuracy(read.model, read.variables, faces)
     assert read.info.pictures == faces.pictures
     images = faces[0]["image"][None]
     np.testing.assert_array_equal(

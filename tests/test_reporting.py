@@ -34,7 +34,7 @@ def test_files_appear_only_when_the_run_is_whole(tmp_path):
     path = tmp_path / "deep" / "run"
     with RunFolder(path, CONTENTS) as folder:
         folder.write_json("metrics.json", {})
-        (folder._staging / "images").mkdir()
+        folder.work_path("images").mkdir()
         assert [entry.name for entry in path.iterdir()] == [f".{CONTENTS[0]}.unfinished"]
     assert sorted(listing(path)) == [DESCRIPTION, "images", "metrics.json"]
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from deid_jax import evaluation, metrics, programs, sweeping
+from deid_jax import evaluation, metrics, programs, sharding, sweeping
 from deid_jax._validate import InputError
 from deid_jax.baselines import PixelateConfig
 from deid_jax.batch import METHODS, Protocol
@@ -140,7 +140,7 @@ def test_stopped_sweep_goes_on_and_ends_alike(
         if len(computed) == stop_after:
             raise KeyboardInterrupt
 
-    store = Store(tmp_path / "pieces", {"a": 1})
+    store = Store(tmp_path / "pieces")
     with pytest.raises(KeyboardInterrupt):
         _sweep(recogniser, faces, points, settings_per_call=2, store=store, progress=stop)
     assert len(store) == 2 * stop_after
@@ -171,7 +171,8 @@ def test_a_stack_that_does_not_fit_is_split_and_gives_the_same(recogniser, faces
 def _compiled_for(recogniser, faces, width, size):
     model, variables = recogniser
     job = sweeping._Job({}, (6,), [{"step_size": 0.1, "penalty_weight": 0.1}] * width)
-    call = sweeping._Call(model, variables, faces, "pfgvm", Protocol(), job, width, None)
+    own = (model, variables, faces, "pfgvm", Protocol(), sharding.local_mesh())
+    call = sweeping._Call(*own, job, width, size, None)
     return call._program(size)
 
 
@@ -186,7 +187,7 @@ def test_memory_that_runs_out_halves_the_batch(recogniser, faces, monkeypatch):
 
 
 def test_pieces_of_another_method_are_not_taken(recogniser, faces, tmp_path):
-    store = Store(tmp_path / "pieces", {})
+    store = Store(tmp_path / "pieces")
     fixed = {"num_steps": 3, "step_size": 0.1}
     both = []
     for method in ("ifgvm", "ifgsm"):

@@ -11,6 +11,8 @@ DATASETS = {
     "folder": "deid_jax.data.folder:load",
     "celeba": "deid_jax.data.celeba:load",
     "lfw": "deid_jax.data.lfw:load",
+    "archive": "deid_jax.data.archive:load",
+    "tfds": "deid_jax.data.tfds_folder:load",
 }
 
 

@@ -7,8 +7,6 @@ ICCV 2015. Pictures are aligned, 178x218.
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from deid_jax._validate import InputError
 from deid_jax.data import prepared, selection
 from deid_jax.data.dataset import DataOptions, FaceDataset
@@ -134,10 +132,5 @@ def _read_attributes(path: Path, wanted: set[str]) -> dict[str, dict[str, bool]]
 
 
 def _load_tfds(options: DataOptions) -> FaceDataset:
-    return prepared.load_subset(
-        "celeba",
-        prepared.PreparedSet("celeb_a", options.data_dir, _ADVICE),
-        options,
-        {"identity": {"Identity_No": np.int64}},
-        lambda example: str(example["identity"]["Identity_No"]),
-    )
+    data = prepared.open_named("celeb_a", options.data_dir, _ADVICE)
+    return prepared.load_subset("celeba", data, options)

@@ -5,6 +5,8 @@ float32 in [0, 1].
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -64,6 +66,38 @@ class DataOptions:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, got {self.split}")
 
 
+class Examples(Protocol):
+    """Where pictures lie in the prepared TFDS data set that they come from."""
+
+    @property
+    def builder(self) -> Any:
+        """TFDS's builder of that set."""
+        ...
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of its splits that have examples."""
+        ...
+
+    @property
+    def split_of(self) -> np.ndarray:
+        """int[N]: each picture's split, as a position in `splits`."""
+        ...
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int[N]: each picture's place in its split."""
+        ...
+
+    def record(self, index: int) -> bytes:
+        """The serialized example of picture `index`; thread safe; `InputError` if damaged."""
+        ...
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Those of the pictures at `indices`, in that order."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class FaceDataset:
     """N pictures of P persons; also a Grain random-access source.
@@ -73,11 +107,15 @@ class FaceDataset:
       persons: class names; the label of a picture is its person's position here.
       labels: int32[N].
       names: N picture names, unique within a person, without suffix ("001").
-      read: position -> uint8[H, W, 3]; thread safe.
+      read: position -> uint8[H, W, 3]; thread safe; raises `InputError`, which names the
+        picture in one line, for what cannot be read.
       image_size: H = W.
       split: the split that this is.
       attributes: name -> array[N] of what is known beside the identity; may be empty.
       provenance: JSON-able facts on how the set was made (crop, seed, selection, counts).
+      skip_unreadable: whether pictures that turn out to be unreadable only when they are read
+        are left out, instead of stopping the run.
+      examples: the pictures' places in a prepared TFDS data set; None if they come from none.
     """
 
     name: str
@@ -89,6 +127,8 @@ class FaceDataset:
     split: str
     attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    skip_unreadable: bool = False
+    examples: Examples | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,10 +147,11 @@ class FaceDataset:
     @property
     def pictures(self) -> tuple[str, ...]:
         """Every picture as "person/name", unique in the set."""
-        return tuple(
-            f"{self.persons[label]}/{name}"
-            for label, name in zip(self.labels, self.names, strict=True)
-        )
+        return tuple(self.picture(index) for index in range(len(self)))
+
+    def picture(self, index: int) -> str:
+        """One picture as "person/name"."""
+        return f"{self.persons[self.labels[index]]}/{self.names[index]}"
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "FaceDataset":
         """The same set with only the pictures at `indices`, in that order."""
@@ -122,12 +163,45 @@ class FaceDataset:
             names=tuple(self.names[i] for i in chosen),
             read=lambda index: read(int(chosen[index])),
             attributes={name: values[chosen] for name, values in self.attributes.items()},
+            examples=None if self.examples is None else self.examples.take(chosen),
         )
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of what decides the names, the labels and the pixels.
+
+        Where `provenance["fingerprint"]` tells the files apart, no picture is read; all are
+        read otherwise.
+
+        Raises:
+          InputError: a picture cannot be read (and `skip_unreadable` is off).
+        """
+        source = self.provenance.get("fingerprint")
+        facts = [self.image_size, self.provenance.get("crop"), source]
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for index in range(len(self)):
+            digest.update(f"{self.picture(index)}\0".encode(errors="surrogatepass"))
+        digest.update(np.asarray(self.labels, dtype="<i4").tobytes())
+        if source is None:
+            for index in range(len(self)):
+                digest.update(self._pixels(index))
+        return digest.hexdigest()
+
+    def _pixels(self, index: int) -> bytes:
+        """A picture's pixels; nothing for one that is left out."""
+        try:
+            return self.read(index).tobytes()
+        except InputError:
+            if not self.skip_unreadable:
+                raise
+            return b""
 
 
 class Loader(Protocol):
     """A data set by name: builds the split asked for, or raises `InputError` in one line."""
 
     def __call__(self, options: DataOptions) -> FaceDataset:
-        """Returns the pictures of `options.split`, ordered by person, then picture name."""
+        """Returns the pictures of `options.split`, ordered by person, then picture name.
+
+        Only `tfds` keeps the order of its files, which a copy of the set then has too.
+        """
         ...

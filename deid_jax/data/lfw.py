@@ -25,12 +25,5 @@ def load(options: DataOptions) -> FaceDataset:
       InputError: the data is not there and cannot be prepared, too few persons have 30
         pictures, or what `build_dataset` raises.
     """
-    import tensorflow_datasets as tfds
-
-    return prepared.load_subset(
-        "lfw",
-        prepared.PreparedSet("lfw", options.data_dir, _ADVICE),
-        options,
-        {"label": tfds.features.Text()},
-        lambda example: bytes(example["label"]).decode(),
-    )
+    data = prepared.open_named("lfw", options.data_dir, _ADVICE)
+    return prepared.load_subset("lfw", data, options)

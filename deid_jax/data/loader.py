@@ -1,16 +1,22 @@
 """Batches of a data set, read ahead by Grain while the device computes."""
 
-from collections.abc import Iterator
+import functools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 import grain
 import numpy as np
 
+from deid_jax._validate import InputError
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.types import Batch
 
 # Pictures held in memory cost nothing to read; decoding files keeps a few threads busy.
-_READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+NUM_THREADS = 4
+_READ = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=64)
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
@@ -31,31 +37,136 @@ def even_batch_size(num_images: int, batch_size: int) -> int:
     return -(-num_images // num_batches(num_images, batch_size))
 
 
-def in_order(dataset: FaceDataset, batch_size: int, *, first: int = 0) -> Iterator[Batch]:
-    """The pictures from `first` on, in order; the last batch is padded with its last one."""
-    source = grain.MapDataset.source(dataset).slice(slice(first, None))
-    pictures = source.to_iter_dataset(read_options=_READ)
-    for examples in pictures.batch(batch_size, batch_fn=_stack):
-        yield _pad(examples, batch_size)
+class Stopwatch:
+    """Seconds that threads spent in its `with` blocks, summed over the threads."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def __enter__(self) -> "Stopwatch":
+        self._local.start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        spent = time.perf_counter() - self._local.start
+        with self._lock:
+            self.seconds += spent
 
 
-def shuffled(dataset: FaceDataset, batch_size: int, *, seed: int) -> Iterator[Batch]:
-    """All pictures in an order that `seed` decides, less what does not fill a batch."""
-    pictures = grain.MapDataset.source(dataset).shuffle(seed=seed)
-    batches = pictures.to_iter_dataset(read_options=_READ).batch(
-        min(batch_size, len(dataset)), drop_remainder=True, batch_fn=_stack
-    )
-    for examples in batches:
-        yield _pad(examples, len(examples["label"]))
+def divided(spans: Sequence[range], batch_size: int) -> list[range]:
+    """The positions of every batch: none reaches from one span into the next."""
+    return [
+        span[start : start + batch_size]
+        for span in spans
+        for start in range(0, len(span), batch_size)
+    ]
 
 
-def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+def in_order(
+    dataset: FaceDataset,
+    batch_size: int,
+    *,
+    spans: Sequence[range] | None = None,
+    watch: Stopwatch | None = None,
+) -> Iterator[Batch]:
+    """Pictures in order, a batch for every entry of `divided`.
+
+    A batch that is not full is padded with its last picture. Where the data set says so, a
+    picture that cannot be read is masked like padding, in its own place.
+
+    Args:
+      dataset: the pictures.
+      batch_size: pictures in a batch.
+      spans: which positions; None: all.
+      watch: told how long reading takes.
+
+    Raises:
+      InputError: a picture cannot be read.
+    """
+    batches = divided([range(len(dataset))] if spans is None else spans, batch_size)
+    source = _Places(dataset, batches, batch_size, watch or Stopwatch())
+    pictures = grain.MapDataset.source(source).to_iter_dataset(read_options=_READ)
+    yield from pictures.batch(batch_size, batch_fn=functools.partial(_stack, dataset))
 
 
-def _pad(examples: dict[str, np.ndarray], batch_size: int) -> Batch:
-    count = len(examples["label"])
-    repeated = np.minimum(np.arange(batch_size), count - 1)
-    fields: list[Any] = [examples[name][repeated] for name in ("image", "label", "position")]
-    fields.append(np.arange(batch_size) < count)
+class _Places:
+    """The places of padded batches, one after the other: Grain's random-access source."""
+
+    def __init__(
+        self,
+        dataset: FaceDataset,
+        batches: Sequence[range],
+        batch_size: int,
+        watch: Stopwatch,
+    ):
+        self._dataset = dataset
+        self._batches = batches
+        self._size = batch_size
+        self._watch = watch
+
+    def __len__(self) -> int:
+        return len(self._batches) * self._size
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """An example; of padding and what cannot be read, the position alone."""
+        number, place = divmod(int(place), self._size)
+        positions = self._batches[number]
+        position = positions[min(place, len(positions) - 1)]
+        unread = {"position": np.int32(position)}
+        if place >= len(positions):
+            return unread
+        try:
+            with self._watch:
+                return self._dataset[position]
+        except InputError:
+            if not self._dataset.skip_unreadable:
+                raise
+            return unread
+
+
+def shuffled(
+    dataset: FaceDataset, batch_size: int, *, seed: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """All pictures in an order that `seed` decides, less what does not fill a batch.
+
+    Args:
+      dataset: the pictures.
+      batch_size: pictures in a batch of all processes together.
+      seed: decides the order.
+      part: (i, n): of every batch only the i-th of n equal parts, for one of n processes.
+
+    Raises:
+      InputError: the batches cannot be divided so.
+    """
+    size = min(batch_size, len(dataset))
+    index, count = part
+    if size % count:
+        raise InputError(f"batch_size must be a multiple of {count} processes, got {size}")
+    share = size // count
+    whole = len(dataset) // size * size
+    pictures = grain.MapDataset.source(dataset).shuffle(seed=seed)[:whole]
+    stack = functools.partial(_stack, dataset)
+    own = pictures.batch(share, batch_fn=stack)[index::count]
+    read = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(1, 64 // share))
+    yield from own.to_iter_dataset(read_options=read)
+
+
+def _stack(dataset: FaceDataset, examples: Sequence[dict[str, Any]]) -> Batch:
+    mask = np.array(["image" in example for example in examples])
+    size = dataset.image_size
+    filling = {"image": np.full((size, size, 3), 0.5, np.float32), "label": dataset.labels[0]}
+    if mask.any():
+        filling = examples[int(np.flatnonzero(mask)[-1])]
+    whole = [{**filling, **example} for example in examples]
+    fields: list[Any] = [
+        np.stack([e[n] for e in whole]) for n in ("image", "label", "position")
+    ]
+    fields.append(mask)
     return Batch(*fields)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from deid_jax import _validate
 from deid_jax._validate import InputError
 from deid_jax.data import images, splits
 from deid_jax.data.dataset import DataOptions, FaceDataset
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_CACHED_BYTES = 2**30  # larger sets are decoded again whenever a picture is read
 
@@ -57,23 +60,11 @@ def build_dataset(
       InputError: an option is out of range, a picture cannot be read (and `skip_unreadable`
         is off), fewer than two persons are left, or one cannot be divided as the split needs.
     """
-    _check_options(options)
+    check_options(options)
     ordered = sorted(sources, key=lambda source: (source.person, source.name))
     readable, thumbnails, cache, unreadable = _decode_all(ordered, options)
     persons, labels = _label(name, readable)
     pairs = splits.near_duplicate_pairs(thumbnails, labels)
-    groups = splits.group_pairs(len(labels), pairs)
-    chosen = splits.split_indices(labels, options.split, options.seed, groups, persons)
-    facts = {
-        "crop": options.crop,
-        "resize": images.FILTER.name.lower(),
-        "seed": options.seed,
-        "num_pictures": len(readable),
-        "num_persons": len(persons),
-        "num_near_duplicate_pairs": len(pairs),
-        "num_unreadable": len(unreadable),
-        "unreadable": unreadable,
-    }
     whole = FaceDataset(
         name=name,
         persons=persons,
@@ -83,25 +74,98 @@ def build_dataset(
         image_size=options.image_size,
         split=options.split,
         attributes=_attributes(readable),
-        provenance={**provenance, **facts},
+        provenance={
+            **provenance,
+            **facts(options, len(readable), len(persons)),
+            **comparison_facts(pairs, unreadable),
+        },
+        skip_unreadable=options.skip_unreadable,
     )
-    return whole if options.split == "all" else whole.take(chosen)
+    if options.split == "all":
+        return whole
+    return whole.take(divide(labels, pairs, persons, options))
 
 
-def _check_options(options: DataOptions) -> None:
+def check_options(options: DataOptions) -> None:
+    """Refuses a size, seed or crop that is out of range."""
     _validate.count("image_size", options.image_size, least=1)
     _validate.count("seed", options.seed)
     if options.crop not in images.CROPS:
         raise InputError(f"crop must be one of {', '.join(images.CROPS)}, got {options.crop}")
 
 
+def check_persons(name: str, count: int) -> None:
+    """Refuses a set with pictures of fewer than two persons."""
+    if count < 2:
+        raise InputError(
+            f"{name} needs readable pictures of two persons or more, found {count}"
+        )
+
+
+def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str, Any]:
+    """What the provenance of every set tells."""
+    return {
+        "crop": options.crop,
+        "resize": images.FILTER.name.lower(),
+        "seed": options.seed,
+        "num_pictures": num_pictures,
+        "num_persons": num_persons,
+    }
+
+
+def comparison_facts(pairs: np.ndarray, unreadable: Sequence[str]) -> dict[str, Any]:
+    """What the provenance tells where all pictures have been decoded and compared."""
+    return {
+        "num_near_duplicate_pairs": len(pairs),
+        "num_unreadable": len(unreadable),
+        "unreadable": list(unreadable),
+    }
+
+
+def divide(
+    labels: np.ndarray, pairs: np.ndarray, persons: Sequence[str], options: DataOptions
+) -> np.ndarray:
+    """Positions of the split asked for, of pictures ordered by person, then name."""
+    groups = splits.group_pairs(len(labels), pairs)
+    return splits.split_indices(labels, options.split, options.seed, groups, persons)
+
+
+def decode_in_threads(
+    decode: Callable[[T], R | InputError], things: Iterable[T], options: DataOptions
+) -> Iterator[R | InputError]:
+    """What `decode` gives for each thing, in order.
+
+    Raises:
+      InputError: one that `decode` returned, unless unreadable pictures are left out.
+    """
+    with images.quiet_pillow(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in pool.map(decode, things):
+            if isinstance(result, InputError) and not options.skip_unreadable:
+                pool.shutdown(cancel_futures=True)
+                raise InputError(f"{result}; --skip_unreadable leaves such pictures out")
+            yield result
+
+
+def read_face(content: Path | bytes, title: str, options: DataOptions) -> np.ndarray:
+    """A picture file as the crop asked for, uint8[image_size, image_size, 3].
+
+    Raises:
+      InputError: it cannot be read, or cropped so; the message begins with `title`.
+    """
+    return _face(images.decode_image(content, title), title, options)
+
+
+def _face(pixels: np.ndarray, title: str, options: DataOptions) -> np.ndarray:
+    try:
+        return images.face(pixels, options.crop, options.image_size)
+    except InputError as error:
+        raise InputError(f"{title}: {error}") from error
+
+
 def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
     """The persons, sorted, and int32[N] positions in them."""
     persons = tuple(sorted({source.person for source in sources}))
-    if len(persons) < 2:
-        raise InputError(
-            f"{name} needs readable pictures of two persons or more, found {len(persons)}"
-        )
+    check_persons(name, len(persons))
     position = {person: label for label, person in enumerate(persons)}
     return persons, np.array([position[source.person] for source in sources], dtype=np.int32)
 
@@ -110,32 +174,25 @@ def _decode_all(
     sources: Sequence[Source], options: DataOptions
 ) -> tuple[list[Source], np.ndarray, np.ndarray | None, list[str]]:
     """The readable sources, their thumbnails, their crops if these fit, the others' names."""
-    size = options.image_size
-    keep = len(sources) * size * size * 3 <= MAX_CACHED_BYTES
+    keep = len(sources) * options.image_size**2 * 3 <= MAX_CACHED_BYTES
 
     def decode(source: Source) -> tuple[np.ndarray, np.ndarray | None] | InputError:
         try:
             pixels = images.decode_image(source.content, source.title)
         except InputError as error:
             return error
-        try:
-            face = images.face(pixels, options.crop, size) if keep else None
-        except InputError as error:
-            raise InputError(f"{source.title}: {error}") from error
+        face = _face(pixels, source.title, options) if keep else None
         return images.thumbnail(pixels), face
 
     readable, thumbnails, faces, unreadable = [], [], [], []
-    with images.quiet_pillow(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for source, result in zip(sources, pool.map(decode, sources), strict=True):
-            if isinstance(result, InputError):
-                if not options.skip_unreadable:
-                    pool.shutdown(cancel_futures=True)
-                    raise InputError(f"{result}; --skip_unreadable leaves such pictures out")
-                unreadable.append(f"{source.person}/{source.name}")
-                continue
-            readable.append(source)
-            thumbnails.append(result[0])
-            faces.append(result[1])
+    decoded = decode_in_threads(decode, sources, options)
+    for source, result in zip(sources, decoded, strict=True):
+        if isinstance(result, InputError):
+            unreadable.append(f"{source.person}/{source.name}")
+            continue
+        readable.append(source)
+        thumbnails.append(result[0])
+        faces.append(result[1])
     if not keep or not readable:
         return readable, np.array(thumbnails), None, unreadable
     cache = np.stack([face for face in faces if face is not None])
@@ -149,12 +206,7 @@ def _reader(
     """Position -> uint8[H, W, 3], from the cache or from the source."""
     if cache is not None:
         return cache.__getitem__
-
-    def read(index: int) -> np.ndarray:
-        pixels = images.decode_image(sources[index].content, sources[index].title)
-        return images.face(pixels, options.crop, options.image_size)
-
-    return read
+    return lambda index: read_face(sources[index].content, sources[index].title, options)
 
 
 def _attributes(sources: Sequence[Source]) -> dict[str, np.ndarray]:

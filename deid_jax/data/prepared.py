@@ -4,21 +4,229 @@ An example is named SPLIT_POSITION ("train_000123"): TFDS stores no file names, 
 examples once, the same way on every machine, when it prepares them.
 """
 
+import dataclasses
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from deid_jax._validate import InputError
 from deid_jax.data import selection
 from deid_jax.data.dataset import DataOptions, FaceDataset
+from deid_jax.data.messages import one_line
 from deid_jax.data.pictures import Source, build_dataset
 
+FORMAT = "array_record"
+# The features that may tell the person, the first that there is.
+PERSON_FEATURES = ("identity/Identity_No", "label", "person")
+
 _BATCH = 256  # examples read at once while scanning
-_FORMAT = "array_record"
+
+
+class Column(NamedTuple):
+    """A feature with one value an example.
+
+    Attributes:
+      key: its name in the serialized examples, "identity/Identity_No".
+      convert: from what is stored to what it means.
+      dtype: of an array of such values.
+    """
+
+    key: str
+    convert: Callable[[Any], Any]
+    dtype: np.dtype
 
 
 class PreparedSet:
-    """A prepared TFDS data set; finds it, or prepares it where TensorFlow is installed.
+    """Random access to the examples of a set that TFDS has prepared.
+
+    Args:
+      builder: TFDS's builder of it.
+
+    Raises:
+      InputError: it is not prepared as ArrayRecord, or has no examples.
+    """
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self.name: str = builder.name
+        self.version = str(builder.info.version)
+        self.features: Any = builder.info.features
+        self._sources = _open_splits(builder)
+        if not self._sources:
+            raise InputError(f"the {self.name} in {builder.data_path} has no examples")
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Split -> number of examples; only splits that have any."""
+        return {split: len(source) for split, source in self._sources.items()}
+
+    def feature(self, key: str) -> Any:
+        """The feature called "NAME" or "NAME/NAME"; None if there is none."""
+        import tensorflow_datasets as tfds
+
+        feature = self.features
+        for part in key.split("/"):
+            if not isinstance(feature, tfds.features.FeaturesDict) or part not in feature:
+                return None
+            feature = feature[part]
+        return feature
+
+    def column(self, key: str) -> Column | None:
+        """The feature called `key`, if there is one and it has one value an example."""
+        import tensorflow_datasets as tfds
+
+        feature = self.feature(key)
+        if isinstance(feature, tfds.features.ClassLabel):
+            return Column(key, lambda value: _class_name(feature, value), np.dtype(object))
+        if isinstance(feature, tfds.features.Text):
+            return Column(key, bytes.decode, np.dtype(object))
+        if isinstance(feature, tfds.features.Tensor) and feature.shape == ():
+            dtype = np.dtype(feature.np_dtype)
+            return Column(key, dtype.type, dtype) if dtype.kind in "biuf" else None
+        return None
+
+    def person(self) -> Column:
+        """The feature that tells whom an example shows.
+
+        Raises:
+          InputError: there is none.
+        """
+        for key in PERSON_FEATURES:
+            column = self.column(key)
+            if column is not None:
+                return column
+        raise InputError(
+            f"the {self.name} in {self.builder.data_path} has none of the features "
+            f"{', '.join(PERSON_FEATURES)}, one of which must tell the person"
+        )
+
+    def attributes(self) -> dict[str, Column]:
+        """The values under the feature "attributes", if there is one, by name."""
+        import tensorflow_datasets as tfds
+
+        known = self.feature("attributes")
+        names = known.keys() if isinstance(known, tfds.features.FeaturesDict) else ()
+        # Sorted: read from a file, their order differs from process to process.
+        columns = {name: self.column(f"attributes/{name}") for name in sorted(names)}
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def scan(
+        self, columns: Sequence[Column], digest: Any = None
+    ) -> Iterator[tuple[str, int, list[Any]]]:
+        """Yields (split, position in it, the columns' values) of every example, in order.
+
+        Args:
+          columns: the features to read.
+          digest: an object of `hashlib` that is to see all checksums of the examples, too.
+
+        Raises:
+          InputError: an example cannot be read, or lacks a value.
+        """
+        for split, source in self._sources.items():
+            for start in range(0, len(source), _BATCH):
+                stop = min(start + _BATCH, len(source))
+                try:
+                    records = source.__getitems__(list(range(start, stop)))
+                    values = [_values(record, columns) for record in records]
+                except Exception as error:  # damaged files: all sorts
+                    where = f"{self.name} {split} examples {start}..{stop - 1}"
+                    raise InputError(f"{where} cannot be read: {one_line(error)}") from error
+                if digest is not None:
+                    checksums = [zlib.crc32(record) for record in records]
+                    digest.update(np.array(checksums, dtype="<u4").tobytes())
+                for position, row in enumerate(values, start):
+                    yield split, position, row
+
+    def record(self, split: str, position: int) -> bytes:
+        """One serialized example; thread safe.
+
+        Raises:
+          InputError: it cannot be read.
+        """
+        try:
+            return self._sources[split][position]
+        except Exception as error:  # damaged files: all sorts
+            title = f"{self.name} {example_name(split, position)}"
+            raise InputError(f"{title} cannot be read: {one_line(error)}") from error
+
+    def image(self, split: str, position: int) -> bytes:
+        """The picture file in an example; thread safe.
+
+        Raises:
+          InputError: the example cannot be read, or has none.
+        """
+        stored = parse(self.record(split, position)).features.feature
+        try:
+            return stored["image"].bytes_list.value[0]
+        except IndexError as error:
+            title = f"{self.name} {example_name(split, position)}"
+            raise InputError(f"{title} has no picture") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedExamples:
+    """`deid_jax.data.dataset.Examples` of a prepared set."""
+
+    data: PreparedSet
+    splits: tuple[str, ...]
+    split_of: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def builder(self) -> Any:
+        """TFDS's builder of the set."""
+        return self.data.builder
+
+    def record(self, index: int) -> bytes:
+        """The serialized example of picture `index`."""
+        return self.data.record(*self.place(index))
+
+    def place(self, index: int) -> tuple[str, int]:
+        """The split of picture `index`, and its position there."""
+        return self.splits[self.split_of[index]], int(self.positions[index])
+
+    def take(self, indices: np.ndarray) -> "PreparedExamples":
+        """Those of the pictures at `indices`, in that order."""
+        return dataclasses.replace(
+            self, split_of=self.split_of[indices], positions=self.positions[indices]
+        )
+
+
+def example_name(split: str, position: int) -> str:
+    """What an example without a name of its own is called."""
+    return f"{split}_{position:06d}"
+
+
+def parse(record: bytes) -> Any:
+    """A serialized example as a `tf.train.Example`."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return tf_example_pb2.Example.FromString(record)
+
+
+def _values(record: bytes, columns: Sequence[Column]) -> list[Any]:
+    stored = parse(record).features.feature
+    values = []
+    for column in columns:
+        kind = stored[column.key].WhichOneof("kind")
+        if kind is None:
+            raise ValueError(f"no {column.key}")
+        values.append(column.convert(getattr(stored[column.key], kind).value[0]))
+    return values
+
+
+def _class_name(feature: Any, value: int) -> str:
+    if value < 0:
+        raise ValueError("no label")
+    return feature.int2str(value)
+
+
+def open_named(name: str, data_dir: str | None, advice: str = "") -> PreparedSet:
+    """Finds a set that TFDS knows, or prepares it where TensorFlow is installed.
 
     Args:
       name: the set's name in TFDS.
@@ -28,53 +236,16 @@ class PreparedSet:
     Raises:
       InputError: the set is not prepared as ArrayRecord and cannot be.
     """
-
-    def __init__(self, name: str, data_dir: str | None, advice: str = "") -> None:
-        self.name = name
-        builder = _builder(name, data_dir, advice)
-        self.version = str(builder.info.version)
-        self.features: Mapping[str, Any] = builder.info.features
-        self._splits = _open_splits(name, builder)
-
-    def scan(self, features: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yields (name, the features asked for) of every example, in order.
-
-        Args:
-          features: what TFDS's `FeaturesDict` takes; the other features are not decoded.
-        """
-        for split, examples in self._splits.items():
-            for start in range(0, len(examples), _BATCH):
-                positions = range(start, min(start + _BATCH, len(examples)))
-                names = [f"{split}_{position:06d}" for position in positions]
-                yield from zip(names, self._read(split, list(positions), features), strict=True)
-
-    def read(self, name: str, features: Mapping[str, Any]) -> Any:
-        """The features asked for of the example called `name`."""
-        split, position = name.rsplit("_", 1)
-        return self._read(split, [int(position)], features)[0]
-
-    def _read(self, split: str, positions: list[int], features: Mapping[str, Any]) -> list[Any]:
-        import tensorflow_datasets as tfds
-
-        decode = tfds.features.FeaturesDict(dict(features)).deserialize_example_np
-        try:
-            records = self._splits[split].__getitems__(positions)
-            return [decode(record) for record in records]
-        except Exception as error:
-            where = f"{self.name} {split} examples {positions[0]}..{positions[-1]}"
-            raise InputError(f"{where} cannot be read: {_one_line(error)}") from error
-
-
-def _builder(name: str, data_dir: str | None, advice: str) -> Any:
-    """TFDS's builder of a prepared set; prepares it first if need be."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         if builder.info.splits:
-            return builder
+            return PreparedSet(builder)
+    except InputError:
+        raise
     except Exception as error:  # damaged dataset_info.json and the like
-        raise InputError(f"TFDS cannot read {name}: {_one_line(error)}") from error
+        raise InputError(f"TFDS cannot read {name}: {one_line(error)}") from error
     place = "~/tensorflow_datasets" if data_dir is None else data_dir
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
@@ -82,47 +253,54 @@ def _builder(name: str, data_dir: str | None, advice: str) -> Any:
             f"pip install 'deid_jax[tfds]'{advice}"
         )
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format=_FORMAT)
+        builder = tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
         builder.download_and_prepare()
     except Exception as error:  # network, quota, disk: each with its own exception
         raise InputError(
-            f"TFDS cannot prepare {name} in {place}: {_one_line(error)}{advice}"
+            f"TFDS cannot prepare {name} in {place}: {one_line(error)}{advice}"
         ) from error
-    return builder
+    return PreparedSet(builder)
 
 
-def _open_splits(name: str, builder: Any) -> dict[str, Any]:
+def open_folder(folder: Path) -> PreparedSet:
+    """Opens the set whose dataset_info.json is in `folder`, whether TFDS knows it or not.
+
+    Raises:
+      InputError: it is damaged, or not prepared as ArrayRecord.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # damaged files: all sorts
+        raise InputError(f"TFDS cannot read {folder}: {one_line(error)}") from error
+    return PreparedSet(builder)
+
+
+def _open_splits(builder: Any) -> dict[str, Any]:
     """Split -> random access to its serialised examples."""
     import tensorflow_datasets as tfds
 
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if FORMAT not in formats:
+        raise InputError(
+            f"the {builder.name} that TFDS prepared in {builder.data_path} is not in the "
+            f"{FORMAT} format: prepare it again in that one, or name another data_dir"
+        )
     try:
         return {
-            split: builder.as_data_source(split=split, deserialize_method=raw)
-            for split in builder.info.splits
+            split: builder.as_data_source(
+                split=split, deserialize_method=raw, file_format=FORMAT
+            )
+            for split, info in builder.info.splits.items()
+            if info.num_examples  # a split without files cannot be opened
         }
-    except NotImplementedError as error:
-        raise InputError(
-            f"the {name} that TFDS prepared in {builder.data_path} is not in the {_FORMAT} "
-            "format: delete it, or name another data_dir"
-        ) from error
     except Exception as error:  # damaged files
-        raise InputError(f"TFDS cannot read {name}: {_one_line(error)}") from error
+        raise InputError(f"TFDS cannot read {builder.name}: {one_line(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    """The message's first line, shortened; the exception's name where it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
-
-
-def load_subset(
-    name: str,
-    data: PreparedSet,
-    options: DataOptions,
-    features: Mapping[str, Any],
-    person_of: Callable[[Any], str],
-) -> FaceDataset:
+def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDataset:
     """The pictures of the persons that `selection.choose` draws.
 
     Pictures come undecoded from the feature "image"; "attributes", where the set has them,
@@ -132,35 +310,43 @@ def load_subset(
       name: the data set's name, ours.
       data: the prepared set.
       options: as for `build_dataset`.
-      features: those that tell the person.
-      person_of: the person, from an example's `features`.
 
     Raises:
       InputError: as `selection.choose` and `build_dataset`, or an example cannot be read.
     """
-    import tensorflow_datasets as tfds
-
+    places: dict[str, tuple[str, int]] = {}
     pictures: dict[str, list[str]] = {}
-    for example_name, example in data.scan(features):
-        pictures.setdefault(person_of(example), []).append(example_name)
+    for split, position, (person,) in data.scan([data.person()]):
+        picture = example_name(split, position)
+        places[picture] = (split, position)
+        pictures.setdefault(str(person), []).append(picture)
     chosen = selection.choose(name, pictures, options.seed)
-    # As text an image is its file: decoding is ours, so that all data sets go the same way.
-    wanted: dict[str, Any] = {"image": tfds.features.Text()}
-    if "attributes" in data.features:
-        wanted["attributes"] = data.features["attributes"]
-    sources = []
-    for person, names in chosen.items():
-        for example_name in names:
-            example = data.read(example_name, wanted)
-            attributes = example.get("attributes", {})
-            sources.append(
-                Source(
-                    person=person,
-                    name=example_name,
-                    content=bytes(example["image"]),
-                    title=f"{data.name} {example_name} of person {person}",
-                    attributes={key: bool(value) for key, value in attributes.items()},
-                )
-            )
+    attributes = data.attributes()
+    sources = [
+        Source(
+            person=person,
+            name=picture,
+            # Decoding is ours, so that all data sets go the same way.
+            content=data.image(*places[picture]),
+            title=f"{data.name} {picture} of person {person}",
+            attributes=_attributes(data.record(*places[picture]), attributes),
+        )
+        for person, pictures_drawn in chosen.items()
+        for picture in pictures_drawn
+    ]
     facts = {"origin": f"tfds {data.name} {data.version}", "selection": chosen}
-    return build_dataset(name, sources, options, facts)
+    dataset = build_dataset(name, sources, options, facts)
+    splits = tuple(data.lengths)
+    found = [places[picture] for picture in dataset.names]
+    examples = PreparedExamples(
+        data,
+        splits,
+        np.array([splits.index(split) for split, _ in found]),
+        np.array([position for _, position in found]),
+    )
+    return dataclasses.replace(dataset, examples=examples)
+
+
+def _attributes(record: bytes, columns: Mapping[str, Column]) -> dict[str, bool]:
+    values = _values(record, list(columns.values()))
+    return {name: bool(value) for name, value in zip(columns, values, strict=True)}

@@ -338,7 +338,7 @@ def test_tfds_in_another_format(tmp_path):
     folder = _prepare(tmp_path, _examples(), with_shards=False)
     info = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    with pytest.raises(InputError, match=r"is not in the array_record format: delete it, or"):
+    with pytest.raises(InputError, match=r"is not in the array_record format: prepare it"):
         _load(tmp_path)
 
 

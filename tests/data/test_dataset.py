@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.data.dataset import LEVELS, on_grid, to_uint8
+from deid_jax._validate import InputError
+from deid_jax.data.dataset import LEVELS, FaceDataset, on_grid, to_uint8
 
 
 def test_levels_are_what_an_8_bit_file_reads_as():
@@ -29,3 +30,83 @@ def _in_a_loop(function):
 
 def test_what_is_no_number_stays_none():
     assert np.isnan(np.asarray(on_grid(jnp.float32([np.nan, 0.5])))[0])
+
+
+def _faces(**changes):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    facts = {
+        "name": "any",
+        "persons": ("ada", "bob"),
+        "labels": np.arange(6, dtype=np.int32) % 2,
+        "names": tuple("000112"),
+        "read": lambda index: pixels[index],
+        "image_size": 4,
+        "split": "all",
+        "provenance": {"crop": "auto"},
+    }
+    return FaceDataset(**(facts | changes))
+
+
+def _others():
+    """Sets that differ from `_faces()` in what decides names, labels and pixels."""
+    pixels = np.stack([_faces().read(index) for index in range(6)])
+    pixels[5, 3, 3, 2] ^= 1
+    yield _faces(read=lambda index: pixels[index])
+    yield _faces(names=tuple("000113"))
+    yield _faces(persons=("ada", "eve"))
+    yield _faces(persons=("bob", "ada"), labels=1 - np.arange(6, dtype=np.int32) % 2)
+    yield _faces(image_size=5)
+    yield _faces(provenance={"crop": "none"})
+    yield _faces(provenance={"crop": "auto", "fingerprint": "1"})
+    yield _faces(provenance={"crop": "auto", "fingerprint": "2"})
+    yield _faces().take([0, 1, 2, 3, 4])
+    yield _faces().take([1, 0, 2, 3, 4, 5])
+
+
+def test_fingerprint_changes_with_names_labels_and_pixels():
+    found = [_faces().fingerprint(), *(other.fingerprint() for other in _others())]
+    assert len(set(found)) == 11
+    assert all(len(one) == 64 for one in found)
+
+
+def test_fingerprint_changes_with_nothing_else():
+    expected = _faces().fingerprint()
+    for same in (
+        _faces(),
+        _faces(name="other", split="test", attributes={"young": np.zeros(6, bool)}),
+        _faces(provenance={"crop": "auto", "seed": 3}, skip_unreadable=True),
+        _faces(labels=np.arange(6) % 2),
+        _faces().take(range(6)),
+    ):
+        assert same.fingerprint() == expected
+
+
+def test_a_fingerprint_of_the_files_saves_reading_them():
+    def read(index):
+        raise AssertionError
+
+    provenance = {"crop": "auto", "fingerprint": "1"}
+    assert _faces(read=read, provenance=provenance).fingerprint()
+
+
+def test_fingerprint_of_a_set_with_unreadable_pictures():
+    whole = _faces()
+
+    def read(index):
+        if index == 3:
+            raise InputError("bob/1 is damaged")
+        return whole.read(index)
+
+    with pytest.raises(InputError, match="bob/1 is damaged"):
+        _faces(read=read).fingerprint()
+    found = _faces(read=read, skip_unreadable=True).fingerprint()
+    assert found == _faces(read=read, skip_unreadable=True).fingerprint() != whole.fingerprint()
+
+
+def test_names_that_are_no_unicode_have_a_fingerprint():
+    assert _faces(names=(*"00011", "\udcff")).fingerprint() != _faces().fingerprint()
+
+
+def test_pictures_are_called_person_and_name():
+    assert _faces().picture(5) == "bob/2"
+    assert _faces().pictures == ("ada/0", "bob/0", "ada/0", "bob/1", "ada/1", "bob/2")

@@ -17,7 +17,10 @@ CONTRACT = {
     "mr", "target_rate", "clean_error", "l2_uint8", "mssim_uint8", "mr_uint8",
     "num_gradients", "seconds", "images_per_second", "config",
 }  # fmt: skip
-TIMING = {"seconds", "images_per_second", "compile_seconds", "attack_seconds"}
+TIMING = {
+    "seconds", "images_per_second", "compile_seconds", "attack_seconds", "startup_seconds",
+    "read_seconds", "write_seconds",
+}  # fmt: skip
 QUICK = "--num_steps=3"
 
 

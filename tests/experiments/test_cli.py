@@ -16,9 +16,9 @@ from experiments import (
     attributes,
     benchmark,
     cli,
-    common,
     compare,
     growth,
+    method_flags,
     protect,
     sweep,
     train,
@@ -35,6 +35,7 @@ BINARIES = {
     benchmark: benchmark.BenchmarkSettings,
     compare: compare.CompareSettings,
     growth: growth.GrowthSettings,
+    pods: pods.PodsSettings,
     protect: protect.ProtectSettings,
     sweep: sweep.SweepSettings,
     train: train.TrainSettings,
@@ -146,7 +147,7 @@ def test_help_of_every_binary_shows_each_flag_with_a_description(module, capsys)
 
 def test_every_setting_of_a_method_is_explained():
     for name in attack.AttackSettings.__dataclass_fields__["method_settings"].metadata["flags"]:
-        assert name in common._MEANINGS, name
+        assert name in method_flags.MEANINGS, name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Your own pictures in tar and zip archives: `<person>/<picture>` in any of them."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from deid_jax._validate import InputError
+from deid_jax.data import archive_files
+from deid_jax.data.archive_files import Archive, Place
+from deid_jax.data.dataset import DataOptions, FaceDataset
+from deid_jax.data.picture_files import SUFFIXES, is_picture, picture_names
+from deid_jax.data.streams import Stream, build_stream
+
+# The fields of `Place`, and which archive. 34 bytes a picture.
+_PLACE = np.dtype(
+    [
+        ("offset", "<i8"),
+        ("stored", "<i8"),
+        ("size", "<i8"),
+        ("checksum", "<u4"),
+        ("is_deflated", "?"),
+        ("is_checked", "?"),
+        ("archive", "<i4"),
+    ]
+)
+
+
+def load(options: DataOptions) -> FaceDataset:
+    """Loads the pictures in `options.data_dir`, an archive (.tar, .zip) or a folder of some.
+
+    A picture's person is the folder that it lies in, whatever folders that one lies in; the
+    rules on files and names are those of `deid_jax.data.folder.load`. Members are ignored that
+    lie in no folder, or below one called __MACOSX or starting with a dot. A person's pictures
+    may be spread over the archives.
+
+    Archives are listed once and read at random access, so that memory does not grow with the
+    pictures' size: see `build_stream`.
+
+    Raises:
+      InputError: `data_dir` has no archive, or a damaged, encrypted or wholly compressed one,
+        the same picture of a person is there twice, or what `build_stream` raises.
+    """
+    if options.data_dir is None:
+        raise InputError("data_dir must name a .tar or .zip archive, or a folder of some")
+    archives = archive_files.find(options.data_dir)
+    persons, labels, names, places = _list(archives)
+    if not names:
+        raise InputError(
+            f"data_dir {options.data_dir} has no pictures: <person>/*{{{','.join(SUFFIXES)}}} "
+            "in its archives is read"
+        )
+
+    def title(index: int) -> str:
+        path = archives[places["archive"][index]].path
+        return f"{path}: {persons[labels[index]]}/{names[index]}"
+
+    def content(index: int) -> bytes:
+        *place, archive = places[index].item()
+        try:
+            return archive_files.read(archives[archive], Place(*place))
+        except InputError as error:
+            raise InputError(f"{title(index)} cannot be read: {error}") from error
+
+    fingerprint = _fingerprint(archives, persons, labels, names, places)
+    stream = Stream(persons, labels, names, content, title, fingerprint)
+    facts = {"archives": [archive.path.name for archive in archives]}
+    return build_stream("archive", stream, options, facts)
+
+
+def _list(
+    archives: Sequence[Archive],
+) -> tuple[tuple[str, ...], np.ndarray, list[str], np.ndarray]:
+    """Persons, labels [N], names and places [N] of all pictures, by person and name."""
+    files: dict[str, list[str]] = {}
+    numbers: dict[str, list[int]] = {}  # each file's place
+    packed = bytearray()  # of places: an array that grows
+    for number, archive in enumerate(archives):
+        for (person, file), place in archive_files.members(archive, _person_and_file):
+            files.setdefault(person, []).append(file)
+            numbers.setdefault(person, []).append(len(packed) // _PLACE.itemsize)
+            packed += np.array((*place, number), dtype=_PLACE).tobytes()
+    places = np.frombuffer(bytes(packed), dtype=_PLACE)
+    persons = tuple(sorted(files))
+    names: list[str] = []
+    order: list[int] = []
+    for person in persons:
+        _refuse_repeated(person, files[person], places[numbers[person]], archives)
+        named = sorted(zip(picture_names(files.pop(person)), numbers[person], strict=True))
+        names.extend(name for name, _ in named)
+        order.extend(number for _, number in named)
+    counts = [len(numbers[person]) for person in persons]
+    labels = np.repeat(np.arange(len(persons), dtype=np.int32), counts)
+    return persons, labels, names, places[order]
+
+
+def _person_and_file(path: str) -> tuple[str, str] | None:
+    """Whose picture a member is, and its file's name; None for all that is ignored."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if len(parts) < 2 or not is_picture(parts[-1]):
+        return None
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return None
+    return parts[-2], parts[-1]
+
+
+def _refuse_repeated(
+    person: str, files: Sequence[str], places: np.ndarray, archives: Sequence[Archive]
+) -> None:
+    seen: dict[str, int] = {}
+    for file, number in zip(files, places["archive"].tolist(), strict=True):
+        if file in seen:
+            first, second = archives[seen[file]].path, archives[number].path
+            where = f"twice in {first}" if first == second else f"in {first} and in {second}"
+            raise InputError(f"picture {person}/{file} is {where}")
+        seen[file] = number
+
+
+def _fingerprint(
+    archives: Sequence[Archive],
+    persons: Sequence[str],
+    labels: np.ndarray,
+    names: Sequence[str],
+    places: np.ndarray,
+) -> str:
+    """SHA-256 of what the headers tell of names and contents.
+
+    In zip archives these are sizes and checksums; tar archives have none, so there the places
+    count, and the archive's own size and time.
+    """
+    digest = hashlib.sha256()
+    for label, name in zip(labels, names, strict=True):
+        digest.update(f"{persons[label]}/{name}\0".encode(errors="surrogatepass"))
+    is_checked = places["is_checked"]
+    number = places["archive"]
+    unchecked = [
+        places["offset"],
+        np.array([archive.size for archive in archives])[number],
+        np.array([archive.modified for archive in archives])[number],
+    ]
+    columns = [places["size"], places["checksum"]]
+    columns += [np.where(is_checked, 0, column) for column in unchecked]
+    for column in columns:
+        digest.update(column.astype("<i8").tobytes())
+    return digest.hexdigest()

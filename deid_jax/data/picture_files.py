@@ -1,0 +1,44 @@
+"""Which files are pictures, and what the pictures are called: in folders and in archives."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from deid_jax._validate import InputError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".webp")
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, sorted by name."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
+
+
+def is_picture(file: str) -> bool:
+    """Whether a file of that name is read: it ends in one of `SUFFIXES`, in any case."""
+    return _parts(file)[1].lower() in SUFFIXES
+
+
+def picture_names(files: Sequence[str]) -> list[str]:
+    """Names of one person's pictures, from the different names of their files.
+
+    A picture is named after its file without the suffix; where two would share a name (a.jpg,
+    a.png), these keep the suffix.
+    """
+    stems = [_parts(file)[0] for file in files]
+    counts = Counter(stems)
+    names = [
+        stem if counts[stem] == 1 else file for stem, file in zip(stems, files, strict=True)
+    ]
+    if len(set(names)) < len(files):  # a.jpg, a.png and a.png.jpg: only whole names differ
+        return list(files)
+    return names
+
+
+def _parts(file: str) -> tuple[str, str]:
+    """Stem and suffix. Not by `pathlib`, which interns every name that it meets."""
+    stem, dot, suffix = file.rpartition(".")
+    return stem, dot + suffix

@@ -1,0 +1,346 @@
+"""Writes a data set with other pictures in the place of its own, as TFDS prepares data sets.
+
+The copy is in the ArrayRecord format; neither writing nor reading it needs TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deid_jax._validate import InputError, PassingError
+from deid_jax.data import prepared
+from deid_jax.data.dataset import Examples, FaceDataset
+from deid_jax.data.messages import one_line
+
+VERSION = "1.0.0"  # of a copy whose source is no TFDS set
+# TFDS takes "all" for the union of the splits, so that none can be called so.
+_SPLIT_NAMES = {"all": "whole"}
+
+
+def subfolder(dataset: FaceDataset) -> Path:
+    """Where TFDS looks for the copy under its data_dir: NAME/VERSION, "celeb_a/2.1.0"."""
+    if dataset.examples is not None:
+        return Path(dataset.examples.builder.info.full_name)
+    return Path(dataset.name) / VERSION
+
+
+class PreparedCopy:
+    """A copy of a data set, written shard by shard, by any number of processes.
+
+    If the set comes from TFDS, the copy has its name, version, features and splits, and each
+    example is the original's but for the bytes of `image`: identity, attributes and whatever
+    else there is are taken over. The shape of `image` is adapted, where it is fixed to another
+    size. Any other set becomes one of version 1.0.0 with the features `image`, `label`
+    (the persons), `name` and, if it has any, `attributes`, and with one split, called as that
+    of the set is; "all" is called "whole", since TFDS keeps that name for itself.
+
+    A shard becomes one file for each split that it has pictures of; in a split, examples are
+    ordered by shard, and in a shard as they are in the original. So where the set is in the
+    original's order and the shards are too, the copy is as well.
+
+    The folder is a data set once `finish` has been called: for
+    `tfds.builder_from_directory(folder)`, and for `--dataset=tfds --data_dir=folder`. At
+    `DIR / subfolder(dataset)` it is also found by `tfds.load(NAME, data_dir=DIR)`.
+
+    Args:
+      folder: where to write; made if missing.
+      dataset: the pictures, all processes have the same.
+      shards: ranges of positions in `dataset`, ascending and apart; the same everywhere.
+
+    Raises:
+      InputError: the shards are no such ranges, or TFDS cannot hold a name.
+    """
+
+    def __init__(self, folder: Path, dataset: FaceDataset, shards: Sequence[range]) -> None:
+        _check_shards(shards, len(dataset))
+        self.folder = folder
+        self.shards = tuple(shards)
+        self._contents = _contents(dataset)
+        self._files = _name_files(folder, self._contents, self.shards)
+
+    def write(self, shard: int, pictures: Mapping[int, bytes]) -> list[int]:
+        """Writes one shard's files, each whole, in the place of what is there.
+
+        The same pictures give the same bytes.
+
+        Args:
+          shard: which of the shards.
+          pictures: position in the data set -> PNG file; the shard's other pictures are left
+            out of the copy.
+
+        Returns:
+          The positions written, ascending.
+
+        Raises:
+          InputError: a position is not in the shard, an original example cannot be read.
+          PassingError: a file cannot be written.
+        """
+        positions = self.shards[shard]
+        strangers = [position for position in pictures if position not in positions]
+        if strangers:
+            raise InputError(f"pictures has position {strangers[0]}, not in shard {shard}")
+        kept = np.array(sorted(pictures), dtype=np.int64)
+        kept = kept[np.argsort(self._contents.order[kept], kind="stable")]
+        split_of = self._contents.split_of[kept]
+        for split, path in self._files[shard].items():
+            chosen = kept[split_of == split].tolist()
+            records = (
+                _with_image(self._contents.record(position), pictures[position])
+                for position in chosen
+            )
+            _write_records(path, records)
+        return sorted(pictures)
+
+    def paths(self, shard: int) -> list[Path]:
+        """The files that `write` makes of a shard."""
+        return list(self._files[shard].values())
+
+    def finish(self) -> dict[str, int]:
+        """Describes the shards that lie in the folder; for one process, once all are written.
+
+        A split of which no picture was written is left out.
+
+        Returns:
+          Split -> number of examples.
+
+        Raises:
+          InputError: a shard has not been written, or none has a picture.
+          PassingError: a file cannot be written.
+        """
+        info = type(self._contents.info)()
+        info.CopyFrom(self._contents.info)
+        counts = {}
+        for number, split in enumerate(self._contents.splits):
+            paths = [files[number] for files in self._files if number in files]
+            lengths = [_num_records(path) for path in paths]
+            if not sum(lengths):
+                continue
+            counts[split] = sum(lengths)
+            num_bytes = sum(path.stat().st_size for path in paths)
+            info.splits.add(name=split, shard_lengths=lengths, num_bytes=num_bytes)
+        if not counts:
+            raise InputError(f"no picture was written to {self.folder}")
+        _write_description(self.folder, info, self._contents.features)
+        return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """What a copy consists of, but for the pictures.
+
+    Attributes:
+      info: a `DatasetInfo` message, without splits.
+      features: a `FeaturesDict`.
+      splits: names.
+      split_of: int[N], each picture's split as a position in `splits`.
+      order: int[N], ascends within a split of the original.
+      record: position -> serialized example, with any image.
+    """
+
+    info: Any
+    features: Any
+    splits: tuple[str, ...]
+    split_of: np.ndarray
+    order: np.ndarray
+    record: Callable[[int], bytes]
+
+
+def _contents(dataset: FaceDataset) -> _Contents:
+    if dataset.examples is not None:
+        return _original(dataset.examples, dataset.image_size)
+    return _new(dataset)
+
+
+def _original(examples: Examples, image_size: int) -> _Contents:
+    """Those of a TFDS set, with pictures of another size."""
+    import tensorflow_datasets as tfds
+
+    builder = examples.builder
+    info = type(builder.info.as_proto)()
+    info.CopyFrom(builder.info.as_proto)
+    for field in ("splits", "alternative_file_formats", "data_source_accesses"):
+        info.ClearField(field)
+    info.file_format = prepared.FORMAT
+    info.description = f"A de-identified copy: the pictures differ.\n\n{info.description}"
+    features = dict(builder.info.features.items())
+    shape = (image_size, image_size, 3)
+    image = features["image"]
+    fits = all(own in (None, size) for own, size in zip(image.shape, shape, strict=True))
+    features["image"] = tfds.features.Image(
+        shape=image.shape if fits else shape, encoding_format="png", doc=image.doc
+    )
+    return _Contents(
+        info,
+        tfds.features.FeaturesDict(features),
+        examples.splits,
+        examples.split_of,
+        examples.positions,
+        examples.record,
+    )
+
+
+def _new(dataset: FaceDataset) -> _Contents:
+    """Those of a set that comes from elsewhere."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.proto import dataset_info_pb2
+
+    _check_names(dataset)
+    features: dict[str, Any] = {
+        "image": tfds.features.Text(),  # as text an image is its file, which takes no encoder
+        "label": tfds.features.ClassLabel(names=dataset.persons),
+        "name": tfds.features.Text(),
+    }
+    if dataset.attributes:
+        features["attributes"] = {
+            name: tfds.features.Text() if values.dtype.kind == "U" else values.dtype.type
+            for name, values in dataset.attributes.items()
+        }
+    serialize = tfds.features.FeaturesDict(features).serialize_example
+
+    def record(position: int) -> bytes:
+        example: dict[str, Any] = {
+            "image": b"",
+            "label": int(dataset.labels[position]),
+            "name": dataset.names[position],
+        }
+        if dataset.attributes:
+            attributes = dataset.attributes.items()
+            example["attributes"] = {name: values[position] for name, values in attributes}
+        return serialize(example)
+
+    shape = (dataset.image_size, dataset.image_size, 3)
+    image = tfds.features.Image(shape=shape, encoding_format="png")
+    info = dataset_info_pb2.DatasetInfo(
+        name=dataset.name,
+        version=VERSION,
+        description=f"De-identified pictures of the data set {dataset.name}.",
+        file_format=prepared.FORMAT,
+    )
+    return _Contents(
+        info,
+        tfds.features.FeaturesDict({**features, "image": image}),
+        (_SPLIT_NAMES.get(dataset.split, dataset.split),),
+        np.zeros(len(dataset), dtype=np.int32),
+        np.arange(len(dataset)),
+        record,
+    )
+
+
+def _check_shards(shards: Sequence[range], total: int) -> None:
+    end = 0
+    for number, shard in enumerate(shards):
+        if shard.step != 1 or shard.start < end or not shard.start <= shard.stop <= total:
+            raise InputError(
+                f"shards must be ascending ranges of 0..{total} apart, got {shard} at {number}"
+            )
+        end = shard.stop
+
+
+def _check_names(dataset: FaceDataset) -> None:
+    """Refuses persons that TFDS's list of classes, a line each, does not give back."""
+    for person in dataset.persons:
+        if person.strip() != person or not person or {"\n", "\r"} & set(person):
+            raise InputError(
+                f"person {person!r} cannot be a class of TFDS, whose names are stripped lines"
+            )
+    for text in (*dataset.persons, *dataset.names):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"name {text!r} cannot be written as text") from error
+
+
+def _name_files(
+    folder: Path, contents: _Contents, shards: Sequence[range]
+) -> list[dict[int, Path]]:
+    """For each shard its files by split; in each split they are numbered through."""
+    import tensorflow_datasets as tfds
+
+    present = [
+        np.unique(contents.split_of[shard.start : shard.stop]).tolist() for shard in shards
+    ]
+    totals = {
+        split: sum(split in few for few in present) for split in range(len(contents.splits))
+    }
+    templates = [
+        tfds.core.ShardedFileTemplate(
+            data_dir=folder,
+            dataset_name=contents.info.name,
+            split=split,
+            filetype_suffix=prepared.FORMAT,
+        )
+        for split in contents.splits
+    ]
+    files: list[dict[int, Path]] = []
+    numbers = dict.fromkeys(totals, 0)
+    for few in present:
+        paths = {}
+        for split in few:
+            name = templates[split].relative_filepath(
+                shard_index=numbers[split], num_shards=totals[split]
+            )
+            paths[split] = folder / name
+            numbers[split] += 1
+        files.append(paths)
+    return files
+
+
+def _with_image(record: bytes, image: bytes) -> bytes:
+    """A serialized example with another picture file."""
+    example = prepared.parse(record)
+    example.features.feature["image"].bytes_list.value[:] = [image]
+    # Without this, the order of features differs from process to process.
+    return example.SerializeToString(deterministic=True)
+
+
+def _write_records(path: Path, records: Iterator[bytes]) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # Named so that two processes that write the same shard do not meet.
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = ArrayRecordWriter(str(unfinished), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+        unfinished.replace(path)
+    except (OSError, RuntimeError) as error:  # the writer raises RuntimeError: disk full
+        raise PassingError(f"{path} cannot be written: {one_line(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def _num_records(path: Path) -> int:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not path.is_file():
+        raise InputError(f"{path} has not been written")
+    reader = ArrayRecordReader(str(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+def _write_description(folder: Path, info: Any, features: Any) -> None:
+    """Writes what TFDS wants to find beside the examples; dataset_info.json comes last."""
+    from tensorflow_datasets.core import dataset_info
+
+    try:
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as name:
+            features.save_config(name)
+            for path in sorted(Path(name).iterdir()):
+                path.replace(folder / path.name)
+            dataset_info.write_dataset_info_proto(info, dataset_info_dir=name)
+            for path in Path(name).iterdir():
+                path.replace(folder / path.name)
+    except OSError as error:
+        raise PassingError(f"{folder} cannot be written: {one_line(error)}") from error

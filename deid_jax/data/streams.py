@@ -1,0 +1,158 @@
+"""A `FaceDataset` whose pictures stay in their archives until they are read.
+
+What is held per picture is its name and a few numbers, whatever the pictures' size. So sets of
+hundreds of thousands are read in the memory of one batch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deid_jax._validate import InputError
+from deid_jax.data import images, pictures, splits
+from deid_jax.data.dataset import DataOptions, Examples, FaceDataset
+
+_DECODED_AT_ONCE = 1024  # at least, while looking for near-duplicates: whole persons
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """N pictures of P persons, undecoded.
+
+    Attributes:
+      persons: those with pictures, sorted.
+      labels: int32[N], each picture's person.
+      names: unique within a person.
+      content: position -> the picture's file; thread safe; raises `InputError`, which names
+        the picture.
+      title: position -> what messages call it.
+      fingerprint: another one for other pictures; found without decoding them.
+      attributes: as in `FaceDataset`.
+      examples: as in `FaceDataset`.
+    """
+
+    persons: tuple[str, ...]
+    labels: np.ndarray
+    names: Sequence[str]
+    content: Callable[[int], bytes]
+    title: Callable[[int], str]
+    fingerprint: str
+    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    examples: Examples | None = None
+
+
+def build_stream(
+    name: str, stream: Stream, options: DataOptions, provenance: Mapping[str, Any]
+) -> FaceDataset:
+    """The split asked for, as `build_dataset` gives it; pictures keep the stream's order.
+
+    For the split "all" nothing is decoded: what cannot be read is found when it is read. The
+    others need one pass over all pictures to find near-duplicates, which also finds the
+    unreadable ones; nothing of it is kept but the split.
+
+    Args:
+      name: the data set's name.
+      stream: the pictures of all splits.
+      options: size, crop, split, seed, and what to do about unreadable pictures.
+      provenance: facts to which the ones found here are added.
+
+    Raises:
+      InputError: as `build_dataset`.
+    """
+    pictures.check_options(options)
+    pictures.check_persons(name, len(stream.persons))
+    whole = FaceDataset(
+        name=name,
+        persons=stream.persons,
+        labels=stream.labels,
+        names=tuple(stream.names),
+        read=lambda i: pictures.read_face(stream.content(i), stream.title(i), options),
+        image_size=options.image_size,
+        split=options.split,
+        attributes=stream.attributes,
+        provenance={
+            **provenance,
+            **pictures.facts(options, len(stream.labels), len(stream.persons)),
+            "fingerprint": stream.fingerprint,
+        },
+        skip_unreadable=options.skip_unreadable,
+        examples=stream.examples,
+    )
+    return whole if options.split == "all" else _split(whole, stream, options)
+
+
+def _split(whole: FaceDataset, stream: Stream, options: DataOptions) -> FaceDataset:
+    """The pictures of `options.split`, less the unreadable ones."""
+    labels = stream.labels
+    keys = list(zip(labels.tolist(), stream.names, strict=True))
+    ordered = sorted(range(len(keys)), key=keys.__getitem__)
+    readable, pairs, unreadable = _compare(stream, np.array(ordered), options)
+    left, label_of = np.unique(labels[readable], return_inverse=True)
+    pictures.check_persons(whole.name, len(left))
+    persons = tuple(whole.persons[label] for label in left)
+    chosen = readable[pictures.divide(label_of, pairs, persons, options)]
+    facts = {
+        **pictures.facts(options, len(readable), len(persons)),
+        **pictures.comparison_facts(pairs, [whole.picture(index) for index in unreadable]),
+    }
+    relabelled = dataclasses.replace(
+        whole,
+        persons=persons,
+        labels=np.searchsorted(left, labels).astype(np.int32),
+        provenance={**whole.provenance, **facts},
+    )
+    return relabelled.take(np.sort(chosen))
+
+
+def _compare(
+    stream: Stream, ordered: np.ndarray, options: DataOptions
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Decodes all pictures, a few persons at a time.
+
+    Args:
+      stream: the pictures.
+      ordered: int64[N], all positions, ordered by person and name.
+      options: what to do about unreadable pictures.
+
+    Returns:
+      The positions of the readable ones, int64[M], in that order; near-duplicate pairs of
+      them, int64[K, 2], which count in that order; the positions of the others.
+    """
+
+    def decode(index: int) -> np.ndarray | InputError:
+        try:
+            pixels = images.decode_image(stream.content(index), stream.title(index))
+        except InputError as error:
+            return error
+        return images.thumbnail(pixels)
+
+    readable: list[int] = []
+    unreadable: list[int] = []
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    for run in _runs_of_persons(stream.labels[ordered]):
+        start, thumbnails = len(readable), []
+        positions = ordered[run.start : run.stop].tolist()
+        decoded = pictures.decode_in_threads(decode, positions, options)
+        for index, result in zip(positions, decoded, strict=True):
+            if isinstance(result, InputError):
+                unreadable.append(index)
+                continue
+            readable.append(index)
+            thumbnails.append(result)
+        if thumbnails:
+            labels = stream.labels[readable[start:]]
+            found = splits.near_duplicate_pairs(np.stack(thumbnails), labels)
+            pairs.append(start + found)
+    return np.array(readable, dtype=np.int64), np.concatenate(pairs), unreadable
+
+
+def _runs_of_persons(labels: np.ndarray) -> Iterator[range]:
+    """Ranges of whole persons, of `_DECODED_AT_ONCE` pictures or more; labels ascend."""
+    ends = [*(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
+    start = 0
+    for end in ends:
+        if end - start >= _DECODED_AT_ONCE or end == len(labels):
+            yield range(start, end)
+            start = end

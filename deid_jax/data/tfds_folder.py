@@ -1,0 +1,149 @@
+"""Any data set that TFDS has prepared as ArrayRecord, in the folder that it was prepared in."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deid_jax._validate import InputError
+from deid_jax.data import prepared
+from deid_jax.data.dataset import DataOptions, FaceDataset
+from deid_jax.data.prepared import Column, PreparedExamples, PreparedSet
+from deid_jax.data.streams import Stream, build_stream
+
+_INFO = "dataset_info.json"
+
+
+def load(options: DataOptions) -> FaceDataset:
+    """Loads the set in `options.data_dir`, a folder with TFDS's dataset_info.json.
+
+    If that file lies not in it but one or two folders deeper, as in NAME/VERSION, it is found
+    as long as it is the only one. TFDS's splits are joined, in its order of splits and
+    examples, which the pictures keep.
+
+    The person is told by the first of the features `identity/Identity_No`, `label` and
+    `person` that there is: text, a class or a number. The picture is the feature `image`. It is
+    named by the feature `name` if that is text, different for all pictures of a person, and
+    fit for a file's name; by its split and position otherwise, "train_000123". What is under
+    the feature `attributes` becomes the attributes.
+
+    All examples are read once for these features, no picture is decoded: see `build_stream`.
+
+    Raises:
+      InputError: there is no such file, or several; the set is damaged, in another format, or
+        lacks the features; a person's name is not fit for a folder's; or what `build_stream`
+        raises.
+    """
+    data = prepared.open_folder(_find(options.data_dir))
+    if not _has_pictures(data):
+        raise InputError(f"the {data.name} in {data.builder.data_path} has no pictures: image")
+    digest = hashlib.sha256(json.dumps([data.builder.info.full_name, data.lengths]).encode())
+    persons, labels, names, attributes = _scan(data, digest)
+    lengths = list(data.lengths.values())
+    examples = PreparedExamples(
+        data,
+        splits=tuple(data.lengths),
+        split_of=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        positions=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
+    )
+
+    def title(index: int) -> str:
+        example = prepared.example_name(*examples.place(index))
+        return f"{data.name} {example} of person {persons[labels[index]]}"
+
+    stream = Stream(
+        persons=persons,
+        labels=labels,
+        names=names,
+        content=lambda index: data.image(*examples.place(index)),
+        title=title,
+        fingerprint=digest.hexdigest(),
+        attributes=attributes,
+        examples=examples,
+    )
+    return build_stream("tfds", stream, options, {"origin": f"tfds {data.name} {data.version}"})
+
+
+def _find(data_dir: str | None) -> Path:
+    """The folder of the one dataset_info.json in `data_dir` or up to two folders deeper."""
+    if data_dir is None:
+        raise InputError(f"data_dir must name a folder with TFDS's {_INFO}")
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise InputError(f"data_dir {root} is not a folder")
+    if (root / _INFO).is_file():
+        return root
+    found = sorted([*root.glob(f"*/{_INFO}"), *root.glob(f"*/*/{_INFO}")])
+    if not found:
+        raise InputError(
+            f"data_dir {root} has no {_INFO}, which TFDS writes with every data set"
+        )
+    if len(found) > 1:
+        several = ", ".join(path.parent.relative_to(root).as_posix() for path in found[:5])
+        raise InputError(f"data_dir {root} has {len(found)} data sets, name one: {several}")
+    return found[0].parent
+
+
+def _has_pictures(data: PreparedSet) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(data.feature("image"), tfds.features.Image)
+
+
+def _scan(
+    data: PreparedSet, digest: Any
+) -> tuple[tuple[str, ...], np.ndarray, list[str], dict[str, np.ndarray]]:
+    """Persons, labels [N], names and attributes [N] of all examples, in order."""
+    total = sum(data.lengths.values())
+    attributes = data.attributes()
+    values = {name: np.empty(total, column.dtype) for name, column in attributes.items()}
+    columns = [data.person(), *attributes.values()]
+    named = _name(data)
+    columns += [] if named is None else [named]
+    own_names: list[str] = []
+    names: list[str] = []
+    numbers: dict[str, int] = {}
+    labels = np.empty(total, dtype=np.int32)
+    for index, (split, position, row) in enumerate(data.scan(columns, digest)):
+        person, *rest = row
+        labels[index] = numbers.setdefault(str(person), len(numbers))
+        if named is not None:
+            own_names.append(rest.pop())
+        names.append(prepared.example_name(split, position))
+        for name, value in zip(values, rest, strict=True):
+            values[name][index] = value
+    for person in numbers:
+        if not _is_file_name(person):
+            raise InputError(f"{data.name}: person {person!r} is not fit for a folder's name")
+    persons = tuple(sorted(numbers))
+    order = np.argsort([numbers[person] for person in persons]).astype(np.int32)
+    labels = order[labels]
+    texts = {name: _as_text(array) for name, array in values.items()}
+    return persons, labels, own_names if _are_names(own_names, labels) else names, texts
+
+
+def _name(data: PreparedSet) -> Column | None:
+    """The feature that names pictures, if there is one."""
+    import tensorflow_datasets as tfds
+
+    is_text = isinstance(data.feature("name"), tfds.features.Text)
+    return data.column("name") if is_text else None
+
+
+def _are_names(names: Sequence[str], labels: np.ndarray) -> bool:
+    """Whether these tell every person's pictures apart, and files can be called so."""
+    if not names or not all(_is_file_name(name) for name in names):
+        return False
+    return len(set(zip(labels.tolist(), names, strict=True))) == len(names)
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not {"/", "\0"} & set(name)
+
+
+def _as_text(values: Any) -> np.ndarray:
+    """What held objects as an array of text."""
+    return values.astype(str) if values.dtype == object else values
