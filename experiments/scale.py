@@ -59,8 +59,8 @@ class ShardSettings(ModelParallelSettings):
 
     shard_size: int | None = setting(
         None,
-        "Pictures in a shard: what a run that was stopped need not do again. Default: a "
-        "multiple of 16 shards of 256 pictures at most.",
+        "Pictures in a shard: what a run that was stopped need not do again. Default: what "
+        "suits the device, 32 to 256 on CPUs.",
     )
 
     def check_shards(self) -> None:

@@ -19,6 +19,7 @@ from experiments import (
     compare,
     growth,
     method_flags,
+    pods,
     protect,
     sweep,
     train,
