@@ -10,11 +10,13 @@ import contextlib
 import itertools
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,10 +42,12 @@ class Group:
       count: how many there are.
     """
 
+    # Of all groups of this process, one after the other: no key is used twice.
+    _turns = itertools.count()
+
     def __init__(self, index: int = 0, count: int = 1):
         self.index = index
         self.count = count
-        self._turns = itertools.count()
 
     @property
     def is_first(self) -> bool:
@@ -73,6 +77,31 @@ class Group:
         """Returns once every process has come here."""
         if self.count > 1:
             _client().wait_at_barrier(f"deid_jax/wait/{next(self._turns)}", _FOREVER_MS)
+
+    def check_shared(self, folder: Path, name: str) -> None:
+        """Refuses a folder that is another one for another process.
+
+        Args:
+          folder: it is there, for the first process.
+          name: what messages call it.
+
+        Raises:
+          InputError: a process does not see what the first one writes there.
+        """
+        if self.count == 1:
+            return
+        token = folder / self.agree(f".{secrets.token_hex(8)}.shared")
+        if self.is_first:
+            token.touch()
+        self.wait()
+        if not token.exists():
+            raise InputError(
+                f"{name} must be on a file system that all processes share: process "
+                f"{self.index} does not see what the first one writes there"
+            )
+        self.wait()
+        if self.is_first:
+            token.unlink()
 
 
 ALONE = Group()

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import downloading, weights
+from deid_jax import downloading, sharding, weights
 from deid_jax._validate import InputError
 
 # The architecture's name -> what makes module and variables of a file's arrays by name; beside
@@ -51,12 +51,13 @@ class Embedder(NamedTuple):
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Embeddings float32[N, D] of uint8[N, H, W, 3], a batch at a time."""
         found = []
+        variables = sharding.placed_at_hand(self.variables)
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
             # Of a few sizes alone, so that there are few programs.
             size = next(size for size in _SIZES if size >= len(batch))
             padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-            found.append(np.asarray(_embed(self.variables, padded, self.module))[: len(batch)])
+            found.append(np.asarray(_embed(variables, padded, self.module))[: len(batch)])
         return np.concatenate(found)
 
 

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -109,25 +108,8 @@ class RunFolder:
                 if not (left / "pieces").is_dir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             self._work.mkdir(exist_ok=True)
-        self._check_shared()
+        self._group.check_shared(self._work, f"output_dir {self.path}")
         return self
-
-    def _check_shared(self) -> None:
-        """Refuses a folder that is another one for another process."""
-        if self._group.count == 1:
-            return
-        token = self._work / self._group.agree(f"{secrets.token_hex(8)}.shared")
-        if self._group.is_first:
-            token.touch()
-        self._group.wait()
-        if not token.exists():
-            raise _validate.InputError(
-                f"output_dir {self.path} must be on a file system that all processes share: "
-                f"process {self._group.index} does not see what the first one writes there"
-            )
-        self._group.wait()
-        if self._group.is_first:
-            token.unlink()
 
     def _locked(self) -> int:
         """Locks the hidden folder; the lock goes with the process, however that ends."""

@@ -5,8 +5,10 @@ layers are divided, where they do not fit on one device. Attacks treat every pic
 so that no device waits for another; trainings exchange gradients.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -118,6 +120,9 @@ def _place(leaf: Any, mesh: Mesh, layout: PartitionSpec) -> jax.Array:
         return leaf
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        numbers = _place(jax.random.key_data(leaf), mesh, layout)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
@@ -167,3 +172,38 @@ def over_batch(
             check_vma=False,
         )
     )
+
+
+class DeviceAtHand:
+    """The device that one thread of several computes on, and the weights that are there."""
+
+    def __init__(self, device: jax.Device):
+        self._device = device
+        self._placed: dict[int, tuple[Any, Any]] = {}
+
+    def placed(self, variables: Any) -> Any:
+        """Weights on the device, copied there once."""
+        if id(variables) not in self._placed:
+            # The original is held on to, so that no other gets its id.
+            self._placed[id(variables)] = variables, jax.device_put(variables, self._device)
+        return self._placed[id(variables)][1]
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def working_on(device: jax.Device) -> Iterator[None]:
+    """Has this thread compute on a device of its own."""
+    _thread.at_hand = DeviceAtHand(device)
+    try:
+        with jax.default_device(device):
+            yield
+    finally:
+        del _thread.at_hand
+
+
+def placed_at_hand(variables: Any) -> Any:
+    """Weights on the device of this thread; as they are outside of `working_on`."""
+    at_hand: DeviceAtHand | None = getattr(_thread, "at_hand", None)
+    return variables if at_hand is None else at_hand.placed(variables)

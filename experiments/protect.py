@@ -14,8 +14,8 @@ knows somebody. Hidden files, whose names begin with a dot, are not looked at.
 """
 
 import dataclasses
-import functools
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +23,13 @@ from pathlib import Path
 import jax
 
 from deid_jax._validate import InputError, count
+from deid_jax.distributed import Group
 from deid_jax.photos import faces as face_finding
 from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.judging import Witness
 from deid_jax.photos.manifest import NAME, Manifest, Record
 from deid_jax.photos.photo import Strength
-from experiments import cli, protect_inputs
+from experiments import cli, protect_inputs, scale
 from experiments.cli import setting
 from experiments.protect_report import PROTECTED, show
 from experiments.protect_work import Work
@@ -42,7 +43,7 @@ STRENGTHS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProtectSettings:
+class ProtectSettings(scale.ProcessSettings):
     """Settings of `experiments.protect`."""
 
     input: str = setting(
@@ -109,6 +110,23 @@ def run(settings: ProtectSettings) -> list[Record]:
       InputError: bad settings; nothing is written then.
       ShortfallError: not everything could be protected.
     """
+    with settings.joined() as group:
+        output, records, witnesses = _protect(settings, group)
+        if group.is_first:
+            show(records, witnesses, output, cap=STRENGTHS[settings.strength][-1])
+        short = group.agree(sum(record["status"] != PROTECTED for record in records))
+        total = group.agree(len(records))
+    if short:
+        raise cli.ShortfallError(
+            f"{short} of {total} files are not protected: see {output / NAME}"
+        )
+    return records
+
+
+def _protect(
+    settings: ProtectSettings, group: Group
+) -> tuple[Path, list[Record], list[Witness]]:
+    """Where, what became of every file (in the first process), and who judged."""
     source, output = protect_inputs.folders(settings.input, settings.output)
     count("num_steps", settings.num_steps, least=1)
     count("seed", settings.seed, most=2**31 - 1)
@@ -126,8 +144,8 @@ def run(settings: ProtectSettings) -> list[Record]:
         )
     # The boxes may lie beside the photos, of which they are none.
     names = protect_inputs.listed(source, but=settings.boxes)
-    deciding = dataclasses.asdict(settings)
-    for name in ("input", "output"):
+    deciding = dataclasses.asdict(settings.alone())
+    for name in ("input", "output", "coordinator_address", "num_processes", "process_id"):
         del deciding[name]
     work = Work(
         settings=deciding,
@@ -141,37 +159,37 @@ def run(settings: ProtectSettings) -> list[Record]:
         strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
         key=jax.random.key(settings.seed),
     )
-    with Manifest(output, work.digest()).open() as manifest:
-        records = _all(names, work, manifest)
-    show(records, witnesses, output, cap=STRENGTHS[settings.strength][-1])
-    short = [record for record in records if record["status"] != PROTECTED]
-    if short:
-        raise cli.ShortfallError(
-            f"{len(short)} of {len(records)} files are not protected: see {output / NAME}"
-        )
-    return records
+    names = group.agree(names)
+    with Manifest(output, work.digest(), group).open() as manifest:
+        manifest.keep(set(names))
+        _all(names[group.index :: group.count], work, manifest)
+    records = [manifest.record(name) for name in names] if group.is_first else []
+    return output, records, witnesses
 
 
-def _all(names: Sequence[str], work: Work, manifest: Manifest) -> list[Record]:
-    records, done, began = [], 0, time.monotonic()
-    manifest.keep(set(names))
+def _all(names: Sequence[str], work: Work, manifest: Manifest) -> None:
+    """Does files, as many at once as there are devices."""
+    turn, began = threading.Lock(), time.monotonic()
+    ended = faces = 0
     with cli.progress_bar("protect") as update:
 
-        def say(number: int, text: str) -> None:
-            rate = done / (time.monotonic() - began)
-            update(number, len(names), f"{rate:.2f} faces/s {text}".rstrip())
+        def say(text: str) -> None:
+            rate = faces / (time.monotonic() - began)
+            update(ended, len(names), f"{rate:.2f} faces/s {text}".rstrip())
 
-        for number, name in enumerate(names):
+        def do(name: str) -> None:
+            nonlocal ended, faces
             content, digest = protect_inputs.content(work.source, name)
             record = manifest.done(name, digest)
             if record is None:
-                record = manifest.add(
-                    work.do(name, content, digest, functools.partial(say, number))
-                )
-                done += sum(face.get("num_frames", 1) for face in record["faces"])
-            records.append(record)
-            say(number + 1, "")
-    return records
+                record = manifest.add(work.do(name, content, digest, say))
+                with turn:
+                    faces += sum(face.get("num_frames", 1) for face in record["faces"])
+            with turn:
+                ended += 1
+            say("")
+
+        scale.on_all_devices(do, names)
 
 
 def _detector(

@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
+import jax
 from jax.sharding import Mesh
 
 from deid_jax import distributed, sharding
@@ -83,3 +87,44 @@ def facts_of_pictures(faces: FaceDataset, recogniser: dict[str, Any]) -> dict[st
         "pictures": faces.fingerprint(),
         "data set": [faces.name, faces.split, faces.provenance],
     }
+
+
+def on_all_devices(do: Callable[[str], None], names: Sequence[str]) -> None:
+    """Does pieces of work at once, one on each device of this process.
+
+    A piece is done on one device, so that how many there are changes no bit of it.
+
+    Args:
+      do: does one, in a thread whose device is its own.
+      names: of the pieces.
+
+    Raises:
+      Exception: what one of them raised; no further ones are begun then.
+    """
+    devices = jax.local_devices()[: len(names)]
+    left = iter(names)
+    turn, stop = threading.Lock(), threading.Event()
+
+    def work(device: jax.Device) -> None:
+        with sharding.working_on(device):
+            while not stop.is_set():
+                with turn:
+                    name = next(left, None)
+                if name is None:
+                    return
+                try:
+                    do(name)
+                except BaseException:
+                    stop.set()
+                    raise
+
+    if len(devices) < 2:
+        for name in names:
+            do(name)
+        return
+    with ThreadPoolExecutor(len(devices)) as pool:
+        try:
+            for _ in pool.map(work, devices):
+                pass
+        finally:
+            stop.set()

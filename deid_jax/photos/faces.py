@@ -3,6 +3,7 @@
 import csv
 import functools
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -46,6 +47,10 @@ class Detector(Protocol):
         ...
 
 
+# Neither library says that its detectors serve several threads at once.
+_one_at_a_time = threading.Lock()
+
+
 def cascade(pixels: np.ndarray) -> list[Face]:
     """Frontal faces by scikit-image's cascade of local binary patterns, boxes alone.
 
@@ -61,17 +66,18 @@ def cascade(pixels: np.ndarray) -> list[Face]:
     least = max(_CASCADE_WINDOW, round(_SMALLEST_SHARE * shorter))
     if shorter < _CASCADE_WINDOW:
         return []
-    found = _cascade().detect_multi_scale(
-        img=small,
-        scale_factor=1.1,
-        step_ratio=1,
-        min_size=(least, least),
-        max_size=(shorter, shorter),
-        # Every window by itself: scikit-image's own grouping depends on their order, which
-        # threads may change.
-        min_neighbor_number=1,
-        intersection_score_threshold=2.0,
-    )
+    with _one_at_a_time:
+        found = _cascade().detect_multi_scale(
+            img=small,
+            scale_factor=1.1,
+            step_ratio=1,
+            min_size=(least, least),
+            max_size=(shorter, shorter),
+            # Every window by itself: scikit-image's own grouping depends on their order, which
+            # threads may change.
+            min_neighbor_number=1,
+            intersection_score_threshold=2.0,
+        )
     windows = sorted((d["c"], d["r"], d["width"], d["height"]) for d in found)
     faces = [Face(_scaled(box, ratio), None, score) for box, score in _grouped(windows)]
     return sorted(faces, key=lambda face: (-face.box[2] * face.box[3], face.box))
@@ -113,8 +119,9 @@ def yunet(path: str | Path) -> Detector:
 
     def detect(pixels: np.ndarray) -> list[Face]:
         small, ratio = _reduced(pixels)
-        network.setInputSize((small.shape[1], small.shape[0]))
-        _, rows = network.detect(np.ascontiguousarray(small[..., ::-1]))
+        with _one_at_a_time:
+            network.setInputSize((small.shape[1], small.shape[0]))
+            _, rows = network.detect(np.ascontiguousarray(small[..., ::-1]))
         faces = []
         for row in () if rows is None else np.asarray(rows, np.float64):
             box = _scaled(row[:4], ratio)

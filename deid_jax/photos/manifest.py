@@ -1,7 +1,8 @@
 """What became of every file of a folder, as JSON lines: a record, and where to go on.
 
 A line is added as soon as its photo is written, so that a run which was killed goes on where it
-stopped; at the end the lines are sorted, so that it does not show.
+stopped; at the end the lines are sorted, so that it does not show. Of several processes each
+but the first adds lines to a file of its own, whose lines join the others in the end.
 """
 
 import contextlib
@@ -9,14 +10,18 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deid_jax._validate import InputError
+from deid_jax.distributed import ALONE, Group
 from deid_jax.photos.files import UNFINISHED, write_whole
 
 NAME = "manifest.jsonl"
+# Hidden files of the processes beside the first.
+_PART = ".manifest-"
 
 Record = dict[str, Any]
 
@@ -27,13 +32,17 @@ class Manifest:
     Args:
       folder: where protected photos are written.
       settings: a digest of everything that decides how; other lines do not count as done.
+      group: the processes that write into the folder together.
     """
 
-    def __init__(self, folder: Path, settings: str):
+    def __init__(self, folder: Path, settings: str, group: Group = ALONE):
         self._folder = folder
         self._settings = settings
+        self._group = group
         self._records: dict[str, Record] = {}
         self._path = folder / NAME
+        self._own = self._path if group.is_first else folder / f"{_PART}{group.index}.jsonl"
+        self._turn = threading.Lock()
 
     @contextlib.contextmanager
     def open(self) -> Iterator["Manifest"]:
@@ -42,6 +51,12 @@ class Manifest:
         Raises:
           InputError: another run writes into the folder, or it holds files of others.
         """
+        if not self._group.is_first:
+            self._group.check_shared(self._folder, f"output {self._folder}")
+            self._records = {record["file"]: record for record in self._read(self._path)}
+            yield self
+            self._group.wait()
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._folder, os.O_RDONLY)
         try:
@@ -54,12 +69,27 @@ class Manifest:
             self._refuse_of_others()
             for left in self._folder.rglob(f".*{UNFINISHED}"):
                 left.unlink()
-            self._records = {record["file"]: record for record in self._read()}
-            self._write()
+            self._records = {record["file"]: record for record in self._read(self._path)}
+            self._join_parts()
+            self._group.check_shared(self._folder, f"output {self._folder}")
             yield self
-            self._write()
+            self._group.wait()
+            self._join_parts()
         finally:
             os.close(lock)
+
+    def _join_parts(self) -> None:
+        """Takes in the lines of the other processes, of this run or one that was killed."""
+        parts = sorted(self._folder.glob(f"{_PART}*.jsonl"))
+        for part in parts:
+            self._records |= {record["file"]: record for record in self._read(part)}
+        self._write()
+        for part in parts:
+            part.unlink()
+
+    def record(self, file: str) -> Record:
+        """The line of a file that has one."""
+        return self._records[file]
 
     def _refuse_of_others(self) -> None:
         """What no run wrote is not to be overwritten: it may be originals."""
@@ -103,14 +133,15 @@ class Manifest:
         pass for the file's protected photo.
         """
         record = record | {"settings": self._settings}
-        before = self._records.get(record["file"])
-        if record["output"] is None and before is not None and self._stands(before):
-            (self._folder / record["file"]).unlink()
-        self._records[record["file"]] = record
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
-            file.flush()
-            os.fsync(file.fileno())
+        with self._turn:
+            before = self._records.get(record["file"])
+            if record["output"] is None and before is not None and self._stands(before):
+                (self._folder / record["file"]).unlink()
+            self._records[record["file"]] = record
+            with self._own.open("a", encoding="utf-8") as file:
+                file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())
         return record
 
     def keep(self, files: set[str]) -> None:
@@ -125,11 +156,11 @@ class Manifest:
             if name in files or self._stands(record)
         }
 
-    def _read(self) -> list[Record]:
-        if not self._path.exists():
+    def _read(self, path: Path) -> list[Record]:
+        if not path.exists():
             return []
         records = []
-        for line in self._path.read_text("utf-8", errors="replace").split("\n"):
+        for line in path.read_text("utf-8", errors="replace").split("\n"):
             # A line that was being written when the run was killed is none.
             with contextlib.suppress(ValueError):
                 record = json.loads(line)

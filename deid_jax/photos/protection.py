@@ -25,6 +25,7 @@ from deid_jax.budgets import l2_of_psnr
 from deid_jax.embedding_objectives import dodge, ensemble, expectation
 from deid_jax.photos.alignment import roundtrip, spread
 from deid_jax.photos.judging import Witness
+from deid_jax.sharding import placed_at_hand
 from deid_jax.transformations import TRANSFORMATIONS, compose
 from deid_jax.types import Objective
 
@@ -159,7 +160,7 @@ def changes_from(
     reach = usual if initial is None else min(usual, _STEP * num_steps)
     modules = tuple(one.embedder.module for one in witnesses)
     program = Program(modules, num_steps=num_steps, reach=reach)
-    variables = [one.embedder.variables for one in witnesses]
+    variables = [placed_at_hand(one.embedder.variables) for one in witnesses]
     thresholds = [jnp.float32(one.threshold) for one in witnesses]
     found = []
     for first in range(0, len(crops.images), BATCHES[-1]):
