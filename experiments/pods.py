@@ -201,10 +201,10 @@ def _measured(run: _Run, name: str, host_cores: int | None) -> Figure:
     """A figure as the run has it, brought to `host_cores` cores."""
     if name in ("startup_seconds", "shard_size"):
         return Figure(run(name, name), name)
-    num_images = run("num_images", name)
+    attacked = run("num_attacked", name)
     if name == "device_rate":
         seconds = run("num_devices", name) * run("attack_seconds", name)
-        return Figure(num_images / seconds, "num_images / (num_devices × attack_seconds)")
+        return Figure(attacked / seconds, "num_attacked / (num_devices × attack_seconds)")
     both = "read_rate and --write_rate"
     cores = run("host_cores", both)
     scale, scaled = 1.0, ""
@@ -212,12 +212,12 @@ def _measured(run: _Run, name: str, host_cores: int | None) -> Figure:
         scale, scaled = host_cores / cores, f" × {host_cores} / {cores} cores"
     if name == "core_rate":
         seconds = run("read_seconds", both) + run("write_seconds", both)
-        source = f"{cores} cores × num_images / (read_seconds + write_seconds)"
-        return Figure(scale * cores * num_images / seconds, source + scaled)
+        source = f"{cores} cores × num_attacked / (read_seconds + write_seconds)"
+        return Figure(scale * cores * attacked / seconds, source + scaled)
     part = name.removesuffix("_rate")
     threads = min(run(f"{part}_threads", name), cores)
-    source = f"{threads} threads × num_images / {part}_seconds"
-    return Figure(scale * threads * num_images / run(f"{part}_seconds", name), source + scaled)
+    source = f"{threads} threads × num_attacked / {part}_seconds"
+    return Figure(scale * threads * attacked / run(f"{part}_seconds", name), source + scaled)
 
 
 def run(settings: PodsSettings) -> list[Forecast]:

@@ -14,7 +14,7 @@ from tests.experiments.conftest import assert_refused, finish, listing, process
 
 METRICS = {
     "method": "pfgvm",
-    "num_images": 20000,
+    "num_attacked": 20000,
     "num_devices": 2,
     "num_processes": 1,
     "attack_seconds": 20.0,
@@ -164,9 +164,9 @@ def test_says_where_figures_are_from(measured, capsys, monkeypatch):
     _run(run=measured(), host_cores=64, startup_seconds=100.0)
     plain = " ".join(capsys.readouterr().out.split())
     assert "Measured figures (run: measured)" in plain
-    assert "500 pictures/s a device num_images / (num_devices × attack_seconds)" in plain
-    assert "4 threads × num_images / read_seconds × 64 / 16 cores" in plain
-    assert "16 threads × num_images / write_seconds × 64 / 16 cores" in plain
+    assert "500 pictures/s a device num_attacked / (num_devices × attack_seconds)" in plain
+    assert "4 threads × num_attacked / read_seconds × 64 / 16 cores" in plain
+    assert "16 threads × num_attacked / write_seconds × 64 / 16 cores" in plain
     assert "startup_seconds 100 seconds --startup_seconds" in plain
     assert "Reading and writing grow in proportion to the cores of a host." in plain
     assert "a forecast, not a measurement" in plain
@@ -234,7 +234,7 @@ def test_the_same_command_gives_the_same_bytes(measured, workplace, capsys):
     assert capsys.readouterr() == said
 
 
-NEEDED = ["num_images", "num_devices", "attack_seconds", "startup_seconds", "shard_size"]
+NEEDED = ["num_attacked", "num_devices", "attack_seconds", "startup_seconds", "shard_size"]
 NEEDED += [f"{part}_{what}" for part in ("read", "write") for what in ("seconds", "threads")]
 
 

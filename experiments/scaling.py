@@ -1,0 +1,179 @@
+"""Measures what more processes on this machine bring: `experiments.attack` by 1, 2, … of them.
+
+    python -m experiments.scaling --dataset=folder --data_dir=FACES --split=all
+
+Each process has cores of its own (--cores_per_process). The numbers of processes take turns,
+--repeats times; medians are of pictures a second, start-up and compiling aside. Writes
+`scaling.csv` (a line a run) and `config.json` into --output_dir.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deid_jax import reporting
+from deid_jax._validate import InputError, count
+from deid_jax.batch import METHODS
+from deid_jax.reporting import RunFolder
+from experiments import cli, common
+from experiments.cli import setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalingSettings(common.MethodSettings):
+    """Settings of `experiments.scaling`."""
+
+    method: str = setting("pfgvm", "De-identification method.", choices=tuple(METHODS))
+    processes: str = setting("1,2", "Numbers of processes, by commas.")
+    cores_per_process: int = setting(1, "Cores that each process has for itself.")
+    repeats: int = setting(3, "How often each number of processes is run.")
+    output_dir: str = setting("runs/scaling", "Where to write.")
+
+    def numbers(self) -> list[int]:
+        """The numbers of processes.
+
+        Raises:
+          InputError: they are none, or the machine has too few cores.
+        """
+        try:
+            numbers = [int(text) for text in self.processes.split(",")]
+        except ValueError:
+            raise InputError(
+                f"processes must be whole numbers by commas, got {self.processes}"
+            ) from None
+        cores = len(os.sched_getaffinity(0))
+        count("cores_per_process", self.cores_per_process, least=1)
+        count("repeats", self.repeats, least=1)
+        for number in numbers:
+            count("processes", number, least=1)
+            if number * self.cores_per_process > cores:
+                raise InputError(
+                    f"{number} processes of {self.cores_per_process} cores are more than the "
+                    f"{cores} cores at hand"
+                )
+        return numbers
+
+
+def run(settings: ScalingSettings) -> list[dict[str, Any]]:
+    """Runs, measures, writes, prints; returns a line a run.
+
+    Raises:
+      InputError: bad settings, data, checkpoint or output folder, or a run failed.
+    """
+    settings.check()
+    settings.check_methods([settings.method])
+    numbers = settings.numbers()
+    folder = RunFolder(Path(settings.output_dir), ["scaling.csv"])
+    folder.check()
+    # Trains the recogniser if need be, and refuses what the processes would.
+    common.faces_and_recogniser(settings)
+    lines: list[dict[str, Any]] = []
+    with folder, tempfile.TemporaryDirectory() as scratch, cli.progress_bar("runs") as update:
+        total = settings.repeats * len(numbers)
+        for turn in range(settings.repeats):
+            for number in numbers:
+                metrics = _attack(settings, number, Path(scratch, f"{turn}-{number}"))
+                lines.append({"turn": turn, **_line(metrics)})
+                update(len(lines), total)
+        folder.write_csv("scaling.csv", lines)
+        folder.write_json(reporting.DESCRIPTION, reporting.describe(settings))
+    _print(lines, numbers, settings.cores_per_process, folder.path)
+    return lines
+
+
+def _line(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("num_processes", "num_images", "seconds", "images_per_second", "compile_seconds")
+    return {name: metrics[name] for name in (*kept, "l2_uint8", "mssim_uint8", "mr_uint8")}
+
+
+def _attack(settings: ScalingSettings, number: int, output: Path) -> dict[str, Any]:
+    """`metrics.json` of one run by some processes, each on cores of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    arguments = [*_arguments(settings), f"--output_dir={output}"]
+    if number > 1:
+        arguments += [
+            f"--coordinator_address=127.0.0.1:{_free_port()}",
+            f"--num_processes={number}",
+        ]
+    started = []
+    for index in range(number):
+        first = index * settings.cores_per_process
+        own = cores[first : first + settings.cores_per_process]
+        which = [f"--process_id={index}"] if number > 1 else []
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "experiments.attack", *arguments, *which],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=functools.partial(os.sched_setaffinity, 0, own),
+            )
+        )
+    said = [process.communicate()[1] for process in started]
+    if any(process.returncode for process in started):
+        last = [text.strip().splitlines()[-1] for text in said if text.strip()]
+        raise InputError(f"a run by {number} processes failed: {'; '.join(last)}")
+    return json.loads((output / "metrics.json").read_text("utf-8"))
+
+
+def _arguments(settings: ScalingSettings) -> list[str]:
+    """What `experiments.attack` is given."""
+    own = {field.name for field in dataclasses.fields(ScalingSettings)} - {
+        field.name for field in dataclasses.fields(common.MethodSettings)
+    }
+    given = dict(settings.method_settings)
+    for name, flag in cli.flags_of(ScalingSettings).items():
+        value = getattr(settings, name, flag.default)
+        if name not in own - {"method"} and value != flag.default:
+            given[name] = value
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _print(
+    lines: Sequence[Mapping[str, Any]], numbers: Sequence[int], cores: int, path: Path
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("processes", title=f"{lines[0]['num_images']} pictures, {cores} cores each")
+    for heading in ("pictures/s", "least", "most", "times the first", "L2"):
+        table.add_column(heading, justify="right")
+    rates = {
+        number: [line["images_per_second"] for line in lines if line["num_processes"] == number]
+        for number in numbers
+    }
+    base = statistics.median(rates[numbers[0]])
+    for number, own in rates.items():
+        l2 = next(line["l2_uint8"] for line in lines if line["num_processes"] == number)
+        middle = statistics.median(own)
+        table.add_row(
+            str(number),
+            f"{middle:.2f}",
+            f"{min(own):.2f}",
+            f"{max(own):.2f}",
+            f"{middle / base:.2f}",
+            f"{l2:.5f}",
+        )
+    Console().print(table)
+    print(f"Every run: {path / 'scaling.csv'}")
+
+
+main = cli.binary(run, ScalingSettings)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
