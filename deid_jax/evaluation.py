@@ -187,8 +187,7 @@ def evaluate_spans(
     run.timing = Timing(compile_seconds=time.perf_counter() - start)
     longest = max(map(len, spans), default=0)
     parts = sharding.num_parts(mesh)
-    wanted = protocol.batch_size or parts * default_batch_size(dataset.image_size, longest)
-    size = sharding.whole_parts(mesh, wanted)
+    size = wanted_batch_size(dataset.image_size, longest, protocol, mesh)
     while run.left():
         size = batch_size_for(longest, max(parts, size // parts * parts), mesh)
         try:
@@ -201,6 +200,14 @@ def evaluate_spans(
         except programs.OutOfMemoryError:
             size = programs.half_of(size, least=parts)
     return run.timing
+
+
+def wanted_batch_size(image_size: int, num_images: int, protocol: Protocol, mesh: Mesh) -> int:
+    """Pictures per call on all devices together, memory permitting."""
+    size = protocol.batch_size
+    if size is None:
+        size = sharding.num_parts(mesh) * default_batch_size(image_size, num_images)
+    return batch_size_for(num_images, sharding.whole_parts(mesh, size), mesh)
 
 
 def batch_size_for(num_images: int, size: int, mesh: Mesh) -> int:

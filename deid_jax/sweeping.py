@@ -170,12 +170,9 @@ def sweep(
     """
     mesh = mesh or sharding.local_mesh()
     longest = len(dataset) if spans is None else max(map(len, spans))
-    parts = sharding.num_parts(mesh)
-    wanted = protocol.batch_size or parts * evaluation.default_batch_size(
-        dataset.image_size, longest
-    )
-    size = evaluation.batch_size_for(longest, sharding.whole_parts(mesh, wanted), mesh)
-    per_call = settings_per_call or default_settings_per_call(size // parts, dataset.image_size)
+    size = evaluation.wanted_batch_size(dataset.image_size, longest, protocol, mesh)
+    share = size // sharding.num_parts(mesh)
+    per_call = settings_per_call or default_settings_per_call(share, dataset.image_size)
     jobs = _jobs(method, points)
     runs = sum(len(job.leaves) for job in jobs)
     steps = max((step for job in jobs for step in job.num_steps), default=0)
@@ -200,13 +197,7 @@ def sweep(
         )
         calls.append(call.fitted(longest, memory))
     units = [(call, span, chosen) for call in calls for span in spans for chosen in call.chunks]
-    own = units[group.index :: group.count]
-    total = sum(len(span) * len(chosen) for _, span, chosen in own)
-    done = 0
-    for call, span, chosen in own:
-        call.do(span, chosen)
-        done += len(span) * len(chosen)
-        progress(done, total)
+    _do(units[group.index :: group.count], progress)
     group.wait()
     if not group.is_first:
         return []
@@ -215,6 +206,18 @@ def sweep(
         for point, records in call.done(span, chosen):
             results.setdefault(_identity(point), []).extend(records)
     return [results[_identity(point)] for point in points]
+
+
+def _do(
+    units: Sequence[tuple["_Call", range, Any]], progress: Callable[[int, int], Any]
+) -> None:
+    """Does the units of one process: what is not kept of spans at some settings."""
+    total = sum(len(span) * len(chosen) for _, span, chosen in units)
+    done = 0
+    for call, span, chosen in units:
+        call.do(span, chosen)
+        done += len(span) * len(chosen)
+        progress(done, total)
 
 
 class _Kept:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -253,11 +253,9 @@ def train(
         num_steps=num_steps,
         flips=config.flips,
     )
-    part = (group.index, group.count)
     for epoch in range(len(history), config.epochs):
-        order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
         steps = []
-        for batch in loader.shuffled(dataset, config.batch_size, seed=order, part=part):
+        for batch in _epoch(dataset, config, epoch, group):
             state, values = step(state, sharding.place_batch(batch, mesh), key, frozen)
             steps.append(values)
             progress(epoch * per_epoch + len(steps), num_steps, history)
@@ -272,6 +270,15 @@ def train(
         if keeper:
             keeper.save(state, history)
     return sharding.to_host(state.variables(frozen)), history
+
+
+def _epoch(
+    dataset: FaceDataset, config: TrainConfig, epoch: int, group: Group
+) -> Iterator[Batch]:
+    """This process's part of every batch of an epoch."""
+    order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
+    part = (group.index, group.count)
+    return loader.shuffled(dataset, config.batch_size, seed=order, part=part)
 
 
 def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
