@@ -94,14 +94,14 @@ class Group:
         if self.is_first:
             token.touch()
         self.wait()
-        if not token.exists():
-            raise InputError(
-                f"{name} must be on a file system that all processes share: process "
-                f"{self.index} does not see what the first one writes there"
-            )
-        self.wait()
+        seen = self.gather(token.exists())
         if self.is_first:
             token.unlink()
+        if not all(seen):
+            raise InputError(
+                f"{name} must be on a file system that all processes share: process "
+                f"{seen.index(False)} does not see what the first one writes there"
+            )
 
 
 ALONE = Group()
@@ -136,12 +136,17 @@ def joined(
         _check(*given)
     started = not jax.distributed.is_initialized()
     if started:
-        _initialize(*given)
+        with _Guard("the processes of the run did not come together"):
+            _initialize(*given)
     group = Group(jax.process_index(), jax.process_count())
     if group.count == 1:
         yield group
         return
-    with _Guard(group) as guard, _Watch(group, guard) as watch:
+    last = (
+        f"process {group.index} of {group.count} was ended, by a signal or because the first "
+        f"process is lost; {GOES_ON}"
+    )
+    with _Guard(last) as guard, _Watch(group, guard) as watch:
         try:
             yield group
             group.wait()
@@ -158,6 +163,11 @@ def end(status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def is_broken() -> bool:
+    """Whether the others have been told to stop."""
+    return _broken.is_set()
 
 
 _broken = threading.Event()
@@ -336,11 +346,8 @@ class _Guard:
     JAX does so from C++, at once, with a page of text and no way to put in a word.
     """
 
-    def __init__(self, group: Group):
-        self._text = (
-            f"error: process {group.index} of {group.count} was ended, by a signal or because "
-            f"the first process is lost; {GOES_ON}"
-        )
+    def __init__(self, text: str):
+        self._text = f"error: {text}"
 
     def __enter__(self) -> "_Guard":
         self._child = subprocess.Popen(

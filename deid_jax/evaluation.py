@@ -140,6 +140,7 @@ def evaluate_spans(
     progress: Callable[[int, int], Any] = lambda done, total: None,
     memory: int | None = None,
     mesh: Mesh | None = None,
+    longest: int | None = None,
 ) -> Timing:
     """De-identifies parts of a data set, on all devices of this process.
 
@@ -161,6 +162,8 @@ def evaluate_spans(
       progress: called with (pictures done, pictures in all).
       memory: bytes that a batch may take on a device; what is free if None.
       mesh: the devices; None: all of this process.
+      longest: pictures in the longest span of the whole work, of which this may be a part: it
+        decides the batch size, and another one rounds differently. None: of `spans`.
 
     Raises:
       InputError: not even one picture fits into memory, one cannot be read (and the data set
@@ -185,7 +188,7 @@ def evaluate_spans(
         progress=progress,
     )
     run.timing = Timing(compile_seconds=time.perf_counter() - start)
-    longest = max(map(len, spans), default=0)
+    longest = longest or max(map(len, spans), default=0)
     parts = sharding.num_parts(mesh)
     size = wanted_batch_size(dataset.image_size, longest, protocol, mesh)
     while run.left():

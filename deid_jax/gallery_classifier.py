@@ -23,6 +23,8 @@ from deid_jax.recognisers import Recogniser
 OUTPUTS = ("embeddings", "logits")
 # ArcFace's scale: cosines are too close together for a softmax.
 _SCALE = 30.0
+# Pictures in memory while the gallery is embedded.
+_AT_A_TIME = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,22 @@ class GalleryClassifier:
         return dataclasses.replace(self, module=self.module.clone(dtype=dtype))
 
 
+def _embed_all(embedder: Embedder, faces: FaceDataset) -> np.ndarray:
+    """float32[N, D], a few pictures in memory at a time."""
+    found = []
+    for start in range(0, len(faces), _AT_A_TIME):
+        places = range(start, min(start + _AT_A_TIME, len(faces)))
+        embeddings = embedder.embed(np.stack([faces.read(place) for place in places]))
+        finite = np.isfinite(embeddings).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"recogniser {embedder.name} gives NaN or infinity for "
+                f"{faces.picture(places[int(np.argmin(finite))])}"
+            )
+        found.append(embeddings)
+    return np.concatenate(found)
+
+
 def from_embedder(
     embedder: Embedder,
     output: str,
@@ -81,7 +99,7 @@ def from_embedder(
     """
     if output not in OUTPUTS:
         raise InputError(f"recogniser_output must be one of {', '.join(OUTPUTS)}, got {output}")
-    embeddings = embedder.embed(np.stack([known.read(place) for place in range(len(known))]))
+    embeddings = _embed_all(embedder, known)
     persons = len(known.persons)
     if output == "logits" and embeddings.shape[1] != persons:
         raise InputError(

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,8 @@ from deid_jax.resuming import Store, digest_of
 DESCRIPTION = "config.json"
 # Inside the hidden folder, where the files of a run lie that is whole or has left nothing.
 _AT_ONCE = "at_once"
+# Also there: the run before this one while that takes its place, and the note that it is out.
+_EARLIER, _MOVED_OUT = "earlier", ".moved_out"
 
 
 class RunFolder:
@@ -103,12 +106,19 @@ class RunFolder:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self._staging.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
+            for probe in self.path.glob(".probe-*"):
+                probe.rmdir()
+            self._move_back()
             for left in self._staging.iterdir():
                 # Pieces of other runs may still be gone on from.
                 if not (left / "pieces").is_dir():
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             self._work.mkdir(exist_ok=True)
-        self._group.check_shared(self._work, f"output_dir {self.path}")
+        try:
+            self._group.check_shared(self._work, f"output_dir {self.path}")
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def _locked(self) -> int:
@@ -133,14 +143,9 @@ class RunFolder:
             return
         if kind is None:
             self._complete_description()
-            for name in self._contents:
-                new, final = self._work / name, self.path / name
-                if final.is_dir():
-                    shutil.rmtree(final)
-                if new.exists():
-                    new.replace(final)
-                else:
-                    final.unlink(missing_ok=True)
+            self._take_the_place()
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(self.path)  # Of a full disk the system names no file.
         kept = kind is not None and self._resumable and len(self.store) > 0
         if kept:
             assert error is not None
@@ -155,6 +160,32 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # Others write there, too.
                     folder.rmdir()
 
+    def _take_the_place(self) -> None:
+        """Moves the earlier run out, and then this one in, its description last."""
+        earlier = self._staging / _EARLIER
+        earlier.mkdir()
+        self._move(self.path, earlier)
+        (earlier / _MOVED_OUT).write_text(self._work.name)
+        self._move(self._work, self.path)
+        # From here on nothing is to be undone.
+        earlier.rename(earlier.with_name("replaced"))
+
+    def _move_back(self) -> None:
+        """Undoes what of `_take_the_place` a run did that was killed in it."""
+        earlier = self._staging / _EARLIER
+        if (earlier / _MOVED_OUT).exists():
+            work = self._staging / (earlier / _MOVED_OUT).read_text()
+            work.mkdir(exist_ok=True)
+            self._move(self.path, work)
+        if earlier.exists():
+            self._move(earlier, self.path)
+
+    def _move(self, source: Path, target: Path) -> None:
+        """Moves what a run writes; the description goes last."""
+        for name in self._contents:
+            if os.path.lexists(source / name):
+                (source / name).replace(target / name)
+
     def _complete_description(self) -> None:
         staged = self._work / DESCRIPTION
         description = json.loads(staged.read_text()) if staged.exists() else describe()
@@ -165,6 +196,11 @@ class RunFolder:
     def work_path(self, name: str) -> Path:
         """Where a file of the run lies until the run is whole."""
         return self._work / name
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """Name -> bytes, of the files among these that the run has written."""
+        paths = {name: self._work / name for name in names}
+        return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
 
     def write_text(self, name: str, text: str) -> None:
         """Writes one text file."""

@@ -6,6 +6,7 @@ not at all.
 """
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -23,6 +24,8 @@ from absl import logging
 from deid_jax._validate import InputError
 
 _CHECKSUMS = "checksums.json"
+# What is kept beside the arrays takes so much at most, but for the names of many pictures.
+_DESCRIPTION_BYTES = 2**20
 
 
 def exists(path: Path) -> bool:
@@ -47,11 +50,13 @@ def save(path: Path, arrays: Any, info: Any) -> None:
     fresh, old = _beside(path, "new"), _beside(path, "old")
     items = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), info=ocp.args.JsonSave(info))
     try:
+        _check_room(path, arrays)
         with _quiet(), _checkpointer() as checkpointer:
             checkpointer.save(fresh.absolute(), items, force=True)
         files = sorted(file for file in fresh.rglob("*") if file.is_file())
         checksums = {file.relative_to(fresh).as_posix(): _checksum(file) for file in files}
         (fresh / _CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n")
+        remove(old)
         if path.exists():
             path.rename(old)
         fresh.rename(path)
@@ -61,6 +66,14 @@ def save(path: Path, arrays: Any, info: Any) -> None:
         for left in path.parent.glob(glob.escape(fresh.name) + "*"):
             remove(left)
     remove(old)
+
+
+def _check_room(path: Path, arrays: Any) -> None:
+    """Refuses a disk without room: Orbax, in the middle, leaves threads that fail at length."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + _DESCRIPTION_BYTES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def load_info(path: Path) -> Any:
@@ -112,15 +125,21 @@ def load_arrays(path: Path, like: Any) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Deletes what is kept at `path`, if anything is."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Deletes what is kept at `path`, if anything is; killed, it leaves nothing there."""
+    going = _beside(path, "gone")
+    if going.exists():
+        shutil.rmtree(going, ignore_errors=True)
+    if os.path.lexists(path):
+        with contextlib.suppress(OSError):
+            path.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax from warning at every save of how it does so."""
+    """Keeps Orbax from telling at every save how it does so, and of failures at length."""
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         yield
     finally:
@@ -151,7 +170,11 @@ def _check_files(path: Path, item: str) -> None:
     """Refuses a folder in which files of an item are not as they were written."""
     try:
         checksums = json.loads((path / _CHECKSUMS).read_text())
-        files = {name: text for name, text in checksums.items() if name.startswith(item + "/")}
+        files = {
+            name: text
+            for name, text in checksums.items()
+            if name.startswith(item + "/") or "/" not in name
+        }
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"checkpoint {path} is damaged: {_CHECKSUMS} cannot be read"
@@ -180,5 +203,10 @@ def _checkpointer() -> ocp.Checkpointer:
 
 def _reason(error: Exception) -> str:
     """The last part of TensorStore's long chains, or the first line of anything else."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+        return os.strerror(int(number[1]))
     full = re.search(r"\[OS error \d+: [A-Z]+ ([^\]]+)\]", str(error))
     return full[1] if full else str(error).strip().partition("\n")[0] or type(error).__name__

@@ -164,6 +164,8 @@ class _Work:
 
         def finish(number: int, records: list[dict[str, Any]]) -> None:
             files = output.finish(own[number], records)
+            names = [_shown_name(index) for index in shown if index in shards[own[number]]]
+            files |= self.folder.sizes(names)
             store.write(own[number], {"files": files, "records": records})
 
         profiled = common.profiled(self.settings.profile_dir)
@@ -182,6 +184,7 @@ class _Work:
                     keep=keep,
                     progress=update,
                     mesh=mesh,
+                    longest=len(shards[0]),
                 )
         attacked = sum(len(shards[number]) for number in own)
         timings = self.group.gather(

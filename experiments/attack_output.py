@@ -47,7 +47,7 @@ class PngOutput:
     def finish(self, shard: int, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """See `Output`."""
         names = [_png(f"{record['person']}/{record['name']}") for record in records]
-        return {name: self._folder.work_path(name).stat().st_size for name in names}
+        return self._folder.sizes(names)
 
     def close(self) -> None:
         """See `Output`."""

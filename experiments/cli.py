@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import textwrap
+import traceback
 import types
 import typing
 import warnings
@@ -233,6 +234,12 @@ def _status_of(work: Callable[[], Any]) -> int:
         return _say(error, str(error), 1)
     except KeyboardInterrupt as error:
         return _say(error, "interrupted", 130)
+    except Exception:
+        if not distributed.is_broken():
+            raise
+        # To be told before `distributed.end`: Python's own end would wait for the others.
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -93,7 +93,7 @@ def in_order(
     batches = divided([range(len(dataset))] if spans is None else spans, batch_size)
     source = _Places(dataset, batches, batch_size, watch or Stopwatch())
     pictures = grain.MapDataset.source(source).to_iter_dataset(read_options=_READ)
-    yield from pictures.batch(batch_size, batch_fn=functools.partial(_stack, dataset))
+    yield from _plainly(pictures.batch(batch_size, batch_fn=functools.partial(_stack, dataset)))
 
 
 class _Places:
@@ -155,7 +155,16 @@ def shuffled(
     stack = functools.partial(_stack, dataset)
     own = pictures.batch(share, batch_fn=stack)[index::count]
     read = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(1, 64 // share))
-    yield from own.to_iter_dataset(read_options=read)
+    yield from _plainly(own.to_iter_dataset(read_options=read))
+
+
+def _plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; what is wrong with a picture in one line, without Grain's."""
+    try:
+        yield from batches
+    except InputError as error:
+        text = str(error).partition("\n")[0]
+        raise InputError(f"{text}; --skip_unreadable leaves such pictures out") from error
 
 
 def _stack(dataset: FaceDataset, examples: Sequence[dict[str, Any]]) -> Batch:

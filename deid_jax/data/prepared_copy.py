@@ -5,6 +5,7 @@ The copy is in the ArrayRecord format; neither writing nor reading it needs Tens
 
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,6 +114,8 @@ class PreparedCopy:
           InputError: a shard has not been written, or none has a picture.
           PassingError: a file cannot be written.
         """
+        for left in self.folder.glob(".*"):  # What a process wrote that was killed.
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         info = type(self._contents.info)()
         info.CopyFrom(self._contents.info)
         counts = {}

@@ -1,8 +1,13 @@
 """Batches: every picture once, padding marked, orders that hang on the seed."""
 
+import dataclasses
+import threading
+import time
+
 import numpy as np
 import pytest
 
+from deid_jax._validate import InputError
 from deid_jax.data import FaceDataset, loader
 
 
@@ -61,3 +66,128 @@ def test_even_batches_save_padding_and_no_batch_more(images, batch_size, expecte
     size = loader.even_batch_size(images, batch_size)
     assert size == expected
     assert loader.num_batches(images, size) == loader.num_batches(images, batch_size)
+
+
+def test_batches_never_reach_from_one_span_into_the_next(faces):
+    spans = [range(0, 3), range(3, 4), range(5, 7)]
+    assert loader.divided(spans, 2) == [
+        range(0, 2), range(2, 3), range(3, 4), range(5, 7),
+    ]  # fmt: skip
+    batches = list(loader.in_order(faces, 2, spans=spans))
+    assert [batch.position.tolist() for batch in batches] == [[0, 1], [2, 2], [3, 3], [5, 6]]
+    assert [batch.mask.tolist() for batch in batches] == [
+        [True, True], [True, False], [True, False], [True, True],
+    ]  # fmt: skip
+    for batch in batches:
+        np.testing.assert_array_equal(batch.label, batch.position % 2)
+        np.testing.assert_allclose(255 * batch.image[:, 0, 0, 0], batch.position, rtol=1e-6)
+    assert list(loader.in_order(faces, 2, spans=[])) == []
+
+
+def test_padding_is_not_read_again(faces):
+    reads = []
+
+    def read(index):
+        reads.append(index)
+        return faces.read(index)
+
+    counted = dataclasses.replace(faces, read=read)
+    list(loader.in_order(counted, 4, spans=[range(0, 5), range(6, 7)]))
+    assert sorted(reads) == [0, 1, 2, 3, 4, 6]
+
+
+def _damaged(faces, positions, *, skip):
+    def read(index):
+        if index in positions:
+            raise InputError(f"{faces.picture(index)} cannot be read")
+        return faces.read(index)
+
+    return dataclasses.replace(faces, read=read, skip_unreadable=skip)
+
+
+def test_unreadable_pictures_are_masked_in_their_place(faces):
+    batches = list(loader.in_order(_damaged(faces, {1, 6}, skip=True), 3))
+    assert [batch.mask.tolist() for batch in batches] == [
+        [True, False, True], [True] * 3, [False] * 3,
+    ]  # fmt: skip
+    assert [batch.position.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6] * 3]
+    # What fills their places is a picture of the batch that could be read.
+    np.testing.assert_allclose(255 * batches[0].image[:, 0, 0, 0], [0, 2, 2], rtol=1e-6)
+    # Where none could be, it is grey, and the label one of the data set's.
+    np.testing.assert_array_equal(batches[2].image, np.full((3, 2, 2, 3), 0.5, np.float32))
+    assert batches[2].image.dtype == np.float32
+    for batch in batches:
+        assert (batch.label.dtype, batch.label.shape) == (np.int32, (3,))
+        assert set(batch.label.tolist()) <= {0, 1}
+
+
+def test_unreadable_pictures_stop_a_run_unless_they_are_to_be_skipped(faces):
+    with pytest.raises(InputError, match=r"^a/4 cannot be read"):
+        list(loader.in_order(_damaged(faces, {4}, skip=False), 3))
+    # Not those that are not asked for.
+    batches = list(loader.in_order(_damaged(faces, {4}, skip=False), 3, spans=[range(4)]))
+    assert sum(int(batch.mask.sum()) for batch in batches) == 4
+
+
+def test_other_failures_are_not_taken_for_unreadable_pictures(faces):
+    def read(index):
+        raise ZeroDivisionError(index)
+
+    broken = dataclasses.replace(faces, read=read, skip_unreadable=True)
+    with pytest.raises(ZeroDivisionError):
+        list(loader.in_order(broken, 3))
+
+
+def test_stopwatch_sums_over_threads():
+    watch = loader.Stopwatch()
+    together = threading.Barrier(4)
+
+    def work():
+        together.wait()
+        with watch:
+            time.sleep(0.1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 0.4 <= watch.seconds < 4
+    before = watch.seconds
+    with pytest.raises(KeyError), watch:
+        raise KeyError
+    assert watch.seconds > before
+
+
+def test_reading_is_timed(faces):
+    def read(index):
+        time.sleep(0.01)
+        return faces.read(index)
+
+    watch = loader.Stopwatch()
+    list(loader.in_order(dataclasses.replace(faces, read=read), 3, watch=watch))
+    # Seven pictures; padding takes no time.
+    assert 0.07 <= watch.seconds < 1
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_parts_of_shuffled_batches_make_the_whole_in_order(faces, count):
+    many = faces.take([*range(7)] * 3)
+    whole = list(loader.shuffled(many, 6, seed=4))
+    assert len(whole) == 3
+    parts = [list(loader.shuffled(many, 6, seed=4, part=(i, count))) for i in range(count)]
+    for number, batch in enumerate(whole):
+        own = [part[number] for part in parts]
+        for name in batch._fields:
+            joined = np.concatenate([getattr(part, name) for part in own])
+            np.testing.assert_array_equal(joined, getattr(batch, name))
+            assert len(getattr(own[0], name)) == 6 // count
+    assert {len(part) for part in parts} == {3}
+
+
+def test_batches_that_processes_do_not_divide_are_refused(faces):
+    with pytest.raises(InputError, match="must be a multiple of 2 processes, got 3"):
+        next(loader.shuffled(faces, 3, seed=0, part=(0, 2)))
+    # The batch is no larger than the data set.
+    with pytest.raises(InputError, match="must be a multiple of 2 processes, got 7"):
+        next(loader.shuffled(faces, 8, seed=0, part=(1, 2)))

@@ -111,7 +111,7 @@ def kill(started):
 
 def ends(started, timeout=240):
     """(status, standard output, standard error) of every process."""
-    # Together: one whose pipe is full would not end.
+    # One after the other: what the others say meanwhile fits into their pipes.
     results = [one.communicate(timeout=timeout) for one in started]
     return [(one.returncode, *result) for one, result in zip(started, results, strict=True)]
 

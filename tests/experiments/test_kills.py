@@ -16,7 +16,8 @@ import time
 import numpy as np
 import pytest
 
-from deid_jax import checkpointing
+from deid_jax import checkpointing, evaluation
+from deid_jax.resuming import Store
 from experiments import attack, train
 from tests.experiments import scale_helpers
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
@@ -62,15 +63,17 @@ def trial(number, seed):
     kind = ("clock", "shards", "changes")[number % 3]
     turn = number // 3
     count = 1 if kind == "changes" else 1 + turn % 2
+    shards = min(NUM_SHARDS - 1, int(random.integers(2 * turn, 2 * turn + 2)))
     moments = {
         "clock": (turn + random.uniform()) / 7,
-        "shards": int(random.integers(2 * turn, 2 * turn + 2)),
+        "shards": shards,
         "changes": int(random.integers(8 * turn, 8 * turn + 8)),
     }
     return Trial(
         kind=kind,
         moment=moments[kind],
-        delay=random.uniform(0, 0.3) if kind == "shards" else 0,
+        # At once where one is left, so that it is left.
+        delay=random.uniform(0, 0.3) if shards < NUM_SHARDS - 1 else 0,
         count=count,
         victim=int(random.integers(count)) if number % 2 else None,
         again=int(random.integers(NUM_SHARDS)) if number % 5 == 4 else None,
@@ -102,9 +105,10 @@ def undisturbed(request, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     faces = write_faces(folder / "faces", PERSONS, PICTURES)
     common = [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}"]
-    earlier = [*common, "--method=blur", "--max_images=3", "--output_dir=earlier"]
-    arguments = [*common, "--split=all", f"--shard_size={SHARD_SIZE}", "--num_steps=200"]
+    earlier = [*common, "--split=all", "--method=blur", "--max_images=3"]
+    arguments = [*common, "--split=all", f"--shard_size={SHARD_SIZE}", "--num_steps=100"]
     arguments.append(f"--output_format={request.param}")
+    earlier.append("--output_dir=earlier")
     assert finish(process("attack", *earlier, cwd=folder))[0] == 0
     seconds, contents = {}, []
     # The first run compiles, for all.
@@ -175,7 +179,7 @@ def num_pieces(output):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(TRIALS))
 def test_killed_attack_goes_on_and_ends_alike(undisturbed, tally, tmp_path, number):
-    chosen = trial(number, len(undisturbed.arguments[-1]))
+    chosen = trial(number, int(is_tfds(undisturbed)))
     output = tmp_path / "out"
     shutil.copytree(undisturbed.earlier, output)
     earlier = scale_helpers.visible(output)
@@ -271,13 +275,58 @@ def test_attack_killed_three_times_ends_alike(trained, faces, workplace):
     assert scale_helpers.visible(workplace / "out") == earlier
     assert num_pieces(workplace / "out") == 2
     # Pictures and figures are in place, the other tables are not.
-    assert killed("'out/per_image.csv'", 0) == "going on: 2 of 5 shards are finished\n"
+    assert (
+        killed("per_image.csv', 'out/per_image.csv'", 0)
+        == "going on: 2 of 5 shards are finished\n"
+    )
     assert len(list((workplace / "out").glob("images/*/*.png"))) == 18
     # All is in place, and the hidden folder half gone: pictures elsewhere, so all anew.
-    assert killed("'out/config.json'", 4) == ""
+    err = killed("config.json', 'out/config.json'", 6)
+    assert err == "going on: 5 of 5 shards are finished\n"
     assert (workplace / "out" / HIDDEN).exists()
     assert attack.main(arguments) == 0
     assert content(workplace / "out") == content(workplace / "whole")
+
+
+@pytest.mark.slow
+def test_copy_killed_as_it_writes_a_file_holds_no_half_of_it(trained, faces, workplace):
+    arguments = [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--split=all"]
+    arguments += ["--shard_size=4", "--num_steps=3", "--output_format=tfds"]
+    assert attack.main([*arguments, "--output_dir=whole"]) == 0
+    given = [*arguments, "--output_dir=out"]
+    # Before a file of examples gets its name, and as the description is written.
+    for text, number in (("array_record-00002-of", 0), ("/.unfinished-", 1)):
+        status, _, err = finish(killed_at("attack", given, text, number, cwd=workplace))
+        assert status == -signal.SIGKILL, err
+    assert attack.main(given) == 0
+    assert content(workplace / "out") == content(workplace / "whole")
+
+
+def test_the_last_and_smaller_shard_is_computed_alike_alone(
+    trained, faces, workplace, monkeypatch
+):
+    """In batches of the same size, since programs for two sizes may round differently."""
+    arguments = [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--split=all"]
+    arguments += ["--shard_size=4", "--num_steps=3", "--output_dir=out"]
+    sizes = []
+    real_shapes, real_write = evaluation.batch_shapes, Store.write
+
+    def batch_shapes(size, image_size):
+        sizes.append(size)
+        return real_shapes(size, image_size)
+
+    def write(store, number, piece):
+        if number == 4:
+            raise KeyboardInterrupt
+        real_write(store, number, piece)
+
+    monkeypatch.setattr(evaluation, "batch_shapes", batch_shapes)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", write)
+        assert attack.main(arguments) == 130
+    assert num_pieces(workplace / "out") == 4
+    assert attack.main(arguments) == 0
+    assert sizes == [4, 4]
 
 
 @pytest.fixture(scope="module")
