@@ -24,22 +24,19 @@ SCRIPT = """
 import signal, sys, time
 from deid_jax import distributed
 from deid_jax._validate import InputError
+from experiments import cli
 
 address, count, index, lost_after = sys.argv[1:]
 index = int(index)
 if float(lost_after):
     distributed.LOST_AFTER = float(lost_after)
-status = 0
-try:
+
+def run():
     with distributed.joined(address, int(count), index) as group:
         print("joined", flush=True)
         {work}
-except InputError as error:
-    print(f"error: {{error}}", file=sys.stderr)
-    status = 2
-except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    status = 130
+
+status = cli._status_of(run)
 distributed.end(status)
 sys.exit(status)
 """
@@ -154,7 +151,7 @@ if index == {failing}:
     for index, (status, out, err) in enumerate(ended):
         assert (status, out) == (2, "")
         if index == failing:
-            assert err == "error: the disk is\nfull\n"
+            assert err == "error: the disk is full\n"
         else:
             assert err == f"error: {STOPPED.format(index=failing, reason='the disk is full')}\n"
 
@@ -296,7 +293,7 @@ def test_the_cluster_fills_in_what_is_not_given(no_cluster, monkeypatch):
 @pytest.mark.parametrize("index", [0, 1])
 def test_processes_that_do_not_come_are_not_waited_for_forever(index):
     script = SCRIPT.format(work="pass").replace(
-        "status = 0\n", "status = 0\ndistributed.START_TIMEOUT = 1\n"
+        "\ndef run():", "\ndistributed.START_TIMEOUT = 1\ndef run():"
     )
     alone = subprocess.run(
         [sys.executable, "-c", script, f"127.0.0.1:{free_port()}", "2", str(index), "0"],
