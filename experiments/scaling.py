@@ -150,7 +150,8 @@ def _print(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("processes", title=f"{lines[0]['num_images']} pictures, {cores} cores each")
+    pictures = lines[0]["num_images"]
+    table = Table("processes", title=f"{pictures} pictures, cores of each process: {cores}")
     for heading in ("pictures/s", "least", "most", "times the first", "L2"):
         table.add_column(heading, justify="right")
     rates = {
