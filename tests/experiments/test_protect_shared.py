@@ -1,0 +1,121 @@
+"""Protection by several devices and processes: the files of one, whoever did which."""
+
+import json
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from deid_jax.distributed import Group
+from deid_jax.photos.manifest import Manifest
+from experiments import protect, scale
+from tests.experiments import scale_helpers
+from tests.experiments.conftest import finish, listing, process
+from tests.experiments.protect_helpers import arguments, picture, records_of
+
+NUMBER = 7
+# XLA's CPU starts a thread for every device, and what it divides among them rounds otherwise.
+THREADS = "4"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for seed in range(NUMBER):
+        path = folder / ("deep" if seed % 2 else "") / f"{seed}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(seed)).save(path)
+    (folder / "no photo.jpg").write_bytes(b"letter")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(photos, tmp_path_factory):
+    """What one process with one device makes of them."""
+    output = tmp_path_factory.mktemp("alone") / "out"
+    given = arguments(photos, output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NPROC", THREADS)
+        status, _, err = finish(process("protect", *given, cwd=output.parent))
+    assert status == 1, err  # One file is no photo.
+    return listing(output)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_devices_change_no_byte(photos, alone, tmp_path, monkeypatch, count):
+    monkeypatch.setenv("NPROC", THREADS)
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={count}")
+    given = arguments(photos, tmp_path / "out")
+    status, _, err = finish(process("protect", *given, cwd=tmp_path))
+    assert status == 1
+    assert err.startswith("1 of 8 files are not protected: see ")
+    assert listing(tmp_path / "out") == alone
+
+
+def test_processes_change_no_byte_and_only_the_first_reports(
+    photos, alone, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NPROC", THREADS)
+    given = arguments(photos, tmp_path / "out")
+    results = scale_helpers.ends(scale_helpers.group("protect", given, cwd=tmp_path, count=3))
+    assert [status for status, _, _ in results] == [1, 1, 1], results
+    assert results[0][1]
+    assert [out for _, out, _ in results[1:]] == ["", ""]
+    assert listing(tmp_path / "out") == alone
+
+
+def test_lines_of_another_process_that_was_killed_are_taken_in(tmp_path):
+    record = {
+        "file": "a.png",
+        "status": "no face",
+        "reason": None,
+        "output": None,
+        "source_sha256": "1",
+        "output_sha256": None,
+        "faces": [],
+        "settings": "s",
+    }
+    (tmp_path / "manifest.jsonl").write_text("")
+    half = json.dumps(record | {"file": "b.png"})[:-9]
+    (tmp_path / ".manifest-3.jsonl").write_text(json.dumps(record) + "\n" + half)
+    with Manifest(tmp_path, "s").open() as manifest:
+        assert manifest.done("a.png", "1") == record
+        assert manifest.done("b.png", "1") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+    assert list(records_of(tmp_path)) == ["a.png"]
+
+
+def test_the_others_add_to_files_of_their_own(tmp_path):
+    manifest = Manifest(tmp_path, "s", Group(2, 3))
+    manifest.add({"file": "a.png", "output": None})
+    assert [path.name for path in tmp_path.iterdir()] == [".manifest-2.jsonl"]
+
+
+def test_what_one_piece_raises_ends_the_others(monkeypatch):
+    import jax
+
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices() * 3)
+    begun, all_there = [], threading.Barrier(3, timeout=60)
+
+    def do(name):
+        begun.append(name)
+        if len(begun) <= 3:
+            all_there.wait()
+        if name == "b":
+            raise ValueError("broken")
+        time.sleep(0.1)
+
+    with pytest.raises(ValueError, match="broken"):
+        scale.on_all_devices(do, "abcdefghij")
+    assert len(begun) < 10
+    done = []
+    scale.on_all_devices(done.append, "abcdef")
+    assert sorted(done) == list("abcdef")
+    scale.on_all_devices(done.append, "")
+    assert len(done) == 6
+
+
+def test_settings_of_processes_decide_nothing():
+    settings = protect.ProtectSettings(num_processes=3, process_id=1, coordinator_address="h:1")
+    assert settings.alone() == protect.ProtectSettings()
