@@ -73,6 +73,21 @@ class Group:
         keys = [f"deid_jax/gather/{turn}/{index}" for index in range(self.count)]
         return [json.loads(_client().blocking_key_value_get(k, _FOREVER_MS)) for k in keys]
 
+    def check_same(self, value: Any, what: str) -> None:
+        """Refuses processes that were not told the same.
+
+        Args:
+          value: JSON-able.
+          what: it is, in words.
+
+        Raises:
+          InputError: a process has another value than the first.
+        """
+        values = self.gather(value)
+        others = [index for index, other in enumerate(values) if other != values[0]]
+        if others:
+            raise InputError(f"process {others[0]} has other {what} than the first process")
+
     def wait(self) -> None:
         """Returns once every process has come here."""
         if self.count > 1:
@@ -90,7 +105,7 @@ class Group:
         """
         if self.count == 1:
             return
-        token = folder / self.agree(f".{secrets.token_hex(8)}.shared")
+        token = folder / self.agree(f".{secrets.token_hex(8)}.unfinished")
         if self.is_first:
             token.touch()
         self.wait()
@@ -129,7 +144,7 @@ def joined(
     """
     given = (coordinator_address, num_processes, process_id)
     if given == (None, None, None) and not jax.distributed.is_initialized():
-        if not _started_as_one_of_several(os.environ):
+        if not (_started_as_one_of_several(os.environ) or _is_tpu_vm()):
             yield ALONE
             return
     elif not jax.distributed.is_initialized():
@@ -183,7 +198,7 @@ def _check(address: str | None, count: int | None, index: int | None) -> None:
         )
         if value is None
     ]
-    if missing and not _started_as_one_of_several(os.environ):
+    if missing and not (_started_as_one_of_several(os.environ) or _is_tpu_vm()):
         raise InputError(f"several processes need {' and '.join(missing)}, too")
     if address is not None:
         host, colon, port = address.rpartition(":")
@@ -204,8 +219,9 @@ def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
 
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     slices = number("MEGASCALE_NUM_SLICES")
-    # An interactive shell of Slurm has the variables of its job but is no step of several.
-    slurm = number("SLURM_NTASKS") if "SLURM_PROCID" in environment else 0
+    # A shell of Slurm has some variables of its job, but is no step of several tasks.
+    of_steps = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+    slurm = number("SLURM_NTASKS") if set(of_steps) <= environment.keys() else 0
     kubernetes = "JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in (
         environment
     )
@@ -217,6 +233,17 @@ def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
         or kubernetes
         or "JAX_COORDINATOR_ADDRESS" in environment
     )
+
+
+def _is_tpu_vm() -> bool:
+    """Whether this is a host of Cloud TPUs, which ask Google's server who the others are."""
+    try:
+        from jax._src.clusters import cloud_tpu_cluster as clusters
+
+        kinds = (clusters.GkeTpuCluster, clusters.GceTpuCluster)
+        return any(kind.is_env_present() for kind in kinds)
+    except Exception:  # Another version of JAX, or no answer: then the flags tell.
+        return False
 
 
 def _initialize(address: str | None, count: int | None, index: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deid_jax import checkpointing, predicting, storage, training
+from deid_jax import checkpointing, predicting, sharding, storage, training
 from deid_jax._validate import InputError
 from deid_jax.checkpointing import CheckpointInfo
 from deid_jax.data import DataOptions, FaceDataset, load_dataset
@@ -129,7 +129,8 @@ def fit(
             f"training diverged: the loss is {history[-1].loss}; learning_rate must be less "
             f"than {config.learning_rate:g}"
         )
-    accuracy = {dataset.split: predicting.accuracy(model, variables, dataset)}
+    mesh = sharding.global_mesh(model_parallel)
+    accuracy = {dataset.split: predicting.accuracy(model, variables, dataset, mesh=mesh)}
     if held_out:
         accuracy[held_out.split] = history[-1].test_accuracy
     info = _describe(model_name, dataset, config, accuracy)

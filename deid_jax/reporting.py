@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import math
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,8 @@ class RunFolder:
         self._group = group
         self._resumable = False
         self._work = self._staging / _AT_ONCE
+        # Whether other processes write here, too.
+        self._shared = False
 
     def going_on(self, facts: Mapping[str, Any]) -> "RunFolder":
         """The same for a run of many pieces: what `store` has outlives a failure.
@@ -64,8 +67,10 @@ class RunFolder:
           facts: JSON-able, all that decides what the run writes. Runs of other facts do not
             see its pieces; they stay until a run into the folder is whole.
         """
+        digest = digest_of(facts)
+        self._group.check_same(digest, "settings, pictures, weights or versions")
         self._resumable = True
-        self._work = self._staging / self._group.agree(digest_of(facts))
+        self._work = self._staging / digest
         return self
 
     @property
@@ -76,8 +81,8 @@ class RunFolder:
     def check(self) -> None:
         """Refuses a path that cannot become the run's folder; changes nothing."""
         _validate.folder_to_write("output_dir", self.path)
-        # A run that was killed while its files moved into place leaves the hidden folder.
-        if self._staging.exists():
+        # A run that was killed while its files moved into place: they are moved back.
+        if (self._staging / _EARLIER).exists():
             return
         ours = self._contents_of_runs()
         others = sorted(set(ours) - set(self._contents))
@@ -107,7 +112,8 @@ class RunFolder:
             self._staging.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
             for probe in self.path.glob(".probe-*"):
-                probe.rmdir()
+                with contextlib.suppress(OSError):  # Another run has it, and removes it.
+                    probe.rmdir()
             self._move_back()
             for left in self._staging.iterdir():
                 # Pieces of other runs may still be gone on from.
@@ -119,11 +125,12 @@ class RunFolder:
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
+        self._shared = self._resumable and self._group.count > 1
         return self
 
     def _locked(self) -> int:
-        """Locks the hidden folder; the lock goes with the process, however that ends."""
-        lock = os.open(self._staging, os.O_RDONLY)
+        """Locks the folder; the lock goes with the process, however that ends."""
+        lock = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -141,24 +148,31 @@ class RunFolder:
     ) -> None:
         if not self._group.is_first:
             return
-        if kind is None:
-            self._complete_description()
-            self._take_the_place()
+        try:
+            if kind is None:
+                self._complete_description()
+                self._take_the_place()
+                shutil.rmtree(self._staging, ignore_errors=True)
+            else:
+                assert error is not None
+                self._clean_up_after(error)
+        finally:
+            os.close(self._lock)
+
+    def _clean_up_after(self, error: BaseException) -> None:
+        """Deletes what a failed run has written, but for finished pieces."""
         if isinstance(error, OSError) and not error.filename:
             error.filename = str(self.path)  # Of a full disk the system names no file.
-        kept = kind is not None and self._resumable and len(self.store) > 0
-        if kept:
-            assert error is not None
+        # Other processes may be about to finish a piece.
+        if self._shared or (self._resumable and len(self.store)):
             error.add_note(GOES_ON)
         else:
-            shutil.rmtree(self._work if kind else self._staging, ignore_errors=True)
+            shutil.rmtree(self._work, ignore_errors=True)
             with contextlib.suppress(OSError):  # Pieces of other runs are there.
                 self._staging.rmdir()
-        os.close(self._lock)
-        if kind is not None:
-            for folder in self._made:
-                with contextlib.suppress(OSError):  # Others write there, too.
-                    folder.rmdir()
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # Others write there, too.
+                folder.rmdir()
 
     def _take_the_place(self) -> None:
         """Moves the earlier run out, and then this one in, its description last."""
@@ -227,10 +241,13 @@ class RunFolder:
 
     def write_png(self, name: str, picture: np.ndarray) -> np.ndarray:
         """Writes uint8[H, W, 3] as PNG; returns what the file reads back as."""
-        path = self._work / name
+        path, unfinished = self._work / name, self._work / f".{secrets.token_hex(8)}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, format="PNG", compress_level=4)
-        return self.read_png(name)
+        Image.fromarray(picture).save(unfinished, format="PNG", compress_level=4)
+        with Image.open(unfinished) as image:
+            kept = np.asarray(image.convert("RGB"))
+        unfinished.replace(path)
+        return kept
 
     def read_png(self, name: str) -> np.ndarray:
         """Reads what `write_png` wrote: uint8[H, W, 3]."""

@@ -33,20 +33,24 @@ def local_mesh(model_parallel: int = 1) -> Mesh:
     return _mesh(jax.local_devices(), model_parallel)
 
 
-def global_mesh(model_parallel: int = 1) -> Mesh:
+def global_mesh(model_parallel: int = 1, *, parts: int | None = None) -> Mesh:
     """The devices of all processes; a layer is never divided between two processes.
 
     Args:
       model_parallel: see `local_mesh`.
+      parts: into how many parts a process divides its part of a batch; None: as many as it
+        can. The same in all.
 
     Raises:
       InputError: see `local_mesh`.
     """
-    per_process = len(jax.local_devices())
-    if per_process % max(model_parallel, 1):
-        _mesh(jax.local_devices(), model_parallel)
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return _mesh(devices, model_parallel)
+    _mesh(jax.local_devices(), model_parallel)
+    of_process: dict[int, list[jax.Device]] = {}
+    for device in sorted(jax.devices(), key=lambda device: device.id):
+        of_process.setdefault(device.process_index, []).append(device)
+    most = None if parts is None else parts * model_parallel
+    chosen = [device for _, own in sorted(of_process.items()) for device in own[:most]]
+    return _mesh(chosen, model_parallel)
 
 
 def _mesh(devices: Sequence[jax.Device], model_parallel: int) -> Mesh:
@@ -174,7 +178,7 @@ def over_batch(
     )
 
 
-class DeviceAtHand:
+class _DeviceAtHand:
     """The device that one thread of several computes on, and the weights that are there."""
 
     def __init__(self, device: jax.Device):
@@ -195,7 +199,7 @@ _thread = threading.local()
 @contextlib.contextmanager
 def working_on(device: jax.Device) -> Iterator[None]:
     """Has this thread compute on a device of its own."""
-    _thread.at_hand = DeviceAtHand(device)
+    _thread.at_hand = _DeviceAtHand(device)
     try:
         with jax.default_device(device):
             yield
@@ -205,5 +209,5 @@ def working_on(device: jax.Device) -> Iterator[None]:
 
 def placed_at_hand(variables: Any) -> Any:
     """Weights on the device of this thread; as they are outside of `working_on`."""
-    at_hand: DeviceAtHand | None = getattr(_thread, "at_hand", None)
+    at_hand: _DeviceAtHand | None = getattr(_thread, "at_hand", None)
     return variables if at_hand is None else at_hand.placed(variables)

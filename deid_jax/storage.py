@@ -32,7 +32,8 @@ def exists(path: Path) -> bool:
     """Whether something of ours is kept at `path`; after a crash, the older of two."""
     old = _beside(path, "old")
     if not os.path.lexists(path) and _is_ours(old):
-        old.rename(path)
+        with contextlib.suppress(FileNotFoundError):  # Another process has done so.
+            old.rename(path)
     return _is_ours(path)
 
 

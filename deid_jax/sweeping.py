@@ -196,6 +196,12 @@ def sweep(
             _Kept() if store is None else store,
         )
         calls.append(call.fitted(longest, memory))
+    # What suits the device with least, so that all processes divide the work alike.
+    sizes = group.gather([(call.width, call.size) for call in calls])
+    calls = [
+        dataclasses.replace(call, width=min(w for w, _ in own), size=min(s for _, s in own))
+        for call, own in zip(calls, zip(*sizes, strict=True), strict=True)
+    ]
     units = [(call, span, chosen) for call in calls for span in spans for chosen in call.chunks]
     _do(units[group.index :: group.count], progress)
     group.wait()

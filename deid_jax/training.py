@@ -23,6 +23,7 @@ from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.distributed import ALONE, Group
 from deid_jax.models.vggface_files import Pretrained
+from deid_jax.resuming import digest_of
 from deid_jax.types import Batch
 
 # The paper's L2 regulariser on the kernels of `model.regularised`: weight × Σ w².
@@ -239,6 +240,7 @@ def train(
     if state_dir:
         facts = _facts(model, dataset, config)
         facts["SHA-256 of pretrained weights"] = pretrained.sha256 if pretrained else None
+        group.check_same(digest_of(facts), "settings or pictures")
         keeper = _StateKeeper(state_dir, facts, group)
         state, history = keeper.restore(state)
     state = sharding.place_variables(sharding.to_host(state), mesh)
@@ -282,16 +284,14 @@ def _epoch(
 
 
 def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
-    """The devices of all processes; of one process as many as have equal parts of a batch."""
-    mesh = sharding.global_mesh(model_parallel)
-    if group.count == 1:
-        return sharding.narrowed(sharding.local_mesh(model_parallel), batch_size)
-    if batch_size % sharding.num_parts(mesh):
+    """As many devices of every process as have equal parts of a batch."""
+    if batch_size % group.count:
         raise _validate.InputError(
-            f"batch_size must be a multiple of the {sharding.num_parts(mesh)} devices that "
-            f"{group.count} processes have together, got {batch_size}"
+            f"batch_size must be a multiple of the {group.count} processes that train, got "
+            f"{batch_size}: train with another number of processes, or another batch size"
         )
-    return mesh
+    own = sharding.narrowed(sharding.local_mesh(model_parallel), batch_size // group.count)
+    return sharding.global_mesh(model_parallel, parts=sharding.num_parts(own))
 
 
 def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, Any]:

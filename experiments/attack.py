@@ -100,7 +100,8 @@ def run(settings: AttackSettings) -> dict[str, Any]:
                 return {}
             figures = work.conclude(timing, num_devices=mesh.size * group.count)
             if settings.evolution:
-                _write_evolution(folder, settings.method, faces, recogniser, config, protocol)
+                own = (settings.method, faces, recogniser, config, protocol)
+                _write_evolution(folder, *own, mesh if settings.model_parallel > 1 else None)
             description = reporting.describe(
                 settings.alone(), dataset=faces.provenance, recogniser=described
             )
@@ -191,6 +192,8 @@ class _Work:
             {**timing._asdict(), "spent": spent, "num_attacked": attacked}
         )
         if self.group.is_first:
+            if self._unfinished():
+                raise OSError("files of finished shards are gone or cut: run the command again")
             output.close()
         return timings
 
@@ -296,6 +299,7 @@ def _write_evolution(
     recogniser: Recogniser,
     config: Any,
     protocol: Protocol,
+    mesh: Any,
 ) -> None:
     """The filmstrip and the GIF of the first pictures of as many persons."""
     indices = reporting.spread(faces.labels, _FILMS)
@@ -309,6 +313,7 @@ def _write_evolution(
         dataclasses.replace(config, num_steps=steps),
         protocol,
         indices,
+        mesh=mesh,
     )
 
     def films(chosen: Sequence[int]) -> list[filmstrip.Film]:

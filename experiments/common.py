@@ -289,7 +289,7 @@ def faces_and_recogniser(
     """
     options = settings.options("train")
     if settings.recogniser is not None:
-        return _faces_and_own(settings, settings.recogniser)
+        return _faces_and_own(settings, settings.recogniser, group)
     default = recognisers.default_path(settings.model, settings.dataset, options)
     path = Path(settings.checkpoint or default)
     is_new = group.agree(settings.checkpoint is None and not storage.exists(path))
@@ -305,11 +305,17 @@ def faces_and_recogniser(
         if group.is_first:
             said = f"No checkpoint at {path} yet: training {settings.model} now."
             print(said, file=sys.stderr)
+        if group.is_first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        group.check_shared(path.parent, f"checkpoint {path}, which is trained now,")
         config = recognisers.train_config(settings.model, settings.dataset, seed=settings.seed)
         to_train = recognisers.load_train_and_test(
             settings.dataset, options, test=faces if settings.split == "test" else None
         )
-        recogniser, _ = trained(settings.model, *to_train, config, path, group=group)
+        over = getattr(settings, "model_parallel", 1)
+        recogniser, _ = trained(
+            settings.model, *to_train, config, path, group=group, model_parallel=over
+        )
         if group.is_first:
             print(accuracy_line(recogniser), file=sys.stderr)
     recogniser = recognisers.load(path, settings.model, faces)
@@ -317,7 +323,7 @@ def faces_and_recogniser(
 
 
 def _faces_and_own(
-    settings: EvaluationSettings, recogniser: str
+    settings: EvaluationSettings, recogniser: str, group: Group
 ) -> tuple[FaceDataset, Recogniser]:
     """The pictures asked for, and a recogniser that was brought along."""
     embedder = cli.load_recogniser(recogniser, settings.image_size)
@@ -326,7 +332,8 @@ def _faces_and_own(
     faces = known if settings.split == "train" else held_out
     if settings.split == "all":
         faces = load_dataset(settings.dataset, settings.options("all"))
-    say_skipped(faces)
+    if group.is_first:
+        say_skipped(faces)
     output = settings.recogniser_output or OUTPUTS[0]
     return _wanted(faces, settings), from_embedder(embedder, output, known, held_out)
 

@@ -27,7 +27,7 @@ from deid_jax.distributed import Group
 from deid_jax.photos import faces as face_finding
 from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.judging import Witness
-from deid_jax.photos.manifest import NAME, Manifest, Record
+from deid_jax.photos.manifest import NAME, Manifest, Record, digest_of
 from deid_jax.photos.photo import Strength
 from experiments import cli, protect_inputs, scale
 from experiments.cli import setting
@@ -159,8 +159,10 @@ def _protect(
         strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
         key=jax.random.key(settings.seed),
     )
-    names = group.agree(names)
-    with Manifest(output, work.digest(), group).open() as manifest:
+    digest = work.digest()
+    group.check_same(digest, "settings or recognisers")
+    group.check_same(digest_of("\n".join(names).encode("utf-8", "surrogateescape")), "files")
+    with Manifest(output, digest, group).open() as manifest:
         manifest.keep(set(names))
         _all(names[group.index :: group.count], work, manifest)
     records = [manifest.record(name) for name in names] if group.is_first else []

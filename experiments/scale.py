@@ -14,6 +14,7 @@ from deid_jax import distributed, sharding
 from deid_jax._validate import count
 from deid_jax.data import FaceDataset
 from deid_jax.distributed import Group
+from deid_jax.reporting import describe
 from experiments.cli import setting
 
 
@@ -79,8 +80,6 @@ class ShardSettings(ModelParallelSettings):
 
 def facts_of_pictures(faces: FaceDataset, recogniser: dict[str, Any]) -> dict[str, Any]:
     """What decides a record beside method and protocol, JSON-able."""
-    from deid_jax.reporting import describe
-
     return {
         "versions": describe()["versions"],
         "recogniser": recogniser,

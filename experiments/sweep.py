@@ -264,6 +264,7 @@ def _write_sheets(
             METHODS[method].config(**shown[method]),
             settings.protocol(method),
             indices,
+            mesh=settings.local_mesh() if settings.model_parallel > 1 else None,
         )
         rows = [
             sheet.Row(

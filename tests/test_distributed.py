@@ -229,7 +229,12 @@ def test_a_process_is_alone_unless_told(no_cluster):
     assert not distributed._broken.is_set()
 
 
-SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
+SLURM = {
+    "SLURM_PROCID": "0",
+    "SLURM_NTASKS": "4",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "node1",
+}
 
 
 @pytest.mark.parametrize(
@@ -246,6 +251,8 @@ SLURM = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
         (SLURM | {"SLURM_NTASKS": "1"}, False),
         # A shell of `salloc`, or what it starts without `srun`.
         ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "1"}, False),
+        # The script that sbatch runs, outside of srun.
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, False),
         (SLURM | {"SLURM_NTASKS": "many"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
@@ -322,3 +329,17 @@ time.sleep(100)
         assert ended[index] == (2, "", f"error: {text}\n")
     assert time.monotonic() - since < 15
     assert ended[0][0] == 1
+
+
+@pytest.mark.parametrize("kind", ["GceTpuCluster", "GkeTpuCluster"])
+def test_hosts_of_tpus_ask_for_the_others(no_cluster, monkeypatch, kind):
+    from jax._src.clusters import cloud_tpu_cluster
+
+    assert not distributed._is_tpu_vm()
+    monkeypatch.setattr(getattr(cloud_tpu_cluster, kind), "is_env_present", lambda: True)
+    assert distributed._is_tpu_vm()
+    started = []
+    monkeypatch.setattr(distributed, "_initialize", lambda *given: started.append(given))
+    with distributed.joined() as group:
+        assert (group.index, group.count) == (0, 1)
+    assert started == [(None, None, None)]

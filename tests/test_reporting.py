@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,14 +72,47 @@ def test_failed_first_run_leaves_nothing(tmp_path):
     assert listing(tmp_path) == {}
 
 
-def test_run_that_was_killed_while_moving_its_files_is_no_stranger(tmp_path):
+# Two files and a folder are moved out, and as many in; then the earlier ones are let go.
+@pytest.mark.parametrize("number", range(7))
+def test_run_that_was_killed_while_moving_its_files_is_undone(tmp_path, monkeypatch, number):
     write_run(tmp_path, 1)
-    (tmp_path / DESCRIPTION).unlink()
+    before = listing(tmp_path)
+    real, moved = Path.replace, []
+
+    def replace(path, target):
+        # PNG files, too, are written under another name first.
+        if path.name in (*CONTENTS, DESCRIPTION):
+            moved.append(path.name)
+        if len(moved) > number:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        if number < 6:
+            with pytest.raises(KeyboardInterrupt):
+                write_run(tmp_path, 2)
+        else:
+            write_run(tmp_path, 2)
+            before = listing(tmp_path)
+    with pytest.raises(RuntimeError), RunFolder(tmp_path, CONTENTS):
+        raise RuntimeError
+    assert listing(tmp_path) == before
+    write_run(tmp_path, 3)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"number": 3}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [DESCRIPTION, *CONTENTS]
+
+
+def test_files_of_no_run_are_strangers_also_beside_an_unfinished_one(tmp_path):
+    with (
+        pytest.raises(RuntimeError),
+        RunFolder(tmp_path, CONTENTS).going_on({"a": 1}) as folder,
+    ):
+        folder.store.write(0, 1)
+        raise RuntimeError
+    (tmp_path / "images").mkdir()
     with pytest.raises(InputError, match="holds images, and no run of ours wrote it"):
         RunFolder(tmp_path, CONTENTS).check()
-    (tmp_path / f".{CONTENTS[0]}.unfinished").mkdir()
-    write_run(tmp_path, 2)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"number": 2}
 
 
 def test_run_of_another_command_is_kept(tmp_path):

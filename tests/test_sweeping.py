@@ -8,6 +8,7 @@ from deid_jax import evaluation, metrics, programs, sharding, sweeping
 from deid_jax._validate import InputError
 from deid_jax.baselines import PixelateConfig
 from deid_jax.batch import METHODS, Protocol
+from deid_jax.distributed import Group
 from deid_jax.records import summary
 from deid_jax.resuming import Store
 from tests import helpers
@@ -217,3 +218,26 @@ def test_grid_lists_every_combination_with_all_settings():
     pairs = [(point["penalty_weight"], point["step_size"]) for point in points]
     assert pairs == [(1.0, 0.1), (1.0, 0.2), (2.0, 0.1), (2.0, 0.2)]
     assert all(point["num_steps"] == 50 for point in points)
+
+
+class _Two(Group):
+    """One of two processes, the other of which has memory for one setting at a time."""
+
+    def gather(self, value):
+        return [value, [(1, size) for _, size in value]]
+
+    def wait(self):
+        pass
+
+
+def test_processes_of_unequal_memory_leave_nothing_undone(recogniser, faces, tmp_path):
+    points = _grid(penalty_weight=LAMBDAS[:4])
+    alone = _sweep(recogniser, faces, points)
+    store = Store(tmp_path / "pieces")
+    ends = [
+        _sweep(recogniser, faces, points, store=store, group=_Two(i, 2), settings_per_call=n)
+        for i, n in ((1, 1), (0, 4))
+    ]
+    assert ends[0] == []
+    for ours, theirs in zip(ends[1], alone, strict=True):
+        _assert_same(ours, theirs)

@@ -243,7 +243,7 @@ def test_failure_in_the_middle_leaves_the_earlier_run(
     else:
         capsys.readouterr()
         assert attack.main(flags) == (2 if isinstance(error, OSError) else 130)
-        line = "error: disk full\n" if isinstance(error, OSError) else "interrupted\n"
+        line = "error: out: disk full\n" if isinstance(error, OSError) else "interrupted\n"
         assert capsys.readouterr() == ("", line)
     assert listing(workplace) == before
 

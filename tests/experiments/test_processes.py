@@ -282,10 +282,7 @@ def test_batches_that_devices_do_not_divide_are_refused(by_four, place):
         err = err.removeprefix("going on: 2 of 4 shards are finished\n")
         assert err.startswith("error: ")
         assert err.count("\n") == 1
-        assert (
-            "batch_size must be a multiple of the 4 devices that 4 processes have together, "
-            "got 6" in err
-        )
+        assert "batch_size must be a multiple of the 4 processes that train, got 6" in err
     assert not (place / "no").exists()
     assert not (place / "none").exists()
 
@@ -341,3 +338,31 @@ def test_other_numbers_of_processes_go_on(alone, by_four, place):
     for name in ours:
         if name not in ("config.json", "metrics.json"):
             assert ours[name] == theirs[name]
+
+
+@pytest.mark.parametrize("name", ["attack", "train"])
+def test_processes_with_other_settings_are_refused(name, known, faces, tmp_path):
+    common = known if name == "attack" else [*COMMON, f"--data_dir={faces}", "--checkpoint=c"]
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    other = "--num_steps={}" if name == "attack" else "--epochs={}"
+    more = ["--batch_size=8"]
+    started = [
+        process(
+            name,
+            *common,
+            *more,
+            address,
+            "--num_processes=2",
+            f"--process_id={index}",
+            other.format(1 + index),
+            "--output_dir=out",
+            cwd=tmp_path,
+        )
+        for index in range(2)
+    ]
+    for status, err in [(status, err) for status, _, err in map(finish, started)]:
+        assert status == 2
+        assert err.count("\n") == 1
+        assert "settings" in err
+        assert "than the first process" in err
+    assert not any((tmp_path / "out").glob("*"))
