@@ -7,8 +7,8 @@ Each process has cores of its own (--cores_per_process). The numbers of processe
 `scaling.csv` (a line a run) and `config.json` into --output_dir.
 """
 
+import contextlib
 import dataclasses
-import functools
 import json
 import os
 import socket
@@ -104,25 +104,41 @@ def _attack(settings: ScalingSettings, number: int, output: Path) -> dict[str, A
             f"--coordinator_address=127.0.0.1:{_free_port()}",
             f"--num_processes={number}",
         ]
-    started = []
-    for index in range(number):
-        first = index * settings.cores_per_process
-        own = cores[first : first + settings.cores_per_process]
-        which = [f"--process_id={index}"] if number > 1 else []
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "experiments.attack", *arguments, *which],
+    started: list[subprocess.Popen] = []
+    with contextlib.ExitStack() as stack:
+        for index in range(number):
+            first = index * settings.cores_per_process
+            own = cores[first : first + settings.cores_per_process]
+            which = [f"--process_id={index}"] if number > 1 else []
+            said = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PINNED, ",".join(map(str, own)), *arguments, *which],
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                preexec_fn=functools.partial(os.sched_setaffinity, 0, own),
+                stderr=said,
             )
-        )
-    said = [process.communicate()[1] for process in started]
-    if any(process.returncode for process in started):
-        last = [text.strip().splitlines()[-1] for text in said if text.strip()]
-        raise InputError(f"a run by {number} processes failed: {'; '.join(last)}")
+            stack.callback(process.kill)  # Of no effect on one that has ended.
+            started.append(process)
+            stack.callback(_refuse_failed, process, said)
+        for process in started:
+            process.wait()
     return json.loads((output / "metrics.json").read_text("utf-8"))
+
+
+# A process takes its cores before JAX looks how many there are.
+_PINNED = """
+import os, runpy, sys
+os.sched_setaffinity(0, map(int, sys.argv.pop(1).split(",")))
+runpy.run_module("experiments.attack", run_name="__main__", alter_sys=True)
+"""
+
+
+def _refuse_failed(process: subprocess.Popen, said: Any) -> None:
+    """Says what ended a run, if it has failed."""
+    if process.returncode:
+        said.seek(0)
+        lines = said.read().strip().splitlines()
+        reason = lines[-1].removeprefix("error: ") if lines else f"status {process.returncode}"
+        raise InputError(f"a run failed: {reason}")
 
 
 def _arguments(settings: ScalingSettings) -> list[str]:
