@@ -352,7 +352,7 @@ def check_numbers(figures: Figures, dataset: FaceDataset, batch: Batch) -> None:
     if np.any(broken & batch.mask):
         first = int(batch.position[np.flatnonzero(broken & batch.mask)[0]])
         raise InputError(
-            f"the recogniser gives NaN or infinity for {dataset.pictures[first]}: its weights "
+            f"the recogniser gives NaN or infinity for {dataset.picture(first)}: its weights "
             "are damaged, or it cannot take this picture"
         )
 

@@ -12,7 +12,6 @@ processes.
 """
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from experiments import attack_output, cli, common, scale
 from experiments.attack_output import CopyOutput, Output, PngOutput
 from experiments.cli import setting
 from experiments.method_flags import number_or_name
+from experiments.timing import threads
 
 _SHEET_ROWS = 8
 _CONTENTS = (
@@ -249,7 +249,7 @@ class _Work:
 
     def _rows(self) -> list[sheet.Row]:
         """What the sheet shows."""
-        wanted = {self.faces.pictures[index]: index for index in self._shown()}
+        wanted = {self.faces.picture(index): index for index in self._shown()}
         rows = []
         for record in self._records():
             index = wanted.get(f"{record['person']}/{record['name']}")
@@ -288,7 +288,7 @@ def _times(timings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "read_threads": loader.NUM_THREADS,
         "write_seconds": summed["keep_seconds"],
         "write_threads": evaluation.NUM_KEEPERS,
-        "host_cores": len(os.sched_getaffinity(0)),
+        "host_cores": threads(),
     }
 
 

@@ -38,11 +38,11 @@ class PngOutput:
 
     def __init__(self, folder: RunFolder, faces: FaceDataset):
         self._folder = folder
-        self._names = faces.pictures
+        self._faces = faces
 
     def keep(self, index: int, picture: np.ndarray) -> np.ndarray:
         """See `Output`."""
-        return self._folder.write_png(_png(self._names[index]), picture)
+        return self._folder.write_png(_png(self._faces.picture(index)), picture)
 
     def finish(self, shard: int, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """See `Output`."""

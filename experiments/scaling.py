@@ -26,6 +26,7 @@ from deid_jax.batch import METHODS
 from deid_jax.reporting import RunFolder
 from experiments import cli, common
 from experiments.cli import setting
+from experiments.timing import threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class ScalingSettings(common.MethodSettings):
             raise InputError(
                 f"processes must be whole numbers by commas, got {self.processes}"
             ) from None
-        cores = len(os.sched_getaffinity(0))
+        if not hasattr(os, "sched_setaffinity"):
+            raise InputError("this system gives processes no cores of their own: Linux does")
+        cores = threads()
         count("cores_per_process", self.cores_per_process, least=1)
         count("repeats", self.repeats, least=1)
         for number in numbers:
