@@ -21,6 +21,7 @@ EXTRAS = {
     "notebooks": ["ipykernel", "ipython"],
     "test": [
         "pytest>=8",
+        "pytest-timeout>=2.4",
         "pytest-xdist",
         "av>=17",
         "gradio>=6",

@@ -316,6 +316,9 @@ class _StateKeeper:
     processes read it, and the first one writes.
     """
 
+    # Times as long as keeping took, no epoch is kept.
+    PAUSE = 9.0
+
     def __init__(self, path: Path, facts: Mapping[str, Any], group: Group):
         self._path = path
         self._facts = dict(facts)
@@ -352,4 +355,4 @@ class _StateKeeper:
             info = {"facts": self._facts, "history": history}
             storage.save(self._path, sharding.to_host(state), info)
             end = time.monotonic()
-            self._not_before = end + 9 * (end - start)
+            self._not_before = end + self.PAUSE * (end - start)

@@ -29,6 +29,13 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["DEID_JAX_TEST_CACHE"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests may take longer until they count as hanging."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(1500))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
     """Compiled programs go with their module.

@@ -347,7 +347,7 @@ def test_the_last_and_smaller_shard_is_computed_alike_alone(
 def whole_training(faces, tmp_path_factory):
     """(arguments, folder with a checkpoint "new" and history) of what nobody disturbed."""
     folder = tmp_path_factory.mktemp("training")
-    arguments = [*COMMON, f"--data_dir={faces}", "--batch_size=8", "--epochs=80"]
+    arguments = [*COMMON, f"--data_dir={faces}", "--batch_size=8", "--epochs=12"]
     paths = [f"--checkpoint={folder / 'new'}", f"--output_dir={folder / 'out'}"]
     assert train.main([*arguments, *paths]) == 0
     return [*arguments, "--checkpoint=new", "--output_dir=out"], folder
