@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import io
 import itertools
+import os
 import shutil
 import signal
 import time
@@ -468,6 +469,7 @@ def test_two_runs_into_one_folder(arguments, undisturbed, workplace, capsys):
         lambda: list(workplace.glob(f"out/{HIDDEN}/*/images/*/*.png")), [first]
     )
     first.send_signal(signal.SIGSTOP)  # So that it is not done too early.
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
     try:
         said = "output_dir out is being written by another run: name another folder"
         line = fails(arguments, capsys)
