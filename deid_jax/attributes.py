@@ -212,9 +212,9 @@ class AttributeClassifier(NamedTuple):
 
     def classify(self, faces: FaceDataset, *, batch_size: int = 64) -> np.ndarray:
         """The classes that it names for pictures of its size, int32[N, A]."""
-        named = []
+        named, variables = [], jax.device_put(self.variables)
         for batch in loader.in_order(faces, loader.even_batch_size(len(faces), batch_size)):
-            logits = predicting.predict(self.variables, batch.image, model=self.model)
+            logits = predicting.predict(variables, batch.image, model=self.model)
             named.append(np.argmax(logits, axis=-1)[batch.mask])
         return np.concatenate(named).astype(np.int32)
 

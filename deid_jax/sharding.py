@@ -92,6 +92,11 @@ def place_variables(variables: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: _place(leaf, mesh, _layout(leaf, mesh)), variables)
 
 
+def layouts(variables: Any, mesh: Mesh) -> Any:
+    """Where `place_variables` puts each array, of which shapes are enough: `NamedSharding`."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _layout(leaf, mesh)), variables)
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Arrays [B, ...] divided along B; of a mesh over several processes, this one's part."""
     layout = NamedSharding(mesh, PartitionSpec(BATCH))
@@ -178,18 +183,18 @@ def over_batch(
     )
 
 
-class _DeviceAtHand:
-    """The device that one thread of several computes on, and the weights that are there."""
+class _DevicesAtHand:
+    """The devices that one thread of several computes on, and the weights that are there."""
 
-    def __init__(self, device: jax.Device):
-        self._device = device
+    def __init__(self, devices: Sequence[jax.Device]):
+        self._mesh = _mesh(devices, len(devices))
         self._placed: dict[int, tuple[Any, Any]] = {}
 
     def placed(self, variables: Any) -> Any:
-        """Weights on the device, copied there once."""
+        """Weights on the devices, copied there once."""
         if id(variables) not in self._placed:
             # The original is held on to, so that no other gets its id.
-            self._placed[id(variables)] = variables, jax.device_put(variables, self._device)
+            self._placed[id(variables)] = variables, place_variables(variables, self._mesh)
         return self._placed[id(variables)][1]
 
 
@@ -197,17 +202,17 @@ _thread = threading.local()
 
 
 @contextlib.contextmanager
-def working_on(device: jax.Device) -> Iterator[None]:
-    """Has this thread compute on a device of its own."""
-    _thread.at_hand = _DeviceAtHand(device)
+def working_on(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Has this thread compute on devices of its own, over which dense layers are divided."""
+    _thread.at_hand = _DevicesAtHand(devices)
     try:
-        with jax.default_device(device):
+        with jax.default_device(devices[0]):
             yield
     finally:
         del _thread.at_hand
 
 
 def placed_at_hand(variables: Any) -> Any:
-    """Weights on the device of this thread; as they are outside of `working_on`."""
-    at_hand: _DeviceAtHand | None = getattr(_thread, "at_hand", None)
+    """Weights on the devices of this thread; as they are outside of `working_on`."""
+    at_hand: _DevicesAtHand | None = getattr(_thread, "at_hand", None)
     return variables if at_hand is None else at_hand.placed(variables)

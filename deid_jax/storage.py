@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -96,24 +97,24 @@ def load_info(path: Path) -> Any:
 
 
 def load_arrays(path: Path, like: Any) -> Any:
-    """Reads the arrays, onto the first device of this process.
+    """Reads the arrays into the host's memory: a device may have no room for all of them.
 
     Args:
       path: the folder, whose description has been read.
       like: a pytree of arrays or `jax.ShapeDtypeStruct`: the structure and shapes expected.
 
     Returns:
-      A pytree like `like`; None if the arrays kept have another structure or other shapes.
+      A pytree like `like` of NumPy arrays; None if the arrays kept have another structure or
+      other shapes.
 
     Raises:
       InputError: they are damaged.
     """
     _check_files(path, "arrays")
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), like
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+    arguments = jax.tree.map(
+        lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), target
     )
-    arguments = ocp.checkpoint_utils.construct_restore_args(target)
     items = ocp.args.Composite(
         arrays=ocp.args.PyTreeRestore(item=target, restore_args=arguments)
     )

@@ -113,20 +113,30 @@ def no_progress(done: int, total: int, history: Sequence[EpochRecord]) -> None:
 
 
 def initial_state(
-    model: Any, image_size: int, config: TrainConfig, frozen: Mapping[str, Any]
+    model: Any,
+    image_size: int,
+    config: TrainConfig,
+    frozen: Mapping[str, Any],
+    mesh: Mesh | None = None,
 ) -> TrainState:
-    """Weights drawn from the seed for all layers but the frozen ones, and a fresh optimiser."""
+    """Weights drawn from the seed for all layers but the frozen ones, and a fresh optimiser.
 
-    @jax.jit
-    def draw(key: jax.Array, example: jax.Array) -> tuple[Any, Any]:
-        variables = model.init(key, example)
+    On a mesh every device draws what it is to hold, so that none needs room for all.
+    """
+
+    def draw(key_data: jax.Array) -> TrainState:
+        example = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        variables = model.init(jax.random.wrap_key_data(key_data), example)
         params = {name: p for name, p in variables["params"].items() if name not in frozen}
-        return params, variables.get("batch_stats", {})
+        opt_state = optimiser(config.learning_rate, 1).init(params)
+        return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), opt_state)
 
-    example = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    params, batch_stats = draw(jax.random.key(config.seed), example)
-    opt_state = optimiser(config.learning_rate, 1).init(params)
-    return TrainState(jnp.int32(0), params, batch_stats, opt_state)
+    # Of the host: arrays of one device cannot be given to the devices of several processes.
+    key_data = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
+    if mesh is None:
+        return jax.jit(draw)(key_data)
+    layouts = sharding.layouts(jax.eval_shape(draw, key_data), mesh)
+    return jax.jit(draw, out_shardings=layouts)(key_data)
 
 
 def l2_penalty(model: Any, params: Any) -> jax.Array:
@@ -233,7 +243,7 @@ def train(
     """
     mesh = _mesh(min(config.batch_size, len(dataset)), group, model_parallel)
     frozen = dict(pretrained.layers) if pretrained else {}
-    state = initial_state(model, dataset.image_size, config, frozen)
+    state = initial_state(model, dataset.image_size, config, frozen, mesh)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     history: list[EpochRecord] = []
     keeper = None
@@ -243,7 +253,7 @@ def train(
         group.check_same(digest_of(facts), "settings or pictures")
         keeper = _StateKeeper(state_dir, facts, group)
         state, history = keeper.restore(state)
-    state = sharding.place_variables(sharding.to_host(state), mesh)
+    state = sharding.place_variables(state, mesh)
     frozen = sharding.place_variables(frozen, mesh)
     key = sharding.place_everywhere(key, mesh)
     per_epoch = loader.num_full_batches(len(dataset), config.batch_size)

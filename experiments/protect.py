@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
+from deid_jax import sharding
 from deid_jax._validate import InputError, count
 from deid_jax.distributed import Group
 from deid_jax.photos import faces as face_finding
@@ -43,7 +45,7 @@ STRENGTHS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProtectSettings(scale.ProcessSettings):
+class ProtectSettings(scale.ModelParallelSettings):
     """Settings of `experiments.protect`."""
 
     input: str = setting(
@@ -127,6 +129,7 @@ def _protect(
     settings: ProtectSettings, group: Group
 ) -> tuple[Path, list[Record], list[Witness]]:
     """Where, what became of every file (in the first process), and who judged."""
+    mesh = settings.local_mesh()
     source, output = protect_inputs.folders(settings.input, settings.output)
     count("num_steps", settings.num_steps, least=1)
     count("seed", settings.seed, most=2**31 - 1)
@@ -136,16 +139,19 @@ def _protect(
     witnesses = _witnesses(settings)
     known = None
     if settings.gallery is not None:
-        known = protect_inputs.known(
-            Path(settings.gallery),
-            witnesses,
-            detector or face_finding.cascade,
-            aligned=settings.aligned,
-        )
+        with sharding.working_on(mesh.devices[0]):
+            known = protect_inputs.known(
+                Path(settings.gallery),
+                witnesses,
+                detector or face_finding.cascade,
+                aligned=settings.aligned,
+            )
     # The boxes may lie beside the photos, of which they are none.
     names = protect_inputs.listed(source, but=settings.boxes)
     deciding = dataclasses.asdict(settings.alone())
-    for name in ("input", "output", "coordinator_address", "num_processes", "process_id"):
+    # Nor does it decide which devices did it.
+    others = ("coordinator_address", "num_processes", "process_id", "model_parallel")
+    for name in ("input", "output", *others):
         del deciding[name]
     work = Work(
         settings=deciding,
@@ -164,12 +170,12 @@ def _protect(
     group.check_same(digest_of("\n".join(names).encode("utf-8", "surrogateescape")), "files")
     with Manifest(output, digest, group).open() as manifest:
         manifest.keep(set(names))
-        _all(names[group.index :: group.count], work, manifest)
+        _all(names[group.index :: group.count], work, manifest, mesh)
     records = [manifest.record(name) for name in names] if group.is_first else []
     return output, records, witnesses
 
 
-def _all(names: Sequence[str], work: Work, manifest: Manifest) -> None:
+def _all(names: Sequence[str], work: Work, manifest: Manifest, mesh: Mesh) -> None:
     """Does files, as many at once as there are devices."""
     turn, began = threading.Lock(), time.monotonic()
     ended = faces = 0
@@ -191,7 +197,7 @@ def _all(names: Sequence[str], work: Work, manifest: Manifest) -> None:
                 ended += 1
             say("")
 
-        scale.on_all_devices(do, names)
+        scale.on_all_devices(do, names, mesh)
 
 
 def _detector(

@@ -88,24 +88,26 @@ def facts_of_pictures(faces: FaceDataset, recogniser: dict[str, Any]) -> dict[st
     }
 
 
-def on_all_devices(do: Callable[[str], None], names: Sequence[str]) -> None:
+def on_all_devices(do: Callable[[str], None], names: Sequence[str], mesh: Mesh) -> None:
     """Does pieces of work at once, one on each device of this process.
 
-    A piece is done on one device, so that how many there are changes no bit of it.
+    A piece is done on one device, so that how many there are changes no bit of it; or on those
+    over which dense layers are divided.
 
     Args:
-      do: does one, in a thread whose device is its own.
+      do: does one, in a thread whose devices are its own.
       names: of the pieces.
+      mesh: the devices; a row for each thread.
 
     Raises:
       Exception: what one of them raised; no further ones are begun then.
     """
-    devices = jax.local_devices()[: len(names)]
+    rows = mesh.devices[: len(names)]
     left = iter(names)
     turn, stop = threading.Lock(), threading.Event()
 
-    def work(device: jax.Device) -> None:
-        with sharding.working_on(device):
+    def work(devices: Sequence[jax.Device]) -> None:
+        with sharding.working_on(devices):
             while not stop.is_set():
                 with turn:
                     name = next(left, None)
@@ -117,13 +119,13 @@ def on_all_devices(do: Callable[[str], None], names: Sequence[str]) -> None:
                     stop.set()
                     raise
 
-    if len(devices) < 2:
-        for name in names:
-            do(name)
+    if len(rows) < 2:
+        for devices in rows:
+            work(devices)
         return
-    with ThreadPoolExecutor(len(devices)) as pool:
+    with ThreadPoolExecutor(len(rows)) as pool:
         try:
-            for _ in pool.map(work, devices):
+            for _ in pool.map(work, rows):
                 pass
         finally:
             stop.set()

@@ -9,6 +9,7 @@ import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ from deid_jax import evaluation, predicting, programs, sharding, sweeping, train
 from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS
 from deid_jax.batch import METHODS, Protocol, run_donated
+from deid_jax.embedders import Embedder
 from deid_jax.examples import run_examples
 from deid_jax.sharding import BATCH, MODEL
 from tests.helpers import (
@@ -314,6 +316,34 @@ def test_weights_lie_where_the_mesh_says():
     assert jax.random.uniform(key) == jax.random.uniform(jax.random.key(3))
 
 
+class Embedding(nn.Module):
+    """float32[B, 6]."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(6, name="fc1")(images.reshape(len(images), -1) - 0.5)
+
+
+@on_eight_devices
+def test_threads_compare_faces_on_devices_of_their_own():
+    photos = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
+    variables = jax.device_get(randomised(Embedding(), SIZE))
+    embedder = Embedder("small", Embedding(), variables)
+    expected = embedder.embed(photos)
+    assert sharding.placed_at_hand(variables) is variables
+    depth = SIZE * SIZE * 3
+    for count, devices in ((1, mesh_of(8).devices[5]), (2, mesh_of(8, 2).devices[3])):
+        with sharding.working_on(devices):
+            placed = sharding.placed_at_hand(variables)
+            assert sharding.placed_at_hand(variables) is placed
+            kernel = placed["params"]["fc1"]["kernel"]
+            assert set(kernel.devices()) == set(devices)
+            held = {part.data.shape for part in kernel.addressable_shards}
+            assert held == {(depth, 6 // count)}
+            np.testing.assert_allclose(embedder.embed(photos), expected, rtol=1e-5, atol=1e-5)
+            assert jnp.zeros(1).devices() == {devices[0]}
+
+
 @on_eight_devices
 def test_every_device_has_its_part_of_a_batch():
     pictures = np.arange(16, dtype=np.float32).reshape(16, 1)
@@ -427,8 +457,55 @@ def _assert_same_training(ours, theirs):
 def test_trainings_come_to_the_same():
     alone = _train(1)
     _assert_same_training(_train(8), alone)
-    # So do divided layers, and their optimiser's state.
+    # So do divided layers, and their optimiser's state, also from a state that was kept.
     _assert_same_training(_train(4, model_parallel=2), alone)
+    with tempfile.TemporaryDirectory() as folder:
+        stopped = {"model_parallel": 2, "state_dir": Path(folder, "state")}
+
+        def stop(done, total, history):
+            if history:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            _train(4, progress=stop, **stopped)
+        _assert_same_training(_train(4, **stopped), alone)
+
+
+def _whole_shapes_in_memory(arrays):
+    """Shapes of what single devices hold."""
+    return {part.data.shape for leaf in arrays for part in leaf.addressable_shards}
+
+
+@on_eight_devices
+def test_weights_are_drawn_where_they_are_to_lie():
+    model, config = Small(), training.TrainConfig(epochs=1, learning_rate=1e-3, seed=3)
+    alone = training.initial_state(model, SIZE, config, {})
+    mesh = mesh_of(8, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        compiled, jit = [], jax.jit
+
+        def noted(function, **options):
+            def run(*args):
+                compiled.append(jit(function, **options).lower(*args).compile().as_text())
+                return jit(function, **options)(*args)
+
+            return run
+
+        patch.setattr(jax, "jit", noted)
+        drawn = training.initial_state(model, SIZE, config, {}, mesh)
+    for own, other in zip(jax.tree.leaves(drawn), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(sharding.to_host(own), other)
+    depth, width = alone.params["fc1"]["kernel"].shape
+    shapes = _whole_shapes_in_memory(jax.tree.leaves(drawn))
+    assert (depth, width // 2) in shapes
+    assert (depth, width) not in shapes
+    # Nor does any device on the way.
+    assert f"f32[{depth},{width // 2}]" in compiled[-1]
+    assert f"f32[{depth},{width}]" not in compiled[-1]
+    # They lie where they belong, and are not moved again.
+    placed = sharding.place_variables(drawn, mesh)
+    for own, other in zip(jax.tree.leaves(placed), jax.tree.leaves(drawn), strict=True):
+        assert own is other
 
 
 @on_eight_devices

@@ -3,7 +3,10 @@
 import json
 import threading
 import time
+import types
 
+import jax
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,6 +56,20 @@ def test_devices_change_no_byte(photos, alone, tmp_path, monkeypatch, count):
     assert listing(tmp_path / "out") == alone
 
 
+def test_dense_layers_may_be_divided(photos, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("NPROC", THREADS)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    given = arguments(photos, tmp_path / "out")
+    _, out, err = finish(process("protect", *given, "--model_parallel=3", cwd=tmp_path))
+    said = "error: model_parallel must divide the 4 devices of a process, got 3\n"
+    assert (out, err) == ("", said)
+    assert not (tmp_path / "out").exists()
+    status, _, err = finish(process("protect", *given, "--model_parallel=2", cwd=tmp_path))
+    assert status == 1, err
+    # A function has no layers to divide.
+    assert listing(tmp_path / "out") == alone
+
+
 def test_processes_change_no_byte_and_only_the_first_reports(
     photos, alone, tmp_path, monkeypatch
 ):
@@ -92,10 +109,9 @@ def test_the_others_add_to_files_of_their_own(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".manifest-2.jsonl"]
 
 
-def test_what_one_piece_raises_ends_the_others(monkeypatch):
-    import jax
-
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices() * 3)
+def test_what_one_piece_raises_ends_the_others():
+    devices = jax.devices()[:1] * 3
+    mesh = types.SimpleNamespace(devices=np.array(devices, dtype=object).reshape(3, 1))
     begun, all_there = [], threading.Barrier(3, timeout=60)
 
     def do(name):
@@ -107,12 +123,12 @@ def test_what_one_piece_raises_ends_the_others(monkeypatch):
         time.sleep(0.1)
 
     with pytest.raises(ValueError, match="broken"):
-        scale.on_all_devices(do, "abcdefghij")
+        scale.on_all_devices(do, "abcdefghij", mesh)
     assert len(begun) < 10
     done = []
-    scale.on_all_devices(done.append, "abcdef")
+    scale.on_all_devices(done.append, "abcdef", mesh)
     assert sorted(done) == list("abcdef")
-    scale.on_all_devices(done.append, "")
+    scale.on_all_devices(done.append, "", mesh)
     assert len(done) == 6
 
 
