@@ -8,7 +8,7 @@ trajectory; what changes the program (the width of a blur) is compiled anew.
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -136,7 +136,7 @@ def sweep(
     mesh: Mesh | None = None,
     spans: Sequence[range] | None = None,
     group: Group = ALONE,
-) -> list[Records]:
+) -> Sequence[Iterable[dict[str, Any]]]:
     """De-identifies a data set at every point of a grid.
 
     The figures are those of `evaluation.evaluate` at each point alone, as near as two
@@ -158,8 +158,9 @@ def sweep(
       group: the processes that share the work, by way of a store that they share.
 
     Returns:
-      For each point one record per picture that can be read, in the data set's order; nothing
-      in other processes than the first.
+      For each point one record per picture that can be read, in the data set's order: a list,
+      or of a store what reads them there, a piece at a time, as often as it is gone through.
+      Nothing in other processes than the first.
 
     Raises:
       InputError: not even one picture at one setting fits into memory, a picture cannot be
@@ -179,6 +180,7 @@ def sweep(
     variables = evaluation.ready_variables(variables, dataset, steps, mesh, runs)
     if spans is None:
         spans = loader.divided([range(len(dataset))], size)
+    kept = _Kept() if store is None else store
     calls = []
     for job in jobs:
         # All chunks are of one size, so that one compilation serves them.
@@ -193,7 +195,7 @@ def sweep(
             job,
             width,
             size,
-            _Kept() if store is None else store,
+            kept,
         )
         calls.append(call.fitted(longest, memory))
     # What suits the device with least, so that all processes divide the work alike.
@@ -207,11 +209,12 @@ def sweep(
     group.wait()
     if not group.is_first:
         return []
-    results: dict[tuple, Records] = {}
+    pieces: dict[tuple, list[tuple[Mapping[str, Any], int]]] = {}
     for call, span, chosen in units:
-        for point, records in call.done(span, chosen):
-            results.setdefault(_identity(point), []).extend(records)
-    return [results[_identity(point)] for point in points]
+        for point, piece in call.pieces(span, chosen):
+            pieces.setdefault(_identity(point), []).append(piece)
+    results = [_Results(kept, pieces[_identity(point)]) for point in points]
+    return [list(records) for records in results] if store is None else results
 
 
 def _do(
@@ -237,6 +240,26 @@ class _Kept:
 
     def write(self, key: Mapping[str, Any], piece: Any) -> None:
         self._pieces[digest_of(key)] = piece
+
+
+@dataclasses.dataclass(frozen=True)
+class _Results:
+    """The records of a point; one piece of the store in memory.
+
+    Attributes:
+      store: where they are.
+      pieces: in the data set's order, the key of each and the place of the point in it.
+    """
+
+    store: Store | _Kept
+    pieces: Sequence[tuple[Mapping[str, Any], int]]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for key, place in self.pieces:
+            per_step = self.store.read(key)
+            if per_step is None:
+                raise OSError("a piece of the sweep is gone: run the command again")
+            yield from per_step[place]
 
 
 def _identity(point: Settings) -> tuple:
@@ -302,15 +325,13 @@ class _Call:
         for key, per_step in zip(keys, per_setting, strict=True):
             self.store.write(key, per_step)
 
-    def done(self, span: range, chosen: Sequence[Settings]) -> list[tuple[Settings, Records]]:
-        """Every point of the settings chosen, with its records of a span."""
-        found: list[tuple[Settings, Records]] = []
+    def pieces(
+        self, span: range, chosen: Sequence[Settings]
+    ) -> Iterator[tuple[Settings, tuple[Mapping[str, Any], int]]]:
+        """Every point of the settings chosen, with the key and place of its records."""
         for leaves, key in zip(chosen, self._keys(span, chosen), strict=True):
-            per_step = self.store.read(key)
-            if per_step is None:
-                raise OSError("a piece of the sweep is gone: run the command again")
-            found += zip(self.job.points(leaves), per_step, strict=True)
-        return found
+            for place, point in enumerate(self.job.points(leaves)):
+                yield point, (key, place)
 
     def _keys(self, span: range, chosen: Sequence[Settings]) -> list[dict[str, Any]]:
         job = [self.method, self.job.statics, self.job.num_steps]

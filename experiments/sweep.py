@@ -13,7 +13,7 @@ with more values of a setting. Writes into --output_dir: `sweep.csv` (a line a p
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,16 @@ def _sweep(
         if group.agree(len(folder.store)) and group.is_first:
             print("going on where the sweep stopped", file=sys.stderr)
         start = time.perf_counter()
-        points = _sweep_all(settings, grids, faces, recogniser, folder.store, mesh, group)
+        points, each = _sweep_all(settings, grids, faces, recogniser, folder.store, mesh, group)
         if not group.is_first:
             return []
         seconds = time.perf_counter() - start
         rows = [_row(point, points) for point in points]
-        records = ({**_key(p, points), **record} for p in points for record in p.records)
+        records = (
+            {**_key(point, points), **record}
+            for point, own in zip(points, each, strict=True)
+            for record in own
+        )
         folder.write_csv("sweep.csv", rows)
         folder.write_csv("per_image.csv", records)
         folder.write_bytes("frontier.png", frontier.draw(points))
@@ -206,9 +210,9 @@ def _sweep_all(
     store: Store,
     mesh: Mesh,
     group: Group,
-) -> list[Point]:
-    """Every method at every point of its grid."""
-    points = []
+) -> tuple[list[Point], list[Iterable[dict[str, Any]]]]:
+    """Every method at every point of its grid, and the records of each."""
+    points, each = [], []
     for method, grid in grids.items():
         protocol = settings.protocol(method)
         profiled = common.profiled(settings.profile_dir)
@@ -235,12 +239,12 @@ def _sweep_all(
                 "model": settings.judge,
                 "dataset": settings.dataset,
                 "split": settings.split,
-                "num_images": len(records),
                 "num_devices": mesh.size * group.count,
                 **summary(records, targeted=protocol.targeted),
             }
-            points.append(Point(method, settings.judge, own, figures, records))
-    return points
+            points.append(Point(method, settings.judge, own, figures))
+            each.append(records)
+    return points, each
 
 
 def _write_sheets(

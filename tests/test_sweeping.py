@@ -35,7 +35,8 @@ def _grid(**sweeps):
 
 def _sweep(recogniser, faces, points, method="pfgvm", protocol=None, **options):
     protocol = protocol or Protocol(batch_size=4)
-    return sweeping.sweep(*recogniser, faces, method, points, protocol, **options)
+    swept = sweeping.sweep(*recogniser, faces, method, points, protocol, **options)
+    return [list(records) for records in swept]
 
 
 def _alone(recogniser, faces, point, method="pfgvm", protocol=None):
@@ -150,6 +151,32 @@ def test_stopped_sweep_goes_on_and_ends_alike(
     resumed = _sweep(recogniser, faces, points, settings_per_call=2, store=store)
     assert len(computed) == 3 * 3  # Three batches, three pairs of settings.
     assert resumed[:4] == undisturbed
+
+
+def test_records_of_a_store_are_read_a_piece_at_a_time(
+    recogniser, faces, tmp_path, monkeypatch
+):
+    points = _grid(penalty_weight=LAMBDAS[:2])
+    alone = _sweep(recogniser, faces, points)
+    store = Store(tmp_path / "pieces")
+    parts = [range(4), range(4, len(faces))]
+    swept = sweeping.sweep(
+        *recogniser, faces, "pfgvm", points, Protocol(), store=store, spans=parts
+    )
+    read, real = [], Store.read
+    monkeypatch.setattr(Store, "read", lambda *given: read.append(given[1]) or real(*given))
+    for ours, theirs in zip(swept, alone, strict=True):
+        _assert_same(list(ours), theirs)
+        assert list(ours) == list(ours)
+        read.clear()
+        records = iter(ours)
+        for _ in range(4):
+            next(records)
+        assert len(read) == 1
+    for path in (tmp_path / "pieces").iterdir():
+        path.unlink()
+    with pytest.raises(OSError, match="a piece of the sweep is gone: run the command again"):
+        list(swept[0])
 
 
 def test_a_stack_that_does_not_fit_is_split_and_gives_the_same(recogniser, faces):
