@@ -128,7 +128,7 @@ def load_info(path: Path) -> CheckpointInfo:
 
 
 def load_variables(path: Path, info: CheckpointInfo) -> Any:
-    """Reads a checkpoint's weights: the collections that `Module.apply` takes.
+    """Reads a checkpoint's weights, NumPy arrays: the collections that `Module.apply` takes.
 
     Raises:
       InputError: the weights are damaged, or not those that `info` describes.

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from deid_jax import predicting, verification
+from deid_jax import predicting, sharding, verification
 from deid_jax._validate import InputError
 from deid_jax.checkpointing import CheckpointInfo
 from deid_jax.data.dataset import FaceDataset
@@ -85,6 +86,8 @@ def from_embedder(
     output: str,
     known: FaceDataset,
     held_out: FaceDataset | None = None,
+    *,
+    mesh: Mesh | None = None,
 ) -> Recogniser:
     """The recogniser that names a data set's persons.
 
@@ -93,13 +96,16 @@ def from_embedder(
       output: of `OUTPUTS`.
       known: the photos of its gallery; of logits, a data set with its persons.
       held_out: photos to measure it on, beside those.
+      mesh: the devices that compute, where one has no room for the weights; None: one.
 
     Raises:
       InputError: an unknown output, or logits that are not as many as the persons.
     """
     if output not in OUTPUTS:
         raise InputError(f"recogniser_output must be one of {', '.join(OUTPUTS)}, got {output}")
-    embeddings = _embed_all(embedder, known)
+    mesh = mesh or sharding.narrowed(sharding.local_mesh(), 1)
+    with sharding.working_on(mesh.devices[0]):
+        embeddings = _embed_all(embedder, known)
     persons = len(known.persons)
     if output == "logits" and embeddings.shape[1] != persons:
         raise InputError(
@@ -113,8 +119,12 @@ def from_embedder(
     model = GalleryClassifier(embedder.module, output)
     variables = {
         "recogniser": embedder.variables,
-        "gallery": jnp.asarray(gallery, jnp.float32),
+        "gallery": np.asarray(gallery, np.float32),
     }
+
+    def accuracy(faces: FaceDataset) -> float:
+        return predicting.accuracy(model, variables, faces, mesh=mesh)
+
     sets = [known] if held_out is None else [known, held_out]
     info = CheckpointInfo(
         model=embedder.name,
@@ -126,6 +136,6 @@ def from_embedder(
         pictures=known.pictures,
         provenance=dict(known.provenance),
         training={},
-        accuracy={faces.split: predicting.accuracy(model, variables, faces) for faces in sets},
+        accuracy={faces.split: accuracy(faces) for faces in sets},
     )
     return Recogniser(model, variables, info)

@@ -14,6 +14,7 @@ import optax
 
 from deid_jax._validate import InputError, count, finite_non_negative
 from deid_jax.embedders import Embedder, FunctionModule
+from deid_jax.sharding import placed_at_hand
 
 # Logits are this times the cosines to the persons' directions, as ArcFace's.
 _SCALE = 30.0
@@ -58,7 +59,7 @@ def fine_tune(
     if not len(images):
         raise InputError("images must be one photo or more, got none")
     batch_size = min(batch_size, len(images))
-    state: Any = (embedder.variables, jnp.asarray(directions, jnp.float32))
+    state: Any = (placed_at_hand(embedder.variables), jnp.asarray(directions, jnp.float32))
     optimizer = optax.adam(learning_rate)
     moments = optimizer.init(state)
     generator = np.random.default_rng([seed, 3])

@@ -24,7 +24,7 @@ class Recogniser(NamedTuple):
 
     Attributes:
       model: Flax module; `model.apply(variables, images)` gives logits.
-      variables: its weights.
+      variables: its weights; NumPy arrays as `load` and `fit` give them.
       info: what it was made from.
     """
 
@@ -189,12 +189,13 @@ def load(path: Path, model_name: str, dataset: FaceDataset) -> Recogniser:
 
 
 def load_recogniser(path: str | Path, dataset: FaceDataset) -> Recogniser:
-    """Reads a checkpoint, whatever its model, that must fit a data set.
+    """Reads a checkpoint, whatever its model, that must fit a data set; weights on the device.
 
     Raises:
       InputError: it is missing, broken, or made for something else.
     """
-    return load(Path(path), checkpointing.load_info(Path(path)).model, dataset)
+    read = load(Path(path), checkpointing.load_info(Path(path)).model, dataset)
+    return read._replace(variables=jax.device_put(read.variables))
 
 
 def load_train_and_test(

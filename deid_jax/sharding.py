@@ -213,6 +213,6 @@ def working_on(devices: Sequence[jax.Device]) -> Iterator[None]:
 
 
 def placed_at_hand(variables: Any) -> Any:
-    """Weights on the devices of this thread; as they are outside of `working_on`."""
+    """Weights on the devices of this thread; outside of `working_on` on the usual one."""
     at_hand: _DevicesAtHand | None = getattr(_thread, "at_hand", None)
-    return variables if at_hand is None else at_hand.placed(variables)
+    return jax.device_put(variables) if at_hand is None else at_hand.placed(variables)

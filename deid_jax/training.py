@@ -243,15 +243,17 @@ def train(
     """
     mesh = _mesh(min(config.batch_size, len(dataset)), group, model_parallel)
     frozen = dict(pretrained.layers) if pretrained else {}
-    state = initial_state(model, dataset.image_size, config, frozen, mesh)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    history: list[EpochRecord] = []
     keeper = None
     if state_dir:
         facts = _facts(model, dataset, config)
         facts["SHA-256 of pretrained weights"] = pretrained.sha256 if pretrained else None
+        # Before the first program of all: with other settings it would be another one.
         group.check_same(digest_of(facts), "settings or pictures")
         keeper = _StateKeeper(state_dir, facts, group)
+    state = initial_state(model, dataset.image_size, config, frozen, mesh)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    history: list[EpochRecord] = []
+    if keeper:
         state, history = keeper.restore(state)
     state = sharding.place_variables(state, mesh)
     frozen = sharding.place_variables(frozen, mesh)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deid_jax import checkpointing, recognisers, reporting, storage
+from deid_jax import checkpointing, recognisers, reporting, sharding, storage
 from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import ATTACKS
 from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
@@ -335,7 +335,10 @@ def _faces_and_own(
     if group.is_first:
         say_skipped(faces)
     output = settings.recogniser_output or OUTPUTS[0]
-    return _wanted(faces, settings), from_embedder(embedder, output, known, held_out)
+    over = getattr(settings, "model_parallel", 1)
+    mesh = sharding.local_mesh(over) if over > 1 else None
+    own = from_embedder(embedder, output, known, held_out, mesh=mesh)
+    return _wanted(faces, settings), own
 
 
 def _wanted(faces: FaceDataset, settings: EvaluationSettings) -> FaceDataset:

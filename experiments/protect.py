@@ -136,10 +136,10 @@ def _protect(
     chosen = face_finding.parse_faces(settings.faces)
     told = None if settings.boxes is None else face_finding.from_csv(settings.boxes)
     detector = _detector(settings, chosen, told)
-    witnesses = _witnesses(settings)
-    known = None
-    if settings.gallery is not None:
-        with sharding.working_on(mesh.devices[0]):
+    with sharding.working_on(mesh.devices[0]):
+        witnesses = _witnesses(settings)
+        known = None
+        if settings.gallery is not None:
             known = protect_inputs.known(
                 Path(settings.gallery),
                 witnesses,
@@ -149,7 +149,7 @@ def _protect(
     # The boxes may lie beside the photos, of which they are none.
     names = protect_inputs.listed(source, but=settings.boxes)
     deciding = dataclasses.asdict(settings.alone())
-    # Nor does it decide which devices did it.
+    # Nor does it count which devices did it, though divided layers round otherwise.
     others = ("coordinator_address", "num_processes", "process_id", "model_parallel")
     for name in ("input", "output", *others):
         del deciding[name]
@@ -165,7 +165,8 @@ def _protect(
         strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
         key=jax.random.key(settings.seed),
     )
-    digest = work.digest()
+    with sharding.working_on(mesh.devices[0]):
+        digest = work.digest()
     group.check_same(digest, "settings or recognisers")
     group.check_same(digest_of("\n".join(names).encode("utf-8", "surrogateescape")), "files")
     with Manifest(output, digest, group).open() as manifest:
@@ -176,7 +177,7 @@ def _protect(
 
 
 def _all(names: Sequence[str], work: Work, manifest: Manifest, mesh: Mesh) -> None:
-    """Does files, as many at once as there are devices."""
+    """Does files, as many at once as there are rows of devices."""
     turn, began = threading.Lock(), time.monotonic()
     ended = faces = 0
     with cli.progress_bar("protect") as update:

@@ -11,6 +11,7 @@ import numpy as np
 from deid_jax.batch import METHODS
 from deid_jax.budgets import l2_of_psnr
 from deid_jax.protecting import BATCH_SIZE, Program, run_protect
+from deid_jax.sharding import placed_at_hand
 from deid_jax.transfer import Faces, Judge
 from experiments.transfer_plan import AD_HOC, BY_PIXEL, LEAST, Plan, Run
 
@@ -65,13 +66,14 @@ def protect(
     config = config_of(run, plan, photos[0].size)
     psnr = run.budget.psnr
     fold = functools.partial(jax.random.fold_in, jax.random.key(plan.seed))
+    weights = [placed_at_hand(judge.embedder.variables) for judge in own]
     finished = []
     for first in range(0, len(photos), BATCH_SIZE):
         # The last batch is filled up with its last photo: one program serves all.
         places = np.minimum(np.arange(first, first + BATCH_SIZE), len(photos) - 1)
         batch = _Batch(
             images=photos[places],
-            weights=[judge.embedder.variables for judge in own],
+            weights=weights,
             galleries=[jnp.asarray(judge.own[labels[places]], jnp.float32) for judge in own],
             thresholds=[judge.own_thresholds[plan.fars[0]] for judge in own],
             keys=jax.vmap(fold)(jnp.asarray(faces.lists.protected[places])),

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import ClassVar
 from xml.etree import ElementTree
@@ -325,12 +326,13 @@ class Embedding(nn.Module):
 
 
 @on_eight_devices
-def test_threads_compare_faces_on_devices_of_their_own():
+def test_faces_are_compared_on_devices_of_ones_own():
     photos = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
     variables = jax.device_get(randomised(Embedding(), SIZE))
     embedder = Embedder("small", Embedding(), variables)
     expected = embedder.embed(photos)
-    assert sharding.placed_at_hand(variables) is variables
+    usual = sharding.placed_at_hand(variables)["params"]["fc1"]["kernel"]
+    assert usual.devices() == {jax.devices()[0]}
     depth = SIZE * SIZE * 3
     for count, devices in ((1, mesh_of(8).devices[5]), (2, mesh_of(8, 2).devices[3])):
         with sharding.working_on(devices):
@@ -342,6 +344,23 @@ def test_threads_compare_faces_on_devices_of_their_own():
             assert held == {(depth, 6 // count)}
             np.testing.assert_allclose(embedder.embed(photos), expected, rtol=1e-5, atol=1e-5)
             assert jnp.zeros(1).devices() == {devices[0]}
+    # Four threads, two devices each, at once.
+    together, found = threading.Barrier(4, timeout=60), []
+
+    def compare(devices):
+        with sharding.working_on(devices):
+            together.wait()
+            for _ in range(5):
+                found.append(embedder.embed(photos))
+
+    threads = [threading.Thread(target=compare, args=[row]) for row in mesh_of(8, 2).devices]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 20
+    for one in found:
+        np.testing.assert_array_equal(one, found[0])
 
 
 @on_eight_devices
@@ -468,7 +487,13 @@ def test_trainings_come_to_the_same():
 
         with pytest.raises(KeyboardInterrupt):
             _train(4, progress=stop, **stopped)
-        _assert_same_training(_train(4, **stopped), alone)
+        first = []
+
+        def note(done, total, history):
+            first.append(len(history))
+
+        _assert_same_training(_train(4, progress=note, **stopped), alone)
+        assert first[0] == 1
 
 
 def _whole_shapes_in_memory(arrays):
@@ -501,7 +526,7 @@ def test_weights_are_drawn_where_they_are_to_lie():
     assert (depth, width) not in shapes
     # Nor does any device on the way.
     assert f"f32[{depth},{width // 2}]" in compiled[-1]
-    assert f"f32[{depth},{width}]" not in compiled[-1]
+    assert f"[{depth},{width}]" not in compiled[-1]
     # They lie where they belong, and are not moved again.
     placed = sharding.place_variables(drawn, mesh)
     for own, other in zip(jax.tree.leaves(placed), jax.tree.leaves(drawn), strict=True):

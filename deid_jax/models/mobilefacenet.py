@@ -342,7 +342,7 @@ def convert(arrays: Mapping[str, np.ndarray]) -> tuple[MobileFaceNet, dict[str, 
     return MobileFaceNet(variant), {"params": params}
 
 
-def _folded(arrays: Mapping[str, np.ndarray], source: _Source) -> dict[str, jax.Array]:
+def _folded(arrays: Mapping[str, np.ndarray], source: _Source) -> dict[str, np.ndarray]:
     """A layer's kernel in our layout, bias and slope, float32."""
 
     def get(name: str) -> np.ndarray:
@@ -361,7 +361,7 @@ def _folded(arrays: Mapping[str, np.ndarray], source: _Source) -> dict[str, jax.
     folded = {"kernel": kernel, "bias": bias}
     if source.slope:
         folded["slope"] = get(source.slope)
-    return {name: jnp.asarray(value, jnp.float32) for name, value in folded.items()}
+    return {name: np.asarray(value, np.float32) for name, value in folded.items()}
 
 
 # What zipfile and NumPy raise on files that are damaged or something else.

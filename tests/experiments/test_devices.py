@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import checkpointing
-from experiments import attack, sweep, train
+from deid_jax import checkpointing, evaluation
+from deid_jax.embedders import Embedder
+from deid_jax.models import mobilefacenet
+from deid_jax.photos import protection
+from experiments import attack, protect, sweep, train
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
+from tests.experiments.protect_helpers import FACES, picture
 from tests.test_sharding import assert_near, on_eight_devices
 
 # Eighteen pictures: no multiple of four or eight devices.
@@ -153,6 +157,42 @@ def test_trainings_come_to_the_same(place):
 @on_eight_devices
 def test_trainings_come_to_the_same_on_more_numbers_of_devices(place):
     check_trainings(place, (2, 8))
+
+
+@pytest.mark.parametrize("binary", [protect, attack])
+@on_eight_devices
+def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp_path):
+    """Not when it is loaded, asked what it sees, told from others, nor when it is fooled."""
+    _, variables = mobilefacenet.load(recogniser_files["mobilefacenet_ms1m"])
+    kernels = [leaf.shape for leaf in jax.tree.leaves(variables) if leaf.ndim == 2]
+    depth, width = max(kernels, key=np.prod)
+    held = []
+
+    def note(real):
+        def noted(*args, **kwargs):
+            result = real(*args, **kwargs)
+            arrays = [array for array in jax.live_arrays() if not array.is_deleted()]
+            held.append({part.data.shape for a in arrays for part in a.addressable_shards})
+            return result
+
+        return noted
+
+    given = [f"--recogniser=mobilefacenet_ms1m:{recogniser_files['mobilefacenet_ms1m']}"]
+    given += ["--model_parallel=2", "--num_steps=1"]
+    if binary is protect:
+        Image.fromarray(picture(0)).save(tmp_path / "a.png")
+        given += [f"--input={tmp_path / 'a.png'}", f"--output={tmp_path / 'out'}", FACES]
+    else:
+        given += ["--dataset=folder", f"--data_dir={place / 'faces'}", "--image_size=112"]
+        given += ["--max_images=4", f"--output_dir={tmp_path / 'out'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Embedder, "embed", note(Embedder.embed))
+        patch.setattr(protection, "find_change", note(protection.find_change))
+        patch.setattr(evaluation._Run, "_collect", note(evaluation._Run._collect))
+        assert binary.main(given) in (0, 1)
+    assert len(held) > 1
+    assert any((depth, width // 2) in shapes for shapes in held)
+    assert not any((depth, width) in shapes for shapes in held)
 
 
 def test_a_user_sees_devices_named(trained, faces, workplace):

@@ -16,7 +16,6 @@ from PIL import Image
 from deid_jax import checkpointing
 from experiments import attack
 from tests.data import packing, tfds_sets
-from tests.experiments import scale_helpers
 from tests.experiments.conftest import COMMON, REPOSITORY
 from tests.experiments.scale_helpers import content
 
@@ -153,12 +152,12 @@ def write_tar(path, count):
     return path
 
 
-def peak_bytes(arguments, cwd):
-    """The most memory that a process which attacks has had, resident."""
+def peak_bytes(binary, arguments, cwd):
+    """The most memory that the process of a binary has had, resident."""
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu")
     with (cwd / "said").open("w") as said:
         started = subprocess.Popen(
-            [sys.executable, "-m", "experiments.attack", *arguments],
+            [sys.executable, "-m", f"experiments.{binary}", *arguments],
             cwd=cwd,
             env=environment,
             stdout=said,
@@ -171,18 +170,26 @@ def peak_bytes(arguments, cwd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("output_format", ["png", "tfds"])
-def test_memory_does_not_grow_with_the_data_set(trained, workplace, output_format):
+@pytest.mark.parametrize(
+    ("binary", "flags"),
+    [
+        ("attack", ["--output_format=png"]),
+        ("attack", ["--output_format=tfds"]),
+        ("sweep", ["--sweep=blur_sigma=0.05,0.1"]),
+    ],
+    ids=["png", "tfds", "sweep"],
+)
+def test_memory_does_not_grow_with_the_data_set(trained, workplace, binary, flags):
     checkpoint = checkpoint_for(trained, "archive")
     peaks = {}
     for count in (2_000, 20_000):
         path = write_tar(workplace / f"{count}.tar", count)
         given = [*COMMON[1:], "--dataset=archive", f"--data_dir={path}", "--split=all"]
         given += ["--method=blur", f"--checkpoint={checkpoint}", f"--output_dir={count}"]
-        given += [f"--output_format={output_format}", "--shard_size=250"]
         # What is read and written at a time is the same, whatever there is of it.
-        peaks[count] = peak_bytes(given, workplace)
-        assert scale_helpers.metrics(workplace / str(count))["num_images"] == count
+        peaks[count] = peak_bytes(binary, [*given, *flags, "--shard_size=250"], workplace)
+        with (workplace / str(count) / "per_image.csv").open() as file:
+            assert sum(1 for _ in file) == 1 + count * (1 + (binary == "sweep"))
     text = ", ".join(f"{n} pictures {peak / 2**20:.0f} MiB" for n, peak in peaks.items())
-    print(f"\n{output_format}: {text}", file=sys.stderr)
+    print(f"\n{binary} {' '.join(flags)}: {text}", file=sys.stderr)
     assert peaks[20_000] < 1.1 * peaks[2_000]
