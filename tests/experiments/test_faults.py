@@ -469,7 +469,8 @@ def test_two_runs_into_one_folder(arguments, undisturbed, workplace, capsys):
         lambda: list(workplace.glob(f"out/{HIDDEN}/*/images/*/*.png")), [first]
     )
     first.send_signal(signal.SIGSTOP)  # So that it is not done too early.
-    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
+    stopped = os.WSTOPPED | os.WNOWAIT | os.WNOHANG
+    scale_helpers.wait_until(lambda: os.waitid(os.P_PID, first.pid, stopped), [first])
     try:
         said = "output_dir out is being written by another run: name another folder"
         line = fails(arguments, capsys)
