@@ -9,6 +9,7 @@ from deid_jax.models import create_model
 from tests.helpers import randomised
 
 torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
+torch.set_num_threads(1)  # The cores are the other workers', too.
 
 LABELS = np.array([1, 4, 6])
 
