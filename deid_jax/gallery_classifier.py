@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from deid_jax import predicting, sharding, verification
 from deid_jax._validate import InputError
@@ -87,7 +86,7 @@ def from_embedder(
     known: FaceDataset,
     held_out: FaceDataset | None = None,
     *,
-    mesh: Mesh | None = None,
+    model_parallel: int = 1,
 ) -> Recogniser:
     """The recogniser that names a data set's persons.
 
@@ -96,14 +95,14 @@ def from_embedder(
       output: of `OUTPUTS`.
       known: the photos of its gallery; of logits, a data set with its persons.
       held_out: photos to measure it on, beside those.
-      mesh: the devices that compute, where one has no room for the weights; None: one.
+      model_parallel: over how many devices dense layers are divided.
 
     Raises:
       InputError: an unknown output, or logits that are not as many as the persons.
     """
     if output not in OUTPUTS:
         raise InputError(f"recogniser_output must be one of {', '.join(OUTPUTS)}, got {output}")
-    mesh = mesh or sharding.narrowed(sharding.local_mesh(), 1)
+    mesh = sharding.narrowed(sharding.local_mesh(model_parallel), 1)
     with sharding.working_on(mesh.devices[0]):
         embeddings = _embed_all(embedder, known)
     persons = len(known.persons)
@@ -121,10 +120,6 @@ def from_embedder(
         "recogniser": embedder.variables,
         "gallery": np.asarray(gallery, np.float32),
     }
-
-    def accuracy(faces: FaceDataset) -> float:
-        return predicting.accuracy(model, variables, faces, mesh=mesh)
-
     sets = [known] if held_out is None else [known, held_out]
     info = CheckpointInfo(
         model=embedder.name,
@@ -136,6 +131,9 @@ def from_embedder(
         pictures=known.pictures,
         provenance=dict(known.provenance),
         training={},
-        accuracy={faces.split: accuracy(faces) for faces in sets},
+        accuracy={
+            faces.split: predicting.accuracy(model, variables, faces, mesh=mesh)
+            for faces in sets
+        },
     )
     return Recogniser(model, variables, info)

@@ -241,6 +241,9 @@ class _Kept:
     def write(self, key: Mapping[str, Any], piece: Any) -> None:
         self._pieces[digest_of(key)] = piece
 
+    def all_of(self, keys: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+        return map(self.read, keys)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Results:
@@ -255,10 +258,8 @@ class _Results:
     pieces: Sequence[tuple[Mapping[str, Any], int]]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for key, place in self.pieces:
-            per_step = self.store.read(key)
-            if per_step is None:
-                raise OSError("a piece of the sweep is gone: run the command again")
+        keys = [key for key, _ in self.pieces]
+        for (_, place), per_step in zip(self.pieces, self.store.all_of(keys), strict=True):
             yield from per_step[place]
 
 

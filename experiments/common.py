@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deid_jax import checkpointing, recognisers, reporting, sharding, storage
+from deid_jax import checkpointing, recognisers, reporting, storage
 from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import ATTACKS
 from deid_jax.batch import INITS, METHODS, TARGETS, Protocol
@@ -288,8 +288,9 @@ def faces_and_recogniser(
         for something else.
     """
     options = settings.options("train")
+    over = getattr(settings, "model_parallel", 1)
     if settings.recogniser is not None:
-        return _faces_and_own(settings, settings.recogniser, group)
+        return _faces_and_own(settings, settings.recogniser, over, group)
     default = recognisers.default_path(settings.model, settings.dataset, options)
     path = Path(settings.checkpoint or default)
     is_new = group.agree(settings.checkpoint is None and not storage.exists(path))
@@ -312,7 +313,6 @@ def faces_and_recogniser(
         to_train = recognisers.load_train_and_test(
             settings.dataset, options, test=faces if settings.split == "test" else None
         )
-        over = getattr(settings, "model_parallel", 1)
         recogniser, _ = trained(
             settings.model, *to_train, config, path, group=group, model_parallel=over
         )
@@ -323,7 +323,7 @@ def faces_and_recogniser(
 
 
 def _faces_and_own(
-    settings: EvaluationSettings, recogniser: str, group: Group
+    settings: EvaluationSettings, recogniser: str, model_parallel: int, group: Group
 ) -> tuple[FaceDataset, Recogniser]:
     """The pictures asked for, and a recogniser that was brought along."""
     embedder = cli.load_recogniser(recogniser, settings.image_size)
@@ -335,9 +335,7 @@ def _faces_and_own(
     if group.is_first:
         say_skipped(faces)
     output = settings.recogniser_output or OUTPUTS[0]
-    over = getattr(settings, "model_parallel", 1)
-    mesh = sharding.local_mesh(over) if over > 1 else None
-    own = from_embedder(embedder, output, known, held_out, mesh=mesh)
+    own = from_embedder(embedder, output, known, held_out, model_parallel=model_parallel)
     return _wanted(faces, settings), own
 
 

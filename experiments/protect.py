@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from deid_jax import sharding
@@ -136,36 +137,28 @@ def _protect(
     chosen = face_finding.parse_faces(settings.faces)
     told = None if settings.boxes is None else face_finding.from_csv(settings.boxes)
     detector = _detector(settings, chosen, told)
-    with sharding.working_on(mesh.devices[0]):
-        witnesses = _witnesses(settings)
-        known = None
-        if settings.gallery is not None:
-            known = protect_inputs.known(
-                Path(settings.gallery),
-                witnesses,
-                detector or face_finding.cascade,
-                aligned=settings.aligned,
-            )
     # The boxes may lie beside the photos, of which they are none.
     names = protect_inputs.listed(source, but=settings.boxes)
-    deciding = dataclasses.asdict(settings.alone())
-    # Nor does it count which devices did it, though divided layers round otherwise.
-    others = ("coordinator_address", "num_processes", "process_id", "model_parallel")
-    for name in ("input", "output", *others):
+    deciding = dataclasses.asdict(settings)
+    # Who does the work, and on which devices, is not counted, though divided layers round
+    # otherwise.
+    who = ("coordinator_address", "num_processes", "process_id", "model_parallel")
+    for name in ("input", "output", *who):
         del deciding[name]
-    work = Work(
-        settings=deciding,
-        source=source,
-        output=output,
-        chosen=chosen,
-        told=told,
-        detector=detector,
-        witnesses=witnesses,
-        known=known,
-        strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
-        key=jax.random.key(settings.seed),
-    )
     with sharding.working_on(mesh.devices[0]):
+        witnesses = _witnesses(settings)
+        work = Work(
+            settings=deciding,
+            source=source,
+            output=output,
+            chosen=chosen,
+            told=told,
+            detector=detector,
+            witnesses=witnesses,
+            known=_known(settings, witnesses, detector),
+            strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
+            key=jax.random.key(settings.seed),
+        )
         digest = work.digest()
     group.check_same(digest, "settings or recognisers")
     group.check_same(digest_of("\n".join(names).encode("utf-8", "surrogateescape")), "files")
@@ -211,6 +204,20 @@ def _detector(
     if any(ways):
         return None
     return protect_inputs.detector(settings.detector)
+
+
+def _known(
+    settings: ProtectSettings, witnesses: Sequence[Witness], detector: Detector | None
+) -> list[np.ndarray] | None:
+    """What the gallery tells each witness; None without one."""
+    if settings.gallery is None:
+        return None
+    return protect_inputs.known(
+        Path(settings.gallery),
+        witnesses,
+        detector or face_finding.cascade,
+        aligned=settings.aligned,
+    )
 
 
 def _witnesses(settings: ProtectSettings) -> list[Witness]:

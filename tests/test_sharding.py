@@ -94,6 +94,11 @@ def mesh_of(count, model_parallel=1):
     return jax.sharding.Mesh(grid, (BATCH, MODEL))
 
 
+def shapes_held(arrays):
+    """Shapes of what single devices hold."""
+    return {part.data.shape for array in arrays for part in array.addressable_shards}
+
+
 def assert_near(ours, theirs):
     """uint8[N, H, W, 3]: fewer than a pixel in a thousand differ, and by one at most."""
     assert ours.shape == theirs.shape
@@ -340,8 +345,7 @@ def test_faces_are_compared_on_devices_of_ones_own():
             assert sharding.placed_at_hand(variables) is placed
             kernel = placed["params"]["fc1"]["kernel"]
             assert set(kernel.devices()) == set(devices)
-            held = {part.data.shape for part in kernel.addressable_shards}
-            assert held == {(depth, 6 // count)}
+            assert shapes_held([kernel]) == {(depth, 6 // count)}
             np.testing.assert_allclose(embedder.embed(photos), expected, rtol=1e-5, atol=1e-5)
             assert jnp.zeros(1).devices() == {devices[0]}
     # Four threads, two devices each, at once.
@@ -496,11 +500,6 @@ def test_trainings_come_to_the_same():
         assert first[0] == 1
 
 
-def _whole_shapes_in_memory(arrays):
-    """Shapes of what single devices hold."""
-    return {part.data.shape for leaf in arrays for part in leaf.addressable_shards}
-
-
 @on_eight_devices
 def test_weights_are_drawn_where_they_are_to_lie():
     model, config = Small(), training.TrainConfig(epochs=1, learning_rate=1e-3, seed=3)
@@ -521,7 +520,7 @@ def test_weights_are_drawn_where_they_are_to_lie():
     for own, other in zip(jax.tree.leaves(drawn), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(sharding.to_host(own), other)
     depth, width = alone.params["fc1"]["kernel"].shape
-    shapes = _whole_shapes_in_memory(jax.tree.leaves(drawn))
+    shapes = shapes_held(jax.tree.leaves(drawn))
     assert (depth, width // 2) in shapes
     assert (depth, width) not in shapes
     # Nor does any device on the way.

@@ -175,7 +175,7 @@ def test_records_of_a_store_are_read_a_piece_at_a_time(
         assert len(read) == 1
     for path in (tmp_path / "pieces").iterdir():
         path.unlink()
-    with pytest.raises(OSError, match="a piece of the sweep is gone: run the command again"):
+    with pytest.raises(OSError, match=r"\.json is missing or damaged: run the command again"):
         list(swept[0])
 
 

@@ -16,7 +16,7 @@ from deid_jax.photos import protection
 from experiments import attack, protect, sweep, train
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
 from tests.experiments.protect_helpers import FACES, picture
-from tests.test_sharding import assert_near, on_eight_devices
+from tests.test_sharding import assert_near, on_eight_devices, shapes_held
 
 # Eighteen pictures: no multiple of four or eight devices.
 QUICK = ("--num_steps=3", "--split=all", "--checkpoint=recogniser")
@@ -171,8 +171,7 @@ def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp
     def note(real):
         def noted(*args, **kwargs):
             result = real(*args, **kwargs)
-            arrays = [array for array in jax.live_arrays() if not array.is_deleted()]
-            held.append({part.data.shape for a in arrays for part in a.addressable_shards})
+            held.append(shapes_held(a for a in jax.live_arrays() if not a.is_deleted()))
             return result
 
         return noted

@@ -16,6 +16,7 @@ from PIL import Image
 from deid_jax import checkpointing
 from experiments import attack
 from tests.data import packing, tfds_sets
+from tests.experiments import scale_helpers
 from tests.experiments.conftest import COMMON, REPOSITORY
 from tests.experiments.scale_helpers import content
 
@@ -188,8 +189,11 @@ def test_memory_does_not_grow_with_the_data_set(trained, workplace, binary, flag
         given += ["--method=blur", f"--checkpoint={checkpoint}", f"--output_dir={count}"]
         # What is read and written at a time is the same, whatever there is of it.
         peaks[count] = peak_bytes(binary, [*given, *flags, "--shard_size=250"], workplace)
-        with (workplace / str(count) / "per_image.csv").open() as file:
-            assert sum(1 for _ in file) == 1 + count * (1 + (binary == "sweep"))
+        output = workplace / str(count)
+        if binary == "attack":
+            assert scale_helpers.metrics(output)["num_images"] == count
+        with (output / "per_image.csv").open() as file:
+            assert sum(1 for _ in file) == 1 + count * {"attack": 1, "sweep": 2}[binary]
     text = ", ".join(f"{n} pictures {peak / 2**20:.0f} MiB" for n, peak in peaks.items())
     print(f"\n{binary} {' '.join(flags)}: {text}", file=sys.stderr)
     assert peaks[20_000] < 1.1 * peaks[2_000]
