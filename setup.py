@@ -46,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["deid_jax", "deid_jax.*", "experiments", "experiments.*"]),
-    package_data={"deid_jax": ["*.j2"]},
+    package_data={"deid_jax.reports": ["*.j2"]},
     install_requires=[
         "absl-py>=2.1",
         "dm-pix>=0.4.4",

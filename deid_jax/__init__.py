@@ -6,8 +6,7 @@ config, key), ready for `jit`, `vmap` and sharding. Recognisers and data sets lo
 
 import typing
 
-from deid_jax import baselines, metrics
-from deid_jax._validate import InputError
+from deid_jax import metrics
 from deid_jax.attacks import (
     ATTACKS,
     APFGVMConfig,
@@ -21,6 +20,7 @@ from deid_jax.attacks import (
     PGDConfig,
     PGDL2Config,
     apfgvm,
+    baselines,
     carlini_wagner,
     ddn,
     fmn,
@@ -33,6 +33,7 @@ from deid_jax.attacks import (
     pgd_l2,
 )
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
+from deid_jax.errors import InputError
 from deid_jax.models import MODELS, create_model, prepare
 from deid_jax.objectives import cross_entropy, margin
 from deid_jax.types import Attack, AttackResult, Batch, Objective

@@ -14,12 +14,15 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from deid_jax import comparison, report, reporting, runs, statistics
-from deid_jax._validate import InputError, count
-from deid_jax.comparison import Table
-from deid_jax.reporting import RunFolder
-from experiments import cli
-from experiments.cli import setting
+from deid_jax.checks import count
+from deid_jax.errors import InputError
+from deid_jax.metrics import statistics
+from deid_jax.reports import comparison, finished_runs, report
+from deid_jax.reports.comparison import Table
+from deid_jax.runs import run_folder
+from deid_jax.runs.run_folder import RunFolder
+from experiments._common import cli
+from experiments._common.cli import setting
 
 _CONTENTS = ("table.md", "table.csv", "report.html")
 
@@ -49,7 +52,7 @@ class AggregateSettings:
             return None
         rates = []
         for text in self.min_mr.split(","):
-            rate = runs.number_in(text)
+            rate = finished_runs.number_in(text)
             if rate is None or not 0 <= rate <= 1:
                 raise InputError(
                     f"min_mr must be numbers from 0 to 1 by commas, got {self.min_mr}"
@@ -58,7 +61,7 @@ class AggregateSettings:
         return list(dict.fromkeys(rates))
 
     def folders(self) -> list[Path]:
-        """The folders of --runs.
+        """The folders of --finished_runs.
 
         Raises:
           InputError: there is none, one is empty, or no folder.
@@ -82,20 +85,22 @@ def run(settings: AggregateSettings) -> list[Table]:
     """
     from rich.console import Console
 
-    from deid_jax import frontier
+    from deid_jax.reports import frontier
 
     thresholds, folders = settings.thresholds(), settings.folders()
     statistics.check_confidence(settings.confidence)
     count("seed", settings.seed)
     output = RunFolder(Path(settings.output_dir), _CONTENTS)
     output.check()
-    found = runs.find(folders)
+    found = finished_runs.find(folders)
     if output.path.resolve() in (folder.resolve() for folder in found):
         raise InputError(f"output_dir {output.path} is one of the runs: name another folder")
-    finished = [runs.read_run(folder) for folder in found if runs.kind_of(folder)]
+    finished = [
+        finished_runs.read_run(folder) for folder in found if finished_runs.kind_of(folder)
+    ]
     common = comparison.check_comparable(finished)
     points = [point for run in finished for point in run.points]
-    attributes = runs.read_attributes(found, common.facts)
+    attributes = finished_runs.read_attributes(found, common.facts)
     tables = comparison.compare(
         points, min_mr=thresholds, confidence=settings.confidence, seed=settings.seed
     )
@@ -112,8 +117,8 @@ def run(settings: AggregateSettings) -> list[Table]:
         output.write_text("table.md", report.markdown(shown))
         output.write_csv("table.csv", report.records(shown))
         output.write_text("report.html", page)
-        description = reporting.describe(settings, runs=[run.source for run in finished])
-        output.write_json(reporting.DESCRIPTION, description)
+        description = run_folder.describe(settings, runs=[run.source for run in finished])
+        output.write_json(run_folder.DESCRIPTION, description)
     Console().print(report.terminal(tables[0]))
     print(f"Runs: {len(finished)}, points: {len(points)}. Tables and report: {output.path}")
     return tables

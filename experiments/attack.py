@@ -21,24 +21,28 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from deid_jax import evaluation, filmstrip, recognisers, reporting, resuming, sheet
-from deid_jax._validate import InputError
+from deid_jax import evaluation, recognisers
 from deid_jax.attacks import ATTACKS
-from deid_jax.batch import METHODS, Protocol
 from deid_jax.data import FaceDataset, loader
 from deid_jax.data.images import quiet_pillow
-from deid_jax.distributed import Group
+from deid_jax.devices.processes import Group
+from deid_jax.errors import InputError
 from deid_jax.evaluation import Timing
-from deid_jax.examples import run_examples
-from deid_jax.judging import Naming
+from deid_jax.evaluation.batch import METHODS, Protocol
+from deid_jax.evaluation.examples import run_examples
+from deid_jax.evaluation.judging import Naming
+from deid_jax.evaluation.records import summary
 from deid_jax.recognisers import Recogniser
-from deid_jax.records import summary
-from deid_jax.reporting import RunFolder
-from experiments import attack_output, cli, common, scale
-from experiments.attack_output import CopyOutput, Output, PngOutput
-from experiments.cli import setting
-from experiments.method_flags import number_or_name
-from experiments.timing import threads
+from deid_jax.reports import filmstrip, sheet
+from deid_jax.reports.tables import metrics_table, spread
+from deid_jax.runs import resuming, run_folder
+from deid_jax.runs.run_folder import RunFolder
+from experiments._attack import attack_output
+from experiments._attack.attack_output import CopyOutput, Output, PngOutput
+from experiments._common import cli, common, scale
+from experiments._common.cli import setting
+from experiments._common.method_flags import number_or_name
+from experiments._common.timing import threads
 
 _SHEET_ROWS = 8
 _CONTENTS = (
@@ -102,10 +106,10 @@ def run(settings: AttackSettings) -> dict[str, Any]:
             if settings.evolution:
                 own = (settings.method, faces, recogniser, config, protocol)
                 _write_evolution(folder, *own, mesh if settings.model_parallel > 1 else None)
-            description = reporting.describe(
+            description = run_folder.describe(
                 settings.alone(), dataset=faces.provenance, recogniser=described
             )
-            folder.write_json(reporting.DESCRIPTION, description)
+            folder.write_json(run_folder.DESCRIPTION, description)
     _print(figures, protocol, recogniser, folder.path)
     return figures
 
@@ -214,7 +218,7 @@ class _Work:
         return PngOutput(self.folder, self.faces)
 
     def _shown(self) -> list[int]:
-        return reporting.spread(self.faces.labels.tolist(), _SHEET_ROWS)
+        return spread(self.faces.labels.tolist(), _SHEET_ROWS)
 
     def _records(self) -> Iterator[dict[str, Any]]:
         """One record per picture, in the data set's order; no more than a shard in memory."""
@@ -302,7 +306,7 @@ def _write_evolution(
     mesh: Any,
 ) -> None:
     """The filmstrip and the GIF of the first pictures of as many persons."""
-    indices = reporting.spread(faces.labels, _FILMS)
+    indices = spread(faces.labels, _FILMS)
     kinds = [filmstrip.moments(config.num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES)]
     steps = tuple(sorted({step for kind in kinds for step in kind}))
     pictures, naming, clean = run_examples(
@@ -361,7 +365,7 @@ def _print(
         f"{figures['method']} against {figures['model']}: {figures['num_images']} pictures "
         f"of {figures['dataset']}, split {figures['split']}\n{', '.join(settings)}"
     )
-    Console().print(reporting.metrics_table(figures))
+    Console().print(metrics_table(figures))
     if protocol.init == "noise" and "penalty_weight" in figures["config"]:
         config = figures["config"]
         kept = abs(1 - config["step_size"] * config["penalty_weight"])

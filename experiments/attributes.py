@@ -18,15 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from deid_jax import attributes, checkpointing, reporting, storage
-from deid_jax._validate import InputError
-from deid_jax.attributes import AttributeClassifier, ClassifierInfo
 from deid_jax.data import DataOptions, FaceDataset, load_dataset
-from deid_jax.reporting import RunFolder
-from deid_jax.training import EpochRecord
-from experiments import cli, common
-from experiments.attribute_runs import Run, read_runs
-from experiments.cli import setting
+from deid_jax.errors import InputError
+from deid_jax.evaluation import attributes
+from deid_jax.evaluation.attributes import AttributeClassifier, ClassifierInfo
+from deid_jax.recognisers import checkpointing, storage
+from deid_jax.recognisers.training import EpochRecord
+from deid_jax.runs import run_folder
+from deid_jax.runs.run_folder import RunFolder
+from experiments._attributes.attribute_runs import Run, read_runs
+from experiments._common import cli, common
+from experiments._common.cli import setting
 
 _CONTENTS = ("attributes.csv", "attributes.md")
 
@@ -65,12 +67,12 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
     classifier = _classifier(originals, options)
     rows = _compare(runs, originals, classifier)
     info = dataclasses.asdict(classifier.info) | {"persons": len(classifier.info.persons)}
-    description = reporting.describe(settings, classifier=info, data=runs[0].data)
+    description = run_folder.describe(settings, classifier=info, data=runs[0].data)
     lines = _table(rows, _headings(runs))
     with folder:
         folder.write_csv("attributes.csv", rows)
         folder.write_text("attributes.md", _markdown(lines, runs[0], classifier.info))
-        folder.write_json(reporting.DESCRIPTION, description)
+        folder.write_json(run_folder.DESCRIPTION, description)
     _print(lines, runs[0], folder.path)
     return rows
 

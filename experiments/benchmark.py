@@ -24,15 +24,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deid_jax._validate import InputError, count, folder_to_write
 from deid_jax.attacks import ATTACKS, PFGVMConfig
+from deid_jax.checks import count, folder_to_write
+from deid_jax.devices.precision import PRECISIONS, in_precision
+from deid_jax.errors import InputError
 from deid_jax.models import prepare
 from deid_jax.objectives import OBJECTIVES
-from deid_jax.precision import PRECISIONS, in_precision
-from deid_jax.reporting import DESCRIPTION, RunFolder, describe
-from experiments import benchmark_tables, cli, layer_times, naive, timing
-from experiments.cli import setting
-from experiments.timing import MOBILEFACENETS, NUM_CLASSES, Case, Problem, Run
+from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from experiments._benchmark import benchmark_tables, layer_times, naive
+from experiments._common import cli, timing
+from experiments._common.cli import setting
+from experiments._common.timing import MOBILEFACENETS, NUM_CLASSES, Case, Problem, Run
 
 # Read when JAX finds its devices and when PyTorch is imported; one's own settings stand.
 _ENVIRONMENT = {
@@ -140,7 +142,7 @@ def _flax(problem: Problem) -> Run:
 
 
 def _torch_candidates(problem: Problem) -> list[Candidate]:
-    from experiments import peers
+    from experiments._benchmark import peers
 
     return [
         Candidate(
@@ -153,10 +155,10 @@ def _torch_candidates(problem: Problem) -> list[Candidate]:
 
 
 def _library(name: str, function: str) -> Callable[[Problem], list[Candidate]]:
-    """The one candidate of a peer that is a function of `experiments.peers`."""
+    """The one candidate of a peer that is a function of `experiments._benchmark.peers`."""
 
     def candidates(problem: Problem) -> list[Candidate]:
-        from experiments import peers
+        from experiments._benchmark import peers
 
         return [Candidate(name, getattr(peers, function))]
 
@@ -319,7 +321,7 @@ def run(settings: BenchmarkSettings) -> dict[str, Any]:
     names = parse_peers(settings.peers, cases)
     packages = [package for name in names for package in PEERS[name].packages]
     if "torch" in packages:
-        from experiments import peers
+        from experiments._benchmark import peers
 
         peers.configure(settings.precision, timing.threads())
     figures = {

@@ -18,18 +18,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deid_jax import distortion_plot, recognisers, reporting
-from deid_jax._validate import InputError, count
+from deid_jax import recognisers
 from deid_jax.attacks import ATTACKS
-from deid_jax.batch import TARGETS
+from deid_jax.checks import count
 from deid_jax.data import load_dataset
+from deid_jax.errors import InputError
+from deid_jax.evaluation.batch import TARGETS
 from deid_jax.recognisers import Recogniser
-from deid_jax.reporting import DESCRIPTION, RunFolder
-from experiments import cli, common, compare_tables, timing
-from experiments.cli import setting
-from experiments.compare_peers import PEERS, check_peers, check_persons, search_split
-from experiments.compare_tables import Row, Trial
-from experiments.compare_trials import Comparison, Plan
+from deid_jax.reports import distortion_plot
+from deid_jax.runs import run_folder
+from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
+from experiments._common import cli, common, timing
+from experiments._common.cli import setting
+from experiments._compare import compare_tables
+from experiments._compare.compare_peers import PEERS, check_peers, check_persons, search_split
+from experiments._compare.compare_tables import Row, Trial
+from experiments._compare.compare_trials import Comparison, Plan
 
 # Those of ours that seek the least distortion.
 _MINIMAL_NORM = ("apfgvm", "ddn", "fmn", "cw")
@@ -197,7 +201,7 @@ def _write(
     folder.write_csv("per_image.csv", per_image)
     folder.write_csv("timing.csv", compare_tables.timing_of(trials))
     packages = {package for peer in plan.peers for package in PEERS[peer].packages}
-    description = reporting.describe(
+    description = run_folder.describe(
         settings,
         dataset=faces.provenance,
         recogniser=compared.recogniser.describe(),

@@ -16,15 +16,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from deid_jax import growth_plot
-from deid_jax._validate import InputError, count
-from deid_jax.growth_plot import Curve
+from deid_jax.checks import count
+from deid_jax.errors import InputError
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
-from deid_jax.reporting import DESCRIPTION, RunFolder, describe
-from experiments import cli, growth_points, timing
-from experiments.cli import setting
-from experiments.growth_points import NUM_CLASSES, Measured, Point, PointError
+from deid_jax.reports import growth_plot
+from deid_jax.reports.growth_plot import Curve
+from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from experiments._common import cli, timing
+from experiments._common.cli import setting
+from experiments._growth import growth_points
+from experiments._growth.growth_points import NUM_CLASSES, Measured, Point, PointError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,18 +24,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from deid_jax import sharding
-from deid_jax._validate import InputError, count
-from deid_jax.distributed import Group
+from deid_jax.checks import count
+from deid_jax.devices import sharding
+from deid_jax.devices.processes import Group
+from deid_jax.errors import InputError
 from deid_jax.photos import faces as face_finding
 from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.judging import Witness
 from deid_jax.photos.manifest import NAME, Manifest, Record, digest_of
 from deid_jax.photos.photo import Strength
-from experiments import cli, protect_inputs, scale
-from experiments.cli import setting
-from experiments.protect_report import PROTECTED, show
-from experiments.protect_work import Work
+from experiments._common import cli, scale
+from experiments._common.cli import setting
+from experiments._protect import protect_inputs
+from experiments._protect.protect_report import PROTECTED, show
+from experiments._protect.protect_work import Work
 
 # The first try, what follows where it does not suffice, and the cap, in dB.
 STRENGTHS = {

@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deid_jax import reporting
-from deid_jax._validate import InputError, count
-from deid_jax.batch import METHODS
-from deid_jax.reporting import RunFolder
-from experiments import cli, common
-from experiments.cli import setting
-from experiments.timing import threads
+from deid_jax.checks import count
+from deid_jax.errors import InputError
+from deid_jax.evaluation.batch import METHODS
+from deid_jax.runs import run_folder
+from deid_jax.runs.run_folder import RunFolder
+from experiments._common import cli, common
+from experiments._common.cli import setting
+from experiments._common.timing import threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def run(settings: ScalingSettings) -> list[dict[str, Any]]:
                 lines.append({"turn": turn, **_line(metrics)})
                 update(len(lines), total)
         folder.write_csv("scaling.csv", lines)
-        folder.write_json(reporting.DESCRIPTION, reporting.describe(settings))
+        folder.write_json(run_folder.DESCRIPTION, run_folder.describe(settings))
     _print(lines, numbers, settings.cores_per_process, folder.path)
     return lines
 

@@ -19,30 +19,27 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from deid_jax import (
-    comparison,
-    frontier,
-    recognisers,
-    reporting,
-    resuming,
-    sheet,
-    sweeping,
-)
-from deid_jax._validate import InputError, count
-from deid_jax.batch import METHODS
-from deid_jax.comparison import Point
+from deid_jax import recognisers
+from deid_jax.checks import count
 from deid_jax.data import FaceDataset
 from deid_jax.data.images import quiet_pillow
-from deid_jax.distributed import Group
-from deid_jax.examples import run_examples
-from deid_jax.judging import Naming
+from deid_jax.devices.processes import Group
+from deid_jax.errors import InputError
+from deid_jax.evaluation import sweeping
+from deid_jax.evaluation.batch import METHODS
+from deid_jax.evaluation.examples import run_examples
+from deid_jax.evaluation.judging import Naming
+from deid_jax.evaluation.records import summary
 from deid_jax.recognisers import Recogniser
-from deid_jax.records import summary
-from deid_jax.reporting import RunFolder
-from deid_jax.resuming import Store
-from experiments import cli, common, scale
-from experiments.cli import setting
-from experiments.method_flags import number_or_name
+from deid_jax.reports import comparison, frontier, sheet
+from deid_jax.reports.comparison import Point
+from deid_jax.reports.tables import spread
+from deid_jax.runs import resuming, run_folder
+from deid_jax.runs.resuming import Store
+from deid_jax.runs.run_folder import RunFolder
+from experiments._common import cli, common, scale
+from experiments._common.cli import setting
+from experiments._common.method_flags import number_or_name
 
 _CONTENTS = ("sweep.csv", "per_image.csv", "frontier.png", "sheets")
 # The sheets show each method where it protects so many pictures at least.
@@ -176,10 +173,10 @@ def _sweep(
         folder.write_csv("per_image.csv", records)
         folder.write_bytes("frontier.png", frontier.draw(points))
         shown = _write_sheets(folder, settings, faces, recogniser, points)
-        description = reporting.describe(
+        description = run_folder.describe(
             settings.alone(), dataset=faces.provenance, recogniser=described, shown=shown
         )
-        folder.write_json(reporting.DESCRIPTION, description)
+        folder.write_json(run_folder.DESCRIPTION, description)
     _print(points, recogniser, seconds, folder.path)
     return points
 
@@ -255,7 +252,7 @@ def _write_sheets(
     points: Sequence[Point],
 ) -> dict[str, sweeping.Settings]:
     """Draws each method's pictures at its best point; returns method -> that point."""
-    indices = reporting.spread(faces.labels, _SHEET_ROWS)
+    indices = spread(faces.labels, _SHEET_ROWS)
     shown = {}
     for method in dict.fromkeys(point.method for point in points):
         own = [point for point in points if point.method == method]

@@ -9,24 +9,24 @@ Model B as the paper trains it, its descriptor VGG-Face's and only the head trai
 
     python -m experiments.train --model=vgg16 --image_size=224 --pretrained=vgg_face.mat
 
-That file may be downloaded, by the name that `deid_jax.weights` has for it.
+That file may be downloaded, by the name that `deid_jax.recognisers.weights` has for it.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
 
-from deid_jax import checkpointing, recognisers, weights
-from deid_jax._validate import InputError
+from deid_jax import recognisers
 from deid_jax.data import DataOptions
 from deid_jax.data.images import quiet_pillow
-from deid_jax.distributed import Group
-from deid_jax.models.vggface_files import Pretrained, load_vggface
-from deid_jax.recognisers import Recogniser
-from deid_jax.reporting import DESCRIPTION, RunFolder, describe
-from deid_jax.training import TrainConfig
-from experiments import cli, common, scale
-from experiments.cli import setting
+from deid_jax.devices.processes import Group
+from deid_jax.errors import InputError
+from deid_jax.recognisers import Recogniser, checkpointing, weights
+from deid_jax.recognisers.training import TrainConfig
+from deid_jax.recognisers.vggface_files import Pretrained, load_vggface
+from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from experiments._common import cli, common, scale
+from experiments._common.cli import setting
 
 # The model whose layers `--pretrained` has, and the published weights that are such.
 _PRETRAINED_MODEL = "vgg16"

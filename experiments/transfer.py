@@ -17,22 +17,25 @@ from pathlib import Path
 
 import numpy as np
 
-from deid_jax import pair_lists, reporting, transfer, verification
-from deid_jax._validate import InputError, count
-from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
+from deid_jax import transfer
+from deid_jax.checks import count
+from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset, pair_lists
 from deid_jax.data.images import CROPS
-from deid_jax.embedders import Embedder, FunctionModule, name_of, split_list
-from deid_jax.metrics import SSIM_WINDOW
+from deid_jax.errors import InputError
+from deid_jax.metrics import SSIM_WINDOW, verification
 from deid_jax.models import MODELS
-from deid_jax.processing import PROCESSING
-from deid_jax.reporting import DESCRIPTION, RunFolder
+from deid_jax.recognisers.embedders import Embedder, FunctionModule, name_of, split_list
+from deid_jax.runs import run_folder
+from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
 from deid_jax.transfer import Faces, Judge
-from deid_jax.transformations import TRANSFORMATIONS
-from experiments import cli, common, transfer_tables
-from experiments.cli import setting
-from experiments.transfer_classifiers import train_classifiers
-from experiments.transfer_plan import AD_HOC, BY_L2, BY_PIXEL, LEAST, Plan, Row, Run
-from experiments.transfer_runs import Judges, all_rows
+from deid_jax.transforms.processing import PROCESSING
+from deid_jax.transforms.transformations import TRANSFORMATIONS
+from experiments._common import cli, common
+from experiments._common.cli import setting
+from experiments._transfer import transfer_tables
+from experiments._transfer.transfer_classifiers import train_classifiers
+from experiments._transfer.transfer_plan import AD_HOC, BY_L2, BY_PIXEL, LEAST, Plan, Row, Run
+from experiments._transfer.transfer_runs import Judges, all_rows
 
 _METHODS = (*BY_L2, *BY_PIXEL, *LEAST, *AD_HOC)
 _CONTENTS = ("photos", "transfer.md", "transfer.csv", "per_image.csv", "protocol.json")
@@ -264,7 +267,7 @@ def run(settings: TransferSettings) -> list[Row]:
         report = transfer_tables.Report(tables, plan, judges, faces, dataset, lists.sha256())
         folder.write_text("transfer.md", transfer_tables.markdown(report))
         folder.write_text("protocol.json", lists.to_json())
-        described = reporting.describe(
+        described = run_folder.describe(
             settings, dataset=dataset.provenance, protocol=lists.sha256()
         )
         folder.write_json(DESCRIPTION, described)

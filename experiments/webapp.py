@@ -24,12 +24,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deid_jax._validate import InputError, count
-from experiments import cli, protect_inputs
-from experiments.cli import setting
+from deid_jax.checks import count
+from deid_jax.errors import InputError
+from experiments._common import cli
+from experiments._common.cli import setting
+from experiments._protect import protect_inputs
+from experiments._webapp.webapp_page import page, style
+from experiments._webapp.webapp_uploads import Studio
 from experiments.protect import ProtectSettings
-from experiments.webapp_page import page, style
-from experiments.webapp_uploads import Studio
 
 HOST = "127.0.0.1"
 # Of one file: 50 megapixels of RGB, without compression.

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax.embedders import Embedder
+from deid_jax.recognisers.embedders import Embedder
 
 SIZE = 16
 

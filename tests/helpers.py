@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import programs
 from deid_jax.data import FaceDataset
+from deid_jax.devices import programs
 from deid_jax.models import create_model
 
 

@@ -7,25 +7,19 @@ import sys
 import pytest
 
 import deid_jax
-from deid_jax import (
-    baselines,
-    budgets,
-    embedding_objectives,
-    metrics,
-    objectives,
-    processing,
-    transformations,
-    verification,
-)
-from deid_jax.batch import METHODS
+from deid_jax.attacks import baselines, budgets
 from deid_jax.data import DATASETS
+from deid_jax.evaluation.batch import METHODS
+from deid_jax.metrics import distortion, verification
 from deid_jax.models import MODELS
+from deid_jax.objectives import classification, embeddings
+from deid_jax.transforms import processing, transformations
 
 MODULES = (
-    metrics,
-    objectives,
+    distortion,
+    classification,
     baselines,
-    embedding_objectives,
+    embeddings,
     transformations,
     verification,
     processing,

@@ -5,8 +5,8 @@ import urllib.request
 
 import pytest
 
-from deid_jax import downloading
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
+from deid_jax.recognisers import downloading
 
 SHA256 = 64 * "0"
 

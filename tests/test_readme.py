@@ -10,24 +10,22 @@ import pytest
 from PIL import Image
 
 from deid_jax.attacks import ATTACKS
-from deid_jax.baselines import BASELINES
-from deid_jax.batch import TARGETS
+from deid_jax.attacks.baselines import BASELINES
 from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
-from deid_jax.embedders import load_embedder
+from deid_jax.evaluation.batch import TARGETS
 from deid_jax.models import MODELS
 from deid_jax.photos import faces as face_finding
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.judging import THRESHOLDS, crops_of, directions
+from deid_jax.recognisers.embedders import load_embedder
 from experiments import (
     aggregate,
     attack,
     attributes,
     benchmark,
-    cli,
     compare,
     growth,
-    pods,
     protect,
     scaling,
     sweep,
@@ -35,6 +33,7 @@ from experiments import (
     transfer,
     webapp,
 )
+from experiments._common import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -46,7 +45,6 @@ SETTINGS = {
     "benchmark": benchmark.BenchmarkSettings,
     "compare": compare.CompareSettings,
     "growth": growth.GrowthSettings,
-    "pods": pods.PodsSettings,
     "scaling": scaling.ScalingSettings,
     "protect": protect.ProtectSettings,
     "sweep": sweep.SweepSettings,

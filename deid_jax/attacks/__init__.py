@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from deid_jax.arrays import gaussian_noise
 from deid_jax.attacks.apfgvm import APFGVMConfig, apfgvm
 from deid_jax.attacks.carlini_wagner import CarliniWagnerConfig, carlini_wagner
 from deid_jax.attacks.ddn import DDNConfig, ddn
 from deid_jax.attacks.fmn import FMNConfig, fmn
 from deid_jax.attacks.ifgsm import IFGSMConfig, ifgsm
 from deid_jax.attacks.ifgvm import IFGVMConfig, ifgvm
-from deid_jax.attacks.loop import gaussian_noise
 from deid_jax.attacks.mifgsm import MIFGSMConfig, mifgsm
 from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
 from deid_jax.attacks.pfgvm import PFGVMConfig, pfgvm

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deid_jax import _validate
+from deid_jax import checks
+from deid_jax.arrays import norms, per_image
 from deid_jax.attacks.loop import (
     Nearest,
     Point,
@@ -20,11 +21,10 @@ from deid_jax.attacks.loop import (
     first_iterate,
     iterate,
     keep_nearest,
-    norms,
-    per_image,
 )
 from deid_jax.attacks.penalties import PENALTIES, Penalty
-from deid_jax.data.dataset import on_grid
+from deid_jax.errors import InputError
+from deid_jax.pixels import on_grid
 from deid_jax.types import AttackResult, Objective
 
 # Forward passes of the final search: one outwards, the others halve the interval.
@@ -73,12 +73,12 @@ class APFGVMConfig:
 
     def __post_init__(self) -> None:
         for name in ("shrink", "max_step"):
-            _validate.finite_non_negative(name, getattr(self, name))
+            checks.finite_non_negative(name, getattr(self, name))
         if isinstance(self.shrink, int | float) and self.shrink > 1:
-            raise _validate.InputError(f"shrink must be <= 1, got {self.shrink}")
-        _validate.step_counts("num_steps", self.num_steps)
+            raise InputError(f"shrink must be <= 1, got {self.shrink}")
+        checks.step_counts("num_steps", self.num_steps)
         if self.penalty not in PENALTIES:
-            raise _validate.InputError(
+            raise InputError(
                 f"penalty must be one of {', '.join(PENALTIES)}, got {self.penalty}"
             )
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deid_jax import _validate
+from deid_jax import checks
+from deid_jax.arrays import norms, per_image
 from deid_jax.attacks.loop import (
     Nearest,
     Point,
@@ -18,8 +19,6 @@ from deid_jax.attacks.loop import (
     first_iterate,
     iterate,
     keep_nearest,
-    norms,
-    per_image,
 )
 from deid_jax.attacks.minimal_norm import conclude_nearest
 from deid_jax.types import AttackResult, Objective
@@ -53,11 +52,11 @@ class CarliniWagnerConfig:
     num_steps: int | tuple[int, ...] = dataclasses.field(default=500, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        _validate.finite_non_negative("step_size", self.step_size)
-        _validate.finite_non_negative("initial_const", self.initial_const)
-        _validate.finite_non_negative("confidence", self.confidence)
-        _validate.count("binary_search_steps", self.binary_search_steps, least=1)
-        _validate.step_counts("num_steps", self.num_steps)
+        checks.finite_non_negative("step_size", self.step_size)
+        checks.finite_non_negative("initial_const", self.initial_const)
+        checks.finite_non_negative("confidence", self.confidence)
+        checks.count("binary_search_steps", self.binary_search_steps, least=1)
+        checks.step_counts("num_steps", self.num_steps)
 
 
 class _Bounds(NamedTuple):

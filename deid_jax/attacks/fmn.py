@@ -9,7 +9,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deid_jax import _validate
+from deid_jax import checks
+from deid_jax.arrays import largest_change, norms, projected, unit
 from deid_jax.attacks.loop import (
     Nearest,
     Point,
@@ -17,16 +18,8 @@ from deid_jax.attacks.loop import (
     first_iterate,
     iterate,
     keep_nearest,
-    norms,
-    unit,
 )
-from deid_jax.attacks.minimal_norm import (
-    State,
-    annealed,
-    conclude_nearest,
-    largest_change,
-    projected,
-)
+from deid_jax.attacks.minimal_norm import State, annealed, conclude_nearest
 from deid_jax.types import AttackResult, Objective
 
 # γ falls towards this, as in the paper and in foolbox.
@@ -54,10 +47,10 @@ class FMNConfig:
     num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        _validate.finite_non_negative("step_size", self.step_size)
-        _validate.finite_non_negative("gamma", self.gamma)
-        _validate.below_one("gamma", self.gamma)
-        _validate.step_counts("num_steps", self.num_steps)
+        checks.finite_non_negative("step_size", self.step_size)
+        checks.finite_non_negative("gamma", self.gamma)
+        checks.below_one("gamma", self.gamma)
+        checks.step_counts("num_steps", self.num_steps)
 
 
 def fmn(

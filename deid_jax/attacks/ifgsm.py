@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deid_jax import _validate
+from deid_jax import checks
 from deid_jax.attacks.loop import descend
 from deid_jax.types import AttackResult, Objective
 
@@ -32,9 +32,9 @@ class IFGSMConfig:
     num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        _validate.finite_non_negative("step_size", self.step_size)
-        _validate.non_negative("epsilon", self.epsilon)
-        _validate.step_counts("num_steps", self.num_steps)
+        checks.finite_non_negative("step_size", self.step_size)
+        checks.non_negative("epsilon", self.epsilon)
+        checks.step_counts("num_steps", self.num_steps)
 
 
 def ifgsm(

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deid_jax import _validate
+from deid_jax import checks
+from deid_jax.arrays import fold_in_all, per_image, per_image_keys
+from deid_jax.errors import InputError
 from deid_jax.types import AttackResult, Objective
 
 # (x̂ₙ, ∇l(x̂ₙ)) -> x̂ₙ₊₁ before clipping to [0, 1]; all float32[B, H, W, C].
@@ -57,56 +59,6 @@ def evaluate(objective: Objective, images: jax.Array, key: jax.Array) -> Point:
 
     gradient, (loss, success) = jax.grad(total_loss, has_aux=True)(images)
     return Point(images, loss, success, gradient)
-
-
-def per_image_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """One key per image: `key` itself if it is key[B], else key split B ways."""
-    return key if key.ndim else jax.random.split(key, batch_size)
-
-
-def fold_in_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
-    """`jax.random.fold_in` of the same number into every key of key[B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
-
-
-def normal(images: jax.Array, key: jax.Array) -> jax.Array:
-    """N(0, 1) per pixel and channel, each picture's from its own key.
-
-    Args:
-      images: float[B, H, W, C], read for shape and dtype only.
-      key: one key or key[B].
-    """
-
-    def draw(key: jax.Array) -> jax.Array:
-        return jax.random.normal(key, images.shape[1:], images.dtype)
-
-    return jax.vmap(draw)(per_image_keys(key, len(images)))
-
-
-def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
-    """A first iterate without any of the picture: N(0.5, 0.25²) per pixel, clipped to [0, 1].
-
-    Args:
-      images: float[B, H, W, C], read for shape and dtype only.
-      key: one key or key[B].
-    """
-    return jnp.clip(0.5 + 0.25 * normal(images, key), 0, 1)
-
-
-def per_image(values: jax.Array) -> jax.Array:
-    """[B] -> [B, 1, 1, 1], to go with pictures."""
-    return values[:, None, None, None]
-
-
-def norms(images: jax.Array) -> jax.Array:
-    """‖·‖₂ of each picture: [B, H, W, C] -> [B]."""
-    return jnp.sqrt(jnp.sum(jnp.square(images), axis=(1, 2, 3)))
-
-
-def unit(images: jax.Array) -> jax.Array:
-    """Every picture over its ‖·‖₂; zero stays zero."""
-    size = norms(images)
-    return images / per_image(jnp.where(size > 0, size, 1))
 
 
 class Nearest(NamedTuple):
@@ -168,14 +120,14 @@ def first_iterate(images: jax.Array, initial: jax.Array | None) -> tuple[jax.Arr
     Raises:
       InputError: either is not a batch of pictures, or their shapes differ.
     """
-    _validate.images("images", images)
+    checks.images("images", images)
     images = jnp.asarray(images)
     if initial is None:
         return images, images
-    _validate.images("initial", initial)
+    checks.images("initial", initial)
     start = jnp.asarray(initial, images.dtype)
     if start.shape != images.shape:
-        raise _validate.InputError(
+        raise InputError(
             f"initial must have the images' shape {images.shape}, got {start.shape}"
         )
     return images, start

@@ -11,9 +11,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deid_jax import _validate
-from deid_jax.attacks.loop import Point, each_alone, finish, first_iterate, iterate, unit
-from deid_jax.attacks.minimal_norm import projected
+from deid_jax import checks
+from deid_jax.arrays import projected, unit
+from deid_jax.attacks.loop import Point, each_alone, finish, first_iterate, iterate
 from deid_jax.types import AttackResult, Objective
 
 
@@ -40,8 +40,8 @@ class MIFGVMConfig:
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "momentum", "reach"):
-            _validate.finite_non_negative(name, getattr(self, name))
-        _validate.step_counts("num_steps", self.num_steps)
+            checks.finite_non_negative(name, getattr(self, name))
+        checks.step_counts("num_steps", self.num_steps)
 
 
 def mifgvm(

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deid_jax.attacks.loop import Conclude, Nearest, finish, keep_nearest, norms, per_image
+from deid_jax.arrays import norms, per_image
+from deid_jax.attacks.loop import Conclude, Nearest, finish, keep_nearest
 from deid_jax.types import AttackResult, Objective
 
 
@@ -25,22 +26,6 @@ def annealed(
     """From `first` at step 0 towards `last` at step N, along half a cosine: a scalar."""
     share = number.astype(jnp.result_type(float)) / jnp.maximum(num_steps, 1)
     return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2
-
-
-def largest_change(images: jax.Array) -> jax.Array:
-    """‖·‖₂ of the largest change that keeps a picture in [0, 1]: [B, H, W, C] -> [B]."""
-    return norms(jnp.maximum(images, 1 - images))
-
-
-def scaled_to(change: jax.Array, radius: jax.Array) -> jax.Array:
-    """δ·r/‖δ‖₂, with r [B]; zero stays zero."""
-    size = norms(change)
-    return change * per_image(radius / jnp.where(size > 0, size, 1))
-
-
-def projected(change: jax.Array, radius: jax.Array) -> jax.Array:
-    """δ·min(1, r/‖δ‖₂), with r [B] ≥ 0: the nearest change of the ball; zero stays zero."""
-    return scaled_to(change, jnp.minimum(norms(change), radius))
 
 
 def conclude_nearest(objective: Objective, judge: Objective, images: jax.Array) -> Conclude:

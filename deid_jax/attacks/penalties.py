@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import _validate, metrics
-from deid_jax.attacks.loop import norms
+from deid_jax import metrics
+from deid_jax.arrays import norms
+from deid_jax.errors import InputError
 
 # What a difference between neighbours costs, of what a change alone costs.
 _ROUGHNESS = 1.0
@@ -116,7 +117,7 @@ def ssim(images: jax.Array) -> Penalty:
       InputError: pictures are smaller than SSIM's window.
     """
     if min(images.shape[1:3]) < metrics.SSIM_WINDOW:
-        raise _validate.InputError(
+        raise InputError(
             f"penalty ssim needs pictures of at least {metrics.SSIM_WINDOW} pixels each way, "
             f"got {images.shape[1]}x{images.shape[2]}"
         )

@@ -8,7 +8,7 @@ import warnings
 
 import jax
 
-from deid_jax import _validate
+from deid_jax import checks
 from deid_jax.attacks.loop import descend
 from deid_jax.types import AttackResult, Objective
 
@@ -35,9 +35,9 @@ class PFGVMConfig:
     num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        _validate.finite_non_negative("step_size", self.step_size)
-        _validate.finite_non_negative("penalty_weight", self.penalty_weight)
-        _validate.step_counts("num_steps", self.num_steps)
+        checks.finite_non_negative("step_size", self.step_size)
+        checks.finite_non_negative("penalty_weight", self.penalty_weight)
+        checks.step_counts("num_steps", self.num_steps)
         # Plain numbers only: traced and stacked settings pass unseen.
         if isinstance(self.step_size, int | float) and isinstance(
             self.penalty_weight, int | float

@@ -9,15 +9,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deid_jax import _validate
-from deid_jax.attacks.loop import (
-    descend,
-    fold_in_all,
-    normal,
-    per_image,
-    unit,
-)
-from deid_jax.attacks.minimal_norm import projected
+from deid_jax import checks
+from deid_jax.arrays import fold_in_all, normal, per_image, projected, unit
+from deid_jax.attacks.loop import descend
 from deid_jax.types import AttackResult, Objective
 
 
@@ -40,9 +34,9 @@ class PGDConfig:
     num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        _validate.finite_non_negative("step_size", self.step_size)
-        _validate.finite_non_negative("epsilon", self.epsilon)
-        _validate.step_counts("num_steps", self.num_steps)
+        checks.finite_non_negative("step_size", self.step_size)
+        checks.finite_non_negative("epsilon", self.epsilon)
+        checks.step_counts("num_steps", self.num_steps)
 
 
 @jax.tree_util.register_dataclass
@@ -64,9 +58,9 @@ class PGDL2Config:
     num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        _validate.finite_non_negative("step_size", self.step_size)
-        _validate.finite_non_negative("epsilon", self.epsilon)
-        _validate.step_counts("num_steps", self.num_steps)
+        checks.finite_non_negative("step_size", self.step_size)
+        checks.finite_non_negative("epsilon", self.epsilon)
+        checks.step_counts("num_steps", self.num_steps)
 
 
 def pgd(

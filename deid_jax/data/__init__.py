@@ -2,8 +2,8 @@
 
 import importlib
 
-from deid_jax._validate import InputError
 from deid_jax.data.dataset import SPLITS, DataOptions, FaceDataset, Loader
+from deid_jax.errors import InputError
 
 # name -> module:function; imported only when asked for.
 DATASETS = {

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deid_jax._validate import InputError
 from deid_jax.data import archive_files
 from deid_jax.data.archive_files import Archive, Place
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.picture_files import SUFFIXES, is_picture, picture_names
 from deid_jax.data.streams import Stream, build_stream
+from deid_jax.errors import InputError
 
 # The fields of `Place`, and which archive. 34 bytes a picture.
 _PLACE = np.dtype(

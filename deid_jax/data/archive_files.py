@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from deid_jax._validate import InputError
 from deid_jax.data.messages import one_line
 from deid_jax.data.picture_files import visible
+from deid_jax.errors import InputError
 
 Key = TypeVar("Key")
 

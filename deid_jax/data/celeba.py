@@ -7,10 +7,10 @@ ICCV 2015. Pictures are aligned, 178x218.
 from collections.abc import Iterable
 from pathlib import Path
 
-from deid_jax._validate import InputError
 from deid_jax.data import prepared, selection
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.pictures import Source, build_dataset
+from deid_jax.errors import InputError
 
 _IMAGE_FOLDERS = ("img_align_celeba", "Img/img_align_celeba")
 _ANNOTATION_FOLDERS = (".", "Anno")

@@ -10,35 +10,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
+from deid_jax.pixels import LEVELS
 
 SPLITS = ("all", "train", "test")
-
-# The 256 values of a pixel as float32. A table, because compiled programs may divide by 255
-# differently in the last bit, and then a picture would differ from itself.
-LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)
-
-
-def to_uint8(images: jax.Array) -> jax.Array:
-    """round(255 x), of pictures in [0, 1]."""
-    return jnp.round(255 * images).astype(jnp.uint8)
-
-
-# 1/255 = _HIGH + _LOW: a level times the former, of 9 bits, is exact, so that the sum rounds to
-# LEVELS whether or not product and sum are fused. (XLA turns a division by 255 into a product
-# with 1/255, which does not; looking LEVELS up takes twenty times as long.)
-_HIGH = np.float32(float.fromhex("0x1.01p-8"))
-_LOW = np.float32(1 / 255 - float(_HIGH))
-
-
-def on_grid(images: jax.Array) -> jax.Array:
-    """Pictures in [0, 1] as they read back from an 8-bit file, bit for bit."""
-    levels = jnp.round(255 * images).astype(jnp.float32)
-    return (levels * _HIGH + levels * _LOW).astype(images.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

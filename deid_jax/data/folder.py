@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from deid_jax._validate import InputError
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.picture_files import SUFFIXES, is_picture, picture_names, visible
 from deid_jax.data.pictures import Source, build_dataset
+from deid_jax.errors import InputError
 
 
 def load(options: DataOptions) -> FaceDataset:

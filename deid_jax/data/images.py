@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 
 Box = tuple[int, int, int, int]
 

@@ -10,8 +10,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from deid_jax._validate import InputError
 from deid_jax.data.dataset import FaceDataset
+from deid_jax.errors import InputError
 from deid_jax.types import Batch
 
 # Pictures held in memory cost nothing to read; decoding files keeps a few threads busy.

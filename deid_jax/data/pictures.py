@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from deid_jax import _validate
-from deid_jax._validate import InputError
+from deid_jax import checks
 from deid_jax.data import images, splits
 from deid_jax.data.dataset import DataOptions, FaceDataset
+from deid_jax.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,8 +88,8 @@ def build_dataset(
 
 def check_options(options: DataOptions) -> None:
     """Refuses a size, seed or crop that is out of range."""
-    _validate.count("image_size", options.image_size, least=1)
-    _validate.count("seed", options.seed)
+    checks.count("image_size", options.image_size, least=1)
+    checks.count("seed", options.seed)
     if options.crop not in images.CROPS:
         raise InputError(f"crop must be one of {', '.join(images.CROPS)}, got {options.crop}")
 

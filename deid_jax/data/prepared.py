@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deid_jax._validate import InputError
 from deid_jax.data import selection
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.messages import one_line
 from deid_jax.data.pictures import Source, build_dataset
+from deid_jax.errors import InputError
 
 FORMAT = "array_record"
 # The features that may tell the person, the first that there is.

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from deid_jax._validate import InputError, PassingError
 from deid_jax.data import prepared
 from deid_jax.data.dataset import Examples, FaceDataset
 from deid_jax.data.messages import one_line
+from deid_jax.errors import InputError, PassingError
 
 VERSION = "1.0.0"  # of a copy whose source is no TFDS set
 # TFDS takes "all" for the union of the splits, so that none can be called so.

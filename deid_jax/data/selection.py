@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from deid_jax import _validate
-from deid_jax._validate import InputError
+from deid_jax import checks
+from deid_jax.errors import InputError
 
 NUM_PERSONS = 30
 NUM_PICTURES = 30
@@ -29,7 +29,7 @@ def choose(name: str, pictures: Mapping[str, Sequence[str]], seed: int) -> dict[
     Raises:
       InputError: too few persons have that many pictures, or the seed is negative.
     """
-    _validate.count("seed", seed)
+    checks.count("seed", seed)
     eligible = sorted(person for person in pictures if len(pictures[person]) >= NUM_PICTURES)
     if len(eligible) < NUM_PERSONS:
         raise InputError(

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deid_jax import _validate
-from deid_jax._validate import InputError
+from deid_jax import checks
 from deid_jax.data.dataset import SPLITS
+from deid_jax.errors import InputError
 
 TEST_SHARE = 6  # one picture in six is for the test: 5 of 30
 NEAR_DUPLICATE = 0.92  # least correlation of gradients; margins in `near_duplicate_pairs`
@@ -48,7 +48,7 @@ def split_indices(
     labels = np.asarray(labels)
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split}")
-    _validate.count("seed", seed)
+    checks.count("seed", seed)
     if split == "all":
         return np.arange(len(labels), dtype=np.int64)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from deid_jax._validate import InputError
 from deid_jax.data import images, pictures, splits
 from deid_jax.data.dataset import DataOptions, Examples, FaceDataset
+from deid_jax.errors import InputError
 
 _DECODED_AT_ONCE = 1024  # at least, while looking for near-duplicates: whole persons
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from deid_jax._validate import InputError
 from deid_jax.data import prepared
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.prepared import Column, PreparedExamples, PreparedSet
 from deid_jax.data.streams import Stream, build_stream
+from deid_jax.errors import InputError
 
 _INFO = "dataset_info.json"
 

@@ -8,7 +8,8 @@ the training loss penalises).
 import importlib
 from typing import Any
 
-from deid_jax import _validate
+from deid_jax import checks
+from deid_jax.errors import InputError
 from deid_jax.models.preparing import prepare
 
 # name -> module:class; imported only when asked for.
@@ -25,12 +26,12 @@ def create_model(name: str, *, num_classes: int, image_size: int) -> Any:
       InputError: unknown name, fewer than two classes, or pictures too small for the model.
     """
     if name not in MODELS:
-        raise _validate.InputError(f"model must be one of {', '.join(MODELS)}, got {name}")
-    _validate.count("num_classes", num_classes, least=2)
+        raise InputError(f"model must be one of {', '.join(MODELS)}, got {name}")
+    checks.count("num_classes", num_classes, least=2)
     module, attribute = MODELS[name].split(":")
     model = getattr(importlib.import_module(module), attribute)(num_classes=num_classes)
     if image_size < model.min_image_size:
-        raise _validate.InputError(
+        raise InputError(
             f"image_size must be at least {model.min_image_size} for {name}, got {image_size}"
         )
     return model

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from deid_jax.models import depthwise
 
 VARIANTS = ("ms1m", "casia")

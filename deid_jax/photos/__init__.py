@@ -1,1 +1,5 @@
-"""Whole photos: files, faces in them, and their protection."""
+"""Photos: a file in, a protected file out.
+
+Decoding, detection, alignment, protection, encoding, verdict, manifest. Imports `transfer` and
+what is below.
+"""

@@ -10,8 +10,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from deid_jax._validate import InputError
 from deid_jax.data.images import CELEBA_SIZE, CELEBA_TO_TEMPLATE
+from deid_jax.errors import InputError
 from deid_jax.photos.faces import Face
 
 SIZE = 112

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 
 # Photos are looked at with their longer side no longer than this: time and memory stay small.
 _LONGEST_SIDE = 640

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deid_jax._validate import InputError, PassingError
+from deid_jax.errors import InputError, PassingError
 from deid_jax.photos import metadata as notes
 
 # Formats that can be written again as they were; the suffixes that folders are searched for.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deid_jax._validate import InputError
-from deid_jax.embedders import Embedder
+from deid_jax.errors import InputError
 from deid_jax.photos.alignment import SIZE, crop, crop_matrix
 from deid_jax.photos.faces import Detector, Face, overlap
+from deid_jax.recognisers.embedders import Embedder
 
 # The cosine from which on 1 % of pairs of different persons are taken for one: of all 391,500
 # such pairs among 900 photos of 30 persons of CelebA, aligned. 2 % of pairs of one person are

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deid_jax._validate import InputError
-from deid_jax.distributed import ALONE, Group
+from deid_jax.devices.processes import ALONE, Group
+from deid_jax.errors import InputError
 from deid_jax.photos.files import UNFINISHED, write_whole
 
 NAME = "manifest.jsonl"

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax._validate import InputError, count
+from deid_jax.checks import count
+from deid_jax.errors import InputError
 from deid_jax.metrics import mssim
 from deid_jax.photos import files, protection
 from deid_jax.photos.alignment import crop_matrix, support

@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax.attacks.loop import per_image
+from deid_jax.arrays import per_image
+from deid_jax.attacks.budgets import l2_of_psnr
 from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
-from deid_jax.budgets import l2_of_psnr
-from deid_jax.embedding_objectives import dodge, ensemble, expectation
+from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.objectives.embeddings import dodge, ensemble, expectation
 from deid_jax.photos.alignment import roundtrip, spread
 from deid_jax.photos.judging import Witness
-from deid_jax.sharding import placed_at_hand
-from deid_jax.transformations import TRANSFORMATIONS, compose
+from deid_jax.transforms.transformations import TRANSFORMATIONS, compose
 from deid_jax.types import Objective
 
 # What the change is to bear: other boxes around the face, JPEG, resizing.

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.attacks import APFGVMConfig, PFGVMConfig, apfgvm, ddn, pfgvm
 from deid_jax.attacks.ddn import DDNConfig
 from deid_jax.attacks.penalties import PENALTIES
-from deid_jax.data.dataset import LEVELS, on_grid
+from deid_jax.errors import InputError
 from deid_jax.objectives import cross_entropy, margin
+from deid_jax.pixels import LEVELS, on_grid
 from tests.helpers import pictures, small_model
 
 KEY = jax.random.key(0)

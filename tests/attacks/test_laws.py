@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.attacks import ATTACKS
-from deid_jax.batch import METHODS
-from deid_jax.data.dataset import on_grid
+from deid_jax.errors import InputError
+from deid_jax.evaluation.batch import METHODS
 from deid_jax.objectives import cross_entropy
+from deid_jax.pixels import on_grid
 from tests.helpers import pictures, small_model
 
 KEY = jax.random.key(7)

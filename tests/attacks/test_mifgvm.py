@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.attacks import MIFGVMConfig, PGDL2Config, mifgvm, pgd_l2
+from deid_jax.errors import InputError
 from tests.attacks.test_apfgvm import Bent
 
 KEY = jax.random.key(0)

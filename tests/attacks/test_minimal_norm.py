@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
+from deid_jax.arrays import projected, scaled_to
 from deid_jax.attacks import ATTACKS, CarliniWagnerConfig, DDNConfig, FMNConfig, carlini_wagner
-from deid_jax.attacks.minimal_norm import annealed, projected, scaled_to
+from deid_jax.attacks.minimal_norm import annealed
+from deid_jax.errors import InputError
 from deid_jax.objectives import OBJECTIVES
 from tests.helpers import pictures, small_model
 
@@ -190,7 +191,7 @@ def test_equals_foolbox(case, targeted):
     """In float64, but for the last iterate, which foolbox does not judge."""
     torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
     foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
-    from experiments import peers
+    from experiments._benchmark import peers
 
     _, model, variables = small_model()
     images = np.asarray(pictures(6), np.float64)

@@ -16,7 +16,7 @@ ALPHA, EPSILON, STEPS = 0.004, 0.02, 12
 
 @pytest.fixture(scope="module")
 def problem():
-    from experiments import peers
+    from experiments._benchmark import peers
 
     logits_fn, _, variables = small_model()
     images = np.asarray(pictures(6))
@@ -39,7 +39,7 @@ def _untargeted_sign_attack(logits_fn, images, labels):
 
 def test_ifgsm_equals_torchattacks_bim(problem):
     torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
-    from experiments import peers
+    from experiments._benchmark import peers
 
     logits_fn, twin, images = problem
     attack = torchattacks.BIM(twin, eps=EPSILON, alpha=ALPHA, steps=STEPS)
@@ -50,7 +50,7 @@ def test_ifgsm_equals_torchattacks_bim(problem):
 
 def test_ifgsm_equals_foolbox_linf_bim(problem):
     foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
-    from experiments import peers
+    from experiments._benchmark import peers
 
     logits_fn, twin, images = problem
     attack = foolbox.attacks.LinfBasicIterativeAttack(
@@ -73,7 +73,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_attacks_equal_a_plain_pytorch_loop(name):
     """In float64, where rounding does not push ReLUs and maxima over their kinks."""
-    from experiments import peers
+    from experiments._benchmark import peers
 
     settings = SETTINGS[name]
     _, model, variables = small_model()
@@ -150,7 +150,7 @@ def test_fixed_length_attacks_equal_their_peers(case):
     """In float64 and from the originals: no random start."""
     for library in ("torchattacks", "foolbox"):
         pytest.importorskip(library, reason=f"{library} is not installed")
-    from experiments import peers
+    from experiments._benchmark import peers
 
     settings, peer = _fixed_length_case(case)
     _, model, variables = small_model()

@@ -7,8 +7,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
-from deid_jax._validate import InputError
 from deid_jax.attacks.penalties import PENALTIES
+from deid_jax.errors import InputError
 from tests.helpers import pictures
 
 QUADRATIC = [name for name in PENALTIES if name != "ssim"]

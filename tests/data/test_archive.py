@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.data import archive, streams
+from deid_jax.errors import InputError
 from tests.data import packing
 from tests.data.tfds_sets import noise, png
 

@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset
+from deid_jax.errors import InputError
 from tests.data import packing
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset, prepared, selection
+from deid_jax.errors import InputError
 
 ATTRIBUTES = ("Bald", "Male", "Smiling")
 

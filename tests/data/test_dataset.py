@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
-from deid_jax.data.dataset import LEVELS, FaceDataset, on_grid, to_uint8
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.errors import InputError
+from deid_jax.pixels import LEVELS, on_grid, to_uint8
 
 
 def test_levels_are_what_an_8_bit_file_reads_as():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, images, load_dataset, pictures
+from deid_jax.errors import InputError
 
 
 def _noise(seed, height=16, width=16):

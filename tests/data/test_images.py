@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from deid_jax._validate import InputError
 from deid_jax.data import images
+from deid_jax.errors import InputError
 
 
 def _noise(height=12, width=20, channels=3, seed=0):

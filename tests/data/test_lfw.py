@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset, selection
+from deid_jax.errors import InputError
 
 
 def _jpeg(seed):

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.data import FaceDataset, loader
+from deid_jax.errors import InputError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset, selection
 from deid_jax.data.prepared_copy import PreparedCopy, subfolder
+from deid_jax.errors import InputError
 from tests.data import copying
 from tests.data.tfds_sets import noise, png, prepare, read
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from deid_jax._validate import InputError, PassingError
 from deid_jax.data.prepared_copy import PreparedCopy
+from deid_jax.errors import InputError, PassingError
 from tests.data import copying
 from tests.data.tfds_sets import png
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError
 from deid_jax.data import images, splits
+from deid_jax.errors import InputError
 
 KNOWN_PAIRS = {
     ("7226", "016", "021"),

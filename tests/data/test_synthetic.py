@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset
 from deid_jax.data.splits import split_indices
 from deid_jax.data.synthetic import load, loader, render, sample_identity, sample_variation
+from deid_jax.errors import InputError
 
 SIZE = 64
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset, prepared, streams
+from deid_jax.errors import InputError
 from tests.data.tfds_sets import noise, png, prepare
 
 PEOPLE = ("bob", "ada", "eve")

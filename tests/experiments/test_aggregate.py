@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import frontier
+from deid_jax.reports import frontier
 from experiments import aggregate
 from tests.experiments.conftest import COMMON, finish, listing, process
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.batch import METHODS
-from deid_jax.data.dataset import LEVELS
-from deid_jax.reporting import RunFolder
-from experiments import attack, cli
+from deid_jax.evaluation.batch import METHODS
+from deid_jax.pixels import LEVELS
+from deid_jax.runs.run_folder import RunFolder
+from experiments import attack
+from experiments._common import cli
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
 CONTRACT = {
@@ -249,7 +250,7 @@ def test_failure_in_the_middle_leaves_the_earlier_run(
 
 
 def test_missing_default_checkpoint_is_trained_and_kept(faces, workplace, monkeypatch, capsys):
-    from deid_jax import training
+    from deid_jax.recognisers import training
 
     monkeypatch.setitem(training.RECIPES, ("model_a", "any"), training.TrainConfig(1, 1e-3))
     shutil.copytree(faces, workplace / "faces")

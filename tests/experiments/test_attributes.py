@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import attributes as library
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
-from deid_jax.training import TrainConfig
-from experiments import attack, attribute_runs, attributes
+from deid_jax.evaluation import attributes as library
+from deid_jax.recognisers.training import TrainConfig
+from experiments import attack, attributes
+from experiments._attributes import attribute_runs
 from tests.experiments.conftest import COMMON, assert_refused, listing
 
 SIZE = 16

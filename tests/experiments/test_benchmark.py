@@ -13,7 +13,9 @@ import pytest
 
 from deid_jax.attacks import PFGVMConfig
 from deid_jax.models import create_model
-from experiments import benchmark, layer_times, naive, timing
+from experiments import benchmark
+from experiments._benchmark import layer_times, naive
+from experiments._common import timing
 from tests.helpers import pictures
 
 MODULES = {
@@ -168,7 +170,7 @@ def test_libraries_perform_one_gradient_per_step(name, monkeypatch):
     _import(name)
     import torch
 
-    from experiments import peers
+    from experiments._benchmark import peers
 
     class Counting(torch.nn.Module):
         def __init__(self, model):
@@ -197,7 +199,7 @@ def test_libraries_perform_one_gradient_per_step(name, monkeypatch):
 def test_libraries_run_the_same_attack():
     """BIM of three libraries: the same targets, bounds and steps."""
     _import(*LIBRARIES)
-    from experiments import peers
+    from experiments._benchmark import peers
 
     problem = _problem(num_steps=4)
     found = {
@@ -225,7 +227,7 @@ def _assert_close(found, expected, precision):
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_torch_variants_give_our_pictures(pictures_of_ours, precision):
     _import("torch")
-    from experiments import peers
+    from experiments._benchmark import peers
 
     problem = _problem(precision=precision)
     assert np.abs(pictures_of_ours - problem.images).max() > 0.01
@@ -264,7 +266,7 @@ def test_precision_reaches_our_models(name, pictures_of_ours):
 def test_naive_vgg16_has_the_logits_of_its_twin():
     """`tests.models` holds the twin to this project's VGG-16."""
     _import("torch")
-    from experiments import peers
+    from experiments._benchmark import peers
 
     model, images = naive.NAIVE_MODELS["vgg16"](5), np.asarray(pictures(1, 32))
     variables = _draw(model, 32)
@@ -359,7 +361,7 @@ def test_each_layer_is_found_once():
 @pytest.mark.parametrize("backward", [False, True])
 def test_layers_compute_the_same(size, backward):
     _import("torch")
-    from experiments import peers
+    from experiments._benchmark import peers
 
     channels = 3 if size == 5 else 6
     layer = layer_times.Layer(size, 10, 2, channels, 8 if size else channels)

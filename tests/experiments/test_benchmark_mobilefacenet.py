@@ -12,7 +12,8 @@ import pytest
 
 from deid_jax.models import mobilefacenet
 from deid_jax.models.mobilefacenet import VARIANTS
-from experiments import benchmark, timing
+from experiments import benchmark
+from experiments._common import timing
 
 LIBRARIES = ("torch", "foolbox", "torchattacks", "art")
 MODULES = ("torch", "foolbox", "torchattacks", "art.attacks.evasion")
@@ -63,7 +64,7 @@ def _arrays(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_twin_has_our_values_and_input_gradients(variant, torch):
     """In float64: rounding moves activations across their kinks, where gradients jump."""
-    from experiments import peers
+    from experiments._benchmark import peers
 
     model, variables = mobilefacenet.convert(_arrays(variant))
     random = np.random.default_rng(1)
@@ -134,7 +135,7 @@ def test_every_library_attacks_it(tmp_path, monkeypatch, capsys):
     assert "torch is the fastest of 2 variants" in written["notes"][0]
     errors = capsys.readouterr().err
     assert "flax is left out: it has no mobilefacenet_casia\n" in errors
-    from experiments import peers
+    from experiments._benchmark import peers
 
     ours = np.asarray(benchmark.ours(problem)())
     change = np.abs(ours - problem.images).mean()

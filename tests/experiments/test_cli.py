@@ -9,17 +9,14 @@ from typing import Any
 
 import pytest
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from experiments import (
     aggregate,
     attack,
     attributes,
     benchmark,
-    cli,
     compare,
     growth,
-    method_flags,
-    pods,
     protect,
     scaling,
     sweep,
@@ -27,7 +24,8 @@ from experiments import (
     transfer,
     webapp,
 )
-from experiments.cli import Flag, setting
+from experiments._common import cli, method_flags
+from experiments._common.cli import Flag, setting
 from tests.experiments.conftest import REPOSITORY
 
 BINARIES = {
@@ -37,7 +35,6 @@ BINARIES = {
     benchmark: benchmark.BenchmarkSettings,
     compare: compare.CompareSettings,
     growth: growth.GrowthSettings,
-    pods: pods.PodsSettings,
     scaling: scaling.ScalingSettings,
     protect: protect.ProtectSettings,
     sweep: sweep.SweepSettings,

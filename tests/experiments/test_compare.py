@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from deid_jax import distortion
 from deid_jax.data import load_dataset
-from experiments import common, compare, compare_peers, compare_tables, timing
-from experiments.compare_tables import Trial, rows_of, scored
+from deid_jax.reports import distortion
+from experiments import compare
+from experiments._common import common, timing
+from experiments._compare import compare_peers, compare_tables
+from experiments._compare.compare_tables import Trial, rows_of, scored
 from tests.experiments.conftest import COMMON, assert_refused, listing
 from tests.helpers import noise_faces
 
@@ -275,7 +277,7 @@ def test_peers_have_the_same_pictures_targets_and_judge(workplace, arguments):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module}, a peer, is not installed")
     with warnings.catch_warnings(action="ignore"):
-        peers = importlib.import_module("experiments.minimal_norm_peers")
+        peers = importlib.import_module("experiments._compare.minimal_norm_peers")
         peers.import_libraries(list(compare_peers.PEERS))
     flags = ["--methods=pfgvm", "--num_steps=15", "--peers=foolbox_ddn,adv_lib_ddn"]
     flags += ["--sample=6", "--batch_size=4"]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import checkpointing, evaluation
-from deid_jax.embedders import Embedder
+from deid_jax import evaluation
 from deid_jax.models import mobilefacenet
 from deid_jax.photos import protection
+from deid_jax.recognisers import checkpointing
+from deid_jax.recognisers.embedders import Embedder
 from experiments import attack, protect, sweep, train
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
 from tests.experiments.protect_helpers import FACES, picture

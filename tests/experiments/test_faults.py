@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import checkpointing, evaluation
+from deid_jax import evaluation
 from deid_jax.data import pictures
-from deid_jax.resuming import Store
+from deid_jax.recognisers import checkpointing
+from deid_jax.runs.resuming import Store
 from experiments import attack, train
 from tests.data import packing
 from tests.experiments import scale_helpers

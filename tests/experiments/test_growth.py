@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import growth_plot
-from deid_jax.growth_plot import Curve, fit
-from experiments import growth, growth_points
+from deid_jax.reports import growth_plot
+from deid_jax.reports.growth_plot import Curve, fit
+from experiments import growth
+from experiments._growth import growth_points
 from tests.experiments.conftest import listing
 
 SMALL = {

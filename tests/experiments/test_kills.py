@@ -16,8 +16,9 @@ import time
 import numpy as np
 import pytest
 
-from deid_jax import checkpointing, evaluation
-from deid_jax.resuming import Store
+from deid_jax import evaluation
+from deid_jax.recognisers import checkpointing
+from deid_jax.runs.resuming import Store
 from experiments import attack, train
 from tests.experiments import scale_helpers
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces

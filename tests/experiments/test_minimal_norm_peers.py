@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import compare_peers
+from experiments._compare import compare_peers
 from tests.helpers import pictures, small_model
 
 torch = pytest.importorskip("torch", reason="torch, a peer, is not installed")
-minimal_norm_peers = pytest.importorskip("experiments.minimal_norm_peers")
-peers = pytest.importorskip("experiments.peers")
+minimal_norm_peers = pytest.importorskip("experiments._compare.minimal_norm_peers")
+peers = pytest.importorskip("experiments._benchmark.peers")
 
 PEERS = list(compare_peers.PEERS)
 

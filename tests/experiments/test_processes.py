@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from deid_jax import checkpointing
+from deid_jax.recognisers import checkpointing
 from experiments import attack, sweep, train
 from tests.experiments.conftest import COMMON, REPOSITORY, finish, listing, process
 from tests.experiments.test_attack import TIMING

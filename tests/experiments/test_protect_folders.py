@@ -8,9 +8,9 @@ import sys
 import pytest
 from PIL import Image
 
-from deid_jax._validate import PassingError
+from deid_jax.errors import PassingError
 from deid_jax.photos.manifest import Manifest
-from experiments import protect_work
+from experiments._protect import protect_work
 from tests.experiments.conftest import listing
 from tests.experiments.protect_helpers import (
     FACES,

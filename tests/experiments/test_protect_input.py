@@ -6,7 +6,7 @@ from urllib.error import URLError
 
 import pytest
 
-from deid_jax import downloading
+from deid_jax.recognisers import downloading
 from experiments import protect
 from tests.experiments.conftest import assert_refused, listing, write_faces
 from tests.experiments.protect_helpers import (

@@ -3,10 +3,10 @@
 import contextlib
 import re
 
-from deid_jax.embedders import Embedder
 from deid_jax.photos.judging import Witness
+from deid_jax.recognisers.embedders import Embedder
 from experiments import protect
-from experiments.protect_report import show
+from experiments._protect.protect_report import show
 from tests.experiments.protect_helpers import (
     arguments,
     run,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.distributed import Group
+from deid_jax.devices.processes import Group
 from deid_jax.photos.manifest import Manifest
-from experiments import protect, scale
+from experiments import protect
+from experiments._common import scale
 from tests.experiments import scale_helpers
 from tests.experiments.conftest import finish, listing, process
 from tests.experiments.protect_helpers import arguments, picture, records_of

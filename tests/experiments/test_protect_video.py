@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError, PassingError
+from deid_jax.errors import InputError, PassingError
 from deid_jax.photos.faces import Face
 from deid_jax.photos.files import UNFINISHED
 from deid_jax.photos.judging import BlindError
-from experiments import protect, protect_work
+from experiments import protect
+from experiments._protect import protect_work
 from tests.experiments.conftest import listing
 from tests.experiments.protect_helpers import (
     BOX,

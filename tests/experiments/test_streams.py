@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import checkpointing
+from deid_jax.recognisers import checkpointing
 from experiments import attack
 from tests.data import packing, tfds_sets
 from tests.experiments import scale_helpers

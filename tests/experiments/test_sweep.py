@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import runs
-from deid_jax.batch import METHODS
-from experiments import attack, cli, sweep
+from deid_jax.evaluation.batch import METHODS
+from deid_jax.reports import finished_runs
+from experiments import attack, sweep
+from experiments._common import cli
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
 TIMING = {"seconds", "images_per_second", "compile_seconds", "attack_seconds", "config"}
@@ -85,7 +86,7 @@ def test_settings_that_are_names_are_swept_and_read_again(arguments, workplace):
         ("l2", "True"), ("ssim", "True"),
     ]  # fmt: skip
     assert [row["l2"] for row in rows] == [row["l2_uint8"] for row in rows]
-    points = runs.read_run(workplace / "out").points
+    points = finished_runs.read_run(workplace / "out").points
     assert [point.settings["penalty"] for point in points] == ["l2", "ssim"]
     assert sum(point.sheet is not None for point in points) == 1
 

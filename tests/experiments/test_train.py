@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from deid_jax import checkpointing, weights
 from deid_jax.data import DataOptions, load_dataset
 from deid_jax.models import vgg16
+from deid_jax.recognisers import checkpointing, weights
 from experiments import train
 from tests.bad_network import Server, whole
 from tests.experiments.conftest import (

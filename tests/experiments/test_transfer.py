@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import transfer, transfer_protect
+from experiments import transfer
+from experiments._transfer import transfer_protect
 from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import (
     FARS,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError
 from deid_jax.data import DataOptions, load_dataset
-from deid_jax.pair_lists import make_lists
+from deid_jax.data.pair_lists import make_lists
+from deid_jax.errors import InputError
 from experiments import transfer
 from tests.embedding_helpers import tiny_embedder
 from tests.experiments.conftest import assert_refused, write_faces

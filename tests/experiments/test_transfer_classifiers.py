@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from deid_jax import pair_lists
-from deid_jax.data import DataOptions, load_dataset
+from deid_jax.data import DataOptions, load_dataset, pair_lists
 from deid_jax.models import create_model
 from deid_jax.transfer import Faces, figures
-from experiments import transfer, transfer_classifiers
+from experiments import transfer
+from experiments._transfer import transfer_classifiers
 from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import ONE, SIZE, arguments, chosen, rows_of
 

@@ -13,11 +13,11 @@ import pytest
 
 from deid_jax import transfer as judging
 from deid_jax.data import DataOptions, load_dataset
-from deid_jax.embedders import Embedder
-from deid_jax.opponents import fine_tune
-from deid_jax.pair_lists import Positions
+from deid_jax.data.pair_lists import Positions
+from deid_jax.recognisers.embedders import Embedder
+from deid_jax.transfer.opponents import fine_tune
 from experiments import transfer
-from experiments.transfer_runs import TRAINED, opposed
+from experiments._transfer.transfer_runs import TRAINED, opposed
 from tests.experiments.conftest import assert_refused, listing, write_faces
 from tests.experiments.transfer_helpers import (
     CELLS,
@@ -154,7 +154,7 @@ def test_bad_input_ends_in_one_line_before_any_attack(
     def never(*arguments, **options):
         raise AssertionError("an attack ran")
 
-    monkeypatch.setattr("experiments.transfer_protect.run_protect", never)
+    monkeypatch.setattr("experiments._transfer.transfer_protect.run_protect", never)
     (workplace / "file").write_text("mine")
     write_faces(workplace / "few", pictures=2)
     write_faces(workplace / "alone", persons=1)
@@ -200,7 +200,7 @@ def test_opponent_who_trains_is_judged_by_the_other_half(pictures, monkeypatch):
     plan = dataclasses.replace(transfer.plan_of(settings)[0], fars=FARS)
     # So many and so large steps that he reads clean photos otherwise than before, too.
     thorough = functools.partial(fine_tune, epochs=20, learning_rate=0.02)
-    monkeypatch.setattr("deid_jax.opponents.fine_tune", thorough)
+    monkeypatch.setattr("deid_jax.transfer.opponents.fine_tune", thorough)
     photos = 255 - faces.protected
     given = (judge, photos, plan, faces)
     verdicts = [judge.verdict(p, faces.protected_labels) for p in (photos, faces.protected)]

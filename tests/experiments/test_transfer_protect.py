@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import transfer_protect
-from experiments.transfer_protect import _Batch, _within
+from experiments._transfer import transfer_protect
+from experiments._transfer.transfer_protect import _Batch, _within
 
 SIDE = 8
 NUMBER = 4

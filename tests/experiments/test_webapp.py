@@ -14,8 +14,8 @@ from deid_jax.photos.faces import Face
 from deid_jax.photos.judging import Verdict, Witness
 from deid_jax.photos.photo import FaceReport
 from experiments import protect, webapp
-from experiments.webapp_page import worked
-from experiments.webapp_uploads import (
+from experiments._webapp.webapp_page import worked
+from experiments._webapp.webapp_uploads import (
     MAX_FILES,
     MAX_PIXELS,
     Outcome,
@@ -27,7 +27,7 @@ from experiments.webapp_uploads import (
     outcome_of,
     smaller,
 )
-from experiments.webapp_words import (
+from experiments._webapp.webapp_words import (
     level_change,
     overview_html,
     said,
@@ -195,7 +195,7 @@ def test_faces_are_marked_where_they_are():
 
 
 def test_a_difference_in_a_large_photo_is_not_averaged_away(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.webapp_uploads.PREVIEW", 40)
+    monkeypatch.setattr("experiments._webapp.webapp_uploads.PREVIEW", 40)
     outcome = outcome_of(photo(tmp_path / "a.png"), "medium", studio, tmp_path)
     before, after, _ = (np.asarray(Image.open(path)) for path in outcome.pictures[0])
     assert before.shape == after.shape == (34, 37, 3)

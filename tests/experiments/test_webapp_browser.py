@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from experiments import protect
-from experiments.webapp_uploads import MAX_PIXELS
+from experiments._webapp.webapp_uploads import MAX_PIXELS
 from tests.experiments.conftest import process
 from tests.experiments.protect_helpers import CONSTANT, ONE, TWO, records_of
 from tests.photos.photo_bytes import SECRETS, talkative_jpeg

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from deid_jax._validate import InputError
-from experiments import cli, protect, webapp
+from deid_jax.errors import InputError
+from experiments import protect, webapp
+from experiments._common import cli
 from tests.experiments.conftest import REPOSITORY, finish, process
 from tests.experiments.protect_helpers import ONE
 

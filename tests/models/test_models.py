@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from deid_jax.models import MODELS, create_model
 
 

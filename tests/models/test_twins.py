@@ -27,7 +27,7 @@ def _ours(model, variables, images):
 
 
 def _theirs(twin, images):
-    from experiments import peers
+    from experiments._benchmark import peers
 
     inputs = peers.to_torch(images).requires_grad_(True)
     logits = twin(inputs)
@@ -42,7 +42,7 @@ def _assert_close(ours, theirs):
 
 @pytest.mark.parametrize("name, size", [("model_a", 32), ("model_a", 45), ("vgg16", 45)])
 def test_logits_and_input_gradients_equal_pytorch(name, size):
-    from experiments import peers
+    from experiments._benchmark import peers
 
     model = create_model(name, num_classes=7, image_size=size)
     variables = randomised(model, size)

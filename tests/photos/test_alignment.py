@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from skimage.transform import estimate_transform
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from deid_jax.photos import alignment
 from deid_jax.photos.alignment import SIZE
 from deid_jax.photos.faces import Face

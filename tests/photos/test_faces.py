@@ -9,7 +9,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from deid_jax.photos import faces
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Face

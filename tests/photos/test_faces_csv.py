@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from deid_jax.photos import faces
 from deid_jax.photos.faces import Face
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from deid_jax.photos import files
 from tests.photos import bad_files
 from tests.photos.bad_files import encoded, png

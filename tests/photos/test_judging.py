@@ -2,8 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax._validate import InputError
-from deid_jax.embedders import Embedder, FunctionModule
+from deid_jax.errors import InputError
 from deid_jax.photos.alignment import SIZE, crop_matrix
 from deid_jax.photos.faces import Face
 from deid_jax.photos.judging import (
@@ -16,6 +15,7 @@ from deid_jax.photos.judging import (
     judge,
     knowledge,
 )
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from tests.experiments import protect_helpers
 
 LEFT, RIGHT = Face((10.0, 12.0, 50.0, 50.0)), Face((90.0, 14.0, 50.0, 50.0))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from deid_jax._validate import InputError
+from deid_jax.errors import InputError
 from deid_jax.photos.manifest import NAME, Manifest, digest_of
 
 SOURCE = digest_of(b"source")

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from deid_jax._validate import InputError
-from deid_jax.embedders import Embedder, FunctionModule
+from deid_jax.errors import InputError
 from deid_jax.photos import files, photo, protection
 from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.faces import Face
 from deid_jax.photos.judging import Verdict, Witness, crops_of, directions
 from deid_jax.photos.photo import Strength, protect
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import may_change, picture, square
 from tests.photos.bad_files import encoded

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.budgets import psnr_of_l2
-from deid_jax.embedders import Embedder, FunctionModule
+from deid_jax.attacks.budgets import psnr_of_l2
 from deid_jax.photos import protection
 from deid_jax.photos.alignment import SIZE, crop_matrix, support
 from deid_jax.photos.faces import Face
 from deid_jax.photos.judging import Witness, crops_of, directions
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import picture
 

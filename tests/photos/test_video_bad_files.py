@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax._validate import InputError, PassingError
-from deid_jax.photos import video_files
+from deid_jax.errors import InputError, PassingError
+from deid_jax.videos import video_files
 from tests.photos.test_video_files import SIZE, frames, rewrite, ticks_of
 from tests.photos.video_helpers import decoded, encoder, rgb, times, write
 

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from deid_jax.embedders import Embedder, FunctionModule
 from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.faces import Face
 from deid_jax.photos.judging import Witness, crops_of
 from deid_jax.photos.photo import Strength
-from deid_jax.photos.video import protect_video
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
+from deid_jax.videos.video import protect_video
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import picture, weights
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax import _validate
-from deid_jax._validate import InputError
+from deid_jax import checks
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.splits import split_indices
 from deid_jax.data.synthetic.identity import HAIR_COLOURS, Identity, sample_identity
 from deid_jax.data.synthetic.rendering import rays, render
 from deid_jax.data.synthetic.variation import Variation, sample_variation
+from deid_jax.errors import InputError
 
 PERSONS = tuple(f"person_{i:02d}" for i in range(30))
 PICTURES_PER_PERSON = 30
@@ -152,7 +152,7 @@ def load(options: DataOptions) -> FaceDataset:
     """
     if options.data_dir is not None:
         raise InputError(f"synthetic is embedded and takes no data_dir, got {options.data_dir}")
-    _validate.count("image_size", options.image_size, least=SMALLEST)
+    checks.count("image_size", options.image_size, least=SMALLEST)
     if options.image_size > LARGEST:
         raise InputError(f"image_size must be at most {LARGEST}, got {options.image_size}")
     labels = np.repeat(np.arange(len(PERSONS), dtype=np.int32), PICTURES_PER_PERSON)

@@ -1,0 +1,167 @@
+"""The ad-hoc methods that de-identification began with: blur, pixelation, masks and noise.
+
+They have the attacks' signature, so that one command and one table serve both; they look at
+no recogniser and spend no gradients. Lengths are fractions of the picture's height and width,
+so that a setting means the same at every size. None of them has a first iterate: `initial`
+must be None.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax import checks
+from deid_jax.arrays import fold_in_all, normal, per_image_keys
+from deid_jax.attacks import Method
+from deid_jax.attacks.loop import finish
+from deid_jax.errors import InputError
+from deid_jax.types import AttackResult, Objective
+
+
+def _static(default: float) -> float:
+    """A setting that changes the program: kernel and block sizes."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlurConfig:
+    """Settings of `blur`: σ of the Gaussian as a fraction of the picture's height, > 0."""
+
+    blur_sigma: float = _static(0.05)
+
+    def __post_init__(self) -> None:
+        checks.fraction("blur_sigma", self.blur_sigma)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PixelateConfig:
+    """Settings of `pixelate`: the number of blocks across and down the picture, ≥ 1."""
+
+    num_blocks: int = dataclasses.field(default=10, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        checks.count("num_blocks", self.num_blocks, least=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """Settings of `mask`: height and width of the mask as a fraction of the picture's."""
+
+    mask_size: float = _static(0.5)
+
+    def __post_init__(self) -> None:
+        checks.fraction("mask_size", self.mask_size)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+    """Settings of `noise`: the standard deviation σ ≥ 0, pixels in [0, 1]."""
+
+    noise_stddev: float | jax.Array = 0.1
+
+    def __post_init__(self) -> None:
+        checks.finite_non_negative("noise_stddev", self.noise_stddev)
+
+
+def blur(
+    objective: Objective,
+    images: jax.Array,
+    config: BlurConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """Gaussian blur with standard deviation σ·H pixels, cut off at 4 σ, edges reflected."""
+    import dm_pix
+
+    _check(images, initial)
+    sigma = config.blur_sigma * images.shape[1]
+    # Reflection cannot reach beyond the opposite edge.
+    radius = max(1, min(round(4 * sigma), images.shape[1] - 1, images.shape[2] - 1))
+    edges = ((0, 0), (radius, radius), (radius, radius), (0, 0))
+    padded = jnp.pad(images, edges, mode="reflect")
+    blurred = dm_pix.gaussian_blur(padded, sigma, 2 * radius + 1, padding="VALID")
+    return finish(objective, jnp.clip(blurred, 0, 1), key, num_gradients=0)
+
+
+def pixelate(
+    objective: Objective,
+    images: jax.Array,
+    config: PixelateConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """The mean colour of each of n×n blocks, n = min(num_blocks, H, W)."""
+    _check(images, initial)
+    rows = _block_of_each(images.shape[1], config.num_blocks)
+    columns = _block_of_each(images.shape[2], config.num_blocks)
+    means = jnp.einsum(
+        "rh,bhwc,kw->brkc", _averaging(rows), images, _averaging(columns), precision="highest"
+    )
+    blocks = jnp.clip(means, 0, 1)[:, rows][:, :, columns]
+    return finish(objective, blocks, key, num_gradients=0)
+
+
+def mask(
+    objective: Objective,
+    images: jax.Array,
+    config: MaskConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """A black rectangle, centred, of `mask_size` of the picture's height and width."""
+    _check(images, initial)
+    inside = [
+        jnp.abs(jnp.arange(size) - (size - 1) / 2) < config.mask_size * size / 2
+        for size in images.shape[1:3]
+    ]
+    hidden = inside[0][:, None, None] & inside[1][None, :, None]
+    return finish(objective, jnp.where(hidden, 0, images), key, num_gradients=0)
+
+
+def noise(
+    objective: Objective,
+    images: jax.Array,
+    config: NoiseConfig,
+    key: jax.Array,
+    *,
+    initial: jax.Array | None = None,
+) -> AttackResult:
+    """clip₀₁(x + n) with n from N(0, σ²), drawn for every pixel and channel."""
+    _check(images, initial)
+    noisy = jnp.clip(images + config.noise_stddev * normal(images, key), 0, 1)
+    judge_key = fold_in_all(per_image_keys(key, len(images)), 1)
+    return finish(objective, noisy, judge_key, num_gradients=0)
+
+
+def _check(images: jax.Array, initial: jax.Array | None) -> None:
+    checks.images("images", images)
+    if initial is not None:
+        raise InputError("initial must be None: ad-hoc methods do not iterate")
+
+
+def _block_of_each(size: int, num_blocks: int) -> np.ndarray:
+    """The block that each row (or column) falls into: int[size]."""
+    return np.arange(size) * min(num_blocks, size) // size
+
+
+def _averaging(blocks: np.ndarray) -> np.ndarray:
+    """The matrix that averages rows within their blocks: float32[n, size]."""
+    members = blocks[None, :] == np.unique(blocks)[:, None]
+    return (members / members.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+BASELINES = {
+    "blur": Method(blur, BlurConfig, {"blur_sigma": (0.01, 0.02, 0.05, 0.1, 0.2)}),
+    "pixelate": Method(pixelate, PixelateConfig, {"num_blocks": (32, 20, 14, 10, 6, 4)}),
+    "mask": Method(mask, MaskConfig, {"mask_size": (0.2, 0.35, 0.5, 0.7, 1.0)}),
+    "noise": Method(noise, NoiseConfig, {"noise_stddev": (0.02, 0.05, 0.1, 0.2, 0.4)}),
+}

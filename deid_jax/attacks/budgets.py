@@ -1,0 +1,80 @@
+"""Changes of a given size: PSNR and the L2 that it allows, held by the 8-bit picture.
+
+PSNR = −10 log₁₀( mean((x̂ − x)²) ) in dB, for pixels in [0, 1], over all values of a picture.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax.arrays import norms, per_image
+from deid_jax.pixels import on_grid
+
+_HALVINGS = 16
+
+
+def l2_of_psnr(psnr: float | jax.Array, num_values: int) -> jax.Array:
+    """‖x̂ − x‖₂ of a PSNR: √n · 10^(−PSNR/20), float32.
+
+    Args:
+      psnr: in dB.
+      num_values: n = H · W · C.
+    """
+    return jnp.float32(math.sqrt(num_values)) * jnp.float32(10) ** (
+        -jnp.asarray(psnr, jnp.float32) / 20
+    )
+
+
+def psnr_of_l2(l2: jax.Array, num_values: int) -> jax.Array:
+    """The inverse of `l2_of_psnr`: float32[B] of float32[B]; infinite where nothing changed."""
+    return -20 * jnp.log10(l2 / math.sqrt(num_values))
+
+
+def at_budget(
+    images: jax.Array,
+    changed: jax.Array,
+    size: jax.Array,
+    *,
+    dither_key: jax.Array | None = None,
+) -> jax.Array:
+    """The change as long as it may be, up to twice: round(x + t (x̂ − x)) on the 8-bit grid.
+
+    t is found by bisection in [0, 2]; the result's ‖x̂ − x‖₂ is at most `size`, which 0 always
+    is. Rounding adds about a twelfth of a level squared per value, which is what makes a
+    ball's own bound miss a budget.
+
+    Args:
+      images: float32[B, H, W, C] on the 8-bit grid, x.
+      changed: float32[B, H, W, C], x̂.
+      size: float32[] or [B], the longest change in L2.
+      dither_key: key[B]; rounds v to ⌊v + u⌋ with one draw u in [0, 1) per value. Changes of
+        one size everywhere, as of sign steps, would else leave the grid's levels all at once
+        and so miss the budget by up to half a level.
+
+    Returns:
+      float32[B, H, W, C] on the grid.
+    """
+    shift = jnp.zeros((), images.dtype)
+    if dither_key is not None:
+        draw = functools.partial(jax.random.uniform, shape=images.shape[1:], dtype=images.dtype)
+        shift = (jax.vmap(draw)(dither_key) - 0.5) / 255
+
+    def at(share: jax.Array) -> jax.Array:
+        change = per_image(share) * (changed - images)
+        # What does not change is not dithered either.
+        moved = images + change + jnp.where(change == 0, 0, shift)
+        return on_grid(jnp.clip(moved, 0, 1)).astype(images.dtype)
+
+    def narrow(
+        bounds: tuple[jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        fits, exceeds = bounds
+        middle = (fits + exceeds) / 2
+        short = norms(at(middle) - images) <= size
+        return (jnp.where(short, middle, fits), jnp.where(short, exceeds, middle)), None
+
+    zeros = jnp.zeros(len(images), images.dtype)
+    (share, _), _ = jax.lax.scan(narrow, (zeros, zeros + 2), None, length=_HALVINGS)
+    return at(share)

@@ -1,0 +1,175 @@
+"""Results on the grid of 8-bit pictures, with success kept.
+
+A least change ends just beyond the recogniser's boundary, and rounding to the 256 levels that
+a file holds takes many pictures back behind it. Pictures are float32[B, H, W, C] in [0, 1];
+the levels are those of `deid_jax.data.dataset.LEVELS`, bit for bit what a file reads back as.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax.arrays import norms, per_image, per_image_keys, unit
+from deid_jax.attacks.loop import evaluate, finish
+from deid_jax.pixels import on_grid
+from deid_jax.types import AttackResult, Objective
+
+# The search looks outwards at 1.01, 1.02, 1.04, … times the change, until 20 times or more,
+# and halves the interval where it succeeded so often.
+_FIRST_GROWTH, _FARTHEST, _NUM_HALVINGS = 0.01, 20.0, 6
+# Steps downhill where there is nothing outwards: the first is 2 % of the change and a quarter
+# of a level long, each next one a quarter longer.
+_NUM_STEPS, _FIRST_STEP, _STEP_GROWTH = 20, 0.02, 1.25
+_QUARTER_LEVEL = 0.25 / 255
+
+
+class Interval(NamedTuple):
+    """What `_search_outwards` carries: the least factor that succeeds lies in between.
+
+    Attributes:
+      found: the result at `high`; as rounded where nothing succeeded yet.
+      low: float32[B], the largest factor below `high` that was seen to fail.
+      high: float32[B], the least that succeeded; infinity before.
+      num_halvings: int32[B], how often the interval was halved.
+    """
+
+    found: AttackResult
+    low: jax.Array
+    high: jax.Array
+    num_halvings: jax.Array
+
+    @property
+    def is_open(self) -> jax.Array:
+        """bool[B], whether there is something left to try, for pictures that need it."""
+        seeks = self.low < _FARTHEST
+        return jnp.where(jnp.isfinite(self.high), self.num_halvings < _NUM_HALVINGS, seeks)
+
+
+class Descent(NamedTuple):
+    """What `_step_downhill` carries.
+
+    Attributes:
+      found: as rounded where nothing succeeded yet.
+      images: float32[B, H, W, C], before rounding.
+      length: float32[B], ‖·‖₂ of the next step.
+      number: int32[], of the step.
+    """
+
+    found: AttackResult
+    images: jax.Array
+    length: jax.Array
+    number: jax.Array
+
+
+def finish_on_grid(
+    objective: Objective, images: jax.Array, result: AttackResult, key: jax.Array
+) -> AttackResult:
+    """Puts a result on the 8-bit grid: q = round(255 x̂)/255, or a farther one that succeeds.
+
+    Where the result succeeded and q does not, other roundings are tried: first outwards,
+    q(t) = round(255 (x + t(x̂ − x)))/255 with the least t > 1 that succeeds. For a change
+    x̂ − x = −μ∇l, as least changes are, q(t) minimises ‖q − x‖² + 2tμ⟨∇l, q⟩ over the grid: no
+    rounding that lowers the linearised loss as much is cheaper. Where no t succeeds, gradient
+    steps of growing length follow from x̂; each of up to 20 gradients also judges the picture
+    on the grid that it is taken at. Where these do not help either, q is returned, and success
+    is False.
+
+    Every picture is charged what was spent on it: one forward pass where q is kept, beside it
+    one per t, or one gradient per step. Where no picture of the batch needs it, nothing beyond
+    q's forward pass is computed; what becomes of a picture hangs on no other one.
+
+    Args:
+      objective: judges the pictures on the grid, at the same keys throughout.
+      images: float32[B, H, W, C] in [0, 1], the originals x.
+      result: of an attack, for one number of steps.
+      key: one key or key[B].
+
+    Returns:
+      The result on the grid with the objective's loss and success there; evaluations are
+      added to those of `result`.
+    """
+    keys = per_image_keys(key, len(images))
+    rounded = finish(
+        objective,
+        on_grid(result.images),
+        keys,
+        num_gradients=result.num_gradients,
+        num_forwards=result.num_forwards,
+    )
+    change = result.images - images
+    lost = result.success & ~rounded.success
+    found = _search_outwards(objective, images, change, rounded, lost, keys)
+    lost &= ~found.success
+    return _step_downhill(objective, result.images, norms(change), found, lost, keys)
+
+
+def _search_outwards(
+    objective: Objective,
+    images: jax.Array,
+    change: jax.Array,
+    rounded: AttackResult,
+    lost: jax.Array,
+    keys: jax.Array,
+) -> AttackResult:
+    """The least t > 1 at which x + tδ, rounded, succeeds; `rounded` where none does."""
+
+    def step(at: Interval) -> Interval:
+        active = lost & at.is_open
+        halves = jnp.isfinite(at.high)
+        farther = jnp.maximum(1 + 2 * (at.low - 1), 1 + _FIRST_GROWTH)
+        factor = jnp.where(halves, (at.low + at.high) / 2, farther)
+        trial = on_grid(jnp.clip(images + per_image(factor) * change, 0, 1))
+        loss, success = objective(trial, keys)
+        spent = at.found._replace(num_forwards=at.found.num_forwards + active)
+        return Interval(
+            _replaced(spent, trial, loss, active & success),
+            jnp.where(active & ~success, factor, at.low),
+            jnp.where(active & success, factor, at.high),
+            at.num_halvings + (active & halves),
+        )
+
+    ones = jnp.ones(len(images), images.dtype)
+    start = Interval(rounded, ones, ones * jnp.inf, jnp.zeros(len(images), jnp.int32))
+    return jax.lax.while_loop(lambda at: jnp.any(lost & at.is_open), step, start).found
+
+
+def _step_downhill(
+    objective: Objective,
+    images: jax.Array,
+    distance: jax.Array,
+    rounded: AttackResult,
+    lost: jax.Array,
+    keys: jax.Array,
+) -> AttackResult:
+    """Steps z ← clip₀₁(z − sₙ ∇l/‖∇l‖₂) from x̂, ∇l at z rounded, until that succeeds."""
+
+    def active(at: Descent) -> jax.Array:
+        return lost & ~at.found.success & (at.number < _NUM_STEPS)
+
+    def step(at: Descent) -> Descent:
+        trial = on_grid(at.images)
+        point = evaluate(objective, trial, keys)
+        here = active(at)
+        spent = at.found._replace(num_gradients=at.found.num_gradients + here)
+        return Descent(
+            _replaced(spent, trial, point.loss, here & point.success),
+            jnp.clip(at.images - per_image(at.length) * unit(point.gradient), 0, 1),
+            at.length * _STEP_GROWTH,
+            at.number + 1,
+        )
+
+    first = _FIRST_STEP * distance + _QUARTER_LEVEL
+    start = Descent(rounded, images, first, jnp.int32(0))
+    return jax.lax.while_loop(lambda at: jnp.any(active(at)), step, start).found
+
+
+def _replaced(
+    found: AttackResult, images: jax.Array, loss: jax.Array, succeeds: jax.Array
+) -> AttackResult:
+    """The result with successes of a trial in place of what was found before."""
+    return found._replace(
+        images=jnp.where(per_image(succeeds), images, found.images),
+        loss=jnp.where(succeeds, loss, found.loss),
+        success=found.success | succeeds,
+    )

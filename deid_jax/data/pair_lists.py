@@ -1,0 +1,394 @@
+"""The frozen protocol of an evaluation: which photos are protected, compared and set beside.
+
+Photos go by their names, "person/name", so that the lists say the same wherever the data lie;
+`Lists.positions` finds them in a data set. A hash of their pixels, as the data set gives them,
+tells other photos of these names, or the same ones in another size or crop. Of near-duplicates
+only one photo is in the lists, so that no photo is known by a copy of itself.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deid_jax import checks
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.errors import InputError
+
+# Fewer different photos of a person cannot be one protected, one in the gallery, one probe.
+LEAST_PICTURES = 3
+
+# Tells this draw from others with the same seed and person, such as the train and test split.
+_DRAW = 2
+
+_ROLES = ("protected", "gallery", "probes")
+_PAIRS = ("genuine", "impostor")
+_HASH = "sha256"
+
+
+class Positions(NamedTuple):
+    """Lists as positions in a data set of P persons.
+
+    Attributes:
+      protected: int64[N], photos to protect.
+      gallery: for each of P persons int64[G], the clean photos that stand for them.
+      probes: int64[M], clean photos that thresholds are set by.
+      genuine: int64[A, 2], pairs of clean photos of one person.
+      impostor: int64[B, 2], pairs of clean photos of two persons.
+    """
+
+    protected: np.ndarray
+    gallery: tuple[np.ndarray, ...]
+    probes: np.ndarray
+    genuine: np.ndarray
+    impostor: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """Photos by role, and pairs of them; JSON-able.
+
+    No photo has two roles. Pairs are of clean photos of any role.
+
+    Attributes:
+      dataset: name of the data set.
+      seed: what the lists were drawn by.
+      protected: the photos to protect.
+      gallery: the clean photos that stand for their persons.
+      probes: the other photos, clean: their scores to other persons' galleries give the
+        thresholds.
+      genuine: pairs of one person, for the accuracy of same and different.
+      impostor: pairs of two persons.
+      pixels: `pixels_of` all these photos.
+    """
+
+    dataset: str
+    seed: int
+    protected: tuple[str, ...]
+    gallery: tuple[str, ...]
+    probes: tuple[str, ...]
+    genuine: tuple[tuple[str, str], ...]
+    impostor: tuple[tuple[str, str], ...]
+    pixels: str
+
+    @property
+    def pictures(self) -> set[str]:
+        """All photos of the lists."""
+        pairs = (*self.genuine, *self.impostor)
+        return {
+            *self.protected,
+            *self.gallery,
+            *self.probes,
+            *(p for pair in pairs for p in pair),
+        }
+
+    def to_json(self) -> str:
+        """The file's text: one line an entry, keys sorted, ASCII; the last is `sha256`."""
+        entries = {**dataclasses.asdict(self), _HASH: self.sha256()}
+        lines = [f"{json.dumps(name)}:{_canonical(entries[name])}" for name in sorted(entries)]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    def sha256(self) -> str:
+        """SHA-256, in hexadecimal, of the canonical JSON of all attributes.
+
+        Canonical: keys sorted, no spaces, all but ASCII escaped.
+        """
+        return hashlib.sha256(_canonical(dataclasses.asdict(self)).encode()).hexdigest()
+
+    def write(self, path: str | Path) -> None:
+        """Writes `to_json` to a file, whole or not at all; folders are made.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        path = Path(path)
+        unfinished = path.with_name(path.name + ".unfinished")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                unfinished.write_text(self.to_json(), encoding="utf-8")
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"protocol {path} cannot be written: {error.strerror}") from error
+
+    def positions(self, dataset: FaceDataset, groups: np.ndarray | None = None) -> Positions:
+        """Finds the photos in a data set.
+
+        Args:
+          dataset: has all photos of the lists; may have more.
+          groups: int[N], equal for near-duplicates of a person; None: no two are.
+
+        Raises:
+          InputError: a photo that the data set has not, that has two roles, is listed twice,
+            or shares a group with one of another role; a person without a gallery or without
+            a probe; a pair that is listed twice, or not of one person or two as its list says.
+        """
+        where = _places(dataset)
+        roles = {role: _find(role, getattr(self, role), where) for role in _ROLES}
+        _check_roles(roles, dataset, groups)
+        pairs = {}
+        for kind in _PAIRS:
+            names = [name for pair in getattr(self, kind) for name in pair]
+            pairs[kind] = _find(kind, names, where).reshape(-1, 2)
+            _check_pairs(kind, pairs[kind], dataset)
+        labels = dataset.labels[roles["gallery"]]
+        gallery = tuple(roles["gallery"][labels == p] for p in range(len(dataset.persons)))
+        return Positions(roles["protected"], gallery, roles["probes"], **pairs)
+
+
+def make_lists(
+    dataset: FaceDataset,
+    *,
+    seed: int = 0,
+    per_person: int = 10,
+    gallery_size: int = 10,
+    num_pairs: int = 3000,
+    groups: np.ndarray | None = None,
+) -> Lists:
+    """Draws the lists.
+
+    Of near-duplicates the first photo is used, the others not. Of the n photos of a person
+    that are left, let m = n − ⌊n/3⌋: min(per_person, ⌊m/2⌋) are protected,
+    min(gallery_size, m − those) are the gallery, and all others, at least a third, probes: with
+    30 photos 10, 10 and 10. Who draws which depends on the seed, the person's name and the
+    number and groups of the person's photos, on no other person. Pairs are drawn from all
+    photos of all roles, each pair as likely as any other of its kind and none twice; all of
+    them where there are no more than `num_pairs`.
+
+    Args:
+      dataset: photos of two persons or more.
+      seed: an integer >= 0.
+      per_person: photos to protect of each person.
+      gallery_size: clean photos that stand for each person.
+      num_pairs: number of genuine pairs, and of impostor pairs.
+      groups: int[N], equal for near-duplicates of a person; None: `near_duplicate_groups`.
+
+    Returns:
+      The lists; photos in the order of the data set.
+
+    Raises:
+      InputError: an option out of range, fewer than two persons, or a person with fewer than
+        three different photos.
+    """
+    checks.count("seed", seed)
+    checks.count("per_person", per_person, least=1)
+    checks.count("gallery_size", gallery_size, least=1)
+    checks.count("num_pairs", num_pairs, least=1)
+    if len(dataset.persons) < 2:
+        raise InputError(f"lists need two persons or more, {dataset.name} has one")
+    groups = near_duplicate_groups(dataset) if groups is None else np.asarray(groups)
+    if groups.shape != dataset.labels.shape:
+        raise InputError(f"groups must be int[{len(dataset)}], got shape {groups.shape}")
+    protected, gallery, probes = _draw_roles(dataset, groups, seed, per_person, gallery_size)
+    listed = np.sort(np.concatenate([protected, gallery, probes]))
+    generator = np.random.default_rng([seed, _DRAW])
+    genuine, impostor = (
+        _draw_pairs(listed, dataset.labels, num_pairs, kind, generator) for kind in _PAIRS
+    )
+    names = dataset.pictures
+    return Lists(
+        dataset=dataset.name,
+        seed=int(seed),
+        protected=tuple(names[i] for i in protected),
+        gallery=tuple(names[i] for i in gallery),
+        probes=tuple(names[i] for i in probes),
+        genuine=tuple((names[i], names[j]) for i, j in genuine),
+        impostor=tuple((names[i], names[j]) for i, j in impostor),
+        pixels=pixels_of({names[i] for i in listed}, dataset),
+    )
+
+
+def pixels_of(pictures: Collection[str], dataset: FaceDataset) -> str:
+    """SHA-256, in hexadecimal, of the photos' uint8[H, W, 3], one after another by name."""
+    digest, where = hashlib.sha256(), _places(dataset)
+    for picture in sorted(pictures):
+        digest.update(np.asarray(dataset.read(where[picture]), np.uint8).tobytes())
+    return digest.hexdigest()
+
+
+def near_duplicate_groups(dataset: FaceDataset) -> np.ndarray:
+    """int64[N], equal for near-duplicates: `splits.near_duplicate_pairs` of what it reads."""
+    from deid_jax.data import images, splits
+
+    if not len(dataset):
+        return np.zeros(0, dtype=np.int64)
+    small = np.stack([images.thumbnail(dataset.read(i)) for i in range(len(dataset))])
+    return splits.group_pairs(len(dataset), splits.near_duplicate_pairs(small, dataset.labels))
+
+
+def read(path: str | Path, dataset: FaceDataset, groups: np.ndarray | None = None) -> Lists:
+    """Reads what `Lists.write` wrote, for the data set that it is to be used with.
+
+    Args:
+      path: the file.
+      dataset: has all photos of the lists.
+      groups: see `Lists.positions`.
+
+    Raises:
+      InputError: there is no such file, it is no file of lists, is not as it was written, or
+        does not fit the data set (see `Lists.positions`) or its pixels.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"protocol {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"protocol {path} cannot be read: it is no JSON file") from error
+    lists = _parse(content)
+    if lists is None:
+        raise InputError(f"protocol {path} cannot be read: its entries are not those of lists")
+    if content[_HASH] != lists.sha256():
+        raise InputError(f"protocol {path} is not as it was written: its {_HASH} is another")
+    try:
+        lists.positions(dataset, groups)
+    except InputError as error:
+        raise InputError(f"protocol {path} does not fit the data set: {error}") from error
+    if lists.pixels != pixels_of(lists.pictures, dataset):
+        raise InputError(
+            f"protocol {path} does not fit the data set: its photos had other pixels; files, "
+            f"image_size ({dataset.image_size} here) and crop must be those it was made with"
+        )
+    return lists
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _parse(content: Any) -> Lists | None:
+    """Lists from JSON; None for anything else."""
+    names = {field.name for field in dataclasses.fields(Lists)}
+    if not isinstance(content, dict) or content.keys() != names | {_HASH}:
+        return None
+    facts: dict[str, Any] = {name: content[name] for name in ("dataset", "seed", "pixels")}
+    if [type(fact) for fact in facts.values()] != [str, int, str]:
+        return None
+    for role in _ROLES:
+        if not _is_list_of_text(content[role]):
+            return None
+        facts[role] = tuple(content[role])
+    for kind in _PAIRS:
+        pairs = content[kind]
+        if not isinstance(pairs, list):
+            return None
+        if not all(_is_list_of_text(pair) and len(pair) == 2 for pair in pairs):
+            return None
+        facts[kind] = tuple(tuple(pair) for pair in pairs)
+    return Lists(**facts)
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _places(dataset: FaceDataset) -> dict[str, int]:
+    """Name of a photo -> its position."""
+    return {picture: position for position, picture in enumerate(dataset.pictures)}
+
+
+def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> np.ndarray:
+    """int64[len(pictures)], their positions."""
+    for picture in pictures:
+        if picture not in where:
+            raise InputError(f"{name} has {picture}, which is not in the data set")
+    return np.array([where[picture] for picture in pictures], dtype=np.int64)
+
+
+def _check_roles(
+    roles: Mapping[str, np.ndarray], dataset: FaceDataset, groups: np.ndarray | None
+) -> None:
+    """Refuses photos with two roles, also by a near-duplicate, and persons without a role."""
+    groups = np.arange(len(dataset)) if groups is None else np.asarray(groups)
+    role_of: dict[int, str] = {}
+    group_role: dict[tuple[int, int], str] = {}
+    for role, positions in roles.items():
+        if not len(positions):
+            raise InputError(f"{role} must be one photo or more, got none")
+        for position in positions.tolist():
+            picture = f"{dataset.persons[dataset.labels[position]]}/{dataset.names[position]}"
+            if position in role_of:
+                raise InputError(f"{picture} is in {role_of[position]} and again in {role}")
+            group = int(dataset.labels[position]), int(groups[position])
+            if group_role.setdefault(group, role) != role:
+                raise InputError(
+                    f"{picture} is in {role} and a near-duplicate in {group_role[group]}"
+                )
+            role_of[position] = role
+    for role in ("gallery", "probes"):
+        known = set(dataset.labels[roles[role]].tolist())
+        for label, person in enumerate(dataset.persons):
+            if label not in known:
+                raise InputError(f"{role} has no photo of person {person}")
+
+
+def _check_pairs(kind: str, pairs: np.ndarray, dataset: FaceDataset) -> None:
+    """Refuses pairs that come twice, of a photo with itself, or of the other kind."""
+    if not len(pairs):
+        raise InputError(f"{kind} must be one pair or more, got none")
+    same = dataset.labels[pairs[:, 0]] == dataset.labels[pairs[:, 1]]
+    wrong = (pairs[:, 0] == pairs[:, 1]) | (same != (kind == "genuine"))
+    if np.any(wrong):
+        first, second = (dataset.pictures[i] for i in pairs[np.argmax(wrong)])
+        raise InputError(f"{first} and {second} are no {kind} pair")
+    if len(np.unique(np.sort(pairs, axis=1), axis=0)) < len(pairs):
+        raise InputError(f"{kind} must not have a pair twice")
+
+
+def _different(labels: np.ndarray, groups: np.ndarray, label: int) -> np.ndarray:
+    """Positions of a person's photos, of near-duplicates the first one only."""
+    positions = np.flatnonzero(labels == label)
+    _, first = np.unique(groups[positions], return_index=True)
+    return positions[np.sort(first)]
+
+
+def _draw_roles(
+    dataset: FaceDataset, groups: np.ndarray, seed: int, per_person: int, gallery_size: int
+) -> list[np.ndarray]:
+    """Positions by role, each ascending."""
+    drawn: list[list[np.ndarray]] = [[] for _ in _ROLES]
+    for label, person in enumerate(dataset.persons):
+        positions = _different(dataset.labels, groups, label)
+        n = len(positions)
+        if n < LEAST_PICTURES:
+            raise InputError(
+                f"person {person} has {n} different photos, the lists need {LEAST_PICTURES} "
+                "or more"
+            )
+        shared = n - n // 3
+        protected = min(per_person, shared // 2)
+        known = protected + min(gallery_size, shared - protected)
+        generator = np.random.default_rng([seed, _DRAW, zlib.crc32(person.encode())])
+        order = positions[generator.permutation(n)]
+        for of_role, part in zip(drawn, np.split(order, [protected, known]), strict=True):
+            of_role.append(part)
+    return [np.sort(np.concatenate(of_role)) for of_role in drawn]
+
+
+def _draw_pairs(
+    listed: np.ndarray,
+    labels: np.ndarray,
+    num_pairs: int,
+    kind: str,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """int64[M, 2], rows sorted, each ascending: pairs of a kind, none twice."""
+    ordered = listed[np.argsort(labels[listed], kind="stable")]
+    count = len(ordered)
+    places = np.arange(count)
+    # Sorted by person, the partners of each photo that come after it are one run of places.
+    ends = np.searchsorted(labels[ordered], labels[ordered], side="right")
+    starts, stops = (places + 1, ends) if kind == "genuine" else (ends, np.full(count, count))
+    upto = np.cumsum(stops - starts)
+    total = int(upto[-1])
+    drawn = generator.choice(total, min(num_pairs, total), replace=False)
+    first = np.searchsorted(upto, drawn, side="right")
+    second = stops[first] - (upto[first] - drawn)
+    pairs = np.sort(np.stack([ordered[first], ordered[second]], axis=1), axis=1)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]

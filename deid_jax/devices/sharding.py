@@ -1,0 +1,218 @@
+"""Work spread over devices: JAX's meshes, and where arrays lie on them.
+
+A mesh has two axes: along `BATCH` every device has pictures of its own, along `MODEL` dense
+layers are divided, where they do not fit on one device. Attacks treat every picture by itself,
+so that no device waits for another; trainings exchange gradients.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from deid_jax.errors import InputError
+
+BATCH = "batch"
+MODEL = "model"
+
+
+def local_mesh(model_parallel: int = 1) -> Mesh:
+    """The devices of this process.
+
+    Args:
+      model_parallel: over how many devices dense layers are divided.
+
+    Raises:
+      InputError: the devices cannot be divided so.
+    """
+    return _mesh(jax.local_devices(), model_parallel)
+
+
+def global_mesh(model_parallel: int = 1, *, parts: int | None = None) -> Mesh:
+    """The devices of all processes; a layer is never divided between two processes.
+
+    Args:
+      model_parallel: see `local_mesh`.
+      parts: into how many parts a process divides its part of a batch; None: as many as it
+        can. The same in all.
+
+    Raises:
+      InputError: see `local_mesh`.
+    """
+    _mesh(jax.local_devices(), model_parallel)
+    of_process: dict[int, list[jax.Device]] = {}
+    for device in sorted(jax.devices(), key=lambda device: device.id):
+        of_process.setdefault(device.process_index, []).append(device)
+    most = None if parts is None else parts * model_parallel
+    chosen = [device for _, own in sorted(of_process.items()) for device in own[:most]]
+    return _mesh(chosen, model_parallel)
+
+
+def _mesh(devices: Sequence[jax.Device], model_parallel: int) -> Mesh:
+    if model_parallel < 1 or len(devices) % model_parallel:
+        raise InputError(
+            f"model_parallel must divide the {len(devices)} devices of a process, "
+            f"got {model_parallel}"
+        )
+    grid = np.array(devices, dtype=object).reshape(-1, model_parallel)
+    return Mesh(grid, (BATCH, MODEL))
+
+
+def narrowed(mesh: Mesh, size: int) -> Mesh:
+    """As much of a mesh as has an equal share each of a batch of `size` pictures."""
+    count = int(np.gcd(size, num_parts(mesh)))
+    return mesh if count == num_parts(mesh) else Mesh(mesh.devices[:count], mesh.axis_names)
+
+
+def num_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is divided."""
+    return mesh.shape[BATCH]
+
+
+def whole_parts(mesh: Mesh, size: int) -> int:
+    """The least batch size from `size` on that has an equal share for every part."""
+    return -(-size // num_parts(mesh)) * num_parts(mesh)
+
+
+def place_variables(variables: Any, mesh: Mesh) -> Any:
+    """A recogniser's weights, or a training's state: a copy for every part of the batch.
+
+    Kernels of dense layers [D, K] are divided along K over the devices of `MODEL`, if these
+    divide K; so are arrays of the same shape in an optimiser's state.
+
+    Args:
+      variables: a pytree of arrays, the same in every process.
+      mesh: the devices.
+    """
+    return jax.tree.map(lambda leaf: _place(leaf, mesh, _layout(leaf, mesh)), variables)
+
+
+def layouts(variables: Any, mesh: Mesh) -> Any:
+    """Where `place_variables` puts each array, of which shapes are enough: `NamedSharding`."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _layout(leaf, mesh)), variables)
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Arrays [B, ...] divided along B; of a mesh over several processes, this one's part."""
+    layout = NamedSharding(mesh, PartitionSpec(BATCH))
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(layout, a), batch)
+
+
+def batch_layout(batch: Any, mesh: Mesh) -> Any:
+    """The same for arrays of which there are shapes only."""
+    layout = NamedSharding(mesh, PartitionSpec(BATCH))
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout), batch
+    )
+
+
+def place_everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every device has whole."""
+    return jax.tree.map(lambda leaf: _place(leaf, mesh, PartitionSpec()), tree)
+
+
+def _layout(leaf: Any, mesh: Mesh) -> PartitionSpec:
+    over = mesh.shape[MODEL]
+    if over > 1 and leaf.ndim == 2 and leaf.shape[1] % over == 0:
+        return PartitionSpec(None, MODEL)
+    return PartitionSpec()
+
+
+def _place(leaf: Any, mesh: Mesh, layout: PartitionSpec) -> jax.Array:
+    sharding = NamedSharding(mesh, layout)
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        numbers = _place(jax.random.key_data(leaf), mesh, layout)
+        return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays that `place_variables` placed, as NumPy arrays: whole in every process."""
+    return jax.tree.map(_to_host, tree)
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    whole = np.empty(leaf.shape, leaf.dtype)
+    for part in leaf.addressable_shards:
+        whole[part.index] = part.data
+    return whole
+
+
+def over_batch(
+    function: Callable[..., Any],
+    mesh: Mesh | None,
+    divided: Sequence[bool],
+    results: Any,
+) -> Callable[..., Any]:
+    """A function of batches whose pictures do not know of each other, on all devices at once.
+
+    Every device runs the program of its own pictures, so that dividing a batch changes no
+    figure but by the rounding of another batch size.
+
+    Args:
+      function: of positional arguments.
+      mesh: the devices; None or one: the function as it is.
+      divided: for each argument, whether it is divided along its first axis; the others are
+        the same for all.
+      results: `PartitionSpec` of what it returns.
+    """
+    if mesh is None or mesh.size == 1:
+        return function
+    specs = tuple(PartitionSpec(BATCH) if d else PartitionSpec() for d in divided)
+    return functools.wraps(function)(
+        jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=results,
+            axis_names={BATCH},
+            check_vma=False,
+        )
+    )
+
+
+class _DevicesAtHand:
+    """The devices that one thread of several computes on, and the weights that are there."""
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        self._mesh = _mesh(devices, len(devices))
+        self._placed: dict[int, tuple[Any, Any]] = {}
+
+    def placed(self, variables: Any) -> Any:
+        """Weights on the devices, copied there once."""
+        if id(variables) not in self._placed:
+            # The original is held on to, so that no other gets its id.
+            self._placed[id(variables)] = variables, place_variables(variables, self._mesh)
+        return self._placed[id(variables)][1]
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def working_on(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """Has this thread compute on devices of its own, over which dense layers are divided."""
+    _thread.at_hand = _DevicesAtHand(devices)
+    try:
+        with jax.default_device(devices[0]):
+            yield
+    finally:
+        del _thread.at_hand
+
+
+def placed_at_hand(variables: Any) -> Any:
+    """Weights on the devices of this thread; outside of `working_on` on the usual one."""
+    at_hand: _DevicesAtHand | None = getattr(_thread, "at_hand", None)
+    return jax.device_put(variables) if at_hand is None else at_hand.placed(variables)

@@ -1,0 +1,399 @@
+"""What pictures show beside the person, read off them by a classifier trained on other persons.
+
+Attributes become classes: the classes of N pictures are int32[N, A], a column per attribute;
+-1 stands for a value that is none of an attribute's classes.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax import recognisers
+from deid_jax.data import DataOptions, FaceDataset, loader
+from deid_jax.errors import InputError
+from deid_jax.metrics.statistics import wilson
+from deid_jax.models.attribute_net import AttributeNet
+from deid_jax.recognisers import predicting, storage, training
+from deid_jax.recognisers.training import TrainConfig
+
+# Numbers whose bounds have a meaning (degrees, see `data.synthetic.variation`): classes in
+# ascending order, and what divides them. Other numbers are divided into terciles.
+BANDS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
+    "yaw": (("left", "ahead", "right"), (-5.0, 5.0)),
+    "pitch": (("down", "level", "up"), (-2.5, 2.5)),
+    "roll": (("clockwise", "upright", "counter-clockwise"), (-2.0, 2.0)),
+    "light_direction": (("left", "front", "right"), (-20.0, 20.0)),
+}
+# Left out where the other, which says the same more finely, is there.
+DUPLICATES = {"looking_left": "yaw", "light_from_left": "light_direction"}
+
+# Whose classes change places, the first with the last, when a picture is mirrored.
+MIRRORED = ("yaw", "roll", "light_direction", *DUPLICATES)
+
+# How far from chance (0) to perfect (1) the classifier must come, on persons that it was not
+# trained on, for an attribute to count as one that it tells.
+LEAST_KAPPA = 0.4
+
+# The trainer's flips don't know of `MIRRORED`; every picture is trained on both ways instead.
+RECIPE = TrainConfig(epochs=6, learning_rate=2e-3, batch_size=32, flips=False)
+
+_HELD_OUT = 8  # One person in so many measures the classifier and trains it not.
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribute:
+    """One attribute as classes.
+
+    Attributes:
+      name: its name in `FaceDataset.attributes`.
+      classes: names of the classes; "no" and "yes" of a boolean.
+      bounds: of a number: class k holds the values in [bounds[k - 1], bounds[k]).
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Values [N] as classes int32[N]; -1 for a text that is none of the classes."""
+        if self.bounds:
+            return np.digitize(values, self.bounds).astype(np.int32)
+        if values.dtype == bool:
+            return values.astype(np.int32)
+        positions = {name: number for number, name in enumerate(self.classes)}
+        return np.array([positions.get(str(value), -1) for value in values], np.int32)
+
+
+def describe(values: Mapping[str, np.ndarray]) -> tuple[Attribute, ...]:
+    """The attributes of pictures to train on, as classes.
+
+    Booleans have two classes, texts one for each that occurs, numbers three: those of `BANDS`,
+    else terciles. `DUPLICATES`, and attributes of which one class alone occurs, are left out.
+
+    Args:
+      values: attribute -> array[N].
+    """
+    found = []
+    for name, column in values.items():
+        if DUPLICATES.get(name) in values:
+            continue
+        if column.dtype == bool:
+            attribute = Attribute(name, ("no", "yes"))
+        elif np.issubdtype(column.dtype, np.number):
+            low, high = map(float, np.quantile(column, [1 / 3, 2 / 3]))
+            attribute = Attribute(
+                name, *BANDS.get(name, (("low", "middle", "high"), (low, high)))
+            )
+        else:
+            attribute = Attribute(name, tuple(sorted({str(value) for value in column})))
+        if len(np.unique(attribute.encode(column))) > 1:
+            found.append(attribute)
+    return tuple(found)
+
+
+def encode(attributes: Sequence[Attribute], faces: FaceDataset) -> np.ndarray:
+    """The true classes of a data set's pictures, int32[N, A].
+
+    Raises:
+      InputError: the data set lacks one of the attributes.
+    """
+    missing = [one.name for one in attributes if one.name not in faces.attributes]
+    if missing:
+        raise InputError(f"data set {faces.name} has no attribute {missing[0]}")
+    return np.stack([one.encode(faces.attributes[one.name]) for one in attributes], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledFaces(FaceDataset):
+    """Faces whose examples have the classes of their attributes as "label", int32[A].
+
+    Attributes:
+      classes: int32[N, A].
+    """
+
+    classes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example: image float32[H, W, 3] in [0, 1], label int32[A], position int32."""
+        return super().__getitem__(index) | {"label": self.classes[index]}
+
+
+def label(faces: FaceDataset, attributes: Sequence[Attribute]) -> LabelledFaces:
+    """The same pictures with the classes of their attributes as labels."""
+    fields = {field.name: getattr(faces, field.name) for field in dataclasses.fields(faces)}
+    return LabelledFaces(**fields, classes=encode(attributes, faces))
+
+
+def with_mirrored(faces: LabelledFaces, attributes: Sequence[Attribute]) -> LabelledFaces:
+    """The pictures, then the same mirrored; only the labels follow, not `attributes`."""
+    read, count, mirrored = faces.read, len(faces), faces.classes.copy()
+    for place, attribute in enumerate(attributes):
+        if attribute.name in MIRRORED:
+            mirrored[:, place] = len(attribute.classes) - 1 - mirrored[:, place]
+    return dataclasses.replace(
+        faces,
+        labels=np.tile(faces.labels, 2),
+        names=(*faces.names, *(f"{name}-mirrored" for name in faces.names)),
+        read=lambda index: read(index) if index < count else read(index - count)[:, ::-1],
+        attributes={},
+        classes=np.concatenate([faces.classes, mirrored]),
+    )
+
+
+def names_of_persons(faces: FaceDataset) -> tuple[str, ...]:
+    """The persons by names that no one else has: rendered ones are others for each seed."""
+    seed = faces.provenance.get("persons_seed")
+    return faces.persons if seed is None else tuple(f"{seed}/{who}" for who in faces.persons)
+
+
+@dataclasses.dataclass(frozen=True)
+class Skill:
+    """What a classifier is worth on an attribute, on persons that it was not trained on.
+
+    Attributes:
+      accuracy: share of pictures of which it names the true class.
+      chance: share of the commonest class.
+      kappa: `cohen_kappa` of its answers and the truth.
+    """
+
+    accuracy: float
+    chance: float
+    kappa: float
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the attribute can be told from the picture: κ >= `LEAST_KAPPA`."""
+        return self.kappa >= LEAST_KAPPA
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierInfo:
+    """What an attribute classifier was made from.
+
+    Attributes:
+      dataset: name in `deid_jax.data.DATASETS`.
+      image_size: height and width in pixels.
+      crop: the face crop of its pictures.
+      seed: decides its persons and its training.
+      attributes: what it tells, an entry per head.
+      skills: what it is worth, an entry per head.
+      persons: whom it was trained or measured on, by `names_of_persons`.
+      num_images: how many pictures it was trained on.
+      training: epochs, learning rate, batch size, ...
+    """
+
+    dataset: str
+    image_size: int
+    crop: str
+    seed: int
+    attributes: tuple[Attribute, ...]
+    skills: tuple[Skill, ...]
+    persons: tuple[str, ...]
+    num_images: int
+    training: Mapping[str, Any]
+
+
+class AttributeClassifier(NamedTuple):
+    """A model that reads attributes off faces.
+
+    Attributes:
+      model: Flax module; `model.apply(variables, images)` gives logits float32[B, A, max K].
+      variables: its weights.
+      info: what it was made from.
+    """
+
+    model: AttributeNet
+    variables: Any
+    info: ClassifierInfo
+
+    def classify(self, faces: FaceDataset, *, batch_size: int = 64) -> np.ndarray:
+        """The classes that it names for pictures of its size, int32[N, A]."""
+        named, variables = [], jax.device_put(self.variables)
+        for batch in loader.in_order(faces, loader.even_batch_size(len(faces), batch_size)):
+            logits = predicting.predict(variables, batch.image, model=self.model)
+            named.append(np.argmax(logits, axis=-1)[batch.mask])
+        return np.concatenate(named).astype(np.int32)
+
+
+def _network(attributes: Sequence[Attribute]) -> AttributeNet:
+    return AttributeNet(tuple(len(attribute.classes) for attribute in attributes))
+
+
+def default_path(dataset: str, options: DataOptions) -> Path:
+    """Where the classifier for these settings is kept, whatever the split."""
+    return recognisers.default_path(
+        "attributes", dataset, dataclasses.replace(options, split="train")
+    )
+
+
+def fit(
+    others: FaceDataset,
+    options: DataOptions,
+    path: Path,
+    *,
+    config: TrainConfig = RECIPE,
+    progress: training.Progress = training.no_progress,
+) -> AttributeClassifier:
+    """Trains a classifier on seven persons in eight, measures it on the rest, and keeps it.
+
+    Args:
+      others: pictures with attributes, of other persons than those to be evaluated, whom
+        `persons` names as `names_of_persons` does.
+      options: how the set to be evaluated is loaded.
+      path: the checkpoint to write.
+      config: how to train; `options` has the seed.
+      progress: see `deid_jax.recognisers.training.train`.
+
+    Raises:
+      InputError: the pictures are too small, no attribute varies, or `path` cannot be written.
+    """
+    size, least = others.image_size, AttributeNet.min_image_size
+    if size < least:
+        raise InputError(f"image_size must be at least {least} for attributes, got {size}")
+    config = dataclasses.replace(config, seed=options.seed)
+    first_held_out = len(others.persons) - -(-len(others.persons) // _HELD_OUT)
+    seen = others.take(np.flatnonzero(others.labels < first_held_out))
+    attributes = describe(seen.attributes)
+    if not attributes:
+        raise InputError(f"no attribute of data set {others.name} varies between its pictures")
+    unseen = label(others.take(np.flatnonzero(others.labels >= first_held_out)), attributes)
+    shown, model = with_mirrored(label(seen, attributes), attributes), _network(attributes)
+    variables, _ = training.train(model, shown, config, held_out=unseen, progress=progress)
+    info = ClassifierInfo(
+        dataset=others.name,
+        image_size=size,
+        crop=options.crop,
+        seed=options.seed,
+        attributes=attributes,
+        skills=(),
+        persons=others.persons,
+        num_images=len(seen),
+        training=dataclasses.asdict(config),
+    )
+    named = AttributeClassifier(model, variables, info).classify(unseen)
+    info = dataclasses.replace(info, skills=tuple(map(_skill, unseen.classes.T, named.T)))
+    storage.save(path, variables, dataclasses.asdict(info))
+    return AttributeClassifier(model, variables, info)
+
+
+def _skill(truth: np.ndarray, named: np.ndarray) -> Skill:
+    return Skill(float(np.mean(truth == named)), _chance(truth), cohen_kappa(truth, named))
+
+
+def load(path: Path, evaluated: FaceDataset, options: DataOptions) -> AttributeClassifier:
+    """Reads a classifier that must fit a data set.
+
+    Raises:
+      InputError: it is missing, damaged, made for something else, or was trained on persons
+        of the data set.
+    """
+    facts = storage.load_info(path)
+    try:
+        facts["attributes"] = tuple(
+            Attribute(one["name"], tuple(one["classes"]), tuple(one["bounds"]))
+            for one in facts["attributes"]
+        )
+        facts["skills"] = tuple(Skill(**one) for one in facts["skills"])
+        info = ClassifierInfo(**facts | {"persons": tuple(facts["persons"])})
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read: its description is of another kind"
+        ) from error
+    for what, theirs, ours in (
+        ("the data set", info.dataset, evaluated.name),
+        ("pictures of size", info.image_size, evaluated.image_size),
+        ("seed", info.seed, options.seed),
+        ("crop", info.crop, options.crop),
+    ):
+        if theirs != ours:
+            raise InputError(
+                f"checkpoint {path} does not fit: it was made for {what} {theirs}, not {ours}"
+            )
+    known = set(info.persons).intersection(names_of_persons(evaluated))
+    if known:
+        raise InputError(
+            f"checkpoint {path} does not fit: it was trained on {len(known)} of the "
+            f"{len(evaluated.persons)} persons evaluated"
+        )
+    model = _network(info.attributes)
+    example = jax.ShapeDtypeStruct((1, info.image_size, info.image_size, 3), jnp.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), example)
+    variables = storage.load_arrays(path, expected)
+    if variables is None:
+        raise InputError(f"checkpoint {path} does not fit: its weights are of another network")
+    return AttributeClassifier(model, variables, info)
+
+
+def _chance(classes: np.ndarray) -> float:
+    """Share of the commonest class of int32[N]."""
+    return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
+
+
+def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
+    """Agreement beyond chance of two ways to class the same N pictures.
+
+    κ = (p₀ − pₑ) / (1 − pₑ), with p₀ the share of pictures classed alike and
+    pₑ = Σ_c n₁(c) n₂(c) / N² the share to be expected if neither knew of the other. 1 is full
+    agreement, 0 chance. Where both name one and the same class for all pictures, so that
+    pₑ = 1, κ is 1 by convention.
+
+    Args:
+      first: integers [N], N >= 1.
+      second: integers [N].
+
+    Source: Cohen, "A Coefficient of Agreement for Nominal Scales", 1960.
+    """
+    classes = np.union1d(first, second)
+    n_first = np.sum(first[:, None] == classes[None], axis=0)
+    n_second = np.sum(second[:, None] == classes[None], axis=0)
+    by_chance = int(n_first @ n_second)
+    alike, square = int(np.sum(first == second)) * len(first), len(first) ** 2
+    return 1.0 if by_chance == square else (alike - by_chance) / (square - by_chance)
+
+
+def compare(
+    attributes: Sequence[Attribute],
+    truth: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    *,
+    confidence: float = 0.95,
+) -> list[dict[str, Any]]:
+    """How far a classifier's answers before and after de-identification are the same.
+
+    Args:
+      attributes: A of them.
+      truth: int32[N, A], the true classes.
+      before: int32[N, A], its answers on the originals.
+      after: int32[N, A], its answers on the de-identified pictures.
+      confidence: of the interval.
+
+    Returns:
+      One record per attribute: `num_images`; `agreement`, the share of pictures with the same
+      answer, and its Wilson interval `low` to `high`; `kappa`, see `cohen_kappa`;
+      `accuracy_before` and `accuracy_after`, shares of true answers; `chance`, the share of
+      the commonest true class.
+    """
+    records = []
+    for attribute, true, old, new in zip(attributes, truth.T, before.T, after.T, strict=True):
+        same = int(np.sum(old == new))
+        low, high = wilson(same, len(old), confidence)
+        records.append(
+            {
+                "attribute": attribute.name,
+                "num_images": len(old),
+                "agreement": same / len(old),
+                "low": low,
+                "high": high,
+                "kappa": cohen_kappa(old, new),
+                "accuracy_before": float(np.mean(old == true)),
+                "accuracy_after": float(np.mean(new == true)),
+                "chance": _chance(true),
+            }
+        )
+    return records

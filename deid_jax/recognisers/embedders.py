@@ -1,0 +1,209 @@
+"""Recognisers that compare faces by embeddings, by name, by file, or brought along.
+
+A recogniser is named `NAME` (weights that are downloaded once, see `deid_jax.recognisers.weights`),
+`NAME:FILE` (a file of such weights), or `package.module:function`: a function from RGB
+pictures float32[B, H, W, 3] in [0, 1] to float[B, D], written with `jax.numpy`. A NAME is one
+of `names()`; anything else before a colon is a module.
+"""
+
+import dataclasses
+import functools
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.devices import sharding
+from deid_jax.errors import InputError
+from deid_jax.recognisers import downloading, weights
+
+# The architecture's name -> what makes module and variables of a file's arrays by name; beside
+# it, `load` does so of an .npz file.
+CONVERTERS = {"mobilefacenet": "deid_jax.models.mobilefacenet:convert"}
+# PyTorch's own files are read without running what they hold.
+_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
+# What training scripts put around a network's weights.
+_WRAPPERS = ("net_state_dict.", "state_dict.", "model.")
+# Pictures whose embeddings are computed at a time.
+BATCH_SIZE = 32
+_SIZES = (1, 4, BATCH_SIZE)
+
+
+class Embedder(NamedTuple):
+    """A recogniser that compares faces.
+
+    Attributes:
+      name: what it is called, without a file's folder.
+      module: `module.apply(variables, images)` gives float32[B, D] of float32[B, H, W, 3];
+        hashable, since it decides the compiled program.
+      variables: its weights.
+    """
+
+    name: str
+    module: Any
+    variables: Any
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Embeddings float32[N, D] of uint8[N, H, W, 3], a batch at a time."""
+        found = []
+        variables = sharding.placed_at_hand(self.variables)
+        for first in range(0, len(images), BATCH_SIZE):
+            batch = images[first : first + BATCH_SIZE]
+            # Of a few sizes alone, so that there are few programs.
+            size = next(size for size in _SIZES if size >= len(batch))
+            padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
+            found.append(np.asarray(_embed(variables, padded, self.module))[: len(batch)])
+        return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _embed(variables: Any, images: jax.Array, module: Any) -> jax.Array:
+    return module.apply(variables, images.astype(jnp.float32) / 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionModule:
+    """A function in a module's place: it holds its weights itself.
+
+    Attributes:
+      function: float32[B, H, W, 3] in [0, 1] -> float[B, D].
+    """
+
+    function: Callable[[jax.Array], jax.Array]
+
+    def apply(self, variables: Any, images: jax.Array) -> jax.Array:
+        """float32[B, D]; there are no variables."""
+        del variables
+        return jnp.asarray(self.function(images), jnp.float32)
+
+
+def names() -> list[str]:
+    """Every NAME: architectures, and those of their weights that can be downloaded."""
+    rows = weights.WEIGHTS.items()
+    return [*CONVERTERS, *(name for name, row in rows if row.converter in CONVERTERS.values())]
+
+
+def name_of(text: str) -> str:
+    """What a recogniser is called: NAME of NAME:FILE; a function keeps its whole name."""
+    name = text.partition(":")[0]
+    return name if name in names() else text
+
+
+def split_list(text: str, separator: str) -> list[str]:
+    """The recognisers of a list, each as `load_embedder` takes it.
+
+    A file's path may have the separator in it: after NAME:FILE it separates only where a NAME
+    or `module:` follows.
+    """
+    known = "|".join(map(re.escape, names()))
+    first, *rest = text.split(separator)
+    found = [first]
+    for part in rest:
+        in_path = re.search(rf"(^|[,+])\s*({known}):", found[-1])
+        if in_path and not re.match(rf"\s*(({known})\s*($|[,+])|[\w.]+:)", part):
+            found[-1] += separator + part
+        else:
+            found.append(part)
+    return [part.strip() for part in found]
+
+
+def load_embedder(
+    text: str,
+    *,
+    image_size: int,
+    progress: downloading.Progress = downloading.no_progress,
+) -> Embedder:
+    """The recogniser that `text` names.
+
+    Args:
+      text: `NAME`, `NAME:FILE` or `package.module:function`.
+      image_size: H = W of the pictures that it is to judge.
+      progress: told of bytes while they are downloaded.
+
+    Raises:
+      InputError: there is no such recogniser or file, it cannot be read, or it cannot take
+        these pictures.
+    """
+    name, _, rest = text.partition(":")
+    if name in names():
+        path = Path(rest) if rest else _fetch(name, progress)
+        embedder = Embedder(name, *_loaded(name, path))
+    elif rest.isidentifier():
+        embedder = _brought(text)
+    else:
+        raise InputError(
+            f"recogniser must be NAME or NAME:FILE with a NAME of {', '.join(names())}, or "
+            f"package.module:function, got {text}"
+        )
+    _check(embedder, image_size)
+    return embedder
+
+
+def _fetch(name: str, progress: downloading.Progress) -> Path:
+    if name in CONVERTERS:
+        rows = ", ".join(row for row in names() if row not in CONVERTERS)
+        raise InputError(
+            f"recogniser {name} needs a file, {name}:FILE; by name alone there are {rows}"
+        )
+    return weights.fetch(name, progress=progress)
+
+
+def _loaded(name: str, path: Path) -> tuple[Any, Any]:
+    """Module and variables of a file: `.npz`, or PyTorch's."""
+    converter = CONVERTERS.get(name) or weights.WEIGHTS[name].converter
+    if path.suffix not in _TORCH_SUFFIXES:
+        return _attribute(converter.partition(":")[0] + ":load")(path)
+    from deid_jax.recognisers import torch_files
+
+    arrays = torch_files.read(path)
+    for wrapper in _WRAPPERS:
+        inner = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
+        arrays = inner or arrays
+    return _attribute(converter)(arrays)
+
+
+def _attribute(target: str) -> Any:
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _brought(text: str) -> Embedder:
+    """`package.module:function`, looked for beside the working folder's modules, too."""
+    module_name, _, function_name = text.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # A module's own code may raise anything.
+        raise InputError(f"recogniser {text} cannot be imported: {_short(error)}") from error
+    if not callable(function):
+        raise InputError(f"recogniser {text} is no function")
+    return Embedder(text, FunctionModule(function), {})
+
+
+def _check(embedder: Embedder, image_size: int) -> None:
+    """Refuses what does not give one vector a picture."""
+    pictures = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    try:
+        shape = jax.eval_shape(embedder.module.apply, embedder.variables, pictures).shape
+    except Exception as error:
+        raise InputError(
+            f"recogniser {embedder.name} cannot take pictures of {image_size} px: "
+            f"{_short(error)}"
+        ) from error
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
+        raise InputError(
+            f"recogniser {embedder.name} must give a vector for each picture, [B, D] with "
+            f"D >= 2; of two it gives {shape}"
+        )
+
+
+def _short(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,141 @@
+"""A recogniser that was brought along, as one that names the persons of a data set.
+
+Attacks, sweeps and reports ask for logits. A recogniser that compares embeddings gives them by
+its gallery: 30 cos(f(x), c_p), c_p the centroid of person p's training photos, so that the
+person named is the one whose gallery is nearest.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.devices import sharding
+from deid_jax.errors import InputError
+from deid_jax.metrics import verification
+from deid_jax.recognisers import predicting
+from deid_jax.recognisers.checkpointing import CheckpointInfo
+from deid_jax.recognisers.embedders import Embedder
+from deid_jax.recognisers.trained import Recogniser
+
+# What the recogniser's function gives for a picture.
+OUTPUTS = ("embeddings", "logits")
+# ArcFace's scale: cosines are too close together for a softmax.
+_SCALE = 30.0
+# Pictures in memory while the gallery is embedded.
+_AT_A_TIME = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class GalleryClassifier:
+    """Stands where a Flax module of `deid_jax.models` does.
+
+    Attributes:
+      module: the recogniser's.
+      output: of `OUTPUTS`.
+    """
+
+    module: Any
+    output: str = "embeddings"
+
+    def apply(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Logits float32[B, P] of float32[B, H, W, 3] in [0, 1].
+
+        Args:
+          variables: "recogniser", its own, and "gallery", float32[P, D], unit vectors.
+          images: the pictures.
+        """
+        found = self.module.apply(variables["recogniser"], images)
+        if self.output == "logits":
+            return found
+        squares = jnp.sum(jnp.square(found), axis=-1, keepdims=True)
+        size = jnp.sqrt(jnp.where(squares > 0, squares, 1))
+        return _SCALE * (found / size) @ variables["gallery"].T
+
+    def clone(self, *, dtype: Any) -> "GalleryClassifier":
+        """The same, computing in another precision.
+
+        Raises:
+          InputError: a function, which computes in what it was written for.
+        """
+        if not hasattr(self.module, "clone"):
+            raise InputError("precision must be float32 for a recogniser that is a function")
+        return dataclasses.replace(self, module=self.module.clone(dtype=dtype))
+
+
+def _embed_all(embedder: Embedder, faces: FaceDataset) -> np.ndarray:
+    """float32[N, D], a few pictures in memory at a time."""
+    found = []
+    for start in range(0, len(faces), _AT_A_TIME):
+        places = range(start, min(start + _AT_A_TIME, len(faces)))
+        embeddings = embedder.embed(np.stack([faces.read(place) for place in places]))
+        finite = np.isfinite(embeddings).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"recogniser {embedder.name} gives NaN or infinity for "
+                f"{faces.picture(places[int(np.argmin(finite))])}"
+            )
+        found.append(embeddings)
+    return np.concatenate(found)
+
+
+def from_embedder(
+    embedder: Embedder,
+    output: str,
+    known: FaceDataset,
+    held_out: FaceDataset | None = None,
+    *,
+    model_parallel: int = 1,
+) -> Recogniser:
+    """The recogniser that names a data set's persons.
+
+    Args:
+      embedder: the recogniser.
+      output: of `OUTPUTS`.
+      known: the photos of its gallery; of logits, a data set with its persons.
+      held_out: photos to measure it on, beside those.
+      model_parallel: over how many devices dense layers are divided.
+
+    Raises:
+      InputError: an unknown output, or logits that are not as many as the persons.
+    """
+    if output not in OUTPUTS:
+        raise InputError(f"recogniser_output must be one of {', '.join(OUTPUTS)}, got {output}")
+    mesh = sharding.narrowed(sharding.local_mesh(model_parallel), 1)
+    with sharding.working_on(mesh.devices[0]):
+        embeddings = _embed_all(embedder, known)
+    persons = len(known.persons)
+    if output == "logits" and embeddings.shape[1] != persons:
+        raise InputError(
+            f"recogniser {embedder.name} must give a logit for each of {persons} persons, got "
+            f"{embeddings.shape[1]}: for embeddings give --recogniser_output=embeddings"
+        )
+    gallery = np.zeros((0, embeddings.shape[1]))
+    if output == "embeddings":
+        members = [np.flatnonzero(known.labels == person) for person in range(persons)]
+        gallery = verification.centroids(embeddings, members)
+    model = GalleryClassifier(embedder.module, output)
+    variables = {
+        "recogniser": embedder.variables,
+        "gallery": np.asarray(gallery, np.float32),
+    }
+    sets = [known] if held_out is None else [known, held_out]
+    info = CheckpointInfo(
+        model=embedder.name,
+        persons=known.persons,
+        image_size=known.image_size,
+        dataset=known.name,
+        split=known.split,
+        seed=0,
+        pictures=known.pictures,
+        provenance=dict(known.provenance),
+        training={},
+        accuracy={
+            faces.split: predicting.accuracy(model, variables, faces, mesh=mesh)
+            for faces in sets
+        },
+    )
+    return Recogniser(model, variables, info)

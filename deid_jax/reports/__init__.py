@@ -1,0 +1,4 @@
+"""Reports: tables, figures and HTML of finished runs.
+
+Imports `evaluation` and what is below.
+"""

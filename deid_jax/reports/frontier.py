@@ -1,0 +1,189 @@
+"""The frontier: what each method's distortion buys, as a picture.
+
+One row of panels per recogniser: MR against L2 and against MSSIM, both stretched where methods
+differ. Up and to the left is better in both; lines lead through the points that no other of
+the same method beats, solid for the 8-bit pictures, dashed for the float results. Rings mark
+each method's least L2 at an MR of 99 % and of 99.5 %.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deid_jax.attacks import ATTACKS
+from deid_jax.evaluation.batch import METHODS
+from deid_jax.models import MODELS
+from deid_jax.reports.comparison import MIN_MR, Point, choose, in_order
+from deid_jax.reports.report import name_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, then some of Tol's, told apart by the colour-blind; grey after them.
+_COLOURS = (
+    *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"),
+    *("#117733", "#332288", "#AA4499", "#999933", "#44AA99", "#661100", "#6699CC", "#DDCC77"),
+)
+_MARKERS = "osD^vPXp<>hd8sDo"
+_KINDS = (("_uint8", "-", "full"), ("", "--", "none"))
+# What tells 99 from 99.5 %: distances to a hair above 100 %, on a log scale.
+_ABOVE = 0.003
+_RATES = (0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 1)
+_LEAST = 1e-4
+
+
+def draw(points: Sequence[Point]) -> bytes:
+    """Draws the frontier.
+
+    Args:
+      points: at least one, of one or several recognisers, measured on the same pictures.
+
+    Returns:
+      A PNG file.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    models = in_order((point.model for point in points), MODELS)
+    methods = in_order((point.method for point in points), METHODS)
+    figure = Figure(figsize=(11, 1.1 + 4.3 * len(models)), dpi=120, layout="constrained")
+    axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
+    for row, model in zip(axes, models, strict=True):
+        own = [point for point in points if point.model == model]
+        for axis, metric in zip(row, ("l2", "mssim"), strict=True):
+            for method in dict.fromkeys(point.method for point in own):
+                _draw_method(axis, [p for p in own if p.method == method], metric)
+            _dress(axis, own, metric)
+        row[0].set_ylabel(f"{model}: misclassified (MR)")
+    handles = [
+        Line2D([], [], color=_style(method)[0], marker=_style(method)[1], label=name_of(method))
+        for method in methods
+    ]
+    handles += [
+        Line2D([], [], color="0.4", linestyle="-", marker="o", label="8-bit picture"),
+        Line2D(
+            [], [], color="0.4", linestyle="--", marker="o", fillstyle="none", label="float"
+        ),
+        Line2D(
+            [],
+            [],
+            color="black",
+            linestyle="",
+            marker="o",
+            fillstyle="none",
+            markersize=11,
+            label="least L2 at MR ≥ 99, 99.5 %",
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    first = points[0].figures
+    figure.suptitle(
+        f"Distortion against misclassification: {first.get('num_images', '?')} pictures of "
+        f"{first.get('dataset', '?')}, split {first.get('split', '?')}"
+    )
+    file = io.BytesIO()
+    # Without the version of matplotlib: the same points give the same bytes.
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _style(method: str) -> tuple[str, str]:
+    """Colour and marker, the same in every picture."""
+    looks = dict(zip(METHODS, zip(_COLOURS, _MARKERS, strict=True), strict=False))
+    return looks.get(method, ("#777777", "*"))
+
+
+def _zorder(points: Sequence[Point]) -> int:
+    """Attacks lie above the ad-hoc methods."""
+    return 4 if points[0].method in ATTACKS else 3
+
+
+def _distortion(point: Point, metric: str) -> float:
+    """What the horizontal axis shows: L2, or 1 − MSSIM; no less than a log scale can show."""
+    value = point.figures[metric]
+    return max(1 - value if metric.startswith("mssim") else value, _LEAST)
+
+
+def _draw_method(axis: "Axes", points: Sequence[Point], metric: str) -> None:
+    """A marker for every point, a line through those on the frontier, rings at the goals."""
+    colour, marker = _style(points[0].method)
+    for suffix, line, fill in _KINDS:
+        pairs = [(_distortion(p, metric + suffix), p.figures["mr" + suffix]) for p in points]
+        look: dict[str, Any] = {"color": colour, "clip_on": False, "zorder": _zorder(points)}
+        axis.plot(
+            *zip(*frontier(pairs), strict=True),
+            linestyle=line,
+            linewidth=1.6 if suffix else 1.0,
+            **look,
+        )
+        axis.plot(
+            *zip(*pairs, strict=True),
+            linestyle="",
+            marker=marker,
+            markersize=5 if suffix else 8,
+            fillstyle=fill,
+            **look,
+        )
+    for goal in MIN_MR:
+        chosen = choose(points, "uint8", goal)
+        if chosen:
+            place = ([_distortion(chosen, metric + "_uint8")], [chosen.figures["mr_uint8"]])
+            axis.plot(
+                *place, "o", color="black", fillstyle="none", markersize=13, clip_on=False
+            )
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (distortion, MR) than which no other is better in both, by distortion."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best
+
+
+def _dress(axis: "Axes", points: Sequence[Point], metric: str) -> None:
+    """Axes, grid, and the line of the clean error."""
+    axis.set_yscale(
+        "function",
+        functions=(
+            lambda y: -np.log10(np.maximum(1 + _ABOVE - y, 1e-9)),
+            lambda y: 1 + _ABOVE - 10 ** (-y),
+        ),
+    )
+    axis.set_ylim(0, 1)
+    axis.set_yticks(_RATES, [f"{rate:.1%}".replace(".0", "") for rate in _RATES])
+    axis.set_yticks([], minor=True)
+    axis.grid(color="0.9")
+    clean = points[0].figures.get("clean_error")
+    if clean:
+        axis.axhline(clean, color="0.5", linewidth=0.9, linestyle=":", zorder=1)
+        axis.annotate(
+            f"clean error {clean:.1%}",
+            (1, clean),
+            xycoords=axis.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color="0.4",
+        )
+    values = [_distortion(point, metric + suffix) for point in points for suffix, *_ in _KINDS]
+    axis.set_xscale("log")
+    low, high = min(values) / 1.3, max(values) * 1.3
+    axis.set_xlim(low, high)
+    # Rounder ones where they suffice.
+    for multiples in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [m * 10.0**e for e in range(-5, 4) for m in multiples]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        if len(shown) > 2:
+            break
+    similarity = metric == "mssim"
+    axis.set_xticks(shown, [f"{1 - tick if similarity else tick:.6g}" for tick in shown])
+    axis.set_xlabel(
+        "MSSIM, structural similarity (1 = unchanged)"
+        if similarity
+        else "L2, mean distance to the original (pixels of 0 to 1)"
+    )
+    axis.set_xticks([], minor=True)

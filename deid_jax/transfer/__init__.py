@@ -1,0 +1,16 @@
+"""Transfer: does protection carry over to recognisers that were not attacked?
+
+Protocol, surrogates, judges and opponents who adapt. Imports `reports` and what is below.
+"""
+
+from deid_jax.transfer.protocol import (
+    COMPARED,
+    Faces,
+    Judge,
+    Verdict,
+    averaged,
+    figures,
+    make_judge,
+)
+
+__all__ = ["COMPARED", "Faces", "Judge", "Verdict", "averaged", "figures", "make_judge"]

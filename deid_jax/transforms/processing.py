@@ -1,0 +1,197 @@
+"""What photos undergo on their way: compression, resizing, filters, denoising.
+
+For judging which protection survives them; attacks that foresee them use the differentiable
+`deid_jax.transforms.transformations`. Pictures are uint8[N, H, W, 3] arrays of NumPy, R, G, B: what 8-bit
+files hold. Every function returns new pictures of the same shape and dtype, and what becomes
+of a picture depends on it and the settings alone. All raise `InputError` for anything but such
+a batch, or for a setting out of range.
+"""
+
+import functools
+import io
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from deid_jax import checks
+from deid_jax.errors import InputError
+
+# uint8[N, H, W, 3] -> the processed pictures, likewise.
+Processing = Callable[[np.ndarray], np.ndarray]
+
+
+def none(pictures: np.ndarray) -> np.ndarray:
+    """The pictures as they are."""
+    return _checked(pictures).copy()
+
+
+def jpeg(pictures: np.ndarray, *, quality: int = 75) -> np.ndarray:
+    """Written as JPEG by Pillow and read back, chroma at half the height and width.
+
+    Args:
+      pictures: uint8[N, H, W, 3].
+      quality: 1 to 100.
+    """
+    from PIL import Image
+
+    checks.count("quality", quality, least=1, most=100)
+
+    def write_and_read(picture: np.ndarray) -> np.ndarray:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+        return np.asarray(Image.open(file))
+
+    return _each(write_and_read, pictures)
+
+
+def half_size(pictures: np.ndarray) -> np.ndarray:
+    """Resized to half the height and width, rounded up, and back: Pillow's Lanczos, twice.
+
+    Args:
+      pictures: uint8[N, H, W, 3].
+    """
+    from PIL import Image
+
+    def there_and_back(picture: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(picture)
+        half = (image.width + 1) // 2, (image.height + 1) // 2
+        small = image.resize(half, Image.Resampling.LANCZOS)
+        return np.asarray(small.resize(image.size, Image.Resampling.LANCZOS))
+
+    return _each(there_and_back, pictures)
+
+
+def blur(pictures: np.ndarray, *, sigma: float = 1 / 112) -> np.ndarray:
+    """Gaussian blur, cut off at 4 σ, edges repeated: SciPy's.
+
+    Args:
+      pictures: uint8[N, H, W, 3].
+      sigma: σ as a fraction of the height, at least 0; by default one pixel of 112.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    checks.finite_non_negative("sigma", sigma)
+    # float64, or SciPy rounds down between the two directions.
+    levels = _checked(pictures).astype(np.float64)
+    pixels = sigma * levels.shape[1]
+    return _rounded(gaussian_filter(levels, (0, pixels, pixels, 0), mode="nearest"))
+
+
+def depth(pictures: np.ndarray, *, bits: int = 5) -> np.ndarray:
+    """Fewer levels a channel: round(255 round(m x/255)/m), m = 2^bits − 1.
+
+    Bit depth reduction of Xu, Evans, Qi: "Feature Squeezing", 2018.
+
+    Args:
+      pictures: uint8[N, H, W, 3].
+      bits: 1 to 8; 8 leaves the pictures as they are.
+    """
+    checks.count("bits", bits, least=1, most=8)
+    steps = 2**bits - 1
+    table = _rounded(np.rint(np.arange(256) * steps / 255) * 255 / steps)
+    return table[_checked(pictures)]
+
+
+def noise(pictures: np.ndarray, *, stddev: float = 0.02, seed: int = 0) -> np.ndarray:
+    """Adds n from N(0, σ²) to every pixel and channel, rounded and clipped to 8 bits.
+
+    A picture's noise is drawn from `seed` and the picture's bytes: its place in the batch
+    does not matter, and the same picture gets the same noise.
+
+    Args:
+      pictures: uint8[N, H, W, 3].
+      stddev: σ as a fraction of 255, at least 0.
+      seed: an integer, at least 0.
+    """
+    checks.finite_non_negative("stddev", stddev)
+    checks.count("seed", seed)
+
+    def add(picture: np.ndarray) -> np.ndarray:
+        random = np.random.default_rng([seed, zlib.crc32(picture.tobytes())])
+        return _rounded(picture + 255 * stddev * random.normal(size=picture.shape))
+
+    return _each(add, pictures)
+
+
+def median(pictures: np.ndarray, *, size: int = 3) -> np.ndarray:
+    """The median over size × size pixels, channel by channel, edges repeated: SciPy's.
+
+    Args:
+      pictures: uint8[N, H, W, 3].
+      size: of the window in pixels, at least 1.
+    """
+    from scipy.ndimage import median_filter
+
+    checks.count("size", size, least=1)
+    return median_filter(_checked(pictures), size=(1, size, size, 1), mode="nearest")
+
+
+def denoise(pictures: np.ndarray, *, strength: float = 0.04) -> np.ndarray:
+    """Non-local means: every pixel becomes a mean over pixels with surroundings alike.
+
+    Patches of 5×5 pixels, compared within 6 pixels each way, all channels at once, weighted by
+    exp(−d²/h²), d² the mean square difference of two patches: scikit-image's fast mode.
+    Buades, Coll, Morel: "A Non-Local Algorithm for Image Denoising", 2005.
+
+    Args:
+      pictures: uint8[N, H, W, 3].
+      strength: h > 0, as a fraction of 255; the default is about ten levels.
+
+    Raises:
+      InputError: scikit-image is not installed, or see above.
+    """
+    try:
+        from skimage.restoration import denoise_nl_means
+    except ImportError as error:
+        raise InputError(
+            "denoise needs scikit-image: pip install 'deid_jax[photos]'"
+        ) from error
+
+    checks.fraction("strength", strength)
+
+    def filtered(picture: np.ndarray) -> np.ndarray:
+        means = denoise_nl_means(
+            picture / 255,
+            patch_size=5,
+            patch_distance=6,
+            h=strength,
+            fast_mode=True,
+            channel_axis=-1,
+        )
+        return _rounded(255 * means)
+
+    return _each(filtered, pictures)
+
+
+def _checked(pictures: np.ndarray) -> np.ndarray:
+    array = np.asarray(pictures)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
+        raise InputError(
+            "pictures must be uint8[N, H, W, 3] with at least one pixel, "
+            f"got {array.dtype}{list(array.shape)}"
+        )
+    return array
+
+
+def _each(function: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray) -> np.ndarray:
+    return np.stack([function(picture) for picture in _checked(pictures)])
+
+
+def _rounded(levels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+# Name -> processing, from none to the strongest of each kind.
+PROCESSING: dict[str, Processing] = {
+    "none": none,
+    "jpeg95": functools.partial(jpeg, quality=95),
+    "jpeg75": functools.partial(jpeg, quality=75),
+    "jpeg50": functools.partial(jpeg, quality=50),
+    "half_size": half_size,
+    "blur": blur,
+    "bits5": functools.partial(depth, bits=5),
+    "noise": noise,
+    "median": median,
+    "denoise": denoise,
+}

@@ -1,0 +1,326 @@
+"""Random transformations of pictures that gradients pass.
+
+An objective's expectation over them is what an attack must lower for its pictures to survive
+such changes: expectation over transformation, Athalye, Engstrom, Ilyas, Kwok: "Synthesizing
+Robust Adversarial Examples", 2018.
+
+All share one signature, (images float[B, H, W, C] in [0, 1], key) -> the same shape and dtype
+in [0, 1]; `key` is one key or key[B]. What becomes of a picture depends on it and its own key
+alone. Shapes are static, all is traceable, and resampling is two matrix products: within
+`lax.scan` that is fast on the CPU in both directions. Lengths are fractions of the picture's
+height and width, so that a setting means the same at every size.
+
+Clipping what a transformation moves beyond [0, 1] stops the gradient there, as it must; where
+only rounding leaves the range, it does not.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax import checks
+from deid_jax.arrays import fold_in_all, normal, per_image, per_image_keys
+from deid_jax.errors import InputError
+from deid_jax.transforms.jpeg import jpeg as write_and_read
+
+# (images float[B, H, W, C] in [0, 1], one key or key[B]) -> transformed, likewise.
+Transformation = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def resize_pad_flip(
+    images: jax.Array, key: jax.Array, *, smallest: float = 0.9, flips: float = 0.5
+) -> jax.Array:
+    """Diverse inputs: shrinks, pads with black at a random place, perhaps mirrors.
+
+    Of Xie, Zhang, Zhou, Bai, Wang, Ren, Yuille: "Improving Transferability of Adversarial
+    Examples with Input Diversity", 2019, and a mirroring beside it. There the padded picture
+    is larger than the original, 330 pixels for 299; here it keeps its size. The new height
+    and width are the rounded share of the old, uniform in [smallest, 1]; the place is uniform
+    over whole pixels. Bilinear, the filter widened as it shrinks.
+
+    Args:
+      images: float[B, H, W, C] in [0, 1].
+      key: one key or key[B].
+      smallest: the least share of height and width that is left, in (0, 1].
+      flips: the probability of mirroring left and right.
+
+    Raises:
+      InputError: an argument out of range.
+    """
+    checks.fraction("smallest", smallest)
+    _check_probability("flips", flips)
+    keys = _keys(images, key)
+    share, top, left, coin = _uniform(keys, 4)
+    matrices = []
+    for size, place in zip(images.shape[1:3], (top, left), strict=True):
+        small = _shrunk(size, share, smallest)
+        start = jnp.floor(place * (size - small + 1))
+        matrices.append(_zoom(size, small / size, start, black_outside=True))
+    return _mirror(_resampled(images, *matrices), coin < flips)
+
+
+def flip(images: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
+    """Mirrors left and right with a probability in [0, 1]."""
+    _check_probability("probability", probability)
+    (coin,) = _uniform(_keys(images, key), 1)
+    return _mirror(images, coin < probability)
+
+
+def resize(images: jax.Array, key: jax.Array, *, smallest: float = 0.5) -> jax.Array:
+    """Shrinks to a share of height and width, uniform in [smallest, 1], and enlarges again.
+
+    Both bilinear; shrinking widens the filter, so that every pixel counts.
+
+    Args:
+      images: float[B, H, W, C] in [0, 1].
+      key: one key or key[B].
+      smallest: the least share, in (0, 1]; sizes are rounded to whole pixels.
+
+    Raises:
+      InputError: an argument out of range.
+    """
+    checks.fraction("smallest", smallest)
+    (share,) = _uniform(_keys(images, key), 1)
+    matrices = []
+    for size in images.shape[1:3]:
+        small = _shrunk(size, share, smallest)
+        origin = jnp.zeros_like(small)
+        down = _zoom(size, small / size, origin)
+        up = _zoom(size, size / small, origin, used=small)
+        matrices.append(jnp.matmul(up, down, precision="highest"))
+    return _resampled(images, *matrices)
+
+
+def crop_jitter(
+    images: jax.Array, key: jax.Array, *, shift: float = 0.03, scale: float = 0.05
+) -> jax.Array:
+    """What another face detector would have cropped: a little beside, larger or smaller.
+
+    x'(p) = x(c + (p − c − t)/s), c the centre; t uniform within ±shift of height and width,
+    s uniform within 1 ± scale. Bilinear at sub-pixel places; edges are repeated outwards.
+
+    Args:
+      images: float[B, H, W, C] in [0, 1].
+      key: one key or key[B].
+      shift: the largest shift, a fraction in [0, 1) of height and width.
+      scale: the largest change of scale, in [0, 1).
+
+    Raises:
+      InputError: an argument out of range.
+    """
+    for name, value in (("shift", shift), ("scale", scale)):
+        checks.non_negative(name, value)
+        checks.below_one(name, value)
+    zoom, *moves = _uniform(_keys(images, key), 3)
+    factor = 1 + scale * (2 * zoom - 1)
+    matrices = []
+    for size, move in zip(images.shape[1:3], moves, strict=True):
+        start = size * ((1 - factor) / 2 + shift * (2 * move - 1))
+        matrices.append(_zoom(size, factor, start))
+    return _resampled(images, *matrices)
+
+
+def blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.01) -> jax.Array:
+    """Gaussian blur with σ uniform in [0, largest_sigma] of the height.
+
+    Near an edge the weights inside the picture are scaled to sum to one.
+
+    Args:
+      images: float[B, H, W, C] in [0, 1].
+      key: one key or key[B].
+      largest_sigma: a fraction of the height, at least 0 and finite.
+
+    Raises:
+      InputError: an argument out of range.
+    """
+    checks.finite_non_negative("largest_sigma", largest_sigma)
+    (share,) = _uniform(_keys(images, key), 1)
+    # A thousandth of a pixel leaves every picture as it is.
+    sigma = jnp.maximum(largest_sigma * images.shape[1] * share, 1e-3)[:, None, None]
+    matrices = []
+    for size in images.shape[1:3]:
+        distance = np.subtract.outer(np.arange(size), np.arange(size))
+        weights = jnp.exp(-0.5 * jnp.square(jnp.asarray(distance, sigma.dtype)[None] / sigma))
+        matrices.append(weights / weights.sum(axis=2, keepdims=True))
+    return _resampled(images, *matrices)
+
+
+def brightness(
+    images: jax.Array, key: jax.Array, *, offset: float = 0.1, contrast: float = 0.2
+) -> jax.Array:
+    """clip₀₁(½ + g (x − ½) + b): b uniform within ±offset, g within 1 ± contrast.
+
+    Args:
+      images: float[B, H, W, C] in [0, 1].
+      key: one key or key[B].
+      offset: the largest change of brightness, at least 0 and finite; pixels in [0, 1].
+      contrast: the largest change of contrast, in [0, 1).
+
+    Raises:
+      InputError: an argument out of range.
+    """
+    checks.finite_non_negative("offset", offset)
+    checks.non_negative("contrast", contrast)
+    checks.below_one("contrast", contrast)
+    gain, shift = (2 * draw - 1 for draw in _uniform(_keys(images, key), 2))
+    gain, shift = (per_image(d) for d in (1 + contrast * gain, offset * shift))
+    moved = 0.5 + gain * (images - 0.5) + shift
+    return jnp.clip(moved, 0, 1).astype(images.dtype)
+
+
+def noise(images: jax.Array, key: jax.Array, *, stddev: float = 0.02) -> jax.Array:
+    """clip₀₁(x + n) with n from N(0, σ²) for every pixel and channel.
+
+    Args:
+      images: float[B, H, W, C] in [0, 1].
+      key: one key or key[B].
+      stddev: σ, at least 0 and finite; pixels in [0, 1].
+
+    Raises:
+      InputError: an argument out of range.
+    """
+    checks.finite_non_negative("stddev", stddev)
+    return jnp.clip(images + stddev * normal(images, _keys(images, key)), 0, 1)
+
+
+def jpeg(
+    images: jax.Array, key: jax.Array, *, lowest: int = 50, highest: int = 95
+) -> jax.Array:
+    """`deid_jax.transforms.jpeg.jpeg` of a quality uniform over the integers from lowest to highest.
+
+    Args:
+      images: float[B, H, W, 3] in [0, 1].
+      key: one key or key[B].
+      lowest: the least quality, 1 to 100.
+      highest: the greatest, at least `lowest` and at most 100.
+
+    Raises:
+      InputError: an argument out of range.
+    """
+    checks.count("highest", highest, least=1, most=100)
+    checks.count("lowest", lowest, least=1, most=highest)
+    (draw,) = _uniform(_keys(images, key), 1)
+    return write_and_read(images, jnp.floor(lowest + draw * (highest - lowest + 1)))
+
+
+def compose(*functions: Transformation) -> Transformation:
+    """One after the other, the first first, each with keys of its own; none is the identity."""
+
+    def composed(images: jax.Array, key: jax.Array) -> jax.Array:
+        keys = _keys(images, key)
+        for number, function in enumerate(functions):
+            images = function(images, fold_in_all(keys, number))
+        return images
+
+    return composed
+
+
+def sometimes(probability: float, function: Transformation) -> Transformation:
+    """`function` for each picture with a probability in [0, 1], else the picture as it is.
+
+    Raises:
+      InputError: the probability is out of range.
+    """
+    _check_probability("probability", probability)
+
+    def perhaps(images: jax.Array, key: jax.Array) -> jax.Array:
+        keys = _keys(images, key)
+        (coin,) = _uniform(fold_in_all(keys, 0), 1)
+        changed = function(images, fold_in_all(keys, 1))
+        return jnp.where(per_image(coin < probability), changed, images)
+
+    return perhaps
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} must be a number >= 0 and <= 1, got {value}")
+
+
+def _keys(images: jax.Array, key: jax.Array) -> jax.Array:
+    checks.images("images", images)
+    return per_image_keys(key, len(images))
+
+
+def _uniform(keys: jax.Array, count: int) -> jax.Array:
+    """float32[count, B], uniform in [0, 1), each column from its own key."""
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (count,), jnp.float32))(keys)
+    return draws.T
+
+
+def _mirror(images: jax.Array, mirrored: jax.Array) -> jax.Array:
+    return jnp.where(per_image(mirrored), images[:, :, ::-1], images)
+
+
+def _shrunk(size: int, draw: jax.Array, smallest: float) -> jax.Array:
+    """Whole pixels, at least one, of a share uniform in [smallest, 1]: float32[B]."""
+    return jnp.maximum(jnp.round(size * (smallest + (1 - smallest) * draw)), 1)
+
+
+def _zoom(
+    size: int,
+    scale: jax.Array,
+    start: jax.Array,
+    *,
+    used: jax.Array | None = None,
+    black_outside: bool = False,
+) -> jax.Array:
+    """The matrices that lay a line of pixels, scaled, at `start` on a line of the same size.
+
+    Target pixel i lies over the source at (i + ½ − start)/scale − ½. Its weights are a
+    triangle about that place, as wide as two source pixels, or two target pixels where they
+    are larger, and sum to one. Beyond the line's ends the last pixel is repeated.
+
+    Args:
+      size: of both lines.
+      scale: float32[B], target pixels per source pixel.
+      start: float32[B], the place of the source's first edge, in target pixels.
+      used: float32[B], the number of source pixels there are; all if None.
+      black_outside: weights zero beyond the ends, instead of repeating.
+
+    Returns:
+      float32[B, size, size]: a row per target pixel.
+    """
+    pixels = jnp.arange(size, dtype=jnp.float32)
+    end = jnp.full_like(scale, size) if used is None else used
+    place = (pixels[None] + 0.5 - start[:, None]) / scale[:, None]
+    inside = (place >= 0) & (place <= end[:, None])
+    centre = jnp.clip(place, 0, end[:, None]) - 0.5
+    distance = jnp.abs(centre[:, :, None] - pixels[None, None])
+    reach = jnp.maximum(1 / scale, 1)[:, None, None]
+    weights = jnp.maximum(1 - distance / reach, 0) * (pixels[None] < end[:, None])[:, None]
+    weights /= weights.sum(axis=2, keepdims=True)
+    return jnp.where(inside[:, :, None], weights, 0) if black_outside else weights
+
+
+def _resampled(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Each picture as rows @ image @ columnsᵀ; float32[B, H, H] and float32[B, W, W]."""
+    once = jnp.einsum("bih,bhwc->biwc", rows, images, precision="highest")
+    twice = jnp.einsum("bjw,biwc->bijc", columns, once, precision="highest")
+    return _back_in_range(twice).astype(images.dtype)
+
+
+@jax.custom_jvp
+def _back_in_range(images: jax.Array) -> jax.Array:
+    """Clips what only rounding has moved out of [0, 1], at full gradient."""
+    return jnp.clip(images, 0, 1)
+
+
+_back_in_range.defjvps(lambda change, result, images: change)
+
+
+# Name -> transformation at its default strength.
+TRANSFORMATIONS: dict[str, Transformation] = {
+    "resize_pad_flip": resize_pad_flip,
+    "flip": flip,
+    "resize": resize,
+    "crop_jitter": crop_jitter,
+    "blur": blur,
+    "brightness": brightness,
+    "noise": noise,
+    "jpeg": jpeg,
+    # What happens to photos on their way, each in half of the draws.
+    "processing": compose(sometimes(0.5, jpeg), sometimes(0.5, resize)),
+}

@@ -1,0 +1,4 @@
+"""Videos: frames, tracks, streams, sound.
+
+Imports `photos` and what is below.
+"""

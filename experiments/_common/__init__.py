@@ -1,0 +1,1 @@
+"""What the commands share: settings, flags, the terminal."""

@@ -1,0 +1,148 @@
+"""How `experiments.transfer` protects: one run's photos, in batches, within their budget."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.attacks.budgets import l2_of_psnr
+from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.evaluation.batch import METHODS
+from deid_jax.transfer import Faces, Judge
+from deid_jax.transfer.protecting import BATCH_SIZE, Program, run_protect
+from experiments._transfer.transfer_plan import AD_HOC, BY_PIXEL, LEAST, Plan, Run
+
+# Steps go so many times as far as the budget, all together.
+_REACH = 2.5
+# A pixel's bound beyond the budget, so that the change can be brought to it exactly.
+_ROOM = 1.1
+
+
+def config_of(run: Run, plan: Plan, num_values: int) -> Any:
+    """The method's settings at the run's budget, for pictures of `num_values` values."""
+    config = METHODS[run.method].config
+    if run.method in AD_HOC:
+        return config()
+    if run.method in LEAST:
+        return config(num_steps=plan.num_steps)
+    if run.budget.epsilon is not None:
+        size = run.budget.epsilon
+    else:
+        assert run.budget.psnr is not None
+        size = float(l2_of_psnr(run.budget.psnr, num_values))
+        if run.method in BY_PIXEL:
+            size *= _ROOM / num_values**0.5
+    if run.method == "mifgvm":
+        return config(epsilon=size, num_steps=plan.num_steps)
+    step_size = _REACH * size / plan.num_steps
+    return config(epsilon=size, step_size=step_size, num_steps=plan.num_steps)
+
+
+def protect(
+    run: Run,
+    plan: Plan,
+    judges: Mapping[str, Judge],
+    faces: Faces,
+    done: Callable[[int], None],
+) -> np.ndarray:
+    """All photos of the protocol, protected: uint8[M, H, W, 3].
+
+    Galleries, and the thresholds that least changes go by, are those of the persons' own
+    photos (`Judge.own`): a protector knows no others.
+    """
+    photos, labels = faces.protected, faces.protected_labels
+    own = [judges[name] for name in run.fit]
+    program = Program(
+        modules=tuple(judge.embedder.module for judge in own),
+        method=run.method,
+        reduction="max" if run.method in LEAST else "smooth",
+        transformations=run.foreseen,
+        num_samples=plan.num_samples if run.foreseen else 1,
+        dithered=run.method in BY_PIXEL,
+    )
+    config = config_of(run, plan, photos[0].size)
+    psnr = run.budget.psnr
+    fold = functools.partial(jax.random.fold_in, jax.random.key(plan.seed))
+    weights = [placed_at_hand(judge.embedder.variables) for judge in own]
+    finished = []
+    for first in range(0, len(photos), BATCH_SIZE):
+        # The last batch is filled up with its last photo: one program serves all.
+        places = np.minimum(np.arange(first, first + BATCH_SIZE), len(photos) - 1)
+        batch = _Batch(
+            images=photos[places],
+            weights=weights,
+            galleries=[jnp.asarray(judge.own[labels[places]], jnp.float32) for judge in own],
+            thresholds=[judge.own_thresholds[plan.fars[0]] for judge in own],
+            keys=jax.vmap(fold)(jnp.asarray(faces.lists.protected[places])),
+            config=config,
+            program=program,
+        )
+        if run.method in LEAST and psnr is not None:
+            pictures = _within(batch, psnr)
+        else:
+            pictures, _ = batch.protected(np.full(len(places), plan.margin), psnr)
+        finished.append(pictures[: len(photos) - first])
+        done(min(first + BATCH_SIZE, len(photos)))
+    return np.concatenate(finished)
+
+
+class _Batch(NamedTuple):
+    """What `run_protect` takes of one batch, but for margins and budget."""
+
+    images: np.ndarray
+    weights: Sequence[Any]
+    galleries: Sequence[jax.Array]
+    thresholds: Sequence[float]
+    keys: jax.Array
+    config: Any
+    program: Program
+
+    def protected(
+        self, margins: np.ndarray, psnr: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """uint8[B, H, W, 3], and bool[B]: whether all thresholds are gone below by margins."""
+        goals = [jnp.asarray(threshold - margins, jnp.float32) for threshold in self.thresholds]
+        pictures, success = run_protect(
+            self.weights,
+            self.images,
+            self.galleries,
+            goals,
+            self.config,
+            None if psnr is None else jnp.float32(psnr),
+            self.keys,
+            program=self.program,
+        )
+        return np.asarray(pictures), np.asarray(success)
+
+
+# In cosines: no photo goes farther below the threshold. Halved so many times.
+_WIDEST, _ROUNDS = 0.6, 4
+
+
+def _within(batch: _Batch, psnr: float) -> np.ndarray:
+    """Least changes of each photo's own margin, the widest found that keeps to the PSNR.
+
+    A least change for a given margin is nearest to its original; what the budget leaves beyond
+    it buys a wider margin, which is found by bisection. A photo that no margin tried brings
+    within the budget gets the change of the least one, scaled.
+    """
+    originals = batch.images
+    count = len(originals)
+    least = float(l2_of_psnr(psnr, originals[0].size))
+    fits, exceeds = np.zeros(count), np.full(count, _WIDEST)
+    chosen, found = np.zeros_like(originals), np.zeros(count, bool)
+    for _ in range(_ROUNDS):
+        middle = (fits + exceeds) / 2
+        pictures, success = batch.protected(middle, None)
+        change = (pictures.astype(np.float64) - originals).reshape(count, -1) / 255
+        near = success & (np.linalg.norm(change, axis=1) <= least)
+        chosen[near] = pictures[near]
+        found |= near
+        fits, exceeds = np.where(near, middle, fits), np.where(near, exceeds, middle)
+    if not found.all():
+        scaled, _ = batch.protected(exceeds, psnr)
+        chosen[~found] = scaled[~found]
+    return chosen

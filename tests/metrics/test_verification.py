@@ -1,0 +1,317 @@
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from deid_jax.errors import InputError
+from deid_jax.metrics import verification
+
+
+def draw(count, width=7, seed=0):
+    """Embeddings of any length."""
+    generator = np.random.default_rng(seed)
+    scales = generator.uniform(0.1, 50, (count, 1))
+    return scales * generator.normal(size=(count, width))
+
+
+def cosine(a, b):
+    dot = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+    squares = [sum(float(x) ** 2 for x in vector) for vector in (a, b)]
+    return dot / math.sqrt(squares[0] * squares[1])
+
+
+def mean_direction(vectors):
+    """What a centroid is, one number at a time and up to its length."""
+    total = [0.0] * len(vectors[0])
+    for vector in vectors:
+        length = math.sqrt(sum(float(x) ** 2 for x in vector))
+        total = [t + float(x) / length for t, x in zip(total, vector, strict=True)]
+    return total
+
+
+def test_normalised_embeddings_keep_their_direction_and_lose_their_length():
+    embeddings = draw(5)
+    units = verification.normalise(embeddings)
+    assert units.dtype == np.float64
+    np.testing.assert_allclose(np.sum(units**2, axis=1), 1, rtol=1e-14)
+    np.testing.assert_allclose(verification.normalise(1e6 * embeddings), units, rtol=1e-12)
+    for embedding, unit in zip(embeddings, units, strict=True):
+        assert cosine(embedding, unit) == pytest.approx(1, abs=1e-14)
+
+
+def test_what_an_accelerator_returns_is_taken():
+    embeddings = draw(4).astype(np.float32)
+    for given in (jnp.asarray(embeddings), jnp.asarray(embeddings, jnp.bfloat16)):
+        units = verification.normalise(given)
+        assert units.dtype == np.float64
+        expected = np.asarray(given, np.float64)
+        np.testing.assert_allclose(units, verification.normalise(expected), rtol=0)
+
+
+def test_cosines_are_their_definition():
+    a, b = draw(6, seed=1), draw(4, seed=2)
+    expected = [[cosine(x, y) for y in b] for x in a]
+    np.testing.assert_allclose(verification.cosines(a, b), expected, atol=1e-14)
+    expected = [cosine(x, y) for x, y in zip(a[:4], b, strict=True)]
+    np.testing.assert_allclose(verification.row_cosines(a[:4], b), expected, atol=1e-14)
+
+
+def test_cosines_stay_within_one():
+    embeddings = draw(400, width=3)
+    assert np.max(verification.cosines(embeddings, embeddings)) == 1
+    assert np.min(verification.cosines(embeddings, -embeddings)) == -1
+    assert np.max(verification.row_cosines(embeddings, 3 * embeddings)) <= 1
+
+
+MEMBERS = [[0, 3, 4], np.array([7]), [1, 2, 5, 6]]
+
+
+def test_centroids_are_mean_directions_of_length_one():
+    embeddings = draw(8)
+    centroids = verification.centroids(embeddings, MEMBERS)
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, rtol=1e-14)
+    for centroid, members in zip(centroids, MEMBERS, strict=True):
+        expected = mean_direction([embeddings[i] for i in members])
+        assert cosine(centroid, expected) == pytest.approx(1, abs=1e-14)
+
+
+def test_length_of_an_embedding_has_no_weight_in_the_centroid():
+    embeddings = np.array([[1e6, 0.0], [0.0, 1e-6]])
+    centroid = verification.centroids(embeddings, [[0, 1]])
+    np.testing.assert_allclose(centroid, [[math.sqrt(0.5)] * 2], rtol=1e-14)
+
+
+def test_leave_one_out_centroids_leave_out_the_photo_and_nothing_else():
+    labels = np.array([4, 0, 4, 4, 0, 9, 9, 9])
+    embeddings = draw(8, seed=3)
+    found = verification.leave_one_out_centroids(embeddings, labels)
+    for position, centroid in enumerate(found):
+        others = [j for j in range(8) if j != position and labels[j] == labels[position]]
+        expected = mean_direction([embeddings[j] for j in others])
+        assert np.linalg.norm(centroid) == pytest.approx(1, abs=1e-14)
+        assert cosine(centroid, expected) == pytest.approx(1, abs=1e-13)
+
+
+def test_gallery_scores_by_both_rules():
+    probes, references = draw(5, seed=4), draw(8, seed=5)
+    centroid = verification.gallery_scores(probes, references, MEMBERS)
+    highest = verification.gallery_scores(probes, references, MEMBERS, scoring="max")
+    assert centroid.shape == highest.shape == (5, 3)
+    for i, probe in enumerate(probes):
+        for p, members in enumerate(MEMBERS):
+            photos = [references[j] for j in members]
+            expected = cosine(probe, mean_direction(photos))
+            assert centroid[i, p] == pytest.approx(expected, abs=1e-14)
+            expected = max(cosine(probe, photo) for photo in photos)
+            assert highest[i, p] == pytest.approx(expected, abs=1e-14)
+    # One photo is its own centroid.
+    np.testing.assert_allclose(centroid[:, 1], highest[:, 1], atol=1e-14)
+
+
+def test_own_persons_scores_and_all_others():
+    scores = np.arange(12.0).reshape(4, 3)
+    labels = [2, 0, 0, 1]
+    assert verification.genuine_scores(scores, labels).tolist() == [2, 3, 6, 10]
+    others = verification.impostor_scores(scores, labels)
+    assert others.tolist() == [0, 1, 4, 5, 7, 8, 9, 11]
+
+
+def _all_thresholds(scores):
+    """Every float64 at which the accepted share can change, and its neighbours."""
+    near = [(np.nextafter(s, -np.inf), s, np.nextafter(s, np.inf)) for s in scores]
+    return sorted({float(t) for three in near for t in three})
+
+
+@pytest.mark.parametrize("levels", [None, 7, 2, 1])
+@pytest.mark.parametrize("far", [0.01, 0.05, 0.29, 0.5, 0.999])
+def test_threshold_is_the_smallest_that_keeps_the_rate(levels, far):
+    """Against a search over all thresholds; `levels` makes ties."""
+    for seed in range(8):
+        generator = np.random.default_rng(seed)
+        count = int(generator.integers(100, 140))
+        scores = generator.uniform(-1, 1, count)
+        if levels is not None:
+            scores = generator.integers(levels, size=count) / 10
+        enough = [
+            t for t in _all_thresholds(scores) if sum(s >= t for s in scores) / count <= far
+        ]
+        threshold = verification.threshold_at_far(scores, far)
+        assert threshold == min(enough)
+        assert verification.accept_rate(scores, threshold) <= far
+
+
+@pytest.mark.parametrize("count", [100, 300, 1000, 7000])
+def test_whole_numbers_of_impostors_are_all_accepted(count):
+    """100 * 0.29 is a little less than 29, and 29 of 100 are meant."""
+    scores = np.random.default_rng(0).permutation(count)
+    for percent in range(1, 100):
+        threshold = verification.threshold_at_far(scores, percent / 100)
+        assert np.sum(scores >= threshold) == count * percent // 100
+
+
+def test_impostors_tied_with_the_first_rejected_one_are_rejected():
+    scores = [0.9] + [0.5] * 9
+    threshold = verification.threshold_at_far(scores, 0.2)
+    assert threshold == np.nextafter(0.5, 1)
+    assert verification.accept_rate(scores, threshold) == 0.1
+    assert verification.accept_rate(scores, 0.5) == 1
+
+
+def test_rates_that_so_few_scores_cannot_tell_from_zero_are_refused():
+    scores = np.random.default_rng(0).uniform(size=999)
+    with pytest.raises(InputError, match=r"far 0\.001 needs 1000 impostor scores .* got 999"):
+        verification.threshold_at_far(scores, 0.001)
+    threshold = verification.threshold_at_far([*scores, 2.0], 0.001)
+    assert threshold == np.nextafter(max(scores), 2)
+
+
+def test_thresholds_leave_the_probes_own_persons_out():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(4, size=400)
+    scores = generator.uniform(-1, 0.5, (400, 4))
+    scores[np.arange(400), labels] = 0.9
+    impostors = [scores[i, p] for i in range(400) for p in range(4) if p != labels[i]]
+    found = verification.far_thresholds(scores, labels)
+    assert found == {
+        0.01: np.nextafter(sorted(impostors)[-13], 1),
+        0.001: np.nextafter(sorted(impostors)[-2], 1),
+    }
+
+
+@pytest.mark.parametrize("levels", [None, 9, 2])
+@pytest.mark.parametrize(("num_genuine", "num_impostor"), [(40, 40), (1, 30), (25, 4)])
+def test_accuracy_and_auc_against_all_thresholds_and_all_pairs(
+    levels, num_genuine, num_impostor
+):
+    for seed in range(6):
+        generator = np.random.default_rng(seed)
+        genuine = generator.normal(0.5, 0.4, num_genuine)
+        impostor = generator.normal(0, 0.4, num_impostor)
+        if levels is not None:
+            genuine, impostor = np.round(levels * genuine), np.round(levels * impostor)
+        right = {
+            t: sum(g >= t for g in genuine) + sum(i < t for i in impostor)
+            for t in _all_thresholds([*genuine, *impostor])
+        }
+        result = verification.accuracy_and_threshold(genuine, impostor)
+        count = num_genuine + num_impostor
+        assert result.accuracy == max(right.values()) / count
+        assert right[result.threshold] == max(right.values())
+        wins = sum((g > i) + (g == i) / 2 for g in genuine for i in impostor)
+        assert result.auc == pytest.approx(wins / (num_genuine * num_impostor), abs=1e-14)
+        u = stats.mannwhitneyu(genuine, impostor).statistic
+        assert result.auc == pytest.approx(u / (num_genuine * num_impostor), abs=1e-14)
+
+
+def test_of_equally_good_thresholds_the_lowest_score_is_returned():
+    result = verification.accuracy_and_threshold([0.4, 0.8], [0.6, 0.2])
+    assert result == (0.75, 0.4, 0.75)
+    assert verification.accuracy_and_threshold([0.7, 0.5], [0.1]) == (1, 0.5, 1)
+
+
+def test_scores_that_tell_nothing():
+    assert verification.accuracy_and_threshold([0.5] * 3, [0.5] * 3) == (0.5, 0.5, 0.5)
+    # All the wrong way round, and impostors many: nobody is accepted.
+    result = verification.accuracy_and_threshold([0.1], [0.2, 0.3])
+    assert result == (2 / 3, np.nextafter(0.3, 1), 0)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_protection_counts_what_lies_below_with_wilsons_interval(confidence):
+    scores = np.array([0.1, 0.3, 0.3, 0.5, 0.2, 0.31, -0.4])
+    found = verification.protection(scores, 0.3, confidence=confidence)
+    z = stats.norm.ppf((1 + confidence) / 2)
+    p, n = 3 / 7, 7
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    assert found.num_images == 7
+    expected = [p, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-12)
+
+
+def test_a_photo_on_the_threshold_is_accepted_not_protected():
+    assert verification.protection([0.3], 0.3).protected == 0
+    assert verification.accept_rate([0.3], 0.3) == 1
+    assert verification.protection([0.3], np.nextafter(0.3, 1)).protected == 1
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_rank_is_the_place_in_the_sorted_list(levels):
+    generator = np.random.default_rng(0)
+    scores = generator.uniform(size=(50, 9))
+    if levels is not None:
+        scores = np.round(levels * scores)
+    labels = generator.integers(9, size=50)
+    ranks = verification.rank(scores, labels)
+    assert ranks.dtype == np.int64
+    for own, row, found in zip(labels, scores, ranks, strict=True):
+        # The true person before all others of the same score.
+        order = sorted(range(9), key=lambda p, row=row, own=own: (-row[p], p != own))
+        assert found == order.index(own) + 1
+    for k in (1, 3, 9):
+        assert verification.rank_rate(ranks, k) == sum(r <= k for r in ranks) / 50
+    assert verification.rank_rate(ranks, 9) == 1
+
+
+def test_equal_scores_never_protect():
+    assert verification.rank(np.zeros((2, 4)), [3, 0]).tolist() == [1, 1]
+
+
+def test_persons_in_another_order_change_nothing():
+    probes, references, labels = draw(20, seed=6), draw(8, seed=7), np.arange(20) % 3
+    scores = verification.gallery_scores(probes, references, MEMBERS)
+    order = [2, 0, 1]
+    moved = verification.gallery_scores(probes, references, [MEMBERS[p] for p in order])
+    moved_labels = np.argsort(order)[labels]
+    ranks = verification.rank(scores, labels)
+    np.testing.assert_array_equal(verification.rank(moved, moved_labels), ranks)
+    fars = (0.1, 0.025)
+    found = verification.far_thresholds(moved, moved_labels, fars)
+    assert found == pytest.approx(verification.far_thresholds(scores, labels, fars))
+
+
+TWO = [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v: v.normalise([1.0]), r"embeddings must be \[N, D\], one or more"),
+        (lambda v: v.normalise(np.zeros((0, 3))), r"one or more, got shape \(0, 3\)"),
+        (lambda v: v.normalise([[1, 2], [0, 0]]), "must not be 0, but number 1 is"),
+        (lambda v: v.normalise([[1, 2], [np.nan, 0]]), "finite, but number 1 is not"),
+        (lambda v: v.cosines(TWO, [[1, 2, 3]]), "equally long, got 2 and 3"),
+        (lambda v: v.row_cosines(TWO, TWO[:1]), "a and b must be as many, got 2 and 1"),
+        (lambda v: v.centroids(TWO, []), "of one person or more, got none"),
+        (lambda v: v.centroids(TWO, [[0], []]), "one or more a person, person 1 has none"),
+        (lambda v: v.centroids(TWO, [[0], [2]]), "0 to 1, person 1 has 2 to 2"),
+        (lambda v: v.centroids(TWO, [[-1, 1]]), "0 to 1, person 0 has -1 to 1"),
+        (lambda v: v.centroids(TWO, [[True, False]]), "positions, got bool"),
+        (lambda v: v.centroids([[1, 2], [-3, -6]], [[0], [0, 1]]), "centroid 1 do"),
+        (lambda v: v.leave_one_out_centroids(TWO, [0, 1]), "number 0 is alone"),
+        (lambda v: v.leave_one_out_centroids(TWO, [0.0, 0.0]), r"labels must be int\[2\]"),
+        (lambda v: v.gallery_scores(TWO, TWO, [[0]], scoring="mean"), "got mean"),
+        (lambda v: v.gallery_scores(TWO, TWO, [[5]], scoring="max"), "person 0 has 5"),
+        (lambda v: v.genuine_scores(TWO, [0, 2]), "labels must be 0 to 1, got 0 to 2"),
+        (lambda v: v.impostor_scores(TWO, [-1, 0]), "labels must be 0 to 1, got -1 to 0"),
+        (lambda v: v.rank([[np.inf, 0]], [0]), "scores must be finite, but number 0"),
+        (lambda v: v.rank(TWO, [0]), r"labels must be int\[2\], got int64\[1\]"),
+        (lambda v: v.rank_rate([1, 2], 0), "k must be an integer >= 1, got 0"),
+        (lambda v: v.rank_rate([0, 2], 1), "ranks must be at least 1, got 0"),
+        (lambda v: v.rank_rate([], 1), "ranks must be finite numbers, one or more"),
+        (lambda v: v.accept_rate([0.1], np.nan), "threshold must be a number, got nan"),
+        (lambda v: v.protection([], 0.3), "scores must be finite numbers, one or more"),
+        (lambda v: v.protection([0.1], np.nan), "threshold must be a number, got nan"),
+        (lambda v: v.protection([0.1], 0.3, confidence=1), "confidence must be"),
+        (lambda v: v.threshold_at_far([0.1, np.nan], 0.5), "impostor_scores must be finite"),
+        (lambda v: v.threshold_at_far([0.1], 0.0), "far must be a number > 0 and < 1, got 0"),
+        (lambda v: v.threshold_at_far([0.1], 1.0), "far must be a number > 0 and < 1, got 1"),
+        (lambda v: v.accuracy_and_threshold([], [0.1]), "genuine must be finite numbers"),
+        (lambda v: v.accuracy_and_threshold([0.1], [[0.1]]), r"in one row, got shape \(1, 1\)"),
+    ],
+)
+def test_bad_input_is_named_in_one_line(call, message):
+    with pytest.raises(InputError, match=message) as caught:
+        call(verification)
+    assert "\n" not in str(caught.value)

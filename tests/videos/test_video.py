@@ -1,0 +1,355 @@
+"""Videos from file to file: who is changed where, how strongly, and what the report says."""
+
+import itertools
+from fractions import Fraction
+
+import jax
+import numpy as np
+import pytest
+
+from deid_jax.errors import InputError
+from deid_jax.photos import protection
+from deid_jax.photos.photo import Strength
+from deid_jax.videos import video
+from deid_jax.videos.video import EVERY, MARGINS, protect_video
+from tests.experiments.protect_helpers import may_change, square
+from tests.photos.video_helpers import (
+    CONSTANT,
+    HEIGHT,
+    KEY,
+    NEXT,
+    NUMBER,
+    QUICK,
+    STEPS,
+    TWO,
+    WIDTH,
+    ZERO,
+    Told,
+    boxes,
+    embedding,
+    film,
+    packets,
+    planes,
+    psnrs_of,
+    rgb,
+    run,
+    still,
+    times,
+    way,
+    witness,
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """One face that moves, and sound; not to be changed."""
+    path = tmp_path_factory.mktemp("source") / "in.mp4"
+    return film(path, lambda number: [(1, way(number))], sound="aac")
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """(dB, steps, the change begun with, the changes found) of every call of the attack."""
+    found = []
+    changes_from = protection.changes_from
+
+    def spied(*given, **options):
+        changes = changes_from(*given, **options)
+        found.append((options["psnr"], options["num_steps"], given[3], changes))
+        return changes
+
+    monkeypatch.setattr(protection, "changes_from", spied)
+    return found
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """As `tried`, of an attack that finds but noise, so that nothing is compiled."""
+    found = []
+
+    def noise(witnesses, crops, references, initial, *, psnr, keys, num_steps):
+        generator = np.random.default_rng(len(found))
+        changes = generator.normal(0, 0.01, crops.images.shape).astype(np.float32)
+        found.append((psnr, num_steps, initial, changes))
+        return changes
+
+    monkeypatch.setattr(protection, "changes_from", noise)
+    return found
+
+
+def test_report_is_what_the_two_files_show(source, tmp_path):
+    """In every frame; also to one who is not known to the attack and fooled by some alone."""
+    before = rgb(source)
+    places = [way(number) for number in range(NUMBER)]
+    likeness = {}
+
+    def judged(threshold):
+        target = tmp_path / "out.mp4"
+        given = [witness(), witness(TWO, threshold, False)]
+        report = run(source, target, given, strength=Strength((42.0,), STEPS))
+        after = rgb(target)
+        for seed in (1, 2):
+            looks = [embedding(before[n], way(n), seed) for n in range(0, NUMBER, EVERY)]
+            known = np.mean(looks, axis=0)
+            known = known / np.linalg.norm(known)
+            likeness[seed] = np.array(
+                [embedding(after[n], way(n), seed) @ known for n in range(NUMBER)]
+            )
+        (track,) = report.tracks
+        assert (track.first, track.last, track.num_frames) == (0, NUMBER - 1, NUMBER)
+        assert track.box == way(0)
+        psnrs = psnrs_of(before, after, places)
+        assert track.psnr == pytest.approx(min(psnrs), abs=0.02)
+        assert track.mean_psnr == pytest.approx(np.mean(psnrs), abs=0.02)
+        assert report[:5] == (True, WIDTH, HEIGHT, NUMBER, NUMBER)
+        assert report.witnesses == track.witnesses
+        for one, seed, least in zip(track.witnesses, (1, 2), (0.9, threshold), strict=True):
+            assert (one.fitted, one.threshold) == (seed == 1, least)
+            assert one.recogniser == {1: "one", 2: "two"}[seed]
+            assert one.cosine == pytest.approx(likeness[seed].max(), abs=2e-3)
+        fooled = [one.fooled for one in track.witnesses]
+        assert report.protected is track.protected is all(share == 1 for share in fooled)
+        return fooled
+
+    judged(0.99)
+    # Half of the frames, and far from any one's likeness.
+    ordered = np.sort(likeness[2])
+    gaps = np.diff(ordered)[4:-4]
+    place = 4 + int(np.argmax(gaps))
+    threshold = float(ordered[place : place + 2].mean())
+    first, second = judged(threshold)
+    assert first == 1
+    # But for those on the edge.
+    unsure = (np.abs(likeness[2] - threshold) < 2e-3).mean()
+    assert second == pytest.approx((likeness[2] < threshold).mean(), abs=unsure)
+    assert 0.1 < second < 0.9 and unsure < 0.2
+
+
+def test_times_and_sound_stay_and_nothing_else_is_left(source, tmp_path):
+    target = tmp_path / "deep/er/out.mp4"
+    content = source.read_bytes()
+    assert run(source, target).protected
+    assert times(target) == times(source)
+    assert packets(target, "audio") == packets(source, "audio") != []
+    assert [path.name for path in target.parent.iterdir()] == ["out.mp4"]
+    assert source.read_bytes() == content
+
+
+def test_only_faces_change(source, tmp_path, monkeypatch):
+    """Bit for bit, where the encoder loses nothing; else by what encoding does."""
+    luma, chroma = planes(source)
+    for quality in (0, video.QUALITY):
+        monkeypatch.setattr(video, "QUALITY", quality)
+        target = tmp_path / f"{quality}.mp4"
+        assert run(source, target).written
+        new_luma, new_chroma = planes(target)
+        for number in range(NUMBER):
+            allowed = may_change((HEIGHT, WIDTH), square(way(number)), block=2)
+            assert 0.1 < allowed.mean() < 0.4
+            errors = new_luma[number].astype(int) - luma[number]
+            colours = new_chroma[number].astype(int) - chroma[number]
+            coarse = may_change((HEIGHT, WIDTH), square(way(number)), block=2, margin=2)
+            coarse = coarse[::2, ::2]
+            assert np.abs(errors[allowed]).mean() > 0.5
+            if quality == 0:
+                assert not errors[~allowed].any()
+                assert not colours[:, ~coarse].any()
+            else:
+                assert np.sqrt(np.square(errors[~allowed]).mean()) < 1.5
+                assert np.sqrt(np.square(colours[:, ~coarse]).mean()) < 1.5
+
+
+def test_detector_looks_at_the_source_and_at_what_is_written(source, tmp_path):
+    shown = []
+    told = Told(boxes)
+
+    def detector(pixels):
+        shown.append(pixels.copy())
+        return told(pixels)
+
+    target = tmp_path / "out.mp4"
+    assert run(source, target, detector=detector).protected
+    looks = list(range(0, NUMBER, EVERY))
+    assert told.numbers == looks * 2
+    wanted = [*rgb(source)[looks], *rgb(target)[looks]]
+    for one, other in zip(shown, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_progress_is_told(source, tmp_path):
+    heard = []
+    run(source, tmp_path / "out.mp4", update=lambda *said: heard.append(said))
+    assert heard == [
+        (doing, number + 1, NUMBER)
+        for doing in ("find", "protect", "judge")
+        for number in range(NUMBER)
+    ]
+
+
+# --- How strong, how often ---
+
+
+def test_frames_go_on_from_the_last_ones_change(source, tmp_path, tried):
+    """With fewer steps than a frame that begins anew has."""
+    report = run(source, tmp_path / "out.mp4")
+    assert report.protected
+    assert [one[:2] for one in tried] == [(42.0, STEPS)] + [(42.0, NEXT)] * (NUMBER - 1)
+    assert tried[0][2] is None
+    for one, other in itertools.pairwise(tried):
+        np.testing.assert_array_equal(other[2], one[3])
+    assert report.num_gradients == STEPS + (NUMBER - 1) * NEXT < NUMBER * STEPS
+    (track,) = report.tracks
+    assert track.tried == 42.0
+
+
+def test_steps_are_never_more_than_asked_for(source, tmp_path, pretended):
+    assert run(source, tmp_path / "out.mp4", strength=Strength((38.0,), 2)).written
+    assert {one[1] for one in pretended} == {2}
+
+
+def assert_known(report, fitted):
+    """The last witness is fooled by no frame, and it is said."""
+    assert report.written and not report.protected
+    last = report.tracks[0].witnesses[-1]
+    assert (last.recogniser, last.fitted, last.fooled) == ("constant", fitted, 0)
+    assert last.cosine == pytest.approx(1)
+    assert report.witnesses[-1] == last
+
+
+def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended):
+    """In each frame first with more steps, then with more strength."""
+    report = run(source, tmp_path / "out.mp4", [witness(CONSTANT)])
+    assert_known(report, True)
+    assert len(rgb(tmp_path / "out.mp4")) == NUMBER
+    kinds = [(psnr, steps, before is not None) for psnr, steps, before, _ in pretended]
+    first = [(42.0, STEPS, False), (40.0, STEPS, True), (38.0, STEPS, True)]
+    further = [(38.0, NEXT, True), (38.0, STEPS, True)] * (NUMBER - 1)
+    # The next round begins where this one ended.
+    assert kinds == [*first, *further, (38.0, STEPS, False), *further]
+    assert report.tracks[0].tried == 38.0
+    assert report.num_gradients == sum(steps for _, steps, _ in kinds)
+
+
+def test_one_who_is_not_known_to_the_attack_and_never_fooled_is_told(source, tmp_path, tried):
+    """The others are left behind by more and more, and strength rises to the cap."""
+    given = [witness(), witness(CONSTANT, 0.9, False)]
+    report = run(source, tmp_path / "out.mp4", given)
+    assert_known(report, False)
+    assert report.tracks[0].witnesses[0].fooled == 1
+    assert [one[0] for one in tried if one[2] is None] == [42.0, 40.0, 38.0]
+    assert len(MARGINS) == 3 and report.tracks[0].tried == 38.0
+    assert report.num_gradients == sum(steps for _, steps, _, _ in tried)
+
+
+def test_strength_rises_with_what_is_asked_for(source, tmp_path):
+    """Thresholds that are easily, hardly and never come below."""
+    found = {}
+    for threshold in (0.9, 0.3, -0.99):
+        report = run(source, tmp_path / "out.mp4", [witness(threshold=threshold)])
+        (track,) = report.tracks
+        found[threshold] = track
+        # Encoding takes a little more, and adds to a change that is all there is.
+        assert track.tried - 3 < track.psnr
+    assert [found[threshold].tried for threshold in found] == sorted(
+        (track.tried for track in found.values()), reverse=True
+    )
+    assert (found[0.9].tried, found[-0.99].tried) == (42.0, 38.0)
+    assert found[0.9].protected and not found[-0.99].protected
+    assert found[-0.99].witnesses[0].fooled < 1
+    assert found[-0.99].mean_psnr < found[0.9].mean_psnr - 1
+    assert found[-0.99].witnesses[0].cosine < found[0.9].witnesses[0].cosine
+
+
+def test_seed_decides_and_repeats(source, tmp_path):
+    def written(name, key):
+        target = tmp_path / name
+        report = protect_video(
+            source, target, [witness()], key, detector=Told(boxes), strength=QUICK
+        )
+        return target.read_bytes(), report
+
+    first = written("a.mp4", KEY)
+    assert written("b.mp4", KEY) == first
+    other, report = written("c.mp4", jax.random.key(1))
+    assert other != first[0] and report.protected
+
+
+# --- Who is followed ---
+
+
+def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
+    """Nobody is judged by somebody else's face, and each begins anew."""
+    source = film(tmp_path / "in.mp4", lambda number: [(1 if number < 8 else 2, still(0))])
+    before = rgb(source)
+    assert embedding(before[0], still(0), 1) @ embedding(before[9], still(0), 1) < 0.8
+    report = run(source, tmp_path / "out.mp4", detector=Told(lambda number: [still(0)]))
+    assert report.protected
+    spans = [(track.first, track.last, track.num_frames) for track in report.tracks]
+    assert spans == [(0, 7, 8), (8, 15, 8)]
+    assert [steps for _, steps, _, _ in tried] == ([STEPS] + [NEXT] * 7) * 2
+    assert [one[2] is None for one in tried] == ([True] + [False] * 7) * 2
+    after = rgb(tmp_path / "out.mp4")
+    for track, looks in zip(report.tracks, ((0, 5), (10, 15)), strict=True):
+        known = np.sum([embedding(before[n], still(0), 1) for n in looks], axis=0)
+        known = known / np.linalg.norm(known)
+        own = range(track.first, track.last + 1)
+        highest = max(embedding(after[n], still(0), 1) @ known for n in own)
+        assert track.witnesses[0].cosine == pytest.approx(highest, abs=2e-3)
+
+
+def test_video_without_a_face_is_not_written(source, tmp_path):
+    target = tmp_path / "deep/out.mp4"
+    report = run(source, target, detector=Told(lambda number: []))
+    assert report == (False, WIDTH, HEIGHT, NUMBER, 0, 0, [], [])
+    assert not report.protected
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- What goes wrong ---
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [StopError, KeyboardInterrupt, InputError])
+@pytest.mark.parametrize("when", ["find", "protect", "judge"])
+def test_nothing_is_left_where_it_ends_in_the_middle(source, tmp_path, when, kind):
+    """What an earlier run wrote stays as it was."""
+    target = tmp_path / "out/a.mp4"
+    target.parent.mkdir()
+    target.write_bytes(b"from an earlier run")
+
+    def update(doing, number, whole):
+        if doing == when and number == 9:
+            raise kind("stop")
+
+    with pytest.raises(kind):
+        run(source, target, update=update)
+    assert [path.name for path in target.parent.iterdir()] == ["a.mp4"]
+    assert target.read_bytes() == b"from an earlier run"
+    assert run(source, target).protected
+    assert [path.name for path in target.parent.iterdir()] == ["a.mp4"]
+
+
+def test_bad_arguments_and_files_are_refused(source, tmp_path):
+    target = tmp_path / "out/a.mp4"
+    with pytest.raises(InputError, match="witnesses must have one or more that are fitted"):
+        run(source, target, [witness(fitted=False)])
+    with pytest.raises(InputError, match=r"a\.avi must end in one of \.mp4, \.m4v, \.mov"):
+        run(source, target.with_suffix(".avi"))
+    with pytest.raises(InputError, match=r"none\.mp4 cannot be read: No such file"):
+        run(tmp_path / "none.mp4", target)
+    with pytest.raises(InputError, match="recogniser zero: embeddings must be finite"):
+        run(source, target, [witness(), witness(ZERO, fitted=False)])
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_container_that_cannot_keep_times_is_refused(tmp_path):
+    """Matroska counts milliseconds."""
+    places = lambda number: [(1, way(number))]  # noqa: E731
+    ticks = np.cumsum([0] + [1001] * (NUMBER - 1)).tolist()
+    source = film(tmp_path / "in.mp4", places, ticks=ticks, time_base=Fraction(1, 30_000))
+    with pytest.raises(InputError, match="cannot keep its frames' times"):
+        run(source, tmp_path / "out/a.mkv")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,328 @@
+"""Faces of a video: whose places are changed, who judges them, and what is known of them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deid_jax.errors import InputError
+from deid_jax.photos import faces
+from deid_jax.photos.faces import Face
+from deid_jax.photos.judging import directions
+from deid_jax.photos.photo import Strength
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
+from deid_jax.videos import video
+from deid_jax.videos.tracking import Track
+from deid_jax.videos.video_faces import Attack, Followed, Judge, mean
+from tests.experiments import protect_helpers
+from tests.experiments.protect_helpers import may_change, square
+from tests.photos.video_helpers import (
+    HEIGHT,
+    KEY,
+    NEXT,
+    NUMBER,
+    ONE,
+    QUICK,
+    SIZE,
+    STEPS,
+    TWO,
+    WIDTH,
+    ZERO,
+    Told,
+    boxes,
+    embedding,
+    face_frame,
+    film,
+    planes,
+    psnrs_of,
+    rgb,
+    run,
+    still,
+    way,
+    witness,
+    write,
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """One face that moves; not to be changed."""
+    path = tmp_path_factory.mktemp("source") / "in.mp4"
+    return film(path, lambda number: [(1, way(number))])
+
+
+# --- Where is changed ---
+
+
+def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
+    """Beyond its last look only frames in which somebody knows it are its own."""
+    left, right = (14, 40, SIZE, SIZE), (80, 34, SIZE, SIZE)
+
+    def places(number):
+        return [(1, left), (2, right)] if number < 8 else [(2, right)]
+
+    source = film(tmp_path / "in.mp4", places)
+    monkeypatch.setattr(video, "QUALITY", 0)
+    detector = Told(lambda number: [box for _, box in places(number)])
+    report = run(source, tmp_path / "out.mp4", detector=detector)
+    assert report.protected and report.num_face_frames == NUMBER
+    # The first frame of each, seven with both, eight with one.
+    assert report.num_gradients == 2 * STEPS + (2 * 7 + 8) * NEXT
+    first, second = report.tracks
+    assert (first.box, second.box) == (left, right)
+    assert (first.first, first.last, first.num_frames) == (0, 7, 8)
+    assert (second.first, second.last, second.num_frames) == (0, 15, 16)
+    errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
+    own = [may_change((HEIGHT, WIDTH), square(box), block=2) for box in (left, right)]
+    assert not (own[0] & own[1]).any()
+    changed = [[one[inside].any() for inside in own] for one in errors]
+    assert changed == [[number < 8, True] for number in range(NUMBER)]
+    assert not errors[:, ~(own[0] | own[1])].any()
+
+
+def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
+    """Nor do those that find it beside its place move what lies between them."""
+    monkeypatch.setattr(video, "QUALITY", 0)
+    detector = Told(lambda number: boxes(number) if number != 5 else [])
+    report = run(source, tmp_path / "out.mp4", detector=detector)
+    assert report.protected
+    assert report.tracks[0][:3] == (0, NUMBER - 1, NUMBER)
+    errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
+    for number, one in enumerate(errors):
+        allowed = may_change((HEIGHT, WIDTH), square(way(number)), block=2)
+        assert one[allowed].mean() > 0.3 and not one[~allowed].any()
+
+
+def test_grey_videos_stay_grey(tmp_path, monkeypatch):
+    frames = [face_frame(number, [(1, way(number))]) for number in range(NUMBER)]
+    grey = [np.repeat(one.mean(2, keepdims=True).astype(np.uint8), 3, 2) for one in frames]
+    source = write(tmp_path / "in.mp4", grey)
+    monkeypatch.setattr(video, "QUALITY", 0)
+    assert run(source, tmp_path / "out.mp4").written
+    luma, chroma = planes(tmp_path / "out.mp4")
+    assert np.all(chroma == 128) and np.all(planes(source)[1] == 128)
+    assert np.all(np.any(luma != planes(source)[0], axis=(1, 2)))
+
+
+def test_turned_videos_are_changed_upright(tmp_path):
+    frames = [np.rot90(face_frame(n, [(1, way(n))])).copy() for n in range(NUMBER)]
+    matrix = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]
+    source = write(
+        tmp_path / "in.mp4", frames, setup=lambda out, one: one.set_display_matrix(matrix)
+    )
+    report = run(source, tmp_path / "out.mp4")
+    assert report.protected and (report.width, report.height) == (WIDTH, HEIGHT)
+    upright = [np.rot90(rgb(path), -1, (1, 2)) for path in (source, tmp_path / "out.mp4")]
+    errors = np.abs(upright[1].astype(int) - upright[0]).sum(3)
+    for number, one in enumerate(errors):
+        allowed = may_change((HEIGHT, WIDTH), square(way(number)))
+        assert one[allowed].mean() > 2 * one[~allowed].mean()
+    psnrs = psnrs_of(*upright, [way(number) for number in range(NUMBER)])
+    assert report.tracks[0].psnr == pytest.approx(min(psnrs), abs=0.02)
+
+
+def test_face_that_a_detector_finds(tmp_path, monkeypatch):
+    """The astronaut of scikit-image comes nearer and goes by; the real cascade looks."""
+    from skimage import data
+
+    whole, number, size = Image.fromarray(data.astronaut()), 18, (208, 176)
+    # Left, upper end and width of what each frame shows.
+    views = [(110 + 2 * n, 20 + n, 220 - 2 * n) for n in range(number)]
+    shown = [
+        whole.resize(size, Image.Resampling.BICUBIC, (x, y, x + w, y + w * size[1] / size[0]))
+        for x, y, w in views
+    ]
+    source = write(tmp_path / "in.mp4", map(np.array, shown))
+    monkeypatch.setattr(video, "QUALITY", 0)
+    report = run(
+        source,
+        tmp_path / "out.mp4",
+        [witness(threshold=0.9)],
+        faces.cascade,
+        strength=Strength((40.0, 38.0), 4),
+    )
+    (track,) = report.tracks
+    assert (track.first, track.last, track.num_frames) == (0, number - 1, number)
+    assert report.num_face_frames == report.num_frames == number
+    (found,) = faces.cascade(data.astronaut())
+    errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
+    for (left, top, width), error in zip(views, errors, strict=True):
+        scale = size[0] / width
+        low_x, low_y, high_x, high_y = square(found.box)
+        place = (low_x - left, low_y - top, high_x - left, high_y - top)
+        x, y, right, bottom = scale * np.array(place)
+        # The cascade's box trembles by a tenth of its width.
+        allowed = may_change(errors.shape[1:], (x, y, right, bottom), margin=14)
+        assert not error[~allowed].any()
+        # Eileen Collins' eyes and mouth.
+        for across, down in ((206, 105), (243, 105), (226, 145)):
+            column, row = round(scale * (across - left)), round(scale * (down - top))
+            assert error[row - 4 : row + 4, column - 4 : column + 4].mean() > 0.2
+
+
+# --- Who judges ---
+
+
+def broken():
+    return Embedder("broken", FunctionModule(protect_helpers.broken), {})
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 5, 16, 17, 32, 33, 70])
+def test_directions_are_unit_embeddings_whatever_their_number(number):
+    crops = np.random.default_rng(0).random((number, 112, 112, 3), np.float32)
+    found = directions(ONE, crops)
+    assert found.dtype == np.float64 and found.shape == (number, protect_helpers.WIDTH)
+    for crop, direction in zip(crops, found, strict=True):
+        cells = np.rint(255 * crop).astype(np.float64).reshape(4, 28, 4, 28, 3) / 255
+        cells = cells.mean((1, 3))
+        wanted = (cells - cells.mean((0, 1))).ravel() @ protect_helpers.weights(1)
+        np.testing.assert_allclose(direction, wanted / np.linalg.norm(wanted), atol=2e-4)
+
+
+def test_one_who_sees_nothing_is_refused():
+    crops = np.random.default_rng(0).random((3, 112, 112, 3), np.float32)
+    for blind in (ZERO, broken()):
+        with pytest.raises(InputError, match=f"recogniser {blind.name}: embeddings must be"):
+            directions(blind, crops)
+
+
+def test_mean_of_directions_is_a_direction():
+    rows = np.random.default_rng(1).normal(size=(5, 8))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        mean(rows), rows.sum(0) / np.linalg.norm(rows.sum(0)), rtol=1e-12
+    )
+
+
+def followed(box, looks, references, num_frames=1000, reach=0):
+    track = Track()
+    for number in looks:
+        track.add(number, Face(tuple(map(float, box))))
+    track.extend(reach, num_frames)
+    return Followed(track, references, 0)
+
+
+def test_boxes_found_anew_count_where_they_are_more_like():
+    """At looks alone; what is found elsewhere is no look at this face."""
+    box, moved, far = (30, 40, SIZE, SIZE), (36, 44, SIZE, SIZE), (92, 44, SIZE, SIZE)
+    # Of whom the face is that is elsewhere does not matter.
+    before, after = face_frame(0, [(1, box)]), face_frame(0, [(1, moved), (1, far)])
+    known = [embedding(before, box, seed) for seed in (1, 2)]
+    likeness = {
+        place: np.array([embedding(after, place, seed) @ known[seed - 1] for seed in (1, 2)])
+        for place in (box, moved, far)
+    }
+    assert (likeness[far] > likeness[box] + 0.01).all()
+    assert (likeness[moved] > likeness[box] + 0.01).all()
+    witnesses = [witness(), witness(TWO, 0.5, False)]
+    for found, at_looks in (([moved], moved), ([box], box), ([far], box)):
+        asked = []
+
+        def detector(pixels, found=found, asked=asked):
+            asked.append(pixels)
+            return [Face(tuple(map(float, place))) for place in found]
+
+        one = followed(box, range(0, 41, 5), known)
+        judge = Judge(witnesses, detector, [one], 5)
+        own = []
+        judged = one.judged
+        one.judged = lambda *said, judged=judged, own=own: (own.append(said), judged(*said))
+        for number in range(41):
+            judge.see(number, before, after)
+        judge.finish()
+        assert len(asked) == 9 and all(pixels is after for pixels in asked)
+        assert [said[0] for said in own] == list(range(41))
+        wanted = [likeness[at_looks if number % 5 == 0 else box] for number in range(41)]
+        np.testing.assert_allclose([said[1] for said in own], wanted, atol=2e-3)
+        assert (one.first, one.last, one.num_frames, judge.num_face_frames) == (0, 40, 41, 41)
+        np.testing.assert_allclose(one.cosines, np.max(wanted, axis=0), atol=2e-3)
+        assert one.fooled.tolist() == np.sum(np.array(wanted) < [0.9, 0.5], axis=0).tolist()
+
+
+def test_frames_without_the_face_are_not_judged():
+    pixels = face_frame(0, [(1, still(0))])
+    one = followed(still(0), (5, 10), [embedding(pixels, still(0), 1)], reach=4)
+    one.idle.add(2)
+    judge = Judge([witness()], lambda pixels: [], [one], 5)
+    for number in range(20):
+        judge.see(number, pixels, pixels)
+    judge.finish()
+    assert (one.first, one.last, one.num_frames) == (1, 14, 13)
+    assert judge.num_face_frames == 13
+    assert one.fooled.tolist() == [0] and one.cosines == pytest.approx([1.0], abs=1e-3)
+    # Nothing was changed.
+    assert one.lowest_psnr == 100.0 and one.sum_psnr == 1300.0
+
+
+@pytest.mark.parametrize(
+    ("frames", "fooled", "began", "may"),
+    [(3, 3, 0, False), (3, 2, 0, True), (3, 2, 1, True), (3, 2, 2, False), (0, 0, 0, False)],
+)
+def test_rounds_go_on_while_somebody_is_known_and_more_may_be_changed(
+    frames, fooled, began, may
+):
+    one = followed(still(0), (0,), [np.ones(3)])
+    done = followed(still(0), (0,), [np.ones(3)])
+    one.num_frames, one.fooled, one.began = frames, np.array([fooled]), began
+    attack = Attack([witness()], QUICK, KEY, [one, done])
+    assert attack.may_improve() is may
+
+
+def test_frames_without_faces_are_left_alone():
+    pixels = face_frame(0, [(1, still(0))])
+    one = followed(still(0), (5, 10), [embedding(pixels, still(0), 1)])
+    attack = Attack([witness()], QUICK, KEY, [one])
+    attack.begin(0.08)
+    assert attack.change(4, pixels) is None and attack.change(11, pixels) is None
+    assert attack.num_gradients == 0
+    before = pixels.copy()
+    assert np.any(attack.change(5, pixels) != pixels)
+    np.testing.assert_array_equal(pixels, before)
+
+
+def test_recognisers_are_left_behind_by_a_margin():
+    """Who is fooled by little only is tried more."""
+    pixels = face_frame(0, [(1, still(0))])
+    known = embedding(pixels, still(0), 1)
+
+    def changed(threshold, margin):
+        one = followed(still(0), (0,), [known])
+        attack = Attack([witness(threshold=threshold)], QUICK, KEY, [one])
+        attack.begin(margin)
+        after = attack.change(0, pixels)
+        return embedding(after, still(0), 1) @ known, attack.num_gradients, one.level
+
+    least, steps, level = changed(0.99, 0.0)
+    assert least < 0.9 and (steps, level) == (STEPS, 0)
+    cosine, steps, level = changed(least + 0.05, 0.0)
+    assert cosine < least + 0.05 and (steps, level) == (STEPS, 0)
+    cosine, steps, level = changed(least + 0.05, 0.2)
+    assert steps > STEPS and level > 0
+    assert cosine < least - 0.05
+
+
+# --- What is known ---
+
+
+def test_other_photos_of_a_person_count_too(source, tmp_path):
+    """The highest likeness to the face itself, each photo and their mean, in NumPy."""
+    before = rgb(source)
+    looks = [embedding(before[n], way(n), 1) for n in range(0, NUMBER, 5)]
+    own = np.sum(looks, axis=0) / np.linalg.norm(np.sum(looks, axis=0))
+    generator = np.random.default_rng(0)
+    photos = own + generator.normal(0, 0.08, (4, len(own)))
+    photos /= np.linalg.norm(photos, axis=1, keepdims=True)
+    middle = photos.sum(0) / np.linalg.norm(photos.sum(0))
+    assert own @ middle > 0.9
+    stranger = generator.normal(size=(3, len(own)))
+    stranger /= np.linalg.norm(stranger, axis=1, keepdims=True)
+    for given, known in (
+        (photos, np.stack([own, middle, *photos])),
+        (stranger, own[None]),
+        (None, own[None]),
+    ):
+        report = run(source, tmp_path / "out.mp4", known=[given])
+        after = rgb(tmp_path / "out.mp4")
+        cosines = [(known @ embedding(after[n], way(n), 1)).max() for n in range(NUMBER)]
+        (one,) = report.tracks[0].witnesses
+        assert one.cosine == pytest.approx(max(cosines), abs=2e-3)
+        assert one.fooled == np.mean(np.array(cosines) < 0.9)
