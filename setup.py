@@ -20,6 +20,7 @@ EXTRAS = {
     "webapp": ["gradio>=6", "scikit-image>=0.24"],
     "notebooks": ["ipykernel", "ipython"],
     "test": [
+        "grimp>=3.5",
         "pytest>=8",
         "pytest-timeout>=2.4",
         "pytest-xdist",

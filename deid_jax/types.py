@@ -5,9 +5,34 @@ typed key array (`jax.random.key`). Every per-image quantity is [B]: one entry p
 that batches can be padded, split and sharded freely.
 """
 
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import jax
+
+# A tree of arrays: a model's variables, an optimiser's state. JAX has no closer type for one.
+PyTree: TypeAlias = Any  # type: ignore[explicit-any]
+# The weights of a model, as Flax nests them.
+Variables: TypeAlias = PyTree
+# What JSON can hold.
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+
+class Config(Protocol):
+    """The settings of a method: a frozen dataclass that is a pytree.
+
+    What changes the compiled program is static; α, λ, ε are leaves.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, "dataclasses.Field[object]"]]
+
+
+class Model(Protocol):
+    """A network as Flax Linen has it: hashable, its weights kept apart."""
+
+    def apply(self, variables: Variables, images: jax.Array, /) -> jax.Array:
+        """Logits float32[B, K] or embeddings float32[B, D] of images float32[B, H, W, 3]."""
+        ...
 
 
 class Batch(NamedTuple):

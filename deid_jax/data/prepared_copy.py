@@ -17,7 +17,7 @@ import numpy as np
 from deid_jax.data import prepared
 from deid_jax.data.dataset import Examples, FaceDataset
 from deid_jax.data.messages import one_line
-from deid_jax.errors import InputError, PassingError
+from deid_jax.errors import InputError, TransientError
 
 VERSION = "1.0.0"  # of a copy whose source is no TFDS set
 # TFDS takes "all" for the union of the splits, so that none can be called so.
@@ -80,7 +80,7 @@ class PreparedCopy:
 
         Raises:
           InputError: a position is not in the shard, an original example cannot be read.
-          PassingError: a file cannot be written.
+          TransientError: a file cannot be written.
         """
         positions = self.shards[shard]
         strangers = [position for position in pictures if position not in positions]
@@ -112,7 +112,7 @@ class PreparedCopy:
 
         Raises:
           InputError: a shard has not been written, or none has a picture.
-          PassingError: a file cannot be written.
+          TransientError: a file cannot be written.
         """
         for left in self.folder.glob(".*"):  # What a process wrote that was killed.
             shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -315,7 +315,7 @@ def _write_records(path: Path, records: Iterator[bytes]) -> None:
         writer.close()
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:  # the writer raises RuntimeError: disk full
-        raise PassingError(f"{path} cannot be written: {one_line(error)}") from error
+        raise TransientError(f"{path} cannot be written: {one_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
@@ -346,4 +346,4 @@ def _write_description(folder: Path, info: Any, features: Any) -> None:
             for path in Path(name).iterdir():
                 path.replace(folder / path.name)
     except OSError as error:
-        raise PassingError(f"{folder} cannot be written: {one_line(error)}") from error
+        raise TransientError(f"{folder} cannot be written: {one_line(error)}") from error

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deid_jax.errors import InputError, PassingError
+from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import metadata as notes
 
 # Formats that can be written again as they were; the suffixes that folders are searched for.
@@ -167,7 +167,7 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has more than {max_pixels} pixels") from error
     except MemoryError as error:
-        raise PassingError(f"{name} does not fit into memory") from error
+        raise TransientError(f"{name} does not fit into memory") from error
     except Exception as error:  # Pillow's decoders raise all sorts on damaged files.
         raise InputError(f"{name} cannot be read: {_reason(error)}") from error
 

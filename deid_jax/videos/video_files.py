@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deid_jax.data.images import MAX_PIXELS
-from deid_jax.errors import InputError, PassingError
+from deid_jax.errors import InputError, TransientError
 from deid_jax.videos.video_frames import (
     Change,
     changed,
@@ -82,7 +82,7 @@ def _errors(path: Path) -> Iterator[None]:
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PassingError(f"video {path} cannot be written: {reason}") from error
+            raise TransientError(f"video {path} cannot be written: {reason}") from error
         raise InputError(f"video {path} cannot be read: {reason}") from error
 
 
@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         import av
     except ImportError:
-        raise PassingError("videos need PyAV: pip install 'deid_jax[video]'") from None
+        raise TransientError("videos need PyAV: pip install 'deid_jax[video]'") from None
     with (
         _errors(path),
         _container(path) as container,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deid_jax.errors import InputError, PassingError
+from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import faces as face_finding
 from deid_jax.photos import files
 from deid_jax.photos.alignment import aligned_face
@@ -127,7 +127,7 @@ class Work:
     def _photo(self, name: str, content: bytes) -> Record:
         try:
             photo = files.parse_photo(content, name)
-        except PassingError as error:
+        except TransientError as error:
             return {"reason": str(error), "source_sha256": ""}
         except InputError as error:
             return {"reason": str(error)}
@@ -176,7 +176,7 @@ class Work:
                 keep_metadata=self.settings["keep_metadata"],
                 update=lambda doing, place, number: say(f"{doing} {place}/{number}"),
             )
-        except PassingError as error:
+        except TransientError as error:
             return {"reason": str(error), "source_sha256": ""}
         except FaceError as error:
             return {"status": NO_FACE, "reason": str(error)}

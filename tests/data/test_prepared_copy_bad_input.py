@@ -3,7 +3,7 @@
 import pytest
 
 from deid_jax.data.prepared_copy import PreparedCopy
-from deid_jax.errors import InputError, PassingError
+from deid_jax.errors import InputError, TransientError
 from tests.data import copying
 from tests.data.tfds_sets import png
 
@@ -58,7 +58,7 @@ def test_a_shard_that_was_not_written(tmp_path):
 def test_what_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     copy = PreparedCopy(tmp_path / "file", copying.other_set(), [range(10)])
-    with pytest.raises(PassingError, match="array_record-00000-of-00001 cannot be written: "):
+    with pytest.raises(TransientError, match="array_record-00000-of-00001 cannot be written: "):
         copy.write(0, {0: png(copying.new_picture(0))})
 
     class FullDisk:
@@ -74,7 +74,9 @@ def test_what_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(array_record_module, "ArrayRecordWriter", FullDisk)
     copy = PreparedCopy(tmp_path / "full", copying.other_set(), [range(10)])
-    with pytest.raises(PassingError, match=r"cannot be written: write\(\) failed: No spa") as e:
+    with pytest.raises(
+        TransientError, match=r"cannot be written: write\(\) failed: No spa"
+    ) as e:
         copy.write(0, {0: png(copying.new_picture(0))})
     assert "\n" not in str(e.value)
     assert list((tmp_path / "full").iterdir()) == []
@@ -87,7 +89,9 @@ def test_a_description_that_cannot_be_written(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dataset_info, "write_dataset_info_proto", fail)
-    with pytest.raises(PassingError, match=r"copy cannot be written: No space left on device$"):
+    with pytest.raises(
+        TransientError, match=r"copy cannot be written: No space left on device$"
+    ):
         copying.write_copy(tmp_path / "copy", copying.other_set())
     names = {path.name for path in (tmp_path / "copy").iterdir()}
     assert "dataset_info.json" not in names

@@ -15,9 +15,9 @@ from deid_jax.photos import protection
 from deid_jax.recognisers import checkpointing
 from deid_jax.recognisers.embedders import Embedder
 from experiments import attack, protect, sweep, train
+from tests.devices.test_sharding import assert_near, on_eight_devices, shapes_held
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
 from tests.experiments.protect_helpers import FACES, picture
-from tests.test_sharding import assert_near, on_eight_devices, shapes_held
 
 # Eighteen pictures: no multiple of four or eight devices.
 QUICK = ("--num_steps=3", "--split=all", "--checkpoint=recogniser")

@@ -13,9 +13,9 @@ import pytest
 
 from deid_jax.recognisers import checkpointing
 from experiments import attack, sweep, train
+from tests.devices.test_processes import free_port
 from tests.experiments.conftest import COMMON, REPOSITORY, finish, listing, process
 from tests.experiments.test_attack import TIMING
-from tests.test_distributed import free_port
 
 # Eighteen pictures in shards of five: four shards, the last one smaller.
 ATTACK = ("--split=all", "--num_steps=3", "--shard_size=5")

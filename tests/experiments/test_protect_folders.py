@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from deid_jax.errors import PassingError
+from deid_jax.errors import TransientError
 from deid_jax.photos.manifest import Manifest
 from experiments._protect import protect_work
 from tests.experiments.conftest import listing
@@ -173,7 +173,7 @@ def test_what_failed_for_want_of_memory_is_done_anew(folders, done, monkeypatch)
 
     def short(data, name, **limits):
         if name == "a.png":
-            raise PassingError("a.png does not fit into memory")
+            raise TransientError("a.png does not fit into memory")
         return parse(data, name, **limits)
 
     with monkeypatch.context() as patch:

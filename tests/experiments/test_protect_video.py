@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.errors import InputError, PassingError
+from deid_jax.errors import InputError, TransientError
 from deid_jax.photos.faces import Face
 from deid_jax.photos.files import UNFINISHED
 from deid_jax.photos.judging import BlindError
@@ -30,7 +30,7 @@ from tests.experiments.protect_helpers import (
     run,
     square,
 )
-from tests.photos.video_helpers import packets, planes, psnrs_of, rgb, times, write
+from tests.videos.video_helpers import packets, planes, psnrs_of, rgb, times, write
 
 NAME = "manifest.jsonl"
 SIZE, NUMBER = (112, 96), 12
@@ -403,7 +403,7 @@ def test_progress_tells_what_is_done_to_a_video(single, monkeypatch):
     ("error", "status"),
     [
         (BlindError("recogniser a: embeddings must be finite and not 0"), "not protected"),
-        (PassingError("videos need PyAV"), "unreadable"),
+        (TransientError("videos need PyAV"), "unreadable"),
         (InputError("video b.mp4 is cut off"), "unreadable"),
     ],
 )
@@ -420,4 +420,4 @@ def test_what_stops_a_video_is_told_as_what_it_is(folders, done, monkeypatch, er
     assert (record["status"], record["reason"], record["output"]) == (status, str(error), None)
     del done[:]
     assert run(arguments(source, output)) == 1
-    assert ("b.mp4" in done) is isinstance(error, PassingError)
+    assert ("b.mp4" in done) is isinstance(error, TransientError)

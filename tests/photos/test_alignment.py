@@ -15,7 +15,7 @@ from deid_jax.photos import alignment
 from deid_jax.photos.alignment import SIZE
 from deid_jax.photos.faces import Face
 from tests.experiments.protect_helpers import TEMPLATE
-from tests.photos.waves import (
+from tests.videos.waves import (
     grid,
     inverse,
     landmarks,

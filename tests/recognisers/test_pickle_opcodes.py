@@ -9,7 +9,7 @@ import pytest
 
 from deid_jax.errors import InputError
 from deid_jax.recognisers import pickle_opcodes, torch_files
-from tests.handmade_pickles import ORDERED, archive_of, legacy_of, pickled, tensor
+from tests.recognisers.handmade_pickles import ORDERED, archive_of, legacy_of, pickled, tensor
 
 SIZE = b"ctorch\nSize\n"
 DATA = {"data/0": np.arange(4, dtype="<f4").tobytes()}

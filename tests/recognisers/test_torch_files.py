@@ -15,7 +15,7 @@ import pytest
 
 from deid_jax.errors import InputError
 from deid_jax.recognisers import torch_files
-from tests.handmade_pickles import (
+from tests.recognisers.handmade_pickles import (
     FLOATS,
     ORDERED,
     REBUILD,

@@ -13,7 +13,7 @@ from rich.console import Console
 from deid_jax.reports import report
 from deid_jax.reports.comparison import Run, check_comparable, compare
 from deid_jax.reports.report import Report
-from tests.test_comparison import DESCRIPTION, point
+from tests.reports.test_comparison import DESCRIPTION, point
 
 # What is void in HTML has no end tag.
 VOID = {"meta", "img", "br"}

@@ -13,7 +13,7 @@ from deid_jax.photos.photo import Strength
 from deid_jax.videos import video
 from deid_jax.videos.video import EVERY, MARGINS, protect_video
 from tests.experiments.protect_helpers import may_change, square
-from tests.photos.video_helpers import (
+from tests.videos.video_helpers import (
     CONSTANT,
     HEIGHT,
     KEY,

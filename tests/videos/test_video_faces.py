@@ -15,7 +15,7 @@ from deid_jax.videos.tracking import Track
 from deid_jax.videos.video_faces import Attack, Followed, Judge, mean
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import may_change, square
-from tests.photos.video_helpers import (
+from tests.videos.video_helpers import (
     HEIGHT,
     KEY,
     NEXT,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from deid_jax.videos import video_files, video_frames
-from tests.photos.video_helpers import (
+from tests.videos.video_helpers import (
     decoded,
     encoder,
     packets,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.errors import InputError, PassingError
+from deid_jax.errors import InputError, TransientError
 from deid_jax.videos import video_files
-from tests.photos.test_video_files import SIZE, frames, rewrite, ticks_of
-from tests.photos.video_helpers import decoded, encoder, rgb, times, write
+from tests.videos.test_video_files import SIZE, frames, rewrite, ticks_of
+from tests.videos.video_helpers import decoded, encoder, rgb, times, write
 
 # --- What a file tells ---
 
@@ -282,7 +282,7 @@ def test_without_pyav_it_is_told_how_to_install_it(tmp_path, monkeypatch):
     source = write(tmp_path / "in.mp4", frames(2))
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(
-        PassingError, match=r"videos need PyAV: pip install 'deid_jax\[video\]'"
+        TransientError, match=r"videos need PyAV: pip install 'deid_jax\[video\]'"
     ):
         video_files.look(source)
 
@@ -290,7 +290,7 @@ def test_without_pyav_it_is_told_how_to_install_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 def test_no_room_is_no_fault_of_the_file(tmp_path, suffix):
     source = write(tmp_path / f"in{suffix}", frames())
-    with pytest.raises(PassingError, match="cannot be written: No space left on device"):
+    with pytest.raises(TransientError, match="cannot be written: No space left on device"):
         rewrite(source, Path("/dev/full"), suffix=suffix)
 
 
