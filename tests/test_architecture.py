@@ -1,6 +1,7 @@
 """The order of the packages, and limits that keep the code readable."""
 
 import ast
+import collections
 import graphlib
 from pathlib import Path
 
@@ -94,3 +95,22 @@ def _parameters(function):
     taken = function.args
     names = [argument.arg for argument in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs)]
     return len(set(names) - {"self", "cls"})
+
+
+# Names that many modules have because they play the same role.
+ROLES = {"run", "load"}
+
+
+def test_names_are_unique():
+    """No two modules, classes or functions share a name and mean different things."""
+    found = collections.defaultdict(set)
+    for name in ("deid_jax", "experiments"):
+        for path in (ROOT / name).rglob("*.py"):
+            where = str(path.relative_to(ROOT))
+            if path.stem != "__init__" and path.parent.name != "experiments":
+                found[f"module {path.stem}"].add(where)
+            for node in ast.parse(path.read_text("utf-8")).body:
+                defines = isinstance(node, ast.FunctionDef | ast.ClassDef)
+                if defines and not node.name.startswith("_") and node.name not in ROLES:
+                    found[node.name].add(where)
+    assert not {name: sorted(paths) for name, paths in found.items() if len(paths) > 1}
