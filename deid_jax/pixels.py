@@ -3,9 +3,15 @@
 Images are float[B, H, W, C] in [0, 1].
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+
+# A whole image on the host, uint8[H, W, 3] in sRGB order.
+Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # The 256 values of a pixel as float32. A table, because compiled programs may divide by 255
 # differently in the last bit, and then a picture would differ from itself.
