@@ -192,7 +192,7 @@ def _write(
     title = f"{len(faces)} pictures of {settings.dataset}, {settings.judge}, {most} gradients"
     folder.write_csv("compare.csv", rows)
     folder.write_text("compare.md", compare_tables.markdown(rows, heading, notes_on(plan)))
-    folder.write_bytes("compare.png", distortion_plot.draw(panels, title=title))
+    folder.write_bytes("compare.png", distortion_plot.draw_success_curves(panels, title=title))
     per_image = [
         {"target": trial.target, "method": trial.method, "num_steps": trial.num_steps, **record}
         for trial in trials

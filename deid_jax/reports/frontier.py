@@ -6,7 +6,6 @@ the same method beats, solid for the 8-bit pictures, dashed for the float result
 each method's least L2 at an MR of 99 % and of 99.5 %.
 """
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +14,17 @@ import numpy as np
 from deid_jax.attacks import ATTACKS
 from deid_jax.evaluation.batch import METHODS
 from deid_jax.models import MODELS
+from deid_jax.reports import plotting
 from deid_jax.reports.comparison import MIN_MR, Point, choose, in_order
 from deid_jax.reports.report import name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, then some of Tol's, told apart by the colour-blind; grey after them.
+# Then some of Tol's, which the colour-blind can tell apart, too; grey after them.
 _COLOURS = (
-    *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255"),
-    *("#117733", "#332288", "#AA4499", "#999933", "#44AA99", "#661100", "#6699CC", "#DDCC77"),
+    *(*plotting.COLOURS, "#882255", "#117733", "#332288", "#AA4499", "#999933", "#44AA99"),
+    *("#661100", "#6699CC", "#DDCC77"),
 )
 _MARKERS = "osD^vPXp<>hd8sDo"
 _KINDS = (("_uint8", "-", "full"), ("", "--", "none"))
@@ -43,12 +43,11 @@ def draw(points: Sequence[Point]) -> bytes:
     Returns:
       A PNG file.
     """
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     models = in_order((point.model for point in points), MODELS)
     methods = in_order((point.method for point in points), METHODS)
-    figure = Figure(figsize=(11, 1.1 + 4.3 * len(models)), dpi=120, layout="constrained")
+    figure = plotting.new_figure(11, 1.1 + 4.3 * len(models))
     axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
     for row, model in zip(axes, models, strict=True):
         own = [point for point in points if point.model == model]
@@ -83,10 +82,7 @@ def draw(points: Sequence[Point]) -> bytes:
         f"Distortion against misclassification: {first.get('num_images', '?')} pictures of "
         f"{first.get('dataset', '?')}, split {first.get('split', '?')}"
     )
-    file = io.BytesIO()
-    # Without the version of matplotlib: the same points give the same bytes.
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    return plotting.png_of(figure)
 
 
 def _style(method: str) -> tuple[str, str]:
@@ -154,9 +150,9 @@ def _dress(axis: "Axes", points: Sequence[Point], metric: str) -> None:
         ),
     )
     axis.set_ylim(0, 1)
-    axis.set_yticks(_RATES, [f"{rate:.1%}".replace(".0", "") for rate in _RATES])
-    axis.set_yticks([], minor=True)
-    axis.grid(color="0.9")
+    rates = [f"{rate:.1%}".replace(".0", "") for rate in _RATES]
+    plotting.set_ticks(axis.yaxis, _RATES, rates)
+    axis.grid(color=plotting.GRID)
     clean = points[0].figures.get("clean_error")
     if clean:
         axis.axhline(clean, color="0.5", linewidth=0.9, linestyle=":", zorder=1)
@@ -173,17 +169,12 @@ def _dress(axis: "Axes", points: Sequence[Point], metric: str) -> None:
     axis.set_xscale("log")
     low, high = min(values) / 1.3, max(values) * 1.3
     axis.set_xlim(low, high)
-    # Rounder ones where they suffice.
-    for multiples in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
-        ticks = [m * 10.0**e for e in range(-5, 4) for m in multiples]
-        shown = [tick for tick in ticks if low <= tick <= high]
-        if len(shown) > 2:
-            break
+    shown = plotting.round_ticks(low, high, (plotting.HALVES, plotting.FINE), least=3)
     similarity = metric == "mssim"
-    axis.set_xticks(shown, [f"{1 - tick if similarity else tick:.6g}" for tick in shown])
+    labels = [f"{1 - tick if similarity else tick:.6g}" for tick in shown]
+    plotting.set_ticks(axis.xaxis, shown, labels)
     axis.set_xlabel(
         "MSSIM, structural similarity (1 = unchanged)"
         if similarity
         else "L2, mean distance to the original (pixels of 0 to 1)"
     )
-    axis.set_xticks([], minor=True)

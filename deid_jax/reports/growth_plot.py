@@ -1,22 +1,23 @@
-"""How time and memory grow: curves, the lines fitted to them, and the picture of both.
+"""Growth of time and memory: curves, the lines fitted to them, and the figure of both.
 
-Times are seconds, memory is bytes; what one of them grows against is a positive count.
+Times are seconds, memory is bytes; both grow with a positive count.
 """
 
 import dataclasses
-import io
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+
+from deid_jax.reports import plotting
+from deid_jax.types import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by the colour-blind.
-_BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_RED, _BLUE, _GREEN = plotting.COLOURS[:3]
 _LABELS = {
     "images": "pictures",
     "steps": "steps of the attack",
@@ -25,15 +26,16 @@ _LABELS = {
 _MIB = 2**20
 
 
-class Fit(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LineFit:
     """The line y = intercept + slope · x through points, and how well it holds.
 
     Attributes:
       intercept: y at x = 0.
       slope: growth of y per unit of x.
       r2: the share of y's variance that the line explains; 1 where y does not vary.
-      exponent: slope of log y against log x: 1 for what is proportional to x, less where a
-        fixed cost is added to it.
+      exponent: slope of log y against log x: 1 where y is proportional to x, less where a
+        fixed cost is added.
     """
 
     intercept: float
@@ -42,7 +44,7 @@ class Fit(NamedTuple):
     exponent: float
 
 
-def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
+def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
     """Least squares in float64.
 
     Args:
@@ -53,7 +55,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
     intercept, slope = _line(a, b)
     residue = np.sum((b - intercept - slope * a) ** 2)
     variance = np.sum((b - b.mean()) ** 2)
-    return Fit(
+    return LineFit(
         intercept=intercept,
         slope=slope,
         r2=float(1 - residue / variance) if variance else 1.0,
@@ -61,7 +63,7 @@ def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
     )
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def _line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
     centred = x - x.mean()
     slope = float(np.sum(centred * (y - y.mean())) / np.sum(centred**2))
     return float(y.mean() - slope * x.mean()), slope
@@ -69,7 +71,7 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """What was measured while one count grew and all else stood still.
+    """Time and memory while one count grew and all else was constant.
 
     Attributes:
       against: the count: "images", "steps", "pixels" or "batch".
@@ -84,12 +86,12 @@ class Curve:
     peak_bytes: tuple[int | None, ...]
 
     @property
-    def time(self) -> Fit | None:
+    def time(self) -> LineFit | None:
         """The fit of the seconds; None with under two points and where the batch grows."""
         return None if self.against == "batch" else _fit_known(self.x, self.seconds)
 
     @property
-    def memory(self) -> Fit | None:
+    def memory(self) -> LineFit | None:
         """The fit of the bytes; None with fewer than two points."""
         return _fit_known(self.x, self.peak_bytes)
 
@@ -100,7 +102,7 @@ class Curve:
         return known[-1] / known[0] if known else None
 
     def summary(self) -> list[str]:
-        """What it comes to, in lines for a reader."""
+        """The fits, one line each."""
         lines, time, ratio = [], self.time, self.memory_ratio
         if time:
             exponent, r2 = f"{time.exponent:.2f}", f"{time.r2:.4f}"
@@ -109,41 +111,38 @@ class Curve:
             lines.append(f"memory against {self.against}: × {ratio:.2f}")
         return lines
 
-    def figures(self) -> dict[str, Any]:
-        """What a JSON file holds."""
-        time, memory = self.time, self.memory
+    def figures(self) -> dict[str, Json]:
+        """An entry of `growth.json`."""
         return {
-            "x": self.x,
-            "seconds": self.seconds,
-            "peak_bytes": self.peak_bytes,
-            "time_fit": time and time._asdict(),
-            "memory_fit": memory and memory._asdict(),
+            "x": list(self.x),
+            "seconds": list(self.seconds),
+            "peak_bytes": list(self.peak_bytes),
+            "time_fit": dataclasses.asdict(self.time) if self.time else None,
+            "memory_fit": dataclasses.asdict(self.memory) if self.memory else None,
             "memory_ratio": self.memory_ratio,
-            "summary": self.summary(),
+            "summary": list(self.summary()),
         }
 
 
-def _fit_known(x: Sequence[int], y: Sequence[float | None]) -> Fit | None:
+def _fit_known(x: Sequence[int], y: Sequence[float | None]) -> LineFit | None:
     known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
     if len(known) < 2:
         return None
-    return fit([a for a, _ in known], [b for _, b in known])
+    return fit_line([a for a, _ in known], [b for _, b in known])
 
 
-def draw(curves: Mapping[str, Curve], *, titles: Mapping[str, str], title: str) -> bytes:
+def draw_growth(curves: Mapping[str, Curve], *, titles: Mapping[str, str], title: str) -> bytes:
     """Draws time against images, steps and pixels, and memory against batch and images.
 
     Args:
       curves: one for each of "images", "steps", "pixels" and "batch".
-      titles: what stood still, for each of them.
+      titles: what was constant, for each of them.
       title: what was measured, and where.
 
     Returns:
       A PNG file; the same curves give the same bytes.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 8.2), dpi=120, layout="constrained")
+    figure = plotting.new_figure(11, 8.2)
     axes = figure.subplots(2, 2).flat
     for axis, name in zip(axes, ("images", "steps", "pixels"), strict=False):
         _draw_time(axis, curves[name])
@@ -151,117 +150,100 @@ def draw(curves: Mapping[str, Curve], *, titles: Mapping[str, str], title: str) 
     _draw_memory(axes[3], curves["batch"], curves["images"])
     axes[3].set_title(titles["batch"], fontsize=9, color="0.35")
     figure.suptitle(title)
-    file = io.BytesIO()
-    # Without the version of matplotlib, so that only the figures decide the bytes.
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    return plotting.png_of(figure)
 
 
 def _draw_time(axis: "Axes", curve: Curve) -> None:
-    line = curve.time
-    if line:
+    if curve.time:
         x = np.geomspace(curve.x[0], curve.x[-1], 200)
-        y = line.intercept + line.slope * x
+        y = curve.time.intercept + curve.time.slope * x
         # A log scale shows no line below zero.
         shown = y > 0
-        axis.plot(
-            x[shown],
-            y[shown],
-            color=_RED,
-            linewidth=1.3,
-            label=f"line, R² {line.r2:.4f}; exponent {line.exponent:.2f}",
-        )
-    _draw_points(axis, curve.x, curve.seconds, color=_BLUE, label="measured", linestyle="")
-    _dress(axis, [curve.x], [curve.seconds])
-    axis.set_xlabel(_LABELS[curve.against])
-    axis.set_ylabel("wall time (seconds)")
+        label = f"line, R² {curve.time.r2:.4f}; exponent {curve.time.exponent:.2f}"
+        axis.plot(x[shown], y[shown], color=_RED, linewidth=1.3, label=label)
+    _draw_points(axis, curve.x, curve.seconds, look=(_BLUE, ""), label="measured")
+    _dress_x(axis, curve.x, _apart)
+    known = [value for value in curve.seconds if value is not None]
+    if known:
+        low, high = min(known) / 1.4, max(known) * 1.8
+        axis.set_yscale("log")
+        axis.set_ylim(low, high)
+        heights = _ticks(low, high)
+        plotting.set_ticks(axis.yaxis, heights, [f"{tick:,.6g}" for tick in heights])
+    _finish(axis, _LABELS[curve.against], "wall time (seconds)")
     if curve.against == "pixels":
         ticks = _apart(curve.x)
         axis.set_xticks(ticks, [f"{math.isqrt(tick)}²" for tick in ticks])
 
 
 def _draw_memory(axis: "Axes", batch: Curve, images: Curve) -> None:
-    peaks = []
+    highest = 0.0
     kinds = ((batch, _GREEN, "in a batch"), (images, _BLUE, "in all"))
     for curve, colour, kind in kinds:
         values = [None if value is None else value / _MIB for value in curve.peak_bytes]
         ratio = curve.memory_ratio
         label = f"against pictures {kind}" + (f": × {ratio:.2f}" if ratio else "")
-        _draw_points(axis, curve.x, values, color=colour, label=label, linestyle="-")
-        peaks.append(values)
-    _dress(axis, [batch.x, images.x], peaks, memory=True)
-    axis.set_xlabel("pictures: in a batch, or in all")
-    axis.set_ylabel("peak memory (MiB)")
+        _draw_points(axis, curve.x, values, look=(colour, "-"), label=label)
+        highest = max(highest, *(value or 0.0 for value in values))
+    _dress_x(axis, (*batch.x, *images.x), lambda counts: _ticks(counts[0], counts[-1]))
+    if highest:
+        # From zero, so that what is flat looks flat.
+        axis.set_ylim(0, 1.35 * highest)
+        axis.yaxis.set_major_formatter("{x:,.0f}")
+    _finish(axis, "pictures: in a batch, or in all", "peak memory (MiB)")
 
 
 def _draw_points(
     axis: "Axes",
     x: Sequence[int],
     y: Sequence[float | None],
-    **look: Any,
+    *,
+    look: tuple[str, str],
+    label: str,
 ) -> None:
-    """Markers, with a gap and a cross at the foot where there is no value."""
-    axis.plot(x, [math.nan if v is None else v for v in y], marker="o", markersize=6, **look)
+    """Markers of a colour and line, with a gap and a cross at the foot for failures."""
+    colour, line = look
+    known = [math.nan if value is None else value for value in y]
+    axis.plot(x, known, marker="o", markersize=6, color=colour, linestyle=line, label=label)
     failed = [a for a, b in zip(x, y, strict=True) if b is None]
     if failed:
-        axis.plot(
-            failed,
-            [0.04] * len(failed),
-            "x",
-            color=look["color"],
-            transform=axis.get_xaxis_transform(),
-            label="failed",
-        )
+        foot = [0.04] * len(failed)
+        transform = axis.get_xaxis_transform()
+        axis.plot(failed, foot, "x", color=colour, transform=transform, label="failed")
 
 
-def _dress(
+def _dress_x(
     axis: "Axes",
-    x: Sequence[Sequence[int]],
-    y: Sequence[Sequence[float | None]],
-    *,
-    memory: bool = False,
+    x: Iterable[int],
+    ticks_of: Callable[[Sequence[int]], Sequence[float]],
 ) -> None:
-    """Scales with round numbers, logarithmic but for memory; a grid, the legend."""
+    """A log scale with round numbers."""
+    counts = sorted(set(x))
     axis.set_xscale("log")
-    counts = sorted(set(itertools.chain(*x)))
     axis.set_xlim(counts[0] / 1.25, counts[-1] * 1.25)
-    ticks = _apart(counts) if len(x) == 1 else _round_ticks(counts[0], counts[-1])
-    axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axis.set_xticks([], minor=True)
-    known = [value for value in itertools.chain(*y) if value is not None]
-    if known and memory:
-        # From zero, so that what is flat looks flat.
-        axis.set_ylim(0, 1.35 * max(known))
-        axis.yaxis.set_major_formatter("{x:,.0f}")
-    elif known:
-        low, high = min(known) / 1.4, max(known) * 1.8
-        axis.set_yscale("log")
-        axis.set_ylim(low, high)
-        heights = _round_ticks(low, high)
-        axis.set_yticks(heights, [f"{tick:,.6g}" for tick in heights])
-        axis.set_yticks([], minor=True)
-    axis.grid(color="0.9")
+    ticks = ticks_of(counts)
+    plotting.set_ticks(axis.xaxis, ticks, [f"{tick:,.0f}" for tick in ticks])
+
+
+def _finish(axis: "Axes", x_label: str, y_label: str) -> None:
+    axis.grid(color=plotting.GRID)
     axis.set_axisbelow(True)
     axis.legend(loc="upper left", fontsize=9)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
 
 
-def _apart(values: Iterable[int]) -> list[int]:
-    """Those that leave room for a label each on a log scale; the largest first."""
-    ordered = sorted(values, reverse=True)
-    least = 0.09 * math.log(ordered[0] / ordered[-1])
-    kept: list[int] = []
-    for value in ordered:
-        if not kept or math.log(kept[-1] / value) >= least:
-            kept.append(value)
+def _apart(counts: Sequence[int]) -> list[int]:
+    """Those of increasing counts that leave room for a label each; the largest always."""
+    least = 0.09 * math.log(counts[-1] / counts[0])
+    kept = [counts[-1]]
+    for count in reversed(counts[:-1]):
+        if math.log(kept[-1] / count) >= least:
+            kept.append(count)
     return kept[::-1]
 
 
-def _round_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from low to high, some five or more where they span so much."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for multiples in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
-        ticks = [m * 10.0**power for power in powers for m in multiples]
-        shown = [tick for tick in ticks if low <= tick <= high]
-        if len(shown) > 3:
-            break
-    return shown
+def _ticks(low: float, high: float) -> list[float]:
+    return plotting.round_ticks(
+        low, high, (plotting.TENS, plotting.HALVES, plotting.FINE), least=4
+    )

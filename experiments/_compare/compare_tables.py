@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deid_jax.reports import distortion
+from deid_jax.reports import trial_statistics
 
 # What a peer must reach to be one to beat.
 _BEST_PEER_SUCCESS = 0.99
@@ -44,8 +44,8 @@ class Trial(NamedTuple):
         return np.array([record[name] for record in self.records])
 
     def distances(self, suffix: str) -> np.ndarray:
-        """L2 of float results ("") or of 8-bit pictures ("_uint8"), see `distortion`."""
-        return distortion.distances(self.column("l2" + suffix), self.column("success" + suffix))
+        """L2 of float results ("") or of 8-bit pictures ("_uint8"), see `trial_statistics`."""
+        return np.where(self.column("success" + suffix), self.column("l2" + suffix), np.inf)
 
 
 def scored(record: Mapping[str, Any], picture: str, aim: str, already: bool) -> Record:
@@ -110,8 +110,8 @@ def auc_limit(trials: Sequence[Trial], reference: str) -> float:
     """
     of_reference = [trial for trial in trials if trial.method == reference]
     last = max(of_reference, key=lambda trial: trial.num_steps)
-    return 2 * distortion.largest(last.distances("_uint8")) or max(
-        distortion.largest(trial.distances("_uint8")) for trial in trials
+    return 2 * trial_statistics.largest_success(last.distances("_uint8")) or max(
+        trial_statistics.largest_success(trial.distances("_uint8")) for trial in trials
     )
 
 
@@ -126,30 +126,32 @@ def best_peer(trials: Sequence[Trial]) -> Trial | None:
         for trial in trials
         if trial.is_peer
         and trial.num_steps == most
-        and distortion.success_rate(trial.distances("")) >= _BEST_PEER_SUCCESS
+        and trial_statistics.success_rate(trial.distances("")) >= _BEST_PEER_SUCCESS
     ]
     return min(
         whole,
-        key=lambda trial: distortion.mean_and_median(trial.distances(""))[0],
+        key=lambda trial: trial_statistics.mean_and_median(trial.distances(""))[0],
         default=None,
     )
 
 
 def _row(trial: Trial, limit: float, best: Trial | None, reference: Trial) -> Row:
     floats, kept = trial.distances(""), trial.distances("_uint8")
-    (mean, median), (mean_kept, median_kept) = map(distortion.mean_and_median, (floats, kept))
+    (mean, median), (mean_kept, median_kept) = map(
+        trial_statistics.mean_and_median, (floats, kept)
+    )
     succeeded = np.isfinite(kept)
     mssim = trial.column("mssim_uint8")[succeeded]
     ratios = [math.nan, math.nan]
     if best is not None and succeeded.all():
-        of_best = distortion.mean_and_median(best.distances(""))
+        of_best = trial_statistics.mean_and_median(best.distances(""))
         ratios = [
             own / theirs if theirs > 0 else math.nan
             for own, theirs in zip((mean_kept, median_kept), of_best, strict=True)
         ]
     # Peers did not ask to be rounded: what they lose by it is not held against them here.
     theirs = floats if trial.is_peer else kept
-    pair = distortion.compare_pairs(reference.distances("_uint8"), theirs)
+    pair = trial_statistics.compare_pairs(reference.distances("_uint8"), theirs)
     row = {
         "target": trial.target,
         "library": trial.library,
@@ -157,16 +159,16 @@ def _row(trial: Trial, limit: float, best: Trial | None, reference: Trial) -> Ro
         "num_steps": trial.num_steps,
         "num_images": len(trial.records),
         "num_already": int(trial.column("already").sum()),
-        "success_rate": distortion.success_rate(floats),
-        "success_rate_uint8": distortion.success_rate(kept),
+        "success_rate": trial_statistics.success_rate(floats),
+        "success_rate_uint8": trial_statistics.success_rate(kept),
         "l2_mean": mean,
         "l2_median": median,
         "l2_mean_uint8": mean_kept,
         "l2_median_uint8": median_kept,
         "mssim_uint8": float(np.mean(mssim)) if mssim.size else math.nan,
         "mr_uint8": float(trial.column("misclassified_uint8").mean()),
-        "auc": distortion.auc(floats, limit),
-        "auc_uint8": distortion.auc(kept, limit),
+        "auc": trial_statistics.auc(floats, limit),
+        "auc_uint8": trial_statistics.auc(kept, limit),
         "auc_limit": limit,
         "best_peer": "" if best is None else best.method,
         "ratio_to_best_peer": ratios[0],

@@ -1,4 +1,4 @@
-"""The growth figures' contract: files, fits, lazily drawn pictures, points that fail."""
+"""The growth figures' contract: files, fits, lazily drawn images, workloads that fail."""
 
 import csv
 import json
@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.reports import growth_plot
-from deid_jax.reports.growth_plot import Curve, fit
+from deid_jax.reports.growth_plot import Curve, draw_growth, fit_line
 from experiments import growth
-from experiments._growth import growth_points
+from experiments._growth import workloads
 from tests.experiments.conftest import listing
 
 SMALL = {
@@ -25,6 +24,7 @@ SMALL = {
     "image_size": "16",
     "batch": "2",
 }
+TINY = workloads.Workload("model_a", 2, 16, 1, 2)
 
 
 def _run(tmp_path, **changes):
@@ -36,14 +36,19 @@ def _figures(tmp_path):
     return json.loads((tmp_path / "out" / "growth.json").read_text())
 
 
-def _pretend(point, *, repeats, seed):
+def _rows(tmp_path):
+    with (tmp_path / "out" / "growth.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def _pretend(workload, *, repeats, seed):
     """Time in proportion to all of the work, memory to the batch."""
-    work = point.num_images * point.num_steps * point.image_size**2
-    return growth_points.Measured(
+    work = workload.num_images * workload.num_steps * workload.image_size**2
+    return workloads.Usage(
         seconds=1e-6 * work,
         compile_seconds=1.0,
         repeats=repeats,
-        peak_bytes=2**20 * point.batch_size,
+        peak_bytes=2**20 * workload.batch_size,
         peak_bytes_before=2**19,
         devices=("cpu",),
     )
@@ -51,12 +56,13 @@ def _pretend(point, *, repeats, seed):
 
 @pytest.fixture
 def pretended(monkeypatch):
-    """Points are not measured, but computed."""
-    monkeypatch.setattr(growth_points, "measure_afresh", _pretend)
+    """Workloads are not measured, but computed."""
+    monkeypatch.setattr(workloads, "measure", _pretend)
 
 
+@pytest.mark.slow
 def test_measures_in_processes_of_their_own(tmp_path, capsys):
-    # Of this process, and none of the measured ones'.
+    # Memory of this process that must not count for the measured ones.
     ballast = np.ones(640 * 2**20, np.uint8)
     narrow = {"num_steps": "1", "image_sizes": "16", "batch_sizes": "2", "repeats": "1"}
     assert _run(tmp_path, **narrow) == 0
@@ -78,156 +84,133 @@ def test_measures_in_processes_of_their_own(tmp_path, capsys):
 
 def test_writes_every_file_and_every_curve(tmp_path, capsys, pretended):
     assert _run(tmp_path, repeats="2") == 0
-    folder = tmp_path / "out"
+    first = listing(tmp_path)
     names = ["config.json", "growth.csv", "growth.json", "growth.png"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    assert list(first) == ["out", *(f"out/{name}" for name in names)]
     figures = _figures(tmp_path)
     assert set(figures) == {"machine", "curves", "points"}
     assert set(figures["machine"]) == {"processor", "cores", "devices", "versions"}
-    assert {name: curve["x"] for name, curve in figures["curves"].items()} == {
+    curves = figures["curves"]
+    assert {name: curve["x"] for name, curve in curves.items()} == {
         "images": [2, 4],
         "steps": [1, 2],
         "pixels": [256, 576],
         "batch": [1, 2],
     }
     for name in ("images", "steps", "pixels"):
-        line = figures["curves"][name]["time_fit"]
-        assert line["exponent"] == pytest.approx(1)
-        assert line["r2"] == pytest.approx(1)
-    assert figures["curves"]["images"]["memory_ratio"] == 1
-    assert figures["curves"]["batch"]["memory_ratio"] == 2
-    # The point that all curves share is measured once.
+        line = curves[name]["time_fit"]
+        assert (line["exponent"], line["r2"]) == (pytest.approx(1), pytest.approx(1))
+    assert [curves[name]["memory_ratio"] for name in ("images", "batch")] == [1, 2]
+    # The workload that all curves share is measured once.
     assert len(figures["points"]) == 5
-    with (folder / "growth.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["against"] for row in rows] == [n for n in figures["curves"] for _ in range(2)]
+    rows = _rows(tmp_path)
+    assert [row["against"] for row in rows] == [name for name in curves for _ in range(2)]
     assert {row["repeats"] for row in rows} == {"2"}
-    with Image.open(folder / "growth.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width > 1000
+    with Image.open(tmp_path / "out" / "growth.png") as picture:
+        assert (picture.format, picture.width > 1000) == ("PNG", True)
     assert "time against pixels: exponent 1.00, R² 1.0000" in capsys.readouterr().out
-
-
-def test_the_same_figures_give_the_same_bytes(tmp_path, pretended):
-    assert _run(tmp_path) == 0
-    first = listing(tmp_path)
-    assert _run(tmp_path) == 0
+    assert _run(tmp_path, repeats="2") == 0
     assert listing(tmp_path) == first
 
 
-def test_failed_points_are_named_and_leave_a_gap(tmp_path, capsys, monkeypatch):
-    def measure(point, **options):
-        if point.batch_size == 1:
-            raise growth_points.PointError("killed by SIGKILL")
-        return _pretend(point, **options)
+def test_failed_workloads_are_named_and_leave_a_gap(tmp_path, capsys, monkeypatch):
+    def measure(workload, **options):
+        if workload.batch_size == 1:
+            raise workloads.WorkloadError("killed by SIGKILL")
+        return _pretend(workload, **options)
 
-    monkeypatch.setattr(growth_points, "measure_afresh", measure)
+    monkeypatch.setattr(workloads, "measure", measure)
     assert _run(tmp_path) == 0
-    name = "4 pictures of 16 px, 1 steps, batch 1"
+    name = "4 images of 16 px, 1 steps, batch 1"
     assert capsys.readouterr().err == f"{name} failed: killed by SIGKILL\n"
     figures = _figures(tmp_path)
-    assert figures["curves"]["batch"]["seconds"][0] is None
-    assert figures["curves"]["batch"]["peak_bytes"] == [None, 2 * 2**20]
-    assert figures["curves"]["batch"]["memory_ratio"] == 1
+    batch = figures["curves"]["batch"]
+    assert batch["seconds"][0] is None
+    assert batch["peak_bytes"] == [None, 2 * 2**20]
+    assert batch["memory_ratio"] == 1
     failures = [point["failure"] for point in figures["points"] if "failure" in point]
     assert failures == ["killed by SIGKILL"]
-    with (tmp_path / "out" / "growth.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["failure"]]
-    assert [(row["against"], row["x"], row["seconds"]) for row in rows] == [("batch", "1", "")]
+    failed = [row for row in _rows(tmp_path) if row["failure"]]
+    assert [(row["against"], row["x"], row["seconds"]) for row in failed] == [
+        ("batch", "1", "")
+    ]
 
 
-def test_nothing_is_written_where_every_point_fails(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(growth_points, "_CHILD", "raise MemoryError('no room')")
-    assert _run(tmp_path) == 2
+def test_nothing_is_written_where_every_workload_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workloads, "_CHILD", "raise MemoryError('no room')")
+    one = {"num_images": "4", "num_steps": "1", "image_sizes": "16", "batch_sizes": "2"}
+    assert _run(tmp_path, **one) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "error: no point could be measured: MemoryError: no room"
     assert not (tmp_path / "out").exists()
 
 
-def test_points_say_in_one_line_why_they_fail(monkeypatch):
-    def measure(point, folder, **options):
+def test_workloads_say_in_one_line_why_they_fail(monkeypatch):
+    def measure(workload, folder, **options):
         error = RuntimeError("RESOURCE_EXHAUSTED:\n  no room")
         error.add_note("frames were removed")
         raise error
 
-    monkeypatch.setattr(growth_points, "measure", measure)
-    task = json.dumps({"point": ["model_a", 2, 16, 1, 2], "repeats": 1, "seed": 0})
+    monkeypatch.setattr(workloads, "measure_here", measure)
+    task = json.dumps({"workload": TINY.__dict__, "repeats": 1, "seed": 0})
     with pytest.raises(SystemExit, match=r"^RuntimeError: RESOURCE_EXHAUSTED: no room$"):
-        growth_points.answer(task, "")
+        workloads.answer(task, "")
 
 
 def test_accelerators_tell_their_own_peak(monkeypatch):
     peaks = [{"peak_bytes_in_use": 5}, {"peak_bytes_in_use": 7}]
     devices = [SimpleNamespace(memory_stats=lambda peak=peak: peak) for peak in peaks]
-    monkeypatch.setattr(growth_points.jax, "local_devices", lambda: devices)
-    assert growth_points.peak_bytes() == 7
+    monkeypatch.setattr(workloads.jax, "local_devices", lambda: devices)
+    assert workloads.peak_bytes() == 7
 
 
-def test_killed_processes_are_failed_points(monkeypatch):
-    monkeypatch.setattr(growth_points, "_CHILD", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(growth_points.PointError, match="killed by SIGKILL"):
-        growth_points.measure_afresh(
-            growth_points.Point("model_a", 2, 16, 1, 2), repeats=1, seed=0
-        )
-
-
-def test_interrupted_leaves_nothing(tmp_path, capsys, monkeypatch):
-    def measure(point, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(growth_points, "measure_afresh", measure)
-    assert _run(tmp_path) == 130
-    assert capsys.readouterr() == ("", "interrupted\n")
-    assert list(tmp_path.iterdir()) == []
+def test_killed_processes_are_failures(monkeypatch):
+    monkeypatch.setattr(workloads, "_CHILD", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(workloads.WorkloadError, match="killed by SIGKILL"):
+        workloads.measure(TINY, repeats=1, seed=0)
 
 
 def test_fit_is_the_closed_form():
     x = [1, 10, 100, 1000]
-    cubes = fit(x, [2.0 * value**3 for value in x])
+    cubes = fit_line(x, [2.0 * value**3 for value in x])
     assert cubes.exponent == pytest.approx(3, abs=1e-12)
-    line = fit(x, [5 + 0.25 * value for value in x])
-    assert line[:3] == pytest.approx((5, 0.25, 1), abs=1e-12)
+    line = fit_line(x, [5 + 0.25 * value for value in x])
+    assert (line.intercept, line.slope, line.r2) == pytest.approx((5, 0.25, 1), abs=1e-12)
     assert line.exponent < 1
-    assert fit([1, 2], [7, 7])[1:] == (0, 1, 0)
+    flat = fit_line([1, 2], [7, 7])
+    assert (flat.slope, flat.r2, flat.exponent) == (0, 1, 0)
     rough = [3.0, 1.0, 4.0, 1.5]
     slope, intercept = np.polyfit(x, rough, 1)
-    fitted = fit(x, rough)
-    assert fitted[:2] == pytest.approx((intercept, slope))
+    fitted = fit_line(x, rough)
+    assert (fitted.intercept, fitted.slope) == pytest.approx((intercept, slope))
     assert fitted.r2 == pytest.approx(np.corrcoef(x, rough)[0, 1] ** 2)
 
 
-def test_curves_skip_what_failed():
+def test_curves_skip_failures():
     curve = Curve("images", (1, 2, 4), (1.0, None, 4.0), (10, None, 20))
     assert curve.time.exponent == pytest.approx(1)
     assert curve.memory_ratio == 2
-    assert Curve("images", (1, 2), (1.0, None), (None, None)).time is None
-    assert Curve("images", (1, 2), (1.0, None), (None, None)).memory_ratio is None
-
-
-def test_draws_curves_of_one_point_and_of_none():
+    failed = Curve("images", (1, 2), (1.0, None), (None, None))
+    assert (failed.time, failed.memory_ratio) == (None, None)
     one = {name: Curve(name, (4,), (1.0,), (10,)) for name in ("steps", "pixels", "batch")}
-    none = Curve("images", (1, 2), (None, None), (None, None))
     titles = dict.fromkeys((*one, "images"), "")
-    assert growth_plot.draw(one | {"images": none}, titles=titles, title="").startswith(
-        b"\x89PNG"
-    )
+    assert draw_growth(one | {"images": failed}, titles=titles, title="")[:4] == b"\x89PNG"
 
 
-def test_pictures_are_drawn_as_they_are_read():
-    faces = growth_points.noise_faces(10_000, 16, seed=3)
-    again = growth_points.noise_faces(4, 16, seed=3)
+def test_images_are_drawn_as_they_are_read():
+    faces, again = (workloads.unread_noise(n, 16, seed=3) for n in (10_000, 4))
     first = faces.read(2)
     assert (first.shape, first.dtype) == ((16, 16, 3), np.uint8)
     assert first is not faces.read(2)
     np.testing.assert_array_equal(first, again.read(2))
     assert (first != faces.read(3)).any()
-    assert (first != growth_points.noise_faces(4, 16, seed=4).read(2)).any()
+    assert (first != workloads.unread_noise(4, 16, seed=4).read(2)).any()
     assert len(set(faces.pictures)) == 10_000
 
 
-def test_batches_that_grow_come_two_at_least():
-    points = growth.plan(growth.GrowthSettings())["batch"]
-    assert {batch: point.num_images for batch, point in points.items()} == {
+def test_growing_batches_come_at_least_in_pairs():
+    points = growth.plan_growth(growth.GrowthSettings())["batch"]
+    assert {batch: workload.num_images for batch, workload in points.items()} == {
         **dict.fromkeys((1, 4, 16, 64, 128), 256),
         256: 512,
     }
@@ -237,14 +220,11 @@ def test_batches_that_grow_come_two_at_least():
     ("name", "value", "message"),
     [
         ("num_images", "2,x", "num_images must be integers by commas, got '2,x'"),
-        ("num_images", "4,2", "num_images must increase, got 4,2"),
         ("num_steps", "2,2", "num_steps must increase, got 2,2"),
-        ("num_steps", "0,2", "num_steps must be an integer >= 1, got 0"),
         ("image_sizes", "10,16", "image_sizes must be an integer >= 11, got 10"),
         ("batch_sizes", "1,,2", "batch_sizes must be integers by commas, got '1,,2'"),
         ("image_size", "8", "image_size must be an integer >= 11, got 8"),
         ("batch", "0", "batch must be an integer >= 1, got 0"),
-        ("repeats", "0", "repeats must be an integer >= 1, got 0"),
         ("seed", "-1", "seed must be an integer >= 0, got -1"),
         ("model", "vgg16", "image_size must be at least 32 for vgg16, got 16"),
     ],

@@ -4,14 +4,14 @@ import math
 import numpy as np
 from PIL import Image
 
-from deid_jax.reports.distortion_plot import Series, draw
+from deid_jax.reports.distortion_plot import Series, draw_success_curves
 
 NEAR, FAR = np.array([0.5, 1.0, 1.5, 2.0]), np.array([1.0, 4.0, math.inf, 8.0])
 
 
 def drawn(panels):
-    png = draw(panels, title="title")
-    assert png == draw(panels, title="title")
+    png = draw_success_curves(panels, title="title")
+    assert png == draw_success_curves(panels, title="title")
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.format == "PNG"
         return np.asarray(picture.convert("RGB")).astype(int)
