@@ -30,8 +30,8 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import Timing
 from deid_jax.evaluation.batch import METHODS, Protocol
 from deid_jax.evaluation.examples import run_examples
-from deid_jax.evaluation.judging import Naming
-from deid_jax.evaluation.records import summary
+from deid_jax.evaluation.measuring import Predictions
+from deid_jax.evaluation.records import ImageRecord, summary
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import filmstrip, sheet
 from deid_jax.reports.tables import metrics_table, spread
@@ -167,11 +167,14 @@ class _Work:
                 self.folder.write_png(_shown_name(index), kept)
             return kept
 
-        def finish(number: int, records: list[dict[str, Any]]) -> None:
+        def finish(number: int, records: list[ImageRecord]) -> None:
             files = output.finish(own[number], records)
             names = [_shown_name(index) for index in shown if index in shards[own[number]]]
             files |= self.folder.sizes(names)
-            store.write(own[number], {"files": files, "records": records})
+            store.write(
+                own[number],
+                {"files": files, "records": [record.to_row() for record in records]},
+            )
 
         profiled = common.profiled(self.settings.profile_dir)
         with profiled, quiet_pillow(), cli.progress_bar(self.settings.method) as update:
@@ -220,10 +223,11 @@ class _Work:
     def _shown(self) -> list[int]:
         return spread(self.faces.labels.tolist(), _SHEET_ROWS)
 
-    def _records(self) -> Iterator[dict[str, Any]]:
+    def _records(self) -> Iterator[ImageRecord]:
         """One record per picture, in the data set's order; no more than a shard in memory."""
         for piece in self.folder.store.all_of(range(len(self.shards))):
-            yield from piece["records"]
+            for row in piece["records"]:
+                yield ImageRecord.from_row(row, "a shard")
 
     def conclude(
         self, timings: Sequence[Mapping[str, float]], *, num_devices: int
@@ -236,7 +240,7 @@ class _Work:
             "dataset": settings.dataset,
             "split": settings.split,
             "num_devices": num_devices,
-            **summary(self._records(), targeted=self.protocol.targeted),
+            **summary(self._records()).to_row(),
             **_times(timings),
             "shard_size": len(self.shards[0]),
             "config": dataclasses.asdict(self.config),
@@ -246,7 +250,7 @@ class _Work:
             pictures = "picture" if left_out == 1 else "pictures"
             print(f"left out {left_out} unreadable {pictures}", file=sys.stderr)
         self.folder.write_json("metrics.json", figures)
-        self.folder.write_csv("per_image.csv", self._records())
+        self.folder.write_csv("per_image.csv", (record.to_row() for record in self._records()))
         rows = self._rows()
         self.folder.write_png("sheet.png", sheet.draw(rows, method=settings.method))
         return figures
@@ -256,15 +260,15 @@ class _Work:
         wanted = {self.faces.picture(index): index for index in self._shown()}
         rows = []
         for record in self._records():
-            index = wanted.get(f"{record['person']}/{record['name']}")
+            index = wanted.get(record.image)
             if index is not None:
                 rows.append(
                     sheet.Row(
                         original=self.faces.read(index),
                         modified=self.folder.read_png(_shown_name(index)),
-                        true_name=record["person"],
-                        before=(record["clean_prediction"], record["clean_confidence"]),
-                        after=(record["prediction_uint8"], record["confidence_uint8"]),
+                        true_name=record.person,
+                        before=(record.clean_prediction, record.clean_confidence),
+                        after=(record.uint8_result.prediction, record.uint8_result.confidence),
                     )
                 )
         return rows
@@ -321,8 +325,8 @@ def _write_evolution(
     )
 
     def films(chosen: Sequence[int]) -> list[filmstrip.Film]:
-        def frame(picture: np.ndarray, named: Naming, place: Any) -> filmstrip.Frame:
-            name = faces.persons[named.prediction[place]]
+        def frame(picture: np.ndarray, named: Predictions, place: Any) -> filmstrip.Frame:
+            name = faces.persons[named.label[place]]
             return filmstrip.Frame(picture, name, float(named.confidence[place]))
 
         return [

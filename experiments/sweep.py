@@ -28,8 +28,8 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import sweeping
 from deid_jax.evaluation.batch import METHODS
 from deid_jax.evaluation.examples import run_examples
-from deid_jax.evaluation.judging import Naming
-from deid_jax.evaluation.records import summary
+from deid_jax.evaluation.measuring import Predictions
+from deid_jax.evaluation.records import ImageRecord, summary
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import comparison, frontier, sheet
 from deid_jax.reports.comparison import Point
@@ -165,7 +165,7 @@ def _sweep(
         seconds = time.perf_counter() - start
         rows = [_row(point, points) for point in points]
         records = (
-            {**_key(point, points), **record}
+            {**_key(point, points), **record.to_row()}
             for point, own in zip(points, each, strict=True)
             for record in own
         )
@@ -207,7 +207,7 @@ def _sweep_all(
     store: Store,
     mesh: Mesh,
     group: Group,
-) -> tuple[list[Point], list[Iterable[dict[str, Any]]]]:
+) -> tuple[list[Point], list[Iterable[ImageRecord]]]:
     """Every method at every point of its grid, and the records of each."""
     points, each = [], []
     for method, grid in grids.items():
@@ -237,7 +237,7 @@ def _sweep_all(
                 "dataset": settings.dataset,
                 "split": settings.split,
                 "num_devices": mesh.size * group.count,
-                **summary(records, targeted=protocol.targeted),
+                **summary(records).to_row(),
             }
             points.append(Point(method, settings.judge, own, figures))
             each.append(records)
@@ -273,7 +273,7 @@ def _write_sheets(
                 modified=examples.pictures[place],
                 true_name=faces.persons[faces.labels[index]],
                 before=_said(faces, examples.clean, place),
-                after=_said(faces, examples.naming, place),
+                after=_said(faces, examples.predictions, place),
             )
             for place, index in enumerate(indices)
         ]
@@ -281,9 +281,9 @@ def _write_sheets(
     return shown
 
 
-def _said(faces: FaceDataset, naming: Naming, place: int) -> tuple[str, float]:
+def _said(faces: FaceDataset, predictions: Predictions, place: int) -> tuple[str, float]:
     """Whom the recogniser names, and with which probability."""
-    return faces.persons[naming.prediction[place]], float(naming.confidence[place])
+    return faces.persons[predictions.label[place]], float(predictions.confidence[place])
 
 
 def _key(point: Point, points: Sequence[Point]) -> dict[str, Any]:

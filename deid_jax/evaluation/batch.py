@@ -19,7 +19,15 @@ from deid_jax.attacks.quantizing import finish_on_grid
 from deid_jax.devices.precision import PRECISIONS, in_precision, products_in
 from deid_jax.devices.sharding import BATCH, over_batch
 from deid_jax.errors import InputError
-from deid_jax.evaluation.judging import Figures, Naming, Verdict, judge, judge_both, name_faces
+from deid_jax.evaluation.measuring import (
+    BatchMetrics,
+    Effort,
+    Measurements,
+    Predictions,
+    measure_both,
+    measure_images,
+    predict,
+)
 from deid_jax.objectives import OBJECTIVES, LogitsFn
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.types import AttackResult, Batch
@@ -102,28 +110,31 @@ def choose_targets(
 class Outcome(NamedTuple):
     """What de-identifying a batch gives.
 
-    Where the config asks for S numbers of steps, `result`, `verdict`, `kept` and
-    `uint8` have a leading axis S.
+    Where the config asks for S numbers of steps, `result`, `float_result`,
+    `uint8_result` and `uint8` have a leading axis S.
 
     Attributes:
       result: the attack's.
       targets: int32[B]; the true labels where the attack is untargeted.
-      clean: whom the recogniser names on the originals.
-      verdict: the verdict on the result.
-      kept: the verdict on the 8-bit picture.
+      clean: predictions on the originals.
+      float_result: measured of `result`.
+      uint8_result: measured of `uint8`.
       uint8: uint8[B, H, W, C], round(255 x̂).
     """
 
     result: AttackResult
     targets: jax.Array
-    clean: Naming
-    verdict: Verdict
-    kept: Verdict
+    clean: Predictions
+    float_result: Measurements
+    uint8_result: Measurements
     uint8: jax.Array
 
-    def figures(self) -> Figures:
-        """All but the pictures."""
-        return Figures(self.targets, self.clean, self.verdict, self.result[1:], self.kept)
+    def metrics(self) -> BatchMetrics:
+        """All but the images."""
+        effort = Effort(*self.result[1:])
+        return BatchMetrics(
+            self.targets, self.clean, self.float_result, effort, self.uint8_result
+        )
 
 
 class Program(NamedTuple):
@@ -198,19 +209,23 @@ def _de_identify(
         )
     finish = functools.partial(finish_on_grid, loss_of(logits_fn), batch.image, key=finish_key)
 
-    def conclude(result: AttackResult) -> tuple[AttackResult, tuple[Verdict, Verdict]]:
+    def conclude(
+        result: AttackResult,
+    ) -> tuple[AttackResult, tuple[Measurements, Measurements]]:
         result = finish(result) if quantize else result
-        return result, judge_both(logits_fn, result.images, on_grid(result.images), batch)
+        return result, measure_both(logits_fn, result.images, on_grid(result.images), batch)
 
     # Entries of [B], or for each of [S, B].
     several = result.images.ndim > batch.image.ndim
-    result, (verdict, kept) = jax.lax.map(conclude, result) if several else conclude(result)
+    result, (float_result, uint8_result) = (
+        jax.lax.map(conclude, result) if several else conclude(result)
+    )
     return Outcome(
         result=result,
         targets=targets,
-        clean=name_faces(clean, batch.label),
-        verdict=verdict,
-        kept=kept,
+        clean=predict(clean, batch.label),
+        float_result=float_result,
+        uint8_result=uint8_result,
         uint8=to_uint8(result.images),
     )
 
@@ -240,8 +255,8 @@ run_donated = jax.jit(de_identify, static_argnames="program", donate_argnames="b
 @functools.partial(jax.jit, static_argnames="program")
 def run_batch_many(
     variables: Any, batch: Batch, configs: Any, key: jax.Array, *, program: Program
-) -> Figures:
-    """`vmap` of `de_identify` over C settings: figures only, no pictures.
+) -> BatchMetrics:
+    """`vmap` of `de_identify` over C settings: metrics only, no images.
 
     Args:
       variables: see `de_identify`.
@@ -251,24 +266,28 @@ def run_batch_many(
       program: everything static.
 
     Returns:
-      Entries of [C, B]; [C, S, B] in `verdict`, `spent` and `kept` where the config asks for
-      S numbers of steps.
+      Entries of [C, B]; of results and effort [C, S, B] where the config asks for S numbers
+      of steps.
     """
 
-    def measure(config: Any) -> Figures:
-        return de_identify(variables, batch, config, key, program=program).figures()
+    def measure(config: Any) -> BatchMetrics:
+        return de_identify(variables, batch, config, key, program=program).metrics()
 
     leaves = jax.tree.leaves(configs)
     return jax.vmap(measure, axis_size=len(leaves[0]) if leaves else 1)(configs)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def judge_float(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
-    """`judge` in true float32 for pictures float32[B, H, W, C] in [0, 1]."""
-    return judge(_exactly(functools.partial(model.apply, variables)), images, batch)
+def measure_float(
+    variables: Any, images: jax.Array, batch: Batch, *, model: Any
+) -> Measurements:
+    """`measure_images` in true float32 for pictures float32[B, H, W, C] in [0, 1]."""
+    return measure_images(_exactly(functools.partial(model.apply, variables)), images, batch)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def judge_uint8(variables: Any, images: jax.Array, batch: Batch, *, model: Any) -> Verdict:
-    """`judge_float` for pictures uint8[B, H, W, C]."""
-    return judge_float(variables, jnp.asarray(LEVELS)[images], batch, model=model)
+def measure_uint8(
+    variables: Any, images: jax.Array, batch: Batch, *, model: Any
+) -> Measurements:
+    """`measure_float` for pictures uint8[B, H, W, C]."""
+    return measure_float(variables, jnp.asarray(LEVELS)[images], batch, model=model)

@@ -12,7 +12,7 @@ from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.devices import sharding
 from deid_jax.evaluation.batch import Protocol, run_batch
-from deid_jax.evaluation.judging import Naming
+from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.run import most_steps, ready_variables
 
 
@@ -21,13 +21,13 @@ class Examples(NamedTuple):
 
     Attributes:
       pictures: uint8[P, H, W, 3].
-      naming: whom the recogniser names in them; entries of [P].
-      clean: whom it names on the originals; entries of [P] in any case.
+      predictions: the recogniser's on them; entries of [P].
+      clean: its predictions on the originals; entries of [P] in any case.
     """
 
     pictures: np.ndarray
-    naming: Naming
-    clean: Naming
+    predictions: Predictions
+    clean: Predictions
 
 
 def run_examples(
@@ -68,12 +68,12 @@ def run_examples(
         sharding.place_everywhere(jax.random.key(protocol.seed), mesh),
         program=program,
     )
-    pictures, naming, clean = jax.device_get(
-        (outcome.uint8, outcome.kept.naming, outcome.clean)
+    pictures, predictions, clean = jax.device_get(
+        (outcome.uint8, outcome.uint8_result.predictions, outcome.clean)
     )
     count = len(few)
     return Examples(
         pictures[..., :count, :, :, :],
-        jax.tree.map(lambda entry: entry[..., :count], naming),
+        jax.tree.map(lambda entry: entry[..., :count], predictions),
         jax.tree.map(lambda entry: entry[:count], clean),
     )

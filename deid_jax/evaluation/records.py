@@ -1,91 +1,375 @@
-"""One record per picture, and what they come to: the figures of a run."""
+"""One record per image, and the means of a run: to rows of CSV and JSON, and back.
 
+In files a result of the float32 image has plain column names (`l2`), and that of the 8-bit
+image the same with `_uint8`.
+"""
+
+import array
+import dataclasses
+import math
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 
-from deid_jax import metrics
 from deid_jax.data.dataset import FaceDataset
-from deid_jax.evaluation.judging import Figures
-from deid_jax.types import Batch
+from deid_jax.errors import InputError
+from deid_jax.evaluation.measuring import BatchMetrics, Measurements
+from deid_jax.types import Batch, Json
+
+T = TypeVar("T")
+# A line of a CSV file, or a flat JSON object.
+Row = dict[str, Json]
+
+# Result -> suffix of its columns.
+SUFFIXES = {"float_result": "", "uint8_result": "_uint8"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMetrics:
+    """A de-identified image beside its original and before the recogniser.
+
+    Attributes:
+      prediction: the person that the recogniser predicts.
+      confidence: the softmax probability of `prediction`.
+      misclassified: whether that is not the true person.
+      hit_target: whether it is the target; None where the attack is untargeted.
+      l2: ‖x̂ − x‖₂.
+      linf: ‖x̂ − x‖∞.
+      mssim: structural similarity.
+    """
+
+    prediction: str
+    confidence: float
+    misclassified: bool
+    hit_target: bool | None
+    l2: float
+    linf: float
+    mssim: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRecord:
+    """One image of a run: a line of `per_image.csv`.
+
+    Attributes:
+      person: the true person.
+      name: the image's name among those of the person.
+      target: the person aimed at; None where the attack is untargeted.
+      clean_prediction: the person that the recogniser predicts for the original.
+      clean_confidence: the softmax probability of that.
+      clean_misclassified: whether that is not the true person.
+      float_result: of the attack's float32 result.
+      uint8_result: of the 8-bit image.
+      loss: the objective's loss at the result.
+      num_gradients: gradient evaluations.
+      num_forwards: forward passes beside those of gradients.
+    """
+
+    person: str
+    name: str
+    target: str | None
+    clean_prediction: str
+    clean_confidence: float
+    clean_misclassified: bool
+    float_result: ImageMetrics
+    uint8_result: ImageMetrics
+    loss: float
+    num_gradients: int
+    num_forwards: int
+
+    @property
+    def image(self) -> str:
+        """The image's name in its data set: person/name."""
+        return f"{self.person}/{self.name}"
+
+    def to_row(self) -> Row:
+        """The columns of `per_image.csv`."""
+        return {name: "" if value is None else value for name, value in _flat(self).items()}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, object], where: str) -> "ImageRecord":
+        """Reads what `to_row` wrote, also after it went through a CSV file.
+
+        Args:
+          row: the columns; others are ignored.
+          where: named in errors.
+
+        Raises:
+          InputError: a column is missing or holds something else.
+        """
+        read = _Reader(row, where)
+        float_result, uint8_result = (
+            ImageMetrics(
+                prediction=read.text("prediction" + suffix),
+                confidence=read.number("confidence" + suffix),
+                misclassified=read.flag("misclassified" + suffix),
+                hit_target=read.optional(read.flag, "hit_target" + suffix),
+                l2=read.number("l2" + suffix),
+                linf=read.number("linf" + suffix),
+                mssim=read.number("mssim" + suffix),
+            )
+            for suffix in SUFFIXES.values()
+        )
+        return cls(
+            person=read.text("person"),
+            name=read.text("name"),
+            target=read.optional(read.text, "target"),
+            clean_prediction=read.text("clean_prediction"),
+            clean_confidence=read.number("clean_confidence"),
+            clean_misclassified=read.flag("clean_misclassified"),
+            float_result=float_result,
+            uint8_result=uint8_result,
+            loss=read.number("loss", finite=False),
+            num_gradients=read.integer("num_gradients"),
+            num_forwards=read.integer("num_forwards"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanMetrics:
+    """Means over the images of a run.
+
+    Attributes:
+      l2: mean ‖x̂ − x‖₂.
+      linf: mean ‖x̂ − x‖∞.
+      mssim: mean structural similarity.
+      mr: misclassification rate; includes images misclassified before the attack.
+      target_rate: share predicted as their targets; None where the attack is untargeted.
+    """
+
+    l2: float
+    linf: float
+    mssim: float
+    mr: float
+    target_rate: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunMetrics:
+    """The means of a run, in `metrics.json` and in a line of `sweep.csv`.
+
+    Attributes:
+      num_images: how many images were attacked.
+      clean_error: share misclassified before the attack; None where nobody measured it.
+      float_result: of the attack's float32 results.
+      uint8_result: of the 8-bit images.
+      num_gradients: mean gradient evaluations of an image.
+      num_forwards: mean forward passes beside those.
+    """
+
+    num_images: int
+    clean_error: float | None
+    float_result: MeanMetrics
+    uint8_result: MeanMetrics
+    num_gradients: float
+    num_forwards: float
+
+    def to_row(self) -> Row:
+        """The entries of `metrics.json`."""
+        return _flat(self)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, object], where: str) -> "RunMetrics":
+        """Reads what `to_row` wrote, also after it went through a CSV file.
+
+        What no comparison needs may be absent from files of other origin, and is NaN then:
+        `linf_uint8` and `num_forwards`.
+
+        Args:
+          row: the entries; others are ignored.
+          where: named in errors.
+
+        Raises:
+          InputError: an entry is missing, not a number or out of range.
+        """
+        read = _Reader({"linf_uint8": math.nan, "num_forwards": math.nan, **row}, where)
+        float_result, uint8_result = (
+            MeanMetrics(
+                l2=read.number("l2" + suffix, least=0),
+                linf=read.number("linf" + suffix, least=0, finite=not suffix),
+                mssim=read.number("mssim" + suffix, least=-1, most=1),
+                mr=read.rate("mr" + suffix),
+                target_rate=read.optional(read.rate, "target_rate" + suffix),
+            )
+            for suffix in SUFFIXES.values()
+        )
+        return cls(
+            num_images=read.integer("num_images", least=1),
+            clean_error=read.optional(read.rate, "clean_error"),
+            float_result=float_result,
+            uint8_result=uint8_result,
+            num_gradients=read.number("num_gradients", least=0),
+            num_forwards=read.number("num_forwards", least=0, finite=False),
+        )
 
 
 def records_of(
-    figures: Figures, dataset: FaceDataset, batch: Batch, *, targeted: bool
-) -> list[dict[str, Any]]:
-    """One record per real picture of a batch, from figures of [B] on the host."""
+    measured: BatchMetrics, dataset: FaceDataset, batch: Batch, *, targeted: bool
+) -> list[ImageRecord]:
+    """One record per image of a batch, padding left out.
+
+    Args:
+      measured: entries of [B], on the host.
+      dataset: the data set that the batch is of.
+      batch: its images.
+      targeted: whether the attack aimed at `measured.targets`.
+    """
     return [
         _record(
-            jax.tree.map(operator.itemgetter(i), figures),
+            jax.tree.map(operator.itemgetter(i), measured),
             dataset,
             int(batch.position[i]),
-            targeted=targeted,
+            targeted,
         )
         for i in np.flatnonzero(batch.mask)
     ]
 
 
 def _record(
-    figures: Figures, dataset: FaceDataset, index: int, *, targeted: bool
-) -> dict[str, Any]:
-    """One picture's line of `per_image.csv`."""
-    target, clean, verdict, spent, kept = figures
-    label = int(dataset.labels[index])
-    record: dict[str, Any] = {
-        "person": dataset.persons[label],
-        "name": dataset.names[index],
-        "target": dataset.persons[int(target)] if targeted else "",
-        "clean_prediction": dataset.persons[int(clean.prediction)],
-        "clean_confidence": float(clean.confidence),
-        "clean_misclassified": bool(clean.misclassified),
-    }
-    for suffix, judged in (("", verdict), ("_uint8", kept)):
-        prediction = int(judged.naming.prediction)
-        record |= {
-            "prediction" + suffix: dataset.persons[prediction],
-            "confidence" + suffix: float(judged.naming.confidence),
-            "misclassified" + suffix: bool(judged.naming.misclassified),
-            "hit_target" + suffix: prediction == int(target) if targeted else "",
-            "l2" + suffix: float(judged.l2),
-            "linf" + suffix: float(judged.linf),
-            "mssim" + suffix: float(judged.mssim),
-        }
-    loss, _, num_gradients, num_forwards = spent
-    return record | {
-        "loss": float(loss),
-        "num_gradients": int(num_gradients),
-        "num_forwards": int(num_forwards),
-    }
+    measured: BatchMetrics, dataset: FaceDataset, index: int, targeted: bool
+) -> ImageRecord:
+    """The record of one image, from entries without axes."""
+    persons, target = dataset.persons, int(measured.targets)
 
+    def metrics_of(one: Measurements) -> ImageMetrics:
+        label = int(one.predictions.label)
+        return ImageMetrics(
+            prediction=persons[label],
+            confidence=float(one.predictions.confidence),
+            misclassified=bool(one.predictions.misclassified),
+            hit_target=label == target if targeted else None,
+            l2=float(one.l2),
+            linf=float(one.linf),
+            mssim=float(one.mssim),
+        )
 
-def summary(records: Iterable[Mapping[str, Any]], *, targeted: bool) -> dict[str, Any]:
-    """The figures of a run: means over its pictures, rates as fractions.
-
-    `clean_error` is the share that the recogniser misnames before anything is done: MR
-    includes these. `target_rate` is None where the attack is untargeted.
-    """
-    means = metrics.summarise(
-        records,
-        ["clean_misclassified", "num_gradients", "num_forwards"]
-        + [
-            name + suffix
-            for name in ("l2", "linf", "mssim", "misclassified", "hit_target")
-            for suffix in ("", "_uint8")
-            if targeted or name != "hit_target"
-        ],
+    return ImageRecord(
+        person=persons[int(dataset.labels[index])],
+        name=dataset.names[index],
+        target=persons[target] if targeted else None,
+        clean_prediction=persons[int(measured.clean.label)],
+        clean_confidence=float(measured.clean.confidence),
+        clean_misclassified=bool(measured.clean.misclassified),
+        float_result=metrics_of(measured.float_result),
+        uint8_result=metrics_of(measured.uint8_result),
+        loss=float(measured.effort.loss),
+        num_gradients=int(measured.effort.num_gradients),
+        num_forwards=int(measured.effort.num_forwards),
     )
-    figures: dict[str, Any] = {
-        "num_images": int(means["count"]),
-        "clean_error": means["clean_misclassified"],
-    }
-    for suffix in ("", "_uint8"):
-        for name in ("l2", "linf", "mssim"):
-            figures[name + suffix] = means[name + suffix]
-        figures["mr" + suffix] = means["misclassified" + suffix]
-        figures["target_rate" + suffix] = means["hit_target" + suffix] if targeted else None
-    figures["num_gradients"] = means["num_gradients"]
-    figures["num_forwards"] = means["num_forwards"]
-    return figures
+
+
+def summary(records: Iterable[ImageRecord]) -> RunMetrics:
+    """The means of a run, in float64, over records that are gone through once.
+
+    Raises:
+      InputError: there are no records.
+    """
+    columns: dict[str, array.array[float]] = {}
+    for record in records:
+        for name, value in _flat(record).items():
+            if isinstance(value, bool | int | float):
+                columns.setdefault(name, array.array("d")).append(value)
+    if not columns:
+        raise InputError("no image could be read")
+    mean = {name: float(np.mean(np.asarray(column))) for name, column in columns.items()}
+    float_result, uint8_result = (
+        MeanMetrics(
+            l2=mean["l2" + suffix],
+            linf=mean["linf" + suffix],
+            mssim=mean["mssim" + suffix],
+            mr=mean["misclassified" + suffix],
+            target_rate=mean.get("hit_target" + suffix),
+        )
+        for suffix in SUFFIXES.values()
+    )
+    return RunMetrics(
+        num_images=len(columns["l2"]),
+        clean_error=mean["clean_misclassified"],
+        float_result=float_result,
+        uint8_result=uint8_result,
+        num_gradients=mean["num_gradients"],
+        num_forwards=mean["num_forwards"],
+    )
+
+
+def _flat(record: ImageRecord | RunMetrics) -> Row:
+    """The fields of a record by the names of columns, in their order."""
+    row: Row = {}
+    for name, value in vars(record).items():
+        if name in SUFFIXES:
+            row |= {f"{own}{SUFFIXES[name]}": entry for own, entry in vars(value).items()}
+        else:
+            row[name] = value
+    return row
+
+
+class _Reader:
+    """Reads entries of a row, which are texts where it comes from a CSV file."""
+
+    def __init__(self, row: Mapping[str, object], where: str):
+        self._row = row
+        self._where = where
+
+    def _entry(self, name: str) -> object:
+        if name not in self._row:
+            raise InputError(f"{self._where} lacks {name}")
+        return self._row[name]
+
+    def _wrong(self, name: str, wanted: str) -> InputError:
+        return InputError(f"{self._where}: {name} must be {wanted}, got {self._row[name]!r}")
+
+    def optional(self, read: Callable[[str], T], name: str) -> T | None:
+        """The entry as `read` reads it; None where it is empty or absent."""
+        return None if self._row.get(name) in (None, "") else read(name)
+
+    def text(self, name: str) -> str:
+        """A text that is not empty."""
+        value = self._entry(name)
+        if not isinstance(value, str) or not value:
+            raise self._wrong(name, "a text")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or False."""
+        value = str(self._entry(name))
+        if value not in ("True", "False"):
+            raise self._wrong(name, "True or False")
+        return value == "True"
+
+    def number(
+        self,
+        name: str,
+        *,
+        least: float = -math.inf,
+        most: float = math.inf,
+        finite: bool = True,
+    ) -> float:
+        """A number in a range."""
+        value = self._entry(name)
+        kind = "a finite number" if finite else "a number"
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self._wrong(name, kind)
+        try:
+            number = float(value)
+        except (ValueError, OverflowError) as error:
+            raise self._wrong(name, kind) from error
+        if finite and not math.isfinite(number):
+            raise self._wrong(name, kind)
+        if number < least or number > most:
+            limits = f"from {least:g} to {most:g}" if most < math.inf else f">= {least:g}"
+            raise self._wrong(name, limits)
+        return number
+
+    def rate(self, name: str) -> float:
+        """A number from 0 to 1."""
+        return self.number(name, least=0, most=1)
+
+    def integer(self, name: str, *, least: int = 0) -> int:
+        """A whole number, at least `least`."""
+        number = self.number(name, finite=False)
+        if not number.is_integer() or number < least:
+            raise self._wrong(name, f"an integer >= {least}")
+        return int(number)

@@ -20,9 +20,9 @@ from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.devices import programs, sharding
 from deid_jax.errors import InputError
-from deid_jax.evaluation.batch import Outcome, Program, Protocol, judge_uint8, run_donated
-from deid_jax.evaluation.judging import Figures
-from deid_jax.evaluation.records import records_of
+from deid_jax.evaluation.batch import Outcome, Program, Protocol, measure_uint8, run_donated
+from deid_jax.evaluation.measuring import BatchMetrics
+from deid_jax.evaluation.records import ImageRecord, records_of
 from deid_jax.models import prepare
 from deid_jax.types import Batch
 
@@ -102,13 +102,13 @@ def evaluate(
     progress: Callable[[int, int], Any] = lambda done, total: None,
     memory: int | None = None,
     mesh: Mesh | None = None,
-) -> tuple[list[dict[str, Any]], Timing]:
+) -> tuple[list[ImageRecord], Timing]:
     """De-identifies a data set: `evaluate_spans` of all of it at once.
 
     Returns:
       One record per picture, in the data set's order, and the timing.
     """
-    records: list[dict[str, Any]] = []
+    records: list[ImageRecord] = []
     timing = evaluate_spans(
         model,
         variables,
@@ -134,7 +134,7 @@ def evaluate_spans(
     config: Any,
     protocol: Protocol,
     spans: Sequence[range],
-    finish: Callable[[int, list[dict[str, Any]]], Any],
+    finish: Callable[[int, list[ImageRecord]], Any],
     *,
     keep: Keep = lambda index, picture: picture,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -230,14 +230,14 @@ class _Run:
     key: jax.Array
     mesh: Mesh
     spans: Sequence[range]
-    finish: Callable[[int, list[dict[str, Any]]], Any]
+    finish: Callable[[int, list[ImageRecord]], Any]
     keep: Keep
     progress: Callable[[int, int], Any]
     attack: Any = None
     # The first span that is not finished, how many of its pictures are done, and their records.
     span: int = 0
     done: int = 0
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    records: list[ImageRecord] = dataclasses.field(default_factory=list)
     timing: Timing = dataclasses.field(default_factory=Timing)
 
     def left(self) -> list[range]:
@@ -298,11 +298,11 @@ class _Run:
 
     def _collect(
         self, pending: "_Pending", run_all: Callable, keeping: loader.Stopwatch
-    ) -> list[dict[str, Any]]:
+    ) -> list[ImageRecord]:
         """Keeps the pictures of a computed batch, measures what was kept, makes records."""
         batch, outcome = pending.batch, pending.outcome
         # One fetch; the float pictures stay on the device.
-        written, figures = jax.device_get((outcome.uint8, outcome.figures()))
+        written, figures = jax.device_get((outcome.uint8, outcome.metrics()))
         check_numbers(figures, self.dataset, batch)
         pictures = np.array(written)
         real = np.flatnonzero(batch.mask)
@@ -317,12 +317,12 @@ class _Run:
             pictures[real] = kept
         if not np.array_equal(pictures, written):
             placed = sharding.place_batch((pictures, batch), self.mesh)
-            judged = judge_uint8(self.variables, *placed, model=self.model)
-            figures = figures._replace(kept=jax.device_get(judged))
+            judged = measure_uint8(self.variables, *placed, model=self.model)
+            figures = figures._replace(uint8_result=jax.device_get(judged))
         targeted = self.program.target != "none"
         return records_of(figures, self.dataset, batch, targeted=targeted)
 
-    def _advance(self, count: int, records: Sequence[dict[str, Any]]) -> None:
+    def _advance(self, count: int, records: Sequence[ImageRecord]) -> None:
         """Counts pictures as done, and finishes their span if they were its last."""
         self.records += records
         self.done += count
@@ -333,7 +333,7 @@ class _Run:
         self.progress(before + self.done, sum(map(len, self.spans)))
 
 
-def check_numbers(figures: Figures, dataset: FaceDataset, batch: Batch) -> None:
+def check_numbers(figures: BatchMetrics, dataset: FaceDataset, batch: Batch) -> None:
     """Refuses NaN and infinities among what a recogniser said of the pictures.
 
     Args:
@@ -344,7 +344,7 @@ def check_numbers(figures: Figures, dataset: FaceDataset, batch: Batch) -> None:
     Raises:
       InputError: names the first such picture.
     """
-    judged = (figures.clean, figures.verdict, figures.kept)
+    judged = (figures.clean, figures.float_result, figures.uint8_result)
     broken = np.zeros(len(batch.mask), bool)
     for leaf in jax.tree.leaves(judged):
         values = np.asarray(leaf)

@@ -22,12 +22,12 @@ from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import run
 from deid_jax.evaluation.batch import METHODS, Protocol, run_batch_many
-from deid_jax.evaluation.records import records_of
+from deid_jax.evaluation.records import ImageRecord, records_of
 from deid_jax.runs.resuming import Store, digest_of
 from deid_jax.types import Batch
 
 Settings = Mapping[str, float]
-Records = list[dict[str, Any]]
+Records = list[ImageRecord]
 
 # Pixels × settings in one compiled call. CPU cores have enough to do with a batch at one
 # setting; accelerators want more at once, as far as their memory goes.
@@ -137,7 +137,7 @@ def sweep(
     mesh: Mesh | None = None,
     spans: Sequence[range] | None = None,
     group: Group = ALONE,
-) -> Sequence[Iterable[dict[str, Any]]]:
+) -> Sequence[Iterable[ImageRecord]]:
     """De-identifies a data set at every point of a grid.
 
     The figures are those of `evaluate.evaluate` at each point alone, as near as two
@@ -258,10 +258,11 @@ class _Results:
     store: Store | _Kept
     pieces: Sequence[tuple[Mapping[str, Any], int]]
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[ImageRecord]:
         keys = [key for key, _ in self.pieces]
         for (_, place), per_step in zip(self.pieces, self.store.all_of(keys), strict=True):
-            yield from per_step[place]
+            for row in per_step[place]:
+                yield ImageRecord.from_row(row, "a piece of the sweep")
 
 
 def _identity(point: Settings) -> tuple:
@@ -325,7 +326,8 @@ class _Call:
                 for records, new in zip(per_step, more, strict=True):
                     records.extend(new)
         for key, per_step in zip(keys, per_setting, strict=True):
-            self.store.write(key, per_step)
+            rows = [[record.to_row() for record in records] for records in per_step]
+            self.store.write(key, rows)
 
     def pieces(
         self, span: range, chosen: Sequence[Settings]

@@ -3,13 +3,14 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from deid_jax.data import FaceDataset
 from deid_jax.data.prepared_copy import PreparedCopy, subfolder
+from deid_jax.evaluation.records import ImageRecord
 from deid_jax.runs.run_folder import RunFolder
 
 FORMATS = ("png", "tfds")
@@ -24,7 +25,7 @@ class Output(Protocol):
         """Keeps uint8[H, W, 3]; returns it as it reads back. For several threads."""
         ...
 
-    def finish(self, shard: int, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    def finish(self, shard: int, records: Sequence[ImageRecord]) -> dict[str, int]:
         """Ends a shard whose pictures have all been kept; returns file -> bytes."""
         ...
 
@@ -44,9 +45,9 @@ class PngOutput:
         """See `Output`."""
         return self._folder.write_png(_png(self._faces.picture(index)), picture)
 
-    def finish(self, shard: int, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    def finish(self, shard: int, records: Sequence[ImageRecord]) -> dict[str, int]:
         """See `Output`."""
-        names = [_png(f"{record['person']}/{record['name']}") for record in records]
+        names = [_png(record.image) for record in records]
         return self._folder.sizes(names)
 
     def close(self) -> None:
@@ -70,7 +71,7 @@ class CopyOutput:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
 
-    def finish(self, shard: int, records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    def finish(self, shard: int, records: Sequence[ImageRecord]) -> dict[str, int]:
         """See `Output`."""
         del records
         positions = self._copy.shards[shard]

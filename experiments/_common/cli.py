@@ -210,7 +210,7 @@ def keep_compiled_programs() -> None:
 
 
 def load_recogniser(text: str, image_size: int) -> Embedder:
-    """`deid_jax.recognisers.embedders.load_embedder`, with a bar while weights are downloaded."""
+    """`embedders.load_embedder`, with a bar while weights are downloaded."""
     with progress_bar("weights", at_once=False) as update:
         return load_embedder(text, image_size=image_size, progress=update)
 

@@ -12,8 +12,8 @@ import numpy as np
 from deid_jax.data import FaceDataset, loader
 from deid_jax.errors import InputError
 from deid_jax.evaluation import Keep, default_batch_size
-from deid_jax.evaluation.batch import judge_float, judge_uint8
-from deid_jax.evaluation.judging import Verdict
+from deid_jax.evaluation.batch import measure_float, measure_uint8
+from deid_jax.evaluation.measuring import Measurements
 from deid_jax.pixels import to_uint8
 from deid_jax.recognisers import Recogniser
 from deid_jax.types import Batch
@@ -200,8 +200,8 @@ class Bench:
         for place, position in zip(real, positions, strict=True):
             kept[place] = keep(position, kept[place])
         verdicts = {
-            "": judge_float(self._variables, images, batch, model=self._model),
-            "_uint8": judge_uint8(self._variables, kept, batch, model=self._model),
+            "": measure_float(self._variables, images, batch, model=self._model),
+            "_uint8": measure_uint8(self._variables, kept, batch, model=self._model),
         }
         columns = _columns(jax.device_get(verdicts), self._faces.persons)
         records = [
@@ -216,13 +216,13 @@ class Bench:
         return records, result.seconds
 
 
-def _columns(verdicts: dict[str, Verdict], persons: Sequence[str]) -> dict[str, list[Any]]:
+def _columns(verdicts: dict[str, Measurements], persons: Sequence[str]) -> dict[str, list[Any]]:
     """Verdicts of [B] as columns of `deid_jax.evaluation.records`, named with the suffixes."""
     columns: dict[str, list[Any]] = {}
     for suffix, verdict in verdicts.items():
         columns |= {
-            "prediction" + suffix: [persons[i] for i in verdict.naming.prediction],
-            "misclassified" + suffix: verdict.naming.misclassified.tolist(),
+            "prediction" + suffix: [persons[i] for i in verdict.predictions.label],
+            "misclassified" + suffix: verdict.predictions.misclassified.tolist(),
             "l2" + suffix: verdict.l2.tolist(),
             "mssim" + suffix: verdict.mssim.tolist(),
         }

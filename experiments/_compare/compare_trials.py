@@ -145,7 +145,7 @@ class Comparison:
             keep=keep,
             progress=progress,
         )
-        return records, timing.attack_seconds
+        return [record.to_row() for record in records], timing.attack_seconds
 
     def _task(self, name: str, num_steps: int, goal: Goal) -> Task:
         return Task(

@@ -1,0 +1,124 @@
+"""Measuring images of one batch, as arrays: distortion, and what the recogniser predicts.
+
+Images are float32[B, H, W, C] in [0, 1]; all that is measured is [B].
+"""
+
+import operator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deid_jax import metrics
+from deid_jax.objectives import LogitsFn
+from deid_jax.types import Batch
+
+
+class Predictions(NamedTuple):
+    """What a recogniser predicts; every entry is [B].
+
+    Attributes:
+      label: int32, argmax f(x̂).
+      confidence: float32, the softmax probability of `label`.
+      misclassified: bool, whether `label` is not the true label.
+    """
+
+    label: jax.Array
+    confidence: jax.Array
+    misclassified: jax.Array
+
+
+class Measurements(NamedTuple):
+    """Images beside their originals and before the recogniser; every entry is [B].
+
+    Attributes:
+      l2: float32, ‖x̂ − x‖₂.
+      linf: float32, ‖x̂ − x‖∞.
+      mssim: float32, structural similarity.
+      predictions: what the recogniser predicts.
+    """
+
+    l2: jax.Array
+    linf: jax.Array
+    mssim: jax.Array
+    predictions: Predictions
+
+
+class Effort(NamedTuple):
+    """An attack's result without its images; every entry is [B]: see `AttackResult`."""
+
+    loss: jax.Array
+    success: jax.Array
+    num_gradients: jax.Array
+    num_forwards: jax.Array
+
+
+class BatchMetrics(NamedTuple):
+    """All that is measured of a batch: entries of [B], or as `batch.run_batch_many` says.
+
+    Attributes:
+      targets: int32[B], the labels aimed at; the true ones where an attack is untargeted.
+      clean: predictions on the originals.
+      float_result: of the attack's float32 result.
+      effort: what the attack spent, and the loss it ended at.
+      uint8_result: of the 8-bit image.
+    """
+
+    targets: jax.Array
+    clean: Predictions
+    float_result: Measurements
+    effort: Effort
+    uint8_result: Measurements
+
+    def per_setting(self) -> list[list["BatchMetrics"]]:
+        """Entries of [C, B] or [C, S, B], on the host, as [setting][number of steps] -> [B]."""
+        split = []
+        for place in range(len(self.targets)):
+            of_setting = jax.tree.map(operator.itemgetter(place), self)
+            steps = [of_setting]
+            if of_setting.float_result.l2.ndim == 2:
+                count = len(of_setting.float_result.l2)
+                steps = [of_setting._at_step(i) for i in range(count)]
+            split.append(steps)
+        return split
+
+    def _at_step(self, place: int) -> "BatchMetrics":
+        """Of entries [S, B] those at one place of S."""
+        at = operator.itemgetter(place)
+        return self._replace(
+            float_result=jax.tree.map(at, self.float_result),
+            effort=jax.tree.map(at, self.effort),
+            uint8_result=jax.tree.map(at, self.uint8_result),
+        )
+
+
+def predict(logits: jax.Array, labels: jax.Array) -> Predictions:
+    """The most probable label by logits float32[B, K], beside the true one, int32[B]."""
+    return Predictions(
+        label=jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        confidence=jnp.max(jax.nn.softmax(logits), axis=-1),
+        misclassified=metrics.misclassified(logits, labels),
+    )
+
+
+def measure_images(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Measurements:
+    """Measures images beside their originals: one forward pass and the metrics."""
+    return _measured(images, logits_fn(images), batch)
+
+
+def measure_both(
+    logits_fn: LogitsFn, images: jax.Array, others: jax.Array, batch: Batch
+) -> tuple[Measurements, Measurements]:
+    """`measure_images` for two versions of the same images, in one forward pass."""
+    logits = jnp.split(logits_fn(jnp.concatenate([images, others])), 2)
+    return _measured(images, logits[0], batch), _measured(others, logits[1], batch)
+
+
+def _measured(images: jax.Array, logits: jax.Array, batch: Batch) -> Measurements:
+    originals = batch.image
+    return Measurements(
+        l2=metrics.l2(images, originals),
+        linf=metrics.linf(images, originals),
+        mssim=metrics.mssim(images, originals),
+        predictions=predict(logits, batch.label),
+    )
