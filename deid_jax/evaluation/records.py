@@ -8,8 +8,7 @@ import array
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -17,9 +16,9 @@ import numpy as np
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.errors import InputError
 from deid_jax.evaluation.measuring import BatchMetrics, Measurements
+from deid_jax.runs.reading import RowReader
 from deid_jax.types import Batch, Json
 
-T = TypeVar("T")
 # A line of a CSV file, or a flat JSON object.
 Row = dict[str, Json]
 
@@ -100,7 +99,7 @@ class ImageRecord:
         Raises:
           InputError: a column is missing or holds something else.
         """
-        read = _Reader(row, where)
+        read = RowReader(row, where)
         float_result, uint8_result = (
             ImageMetrics(
                 prediction=read.text("prediction" + suffix),
@@ -185,7 +184,7 @@ class RunMetrics:
         Raises:
           InputError: an entry is missing, not a number or out of range.
         """
-        read = _Reader({"linf_uint8": math.nan, "num_forwards": math.nan, **row}, where)
+        read = RowReader({"linf_uint8": math.nan, "num_forwards": math.nan, **row}, where)
         float_result, uint8_result = (
             MeanMetrics(
                 l2=read.number("l2" + suffix, least=0),
@@ -304,72 +303,3 @@ def _flat(record: ImageRecord | RunMetrics) -> Row:
         else:
             row[name] = value
     return row
-
-
-class _Reader:
-    """Reads entries of a row, which are texts where it comes from a CSV file."""
-
-    def __init__(self, row: Mapping[str, object], where: str):
-        self._row = row
-        self._where = where
-
-    def _entry(self, name: str) -> object:
-        if name not in self._row:
-            raise InputError(f"{self._where} lacks {name}")
-        return self._row[name]
-
-    def _wrong(self, name: str, wanted: str) -> InputError:
-        return InputError(f"{self._where}: {name} must be {wanted}, got {self._row[name]!r}")
-
-    def optional(self, read: Callable[[str], T], name: str) -> T | None:
-        """The entry as `read` reads it; None where it is empty or absent."""
-        return None if self._row.get(name) in (None, "") else read(name)
-
-    def text(self, name: str) -> str:
-        """A text that is not empty."""
-        value = self._entry(name)
-        if not isinstance(value, str) or not value:
-            raise self._wrong(name, "a text")
-        return value
-
-    def flag(self, name: str) -> bool:
-        """True or False."""
-        value = str(self._entry(name))
-        if value not in ("True", "False"):
-            raise self._wrong(name, "True or False")
-        return value == "True"
-
-    def number(
-        self,
-        name: str,
-        *,
-        least: float = -math.inf,
-        most: float = math.inf,
-        finite: bool = True,
-    ) -> float:
-        """A number in a range."""
-        value = self._entry(name)
-        kind = "a finite number" if finite else "a number"
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise self._wrong(name, kind)
-        try:
-            number = float(value)
-        except (ValueError, OverflowError) as error:
-            raise self._wrong(name, kind) from error
-        if finite and not math.isfinite(number):
-            raise self._wrong(name, kind)
-        if number < least or number > most:
-            limits = f"from {least:g} to {most:g}" if most < math.inf else f">= {least:g}"
-            raise self._wrong(name, limits)
-        return number
-
-    def rate(self, name: str) -> float:
-        """A number from 0 to 1."""
-        return self.number(name, least=0, most=1)
-
-    def integer(self, name: str, *, least: int = 0) -> int:
-        """A whole number, at least `least`."""
-        number = self.number(name, finite=False)
-        if not number.is_integer() or number < least:
-            raise self._wrong(name, f"an integer >= {least}")
-        return int(number)
