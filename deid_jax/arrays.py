@@ -1,10 +1,49 @@
-"""Arithmetic per image, and one random key per image.
+"""Arithmetic per image, one random key per image, and bisection.
 
-Images are float[B, H, W, C]; whatever is of an image is [B].
+Images are float[B, H, W, C]; a quantity of an image is [B].
 """
+
+import dataclasses
+from typing import Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.types import NumpyArray
+
+Array = TypeVar("Array", jax.Array, NumpyArray)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Bracket(Generic[Array]):
+    """Two points between which a condition changes; bisection brings them together.
+
+    Works on NumPy arrays and on JAX arrays, traced or not, of any one shape.
+
+    Attributes:
+      holds: a point where the condition holds; infinite where none is known yet.
+      fails: a point where it fails; infinite where none is known yet.
+    """
+
+    holds: Array
+    fails: Array
+
+    def middle(self, outwards: Array | None = None) -> Array:
+        """The point to try next: halfway, or `outwards` where an end is infinite."""
+        middle = (self.holds + self.fails) / 2
+        return middle if outwards is None else _where(abs(middle) < np.inf, middle, outwards)
+
+    def narrowed(self, point: Array, holds: Array) -> "Bracket[Array]":
+        """With `point` as one of the ends: which one, `holds` (bool) says."""
+        return Bracket(_where(holds, point, self.holds), _where(holds, self.fails, point))
+
+
+def _where(condition: Array, one: Array, other: Array) -> Array:
+    if isinstance(one, jax.Array):
+        return jnp.where(condition, one, other)
+    return np.where(condition, one, other)
 
 
 def per_image_keys(key: jax.Array, batch_size: int) -> jax.Array:

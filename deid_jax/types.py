@@ -9,11 +9,15 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import jax
+import numpy as np
 
 # A tree of arrays: a model's variables, an optimiser's state. JAX has no closer type for one.
 PyTree: TypeAlias = Any  # type: ignore[explicit-any]
 # The weights of a model, as Flax nests them.
 Variables: TypeAlias = PyTree
+# NumPy's own annotations leave the dtype open; a bare `np.ndarray` says no more than this.
+AnyDtype: TypeAlias = Any  # type: ignore[explicit-any]
+NumpyArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[AnyDtype]]
 # What JSON can hold.
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 
@@ -98,7 +102,7 @@ class Attack(Protocol):
         self,
         objective: Objective,
         images: jax.Array,
-        config: Any,
+        config: Any,  # type: ignore[explicit-any]  # Each method has settings of its own.
         key: jax.Array,
         *,
         initial: jax.Array | None = None,

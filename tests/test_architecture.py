@@ -25,7 +25,8 @@ LAYERS = (
     "transforms",
     "metrics",
     "devices",
-    {"arrays", "checks", "pixels", "types"},
+    {"arrays", "checks", "pixels"},
+    "types",
     "errors",
 )
 COMMANDS = (

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from deid_jax import checks
-from deid_jax.arrays import norms, per_image
+from deid_jax.arrays import Bracket, norms, per_image
 from deid_jax.attacks.loop import (
     Nearest,
     Point,
@@ -238,19 +238,15 @@ def _search(
     def at(share: jax.Array) -> jax.Array:
         return seen(jnp.clip(images + per_image(share) * (end - images), 0, 1))
 
-    def narrow(
-        bounds: tuple[jax.Array, jax.Array], number: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        del number
-        fails, works = bounds
-        middle = jnp.where(jnp.isfinite(works), (fails + works) / 2, _OUTWARDS * fails)
-        _, success = objective(at(middle), key)
-        return (jnp.where(success, fails, middle), jnp.where(success, middle, works)), None
+    def narrow(bracket: Bracket, _: None) -> tuple[Bracket, None]:
+        share = bracket.middle(outwards=_OUTWARDS * bracket.fails)
+        success = objective(at(share), key)[1]
+        return bracket.narrowed(share, success), None
 
     one = jnp.ones(len(images), images.dtype)
-    bounds = (jnp.where(succeeds, 0, one), jnp.where(succeeds, one, jnp.inf))
-    (_, works), _ = jax.lax.scan(narrow, bounds, jnp.arange(_SEARCH_PASSES))
-    return at(jnp.where(jnp.isfinite(works), works, one))
+    bracket = Bracket(jnp.where(succeeds, one, jnp.inf), jnp.where(succeeds, 0, one))
+    bracket, _ = jax.lax.scan(narrow, bracket, None, length=_SEARCH_PASSES)
+    return at(jnp.where(jnp.isfinite(bracket.holds), bracket.holds, one))
 
 
 def _inner(one: jax.Array, other: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from deid_jax.arrays import norms, per_image
+from deid_jax.arrays import Bracket, norms, per_image
 from deid_jax.pixels import on_grid
 
 _HALVINGS = 16
@@ -67,14 +67,10 @@ def at_budget(
         moved = images + change + jnp.where(change == 0, 0, shift)
         return on_grid(jnp.clip(moved, 0, 1)).astype(images.dtype)
 
-    def narrow(
-        bounds: tuple[jax.Array, jax.Array], _: None
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        fits, exceeds = bounds
-        middle = (fits + exceeds) / 2
-        short = norms(at(middle) - images) <= size
-        return (jnp.where(short, middle, fits), jnp.where(short, exceeds, middle)), None
+    def narrow(bracket: Bracket, _: None) -> tuple[Bracket, None]:
+        share = bracket.middle()
+        return bracket.narrowed(share, norms(at(share) - images) <= size), None
 
     zeros = jnp.zeros(len(images), images.dtype)
-    (share, _), _ = jax.lax.scan(narrow, (zeros, zeros + 2), None, length=_HALVINGS)
-    return at(share)
+    bracket, _ = jax.lax.scan(narrow, Bracket(zeros, zeros + 2), None, length=_HALVINGS)
+    return at(bracket.holds)

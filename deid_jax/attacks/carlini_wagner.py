@@ -5,13 +5,13 @@ Security and Privacy 2017.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deid_jax import checks
-from deid_jax.arrays import norms, per_image
+from deid_jax.arrays import Bracket, norms, per_image
 from deid_jax.attacks.loop import (
     Nearest,
     Point,
@@ -21,7 +21,7 @@ from deid_jax.attacks.loop import (
     keep_nearest,
 )
 from deid_jax.attacks.minimal_norm import conclude_nearest
-from deid_jax.types import AttackResult, Objective
+from deid_jax.types import AttackResult, Objective, PyTree
 
 # Keeps artanh finite at black and white.
 _INSIDE = 0.999999
@@ -59,28 +59,22 @@ class CarliniWagnerConfig:
         checks.step_counts("num_steps", self.num_steps)
 
 
-class _Bounds(NamedTuple):
-    """The search for c, all [B]: c itself, and the largest that failed, the least that did."""
-
-    const: jax.Array
-    lower: jax.Array
-    upper: jax.Array
-
-    def after(self, reached: jax.Array) -> "_Bounds":
-        """Ten times c until it succeeds, then the middle between failure and success."""
-        lower = jnp.where(reached, self.lower, self.const)
-        upper = jnp.where(reached, self.const, self.upper)
-        const = jnp.where(jnp.isinf(upper), 10 * self.const, (lower + upper) / 2)
-        return _Bounds(const, lower, upper)
-
-
 class _State(NamedTuple):
-    """w float32[B, H, W, C], Adam's moments, success in this search, the bounds of c."""
+    """State of `carlini_wagner`.
+
+    Attributes:
+      variable: float32[B, H, W, C], w.
+      moments: Adam's.
+      reached: bool[B], whether an iterate of this search succeeded.
+      const: float32[B], c of this search.
+      consts: the c of searches before that succeeded and failed.
+    """
 
     variable: jax.Array
-    moments: Any
+    moments: PyTree
     reached: jax.Array
-    bounds: _Bounds
+    const: jax.Array
+    consts: Bracket
     nearest: Nearest
 
 
@@ -136,7 +130,7 @@ def carlini_wagner(
 
     def moved(point: Point, state: _State) -> _State:
         """One step of Adam within a search."""
-        pull = per_image(jnp.where(point.loss + kappa > 0, state.bounds.const, 0))
+        pull = per_image(jnp.where(point.loss + kappa > 0, state.const, 0))
         here = _to_images(state.variable)
         away = _difference(state.variable, origin)
         slope = (pull * point.gradient + 2 * away) * 2 * here * (1 - here)
@@ -146,18 +140,21 @@ def carlini_wagner(
             state.variable + step,
             moments,
             state.reached | point.success,
-            state.bounds,
+            state.const,
+            state.consts,
             keep_nearest(state.nearest, point.images, distance, point.success),
         )
 
     def run(num_steps: int | jax.Array) -> AttackResult:
         def step(point: Point, state: _State, number: jax.Array) -> tuple[jax.Array, _State]:
             state = moved(point, state)
+            consts = state.consts.narrowed(state.const, state.reached)
             again = state._replace(
                 variable=first,
                 moments=optimiser.init(first),
                 reached=jnp.zeros_like(state.reached),
-                bounds=state.bounds.after(state.reached),
+                const=consts.middle(outwards=10 * state.const),
+                consts=consts,
             )
             # The search of step n is floor(n · searches / N).
             search = [(n * searches) // jnp.maximum(num_steps, 1) for n in (number, number + 1)]
@@ -166,8 +163,14 @@ def carlini_wagner(
             return _to_images(state.variable), state
 
         none = jnp.zeros(len(images), images.dtype)
-        bounds = _Bounds(none + config.initial_const, none, none + jnp.inf)
-        state = _State(first, optimiser.init(first), none > 0, bounds, Nearest.none(start))
+        state = _State(
+            first,
+            optimiser.init(first),
+            none > 0,
+            none + config.initial_const,
+            Bracket(none + jnp.inf, none),
+            Nearest.none(start),
+        )
         conclude = conclude_nearest(objective, confident, images)
         return iterate(step, conclude, confident, start, state, key, num_steps=num_steps)
 

@@ -5,12 +5,13 @@ a file holds takes many pictures back behind it. Pictures are float32[B, H, W, C
 the levels are those of `deid_jax.data.dataset.LEVELS`, bit for bit what a file reads back as.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from deid_jax.arrays import norms, per_image, per_image_keys, unit
+from deid_jax.arrays import Bracket, norms, per_image, per_image_keys, unit
 from deid_jax.attacks.loop import evaluate, finish
 from deid_jax.pixels import on_grid
 from deid_jax.types import AttackResult, Objective
@@ -24,29 +25,32 @@ _NUM_STEPS, _FIRST_STEP, _STEP_GROWTH = 20, 0.02, 1.25
 _QUARTER_LEVEL = 0.25 / 255
 
 
-class Interval(NamedTuple):
-    """What `_search_outwards` carries: the least factor that succeeds lies in between.
+class _OutwardSearch(NamedTuple):
+    """State of `_search_outwards`.
 
     Attributes:
-      found: the result at `high`; as rounded where nothing succeeded yet.
-      low: float32[B], the largest factor below `high` that was seen to fail.
-      high: float32[B], the least that succeeded; infinity before.
-      num_halvings: int32[B], how often the interval was halved.
+      found: the result at the least factor that succeeded; the rounded one before.
+      factors: float32[B], between which success begins.
+      num_halvings: int32[B], how often they were halved.
     """
 
     found: AttackResult
-    low: jax.Array
-    high: jax.Array
+    factors: Bracket
     num_halvings: jax.Array
 
     @property
+    def halves(self) -> jax.Array:
+        """bool[B], whether a factor succeeded."""
+        return jnp.isfinite(self.factors.holds)
+
+    @property
     def is_open(self) -> jax.Array:
-        """bool[B], whether there is something left to try, for pictures that need it."""
-        seeks = self.low < _FARTHEST
-        return jnp.where(jnp.isfinite(self.high), self.num_halvings < _NUM_HALVINGS, seeks)
+        """bool[B], whether another factor is to be tried."""
+        seeks = self.factors.fails < _FARTHEST
+        return jnp.where(self.halves, self.num_halvings < _NUM_HALVINGS, seeks)
 
 
-class Descent(NamedTuple):
+class _Descent(NamedTuple):
     """What `_step_downhill` carries.
 
     Attributes:
@@ -114,23 +118,27 @@ def _search_outwards(
 ) -> AttackResult:
     """The least t > 1 at which x + tδ, rounded, succeeds; `rounded` where none does."""
 
-    def step(at: Interval) -> Interval:
+    def step(at: _OutwardSearch) -> _OutwardSearch:
         active = lost & at.is_open
-        halves = jnp.isfinite(at.high)
-        farther = jnp.maximum(1 + 2 * (at.low - 1), 1 + _FIRST_GROWTH)
-        factor = jnp.where(halves, (at.low + at.high) / 2, farther)
+        farther = jnp.maximum(1 + 2 * (at.factors.fails - 1), 1 + _FIRST_GROWTH)
+        factor = at.factors.middle(outwards=farther)
         trial = on_grid(jnp.clip(images + per_image(factor) * change, 0, 1))
         loss, success = objective(trial, keys)
         spent = at.found._replace(num_forwards=at.found.num_forwards + active)
-        return Interval(
+        factors = jax.tree.map(
+            functools.partial(jnp.where, active),
+            at.factors.narrowed(factor, success),
+            at.factors,
+        )
+        return _OutwardSearch(
             _replaced(spent, trial, loss, active & success),
-            jnp.where(active & ~success, factor, at.low),
-            jnp.where(active & success, factor, at.high),
-            at.num_halvings + (active & halves),
+            factors,
+            at.num_halvings + (active & at.halves),
         )
 
     ones = jnp.ones(len(images), images.dtype)
-    start = Interval(rounded, ones, ones * jnp.inf, jnp.zeros(len(images), jnp.int32))
+    nothing_tried = Bracket(ones * jnp.inf, ones)
+    start = _OutwardSearch(rounded, nothing_tried, jnp.zeros(len(images), jnp.int32))
     return jax.lax.while_loop(lambda at: jnp.any(lost & at.is_open), step, start).found
 
 
@@ -144,15 +152,15 @@ def _step_downhill(
 ) -> AttackResult:
     """Steps z ← clip₀₁(z − sₙ ∇l/‖∇l‖₂) from x̂, ∇l at z rounded, until that succeeds."""
 
-    def active(at: Descent) -> jax.Array:
+    def active(at: _Descent) -> jax.Array:
         return lost & ~at.found.success & (at.number < _NUM_STEPS)
 
-    def step(at: Descent) -> Descent:
+    def step(at: _Descent) -> _Descent:
         trial = on_grid(at.images)
         point = evaluate(objective, trial, keys)
         here = active(at)
         spent = at.found._replace(num_gradients=at.found.num_gradients + here)
-        return Descent(
+        return _Descent(
             _replaced(spent, trial, point.loss, here & point.success),
             jnp.clip(at.images - per_image(at.length) * unit(point.gradient), 0, 1),
             at.length * _STEP_GROWTH,
@@ -160,7 +168,7 @@ def _step_downhill(
         )
 
     first = _FIRST_STEP * distance + _QUARTER_LEVEL
-    start = Descent(rounded, images, first, jnp.int32(0))
+    start = _Descent(rounded, images, first, jnp.int32(0))
     return jax.lax.while_loop(lambda at: jnp.any(active(at)), step, start).found
 
 
