@@ -8,10 +8,11 @@ picture's own: `verification.centroids` of several photos of a person.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from deid_jax.arrays import fold_in_all
 from deid_jax.checks import count
@@ -26,14 +27,14 @@ Reduction = Literal["mean", "max", "smooth"]
 _SOFTNESS = 0.1
 
 
-def cosine(embeddings: jax.Array, gallery: jax.Array) -> jax.Array:
+def cosine(embeddings: jax.Array, gallery: ArrayLike) -> jax.Array:
     """⟨e, c⟩/‖e‖ of float[B, D] and unit vectors float[B, D]: float[B]; 0 where e is zero."""
     squares = jnp.sum(jnp.square(embeddings), axis=-1)
     size = jnp.sqrt(jnp.where(squares > 0, squares, 1))
     return jnp.sum(embeddings * gallery, axis=-1) / size
 
 
-def dodge(embed_fn: EmbedFn, gallery: jax.Array, threshold: float | jax.Array) -> Objective:
+def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Objective:
     """l(x̂) = cos(f(x̂), c) − τ: not to be taken for the person; success is l < 0.
 
     Args:
@@ -49,28 +50,6 @@ def dodge(embed_fn: EmbedFn, gallery: jax.Array, threshold: float | jax.Array) -
         del key
         loss = cosine(embed_fn(images), gallery) - threshold
         return loss, loss < 0
-
-    return objective
-
-
-def impersonate(
-    embed_fn: EmbedFn, gallery: jax.Array, threshold: float | jax.Array
-) -> Objective:
-    """l(x̂) = τ − cos(f(x̂), c): to be taken for somebody else; success is l ≤ 0.
-
-    Args:
-      embed_fn: f, float32[B, H, W, C] in [0, 1] -> float32[B, D].
-      gallery: c, float32[B, D], unit vectors of whom each picture is to pass for.
-      threshold: τ, one or [B].
-
-    Returns:
-      The objective; it ignores its key.
-    """
-
-    def objective(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        del key
-        loss = threshold - cosine(embed_fn(images), gallery)
-        return loss, loss <= 0
 
     return objective
 
@@ -136,13 +115,17 @@ def expectation(
     return expected
 
 
-def _smooth_maximum(losses: jax.Array, axis: int) -> jax.Array:
+class _Reduce(Protocol):
+    def __call__(self, losses: jax.Array, /, axis: int) -> jax.Array: ...
+
+
+def _smooth_maximum(losses: jax.Array, /, axis: int) -> jax.Array:
     sums = jax.nn.logsumexp(losses / _SOFTNESS, axis=axis)
     return _SOFTNESS * (sums - jnp.log(losses.shape[axis]))
 
 
-def _reduction(name: Reduction) -> Callable[..., jax.Array]:
-    reductions: dict[str, Callable[..., jax.Array]] = {
+def _reduction(name: Reduction) -> _Reduce:
+    reductions: dict[str, _Reduce] = {
         "mean": jnp.mean,
         "max": jnp.max,
         "smooth": _smooth_maximum,

@@ -12,5 +12,17 @@ from deid_jax.transfer.protocol import (
     figures,
     make_judge,
 )
+from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on_grid
 
-__all__ = ["COMPARED", "Faces", "Judge", "Verdict", "averaged", "figures", "make_judge"]
+__all__ = [
+    "COMPARED",
+    "Faces",
+    "Judge",
+    "SurrogateAttack",
+    "Surrogates",
+    "Verdict",
+    "averaged",
+    "figures",
+    "make_judge",
+    "perturb_on_grid",
+]

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax.attacks.budgets import l2_of_psnr
-from deid_jax.devices.sharding import placed_at_hand
 from deid_jax.evaluation.batch import METHODS
+from deid_jax.objectives.embeddings import Reduction
 from deid_jax.transfer import Faces, Judge
-from deid_jax.transfer.protecting import BATCH_SIZE, Program, run_protect
+from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on_grid
 from experiments._transfer.transfer_plan import AD_HOC, BY_PIXEL, LEAST, Plan, Run
 
+BATCH_SIZE = 30
 # Steps go so many times as far as the budget, all together.
 _REACH = 2.5
 # A pixel's bound beyond the budget, so that the change can be brought to it exactly.
@@ -55,30 +56,32 @@ def protect(
     """
     photos, labels = faces.protected, faces.protected_labels
     own = [judges[name] for name in run.fit]
-    program = Program(
-        modules=tuple(judge.embedder.module for judge in own),
+    reduction: Reduction = "max" if run.method in LEAST else "smooth"
+    attack = SurrogateAttack(
         method=run.method,
-        reduction="max" if run.method in LEAST else "smooth",
-        transformations=run.foreseen,
+        reduction=reduction,
+        foreseen=run.foreseen,
         num_samples=plan.num_samples if run.foreseen else 1,
-        dithered=run.method in BY_PIXEL,
+        over_samples=reduction,
     )
     config = config_of(run, plan, photos[0].size)
     psnr = run.budget.psnr
     fold = functools.partial(jax.random.fold_in, jax.random.key(plan.seed))
-    weights = [placed_at_hand(judge.embedder.variables) for judge in own]
+    thresholds = [judge.own_thresholds[plan.fars[0]] for judge in own]
+    surrogates = Surrogates.of(
+        [judge.embedder for judge in own], [judge.own[labels] for judge in own], thresholds
+    )
     finished = []
     for first in range(0, len(photos), BATCH_SIZE):
         # The last batch is filled up with its last photo: one program serves all.
         places = np.minimum(np.arange(first, first + BATCH_SIZE), len(photos) - 1)
         batch = _Batch(
             images=photos[places],
-            weights=weights,
-            galleries=[jnp.asarray(judge.own[labels[places]], jnp.float32) for judge in own],
-            thresholds=[judge.own_thresholds[plan.fars[0]] for judge in own],
+            surrogates=surrogates.take(places),
+            thresholds=thresholds,
             keys=jax.vmap(fold)(jnp.asarray(faces.lists.protected[places])),
             config=config,
-            program=program,
+            attack=attack,
         )
         if run.method in LEAST and psnr is not None:
             pictures = _within(batch, psnr)
@@ -90,30 +93,26 @@ def protect(
 
 
 class _Batch(NamedTuple):
-    """What `run_protect` takes of one batch, but for margins and budget."""
+    """What `perturb_on_grid` takes of one batch, but for margins and budget."""
 
     images: np.ndarray
-    weights: Sequence[Any]
-    galleries: Sequence[jax.Array]
+    surrogates: Surrogates
     thresholds: Sequence[float]
     keys: jax.Array
     config: Any
-    program: Program
+    attack: SurrogateAttack
 
     def protected(
         self, margins: np.ndarray, psnr: float | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """uint8[B, H, W, 3], and bool[B]: whether all thresholds are gone below by margins."""
-        goals = [jnp.asarray(threshold - margins, jnp.float32) for threshold in self.thresholds]
-        pictures, success = run_protect(
-            self.weights,
+        pictures, success = perturb_on_grid(
+            self.surrogates.below([threshold - margins for threshold in self.thresholds]),
             self.images,
-            self.galleries,
-            goals,
             self.config,
             None if psnr is None else jnp.float32(psnr),
             self.keys,
-            program=self.program,
+            attack=self.attack,
         )
         return np.asarray(pictures), np.asarray(success)
 

@@ -15,11 +15,10 @@ from deid_jax.attacks.budgets import psnr_of_l2
 from deid_jax.metrics import l2, mssim
 from deid_jax.pixels import LEVELS
 from deid_jax.transfer import Faces, Judge, Verdict, opponents
-from deid_jax.transfer.protecting import BATCH_SIZE
 from deid_jax.transforms.processing import PROCESSING
 from experiments._transfer.transfer_classifiers import Classifier
 from experiments._transfer.transfer_plan import Budget, Plan, Row, Run
-from experiments._transfer.transfer_protect import protect
+from experiments._transfer.transfer_protect import BATCH_SIZE, protect
 
 # Opponents who adapt.
 AVERAGES = "averages"

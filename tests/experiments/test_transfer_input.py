@@ -154,7 +154,7 @@ def test_bad_input_ends_in_one_line_before_any_attack(
     def never(*arguments, **options):
         raise AssertionError("an attack ran")
 
-    monkeypatch.setattr("experiments._transfer.transfer_protect.run_protect", never)
+    monkeypatch.setattr("experiments._transfer.transfer_protect.perturb_on_grid", never)
     (workplace / "file").write_text("mine")
     write_faces(workplace / "few", pictures=2)
     write_faces(workplace / "alone", persons=1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deid_jax.transfer import Surrogates
 from experiments._transfer import transfer_protect
 from experiments._transfer.transfer_protect import _Batch, _within
 
@@ -17,9 +18,9 @@ def rule(monkeypatch):
     """The first value of photo b changes by COSTS[b] times the margin; what was asked."""
     asked = []
 
-    def least(weights, images, galleries, goals, config, psnr, keys, *, program):
-        del weights, galleries, config, keys, program
-        margins = 0.3 - np.asarray(goals[0], np.float64)
+    def least(surrogates, images, config, psnr, keys, *, attack):
+        del config, keys, attack
+        margins = 0.3 - np.asarray(surrogates.thresholds[0], np.float64)
         asked.append((margins, None if psnr is None else float(psnr)))
         pictures = images.copy()
         size = np.rint(COSTS * margins)
@@ -28,13 +29,13 @@ def rule(monkeypatch):
         pictures[:, 0, 0, 0] = np.minimum(size, 255)
         return pictures, margins < 0.5
 
-    monkeypatch.setattr(transfer_protect, "run_protect", least)
+    monkeypatch.setattr(transfer_protect, "perturb_on_grid", least)
     return asked
 
 
 def batch():
     images = np.zeros((NUMBER, SIDE, SIDE, 3), np.uint8)
-    return _Batch(images, [], [], [0.3], None, None, None)
+    return _Batch(images, Surrogates((), (), (), ()), [0.3], None, None, None)
 
 
 def test_the_widest_margin_that_a_budget_allows_is_found(rule):

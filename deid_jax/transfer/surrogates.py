@@ -1,0 +1,200 @@
+"""Attacks on embeddings, fitted on surrogates: the one objective and the one program.
+
+A person's gallery is dodged on every surrogate at once, if asked for in expectation over random
+transformations. `SurrogateAttack.perturb` gives the float32 result to programs that go on with
+it; `perturb_on_grid` is the compiled program whose result is 8-bit.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deid_jax.arrays import fold_in_all
+from deid_jax.attacks.budgets import at_budget, l2_of_psnr
+from deid_jax.attacks.quantizing import finish_on_grid
+from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.evaluation.batch import METHODS, with_quantize
+from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectation
+from deid_jax.pixels import LEVELS, on_grid, to_uint8
+from deid_jax.recognisers.embedders import Embedder
+from deid_jax.transforms.transformations import TRANSFORMATIONS, compose
+from deid_jax.types import AttackResult, Config, Model, Objective, Variables
+
+# Methods whose ε bounds every pixel: nothing may go beyond it.
+BY_PIXEL = ("mifgsm", "ifgsm", "pgd", "ifgvm")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Surrogates:
+    """Recognisers to fit on, and what each is to tell the images apart from.
+
+    Attributes:
+      models: the networks; static.
+      variables: their weights.
+      galleries: float32[B, D] for each, unit vectors of each image's person.
+      thresholds: float32[] or [B] for each: a person is dodged where the similarity is below.
+
+    Galleries and thresholds stay on the host until a program takes them.
+    """
+
+    models: tuple[Model, ...] = dataclasses.field(metadata={"static": True})
+    variables: tuple[Variables, ...]
+    galleries: tuple[NDArray[np.float32], ...]
+    thresholds: tuple[NDArray[np.float32], ...]
+
+    @classmethod
+    def of(
+        cls,
+        embedders: Sequence[Embedder],
+        galleries: Sequence[ArrayLike],
+        thresholds: Sequence[ArrayLike],
+    ) -> "Surrogates":
+        """The surrogates of embedders; their weights go to the device at hand."""
+        return cls(
+            models=tuple(embedder.module for embedder in embedders),
+            variables=tuple(placed_at_hand(embedder.variables) for embedder in embedders),
+            galleries=tuple(np.asarray(gallery, np.float32) for gallery in galleries),
+            thresholds=tuple(np.asarray(one, np.float32) for one in thresholds),
+        )
+
+    def take(self, places: NDArray[np.int64]) -> "Surrogates":
+        """The same with the galleries of the images at `places`; thresholds stay."""
+        taken = tuple(gallery[places] for gallery in self.galleries)
+        return dataclasses.replace(self, galleries=taken)
+
+    def below(self, thresholds: Sequence[ArrayLike]) -> "Surrogates":
+        """The same with other thresholds."""
+        new = tuple(np.asarray(one, np.float32) for one in thresholds)
+        return dataclasses.replace(self, thresholds=new)
+
+
+@dataclasses.dataclass(frozen=True)
+class SurrogateAttack:
+    """A method and its objective: all that decides the compiled program beside shapes.
+
+    Attributes:
+      method: a key of `METHODS`.
+      reduction: over surrogates, see `objectives.embeddings.ensemble`.
+      foreseen: keys of `TRANSFORMATIONS`, applied one after the other in every step.
+      num_samples: draws of them a step.
+      over_samples: reduction over these draws.
+    """
+
+    method: str = "mifgvm"
+    reduction: Reduction = "smooth"
+    foreseen: tuple[str, ...] = ()
+    num_samples: int = 1
+    over_samples: Reduction = "mean"
+
+    def goal(self, surrogates: Surrogates) -> Objective:
+        """All surrogates dodged, by the image as it is. Without surrogates: always reached."""
+        goals = [
+            dodge(functools.partial(model.apply, variables), gallery, threshold)
+            for model, variables, gallery, threshold in zip(
+                surrogates.models,
+                surrogates.variables,
+                surrogates.galleries,
+                surrogates.thresholds,
+                strict=True,
+            )
+        ]
+        return ensemble(goals, self.reduction) if goals else _always_reached
+
+    def fitted(self, surrogates: Surrogates) -> Objective:
+        """What the attack minimises: `goal` in expectation over what is foreseen."""
+        goal = self.goal(surrogates)
+        if not self.foreseen:
+            return goal
+        transformation = compose(*(TRANSFORMATIONS[name] for name in self.foreseen))
+        return expectation(goal, transformation, self.num_samples, self.over_samples)
+
+    def perturb(
+        self,
+        surrogates: Surrogates,
+        images: jax.Array,
+        config: Config,
+        key: jax.Array,
+        *,
+        view: Callable[[jax.Array], jax.Array] = lambda images: images,
+        initial: jax.Array | None = None,
+    ) -> AttackResult:
+        """Runs the method; to be called inside `jit`.
+
+        Args:
+          surrogates: what it is fitted on.
+          images: float32[B, H, W, 3] in [0, 1].
+          config: the method's settings.
+          key: key[B].
+          view: what surrogates see of perturbed images, such as a crop that has been through a
+            photo's own pixels; differentiable.
+          initial: the first iterate; the images if None.
+        """
+        fitted = self.fitted(surrogates)
+
+        def seen(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return fitted(view(images), key)
+
+        return METHODS[self.method].function(seen, images, config, key, initial=initial)
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def perturb_on_grid(
+    surrogates: Surrogates,
+    images: jax.Array,
+    config: Config,
+    psnr: jax.Array | None,
+    key: jax.Array,
+    *,
+    attack: SurrogateAttack,
+) -> tuple[jax.Array, jax.Array]:
+    """Perturbs one batch of 8-bit images.
+
+    Args:
+      surrogates: what the attack is fitted on.
+      images: uint8[B, H, W, 3].
+      config: the method's settings.
+      psnr: float32[] in dB: the perturbation is scaled to it. None: the method's own size on
+        the 8-bit grid, within ε of `BY_PIXEL`, else with success kept.
+      key: key[B].
+      attack: everything static.
+
+    Returns:
+      uint8[B, H, W, 3], and bool[B]: whether all surrogates are dodged.
+    """
+    clean = jnp.asarray(LEVELS)[images]
+    goal = attack.goal(surrogates)
+    attack_key, finish_key = fold_in_all(key, 0), fold_in_all(key, 1)
+    config = with_quantize(attack.method, config, psnr is None)
+    result = attack.perturb(surrogates, clean, config, attack_key)
+    by_pixel = attack.method in BY_PIXEL
+    if psnr is None and not by_pixel:
+        result = finish_on_grid(goal, clean, result, key=finish_key)
+        return to_uint8(result.images), result.success
+    if psnr is None:
+        perturbed = _within_levels(clean, result.images, config.epsilon)
+    else:
+        # Steps of one size everywhere would leave the grid's levels all at once.
+        dither_key = fold_in_all(key, 2) if by_pixel else None
+        size = l2_of_psnr(psnr, clean[0].size)
+        perturbed = at_budget(clean, result.images, size, dither_key=dither_key)
+    return to_uint8(perturbed), goal(perturbed, finish_key)[1]
+
+
+def _within_levels(
+    images: jax.Array, perturbed: jax.Array, epsilon: float | jax.Array
+) -> jax.Array:
+    """Rounded to the 8-bit grid, no pixel farther from `images` than whole levels of ε."""
+    most = jnp.floor(255 * jnp.asarray(epsilon, images.dtype) + 1e-3)
+    levels = jnp.clip(jnp.round(255 * (perturbed - images)), -most, most)
+    return on_grid(jnp.clip(images + levels / 255, 0, 1)).astype(images.dtype)
+
+
+def _always_reached(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del key
+    return jnp.zeros(len(images), images.dtype), jnp.ones(len(images), bool)
