@@ -102,7 +102,7 @@ class Attack(Protocol):
         self,
         objective: Objective,
         images: jax.Array,
-        config: Any,  # type: ignore[explicit-any]  # Each method has settings of its own.
+        config: PyTree,
         key: jax.Array,
         *,
         initial: jax.Array | None = None,

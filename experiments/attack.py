@@ -28,7 +28,8 @@ from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import Timing
-from deid_jax.evaluation.batch import METHODS, Protocol
+from deid_jax.attacks import METHODS
+from deid_jax.evaluation.batch import Protocol
 from deid_jax.evaluation.examples import run_examples
 from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord, summary

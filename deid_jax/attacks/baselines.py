@@ -14,7 +14,6 @@ import numpy as np
 
 from deid_jax import checks
 from deid_jax.arrays import fold_in_all, normal, per_image_keys
-from deid_jax.attacks import Method
 from deid_jax.attacks.loop import finish
 from deid_jax.errors import InputError
 from deid_jax.types import AttackResult, Objective
@@ -157,11 +156,3 @@ def _averaging(blocks: np.ndarray) -> np.ndarray:
     """The matrix that averages rows within their blocks: float32[n, size]."""
     members = blocks[None, :] == np.unique(blocks)[:, None]
     return (members / members.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-BASELINES = {
-    "blur": Method(blur, BlurConfig, {"blur_sigma": (0.01, 0.02, 0.05, 0.1, 0.2)}),
-    "pixelate": Method(pixelate, PixelateConfig, {"num_blocks": (32, 20, 14, 10, 6, 4)}),
-    "mask": Method(mask, MaskConfig, {"mask_size": (0.2, 0.35, 0.5, 0.7, 1.0)}),
-    "noise": Method(noise, NoiseConfig, {"noise_stddev": (0.02, 0.05, 0.1, 0.2, 0.4)}),
-}

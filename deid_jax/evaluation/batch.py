@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from deid_jax.arrays import fold_in_all
 from deid_jax.attacks import ATTACKS, Method, gaussian_noise
-from deid_jax.attacks.baselines import BASELINES
+from deid_jax.attacks import BASELINES
 from deid_jax.attacks.quantizing import finish_on_grid
 from deid_jax.devices.precision import PRECISIONS, in_precision, products_in
 from deid_jax.devices.sharding import BATCH, over_batch

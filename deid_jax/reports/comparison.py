@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from deid_jax.attacks import ATTACKS
 from deid_jax.errors import InputError
-from deid_jax.evaluation.batch import METHODS
+from deid_jax.attacks import METHODS
 from deid_jax.metrics import statistics
 from deid_jax.metrics.statistics import gain
 from deid_jax.models import MODELS
@@ -35,7 +35,7 @@ class Point:
     """A method at one setting, measured on one set of pictures.
 
     Attributes:
-      method: a key of `deid_jax.evaluation.batch.METHODS`.
+      method: a key of `deid_jax.attacks.METHODS`.
       model: the recogniser.
       settings: the method's settings by name ("penalty_weight": 1.0), numbers.
       figures: by the names of `metrics.json` (l2, mssim, mr, l2_uint8, ...).

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from deid_jax.evaluation.batch import METHODS
+from deid_jax.attacks import METHODS
 from deid_jax.metrics.statistics import RESAMPLES
 from deid_jax.reports import sheet
 from deid_jax.reports.comparison import (

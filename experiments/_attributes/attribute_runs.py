@@ -22,7 +22,7 @@ class Run(NamedTuple):
 
     Attributes:
       folder: the folder.
-      method: a key of `deid_jax.evaluation.batch.METHODS`.
+      method: a key of `deid_jax.attacks.METHODS`.
       model: the recogniser that was attacked.
       settings: the method's settings, name -> value as text.
       data: the settings named in `_DATA`.

@@ -18,7 +18,8 @@ from deid_jax.data.images import CROPS
 from deid_jax.devices.precision import PRECISIONS
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
-from deid_jax.evaluation.batch import INITS, METHODS, TARGETS, Protocol
+from deid_jax.attacks import METHODS
+from deid_jax.evaluation.batch import INITS, TARGETS, Protocol
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
 from deid_jax.recognisers import Recogniser, checkpointing, storage

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from deid_jax.evaluation.batch import METHODS
+from deid_jax.attacks import METHODS
 from experiments._common.cli import Flag
 
 # What --help says of the methods' settings.

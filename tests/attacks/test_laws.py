@@ -14,7 +14,7 @@ import pytest
 
 from deid_jax.attacks import ATTACKS
 from deid_jax.errors import InputError
-from deid_jax.evaluation.batch import METHODS
+from deid_jax.attacks import METHODS
 from deid_jax.objectives import cross_entropy
 from deid_jax.pixels import on_grid
 from tests.helpers import pictures, small_model

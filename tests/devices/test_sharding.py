@@ -29,7 +29,8 @@ from deid_jax.devices import programs, sharding
 from deid_jax.devices.sharding import BATCH, MODEL
 from deid_jax.errors import InputError
 from deid_jax.evaluation import sweeping
-from deid_jax.evaluation.batch import METHODS, Protocol, run_donated
+from deid_jax.attacks import METHODS
+from deid_jax.evaluation.batch import Protocol, run_donated
 from deid_jax.evaluation.examples import run_examples
 from deid_jax.recognisers import predicting, training
 from deid_jax.recognisers.embedders import Embedder

@@ -10,7 +10,8 @@ from deid_jax.devices import programs, sharding
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import sweeping
-from deid_jax.evaluation.batch import METHODS, Protocol
+from deid_jax.attacks import METHODS
+from deid_jax.evaluation.batch import Protocol
 from deid_jax.evaluation.records import ImageRecord, summary
 from deid_jax.runs.resuming import Store
 from tests import helpers

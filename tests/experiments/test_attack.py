@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.evaluation.batch import METHODS
+from deid_jax.attacks import METHODS
 from deid_jax.pixels import LEVELS
 from deid_jax.runs.run_folder import RunFolder
 from experiments import attack

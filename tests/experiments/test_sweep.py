@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.evaluation.batch import METHODS
+from deid_jax.attacks import METHODS
 from deid_jax.reports import finished_runs
 from experiments import attack, sweep
 from experiments._common import cli

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.evaluation.batch import METHODS
+from deid_jax.attacks import METHODS
 from deid_jax.reports import frontier
 from deid_jax.reports.comparison import Point
 
