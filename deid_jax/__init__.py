@@ -7,8 +7,11 @@ config, key), ready for `jit`, `vmap` and sharding. Recognisers and data sets lo
 import typing
 
 from deid_jax import metrics
+from deid_jax.arrays import gaussian_noise
 from deid_jax.attacks import (
     ATTACKS,
+    BASELINES,
+    METHODS,
     APFGVMConfig,
     CarliniWagnerConfig,
     DDNConfig,
@@ -16,6 +19,7 @@ from deid_jax.attacks import (
     IFGSMConfig,
     IFGVMConfig,
     MIFGSMConfig,
+    MIFGVMConfig,
     PFGVMConfig,
     PGDConfig,
     PGDL2Config,
@@ -24,10 +28,10 @@ from deid_jax.attacks import (
     carlini_wagner,
     ddn,
     fmn,
-    gaussian_noise,
     ifgsm,
     ifgvm,
     mifgsm,
+    mifgvm,
     pfgvm,
     pgd,
     pgd_l2,
@@ -38,24 +42,24 @@ from deid_jax.models import MODELS, create_model, prepare
 from deid_jax.objectives import cross_entropy, margin
 from deid_jax.types import Attack, AttackResult, Batch, Objective
 
+if typing.TYPE_CHECKING:
+    from deid_jax.recognisers import load_recogniser
 
-def load_recogniser(path: str, dataset: FaceDataset) -> typing.Any:
-    """A trained recogniser from its checkpoint: (model, variables, info).
 
-    Logits are `model.apply(variables, images)`. See `deid_jax.recognisers.load_recogniser`,
-    which this imports when called, as it brings Flax and Orbax.
+def __getattr__(name: str) -> object:
+    """`load_recogniser` brings Flax and Orbax, so it loads when first used."""
+    if name == "load_recogniser":
+        from deid_jax import recognisers
 
-    Raises:
-      InputError: the checkpoint is missing, broken, or made for something else.
-    """
-    from deid_jax import recognisers
-
-    return recognisers.load_recogniser(path, dataset)
+        return recognisers.load_recogniser
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "ATTACKS",
+    "BASELINES",
     "DATASETS",
+    "METHODS",
     "MODELS",
     "APFGVMConfig",
     "Attack",
@@ -70,6 +74,7 @@ __all__ = [
     "IFGVMConfig",
     "InputError",
     "MIFGSMConfig",
+    "MIFGVMConfig",
     "Objective",
     "PFGVMConfig",
     "PGDConfig",
@@ -89,6 +94,7 @@ __all__ = [
     "margin",
     "metrics",
     "mifgsm",
+    "mifgvm",
     "pfgvm",
     "pgd",
     "pgd_l2",

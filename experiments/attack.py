@@ -22,13 +22,12 @@ import numpy as np
 from rich.console import Console
 
 from deid_jax import evaluation, recognisers
-from deid_jax.attacks import ATTACKS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.data import FaceDataset, loader
 from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import Timing
-from deid_jax.attacks import METHODS
 from deid_jax.evaluation.batch import Protocol
 from deid_jax.evaluation.examples import run_examples
 from deid_jax.evaluation.measuring import Predictions

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deid_jax import recognisers
-from deid_jax.attacks import ATTACKS
+from deid_jax.attacks import ATTACKS, LeastChange, of_kind
 from deid_jax.checks import count
 from deid_jax.data import load_dataset
 from deid_jax.errors import InputError
@@ -35,8 +35,6 @@ from experiments._compare.compare_peers import PEERS, check_peers, check_persons
 from experiments._compare.compare_tables import Row, Trial
 from experiments._compare.compare_trials import Comparison, Plan
 
-# Those of ours that seek the least distortion.
-_MINIMAL_NORM = ("apfgvm", "ddn", "fmn", "cw")
 _CONTENTS = (
     "images",
     "compare.md",
@@ -54,7 +52,7 @@ class CompareSettings(common.EvaluationSettings):
     """Settings of `experiments.compare`."""
 
     methods: str = setting(
-        ",".join(_MINIMAL_NORM), f"Ours, by commas, of {', '.join(ATTACKS)}."
+        ",".join(of_kind(ATTACKS, LeastChange)), f"Ours, by commas, of {', '.join(ATTACKS)}."
     )
     num_steps: str = setting(
         "10,20,50,100",

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deid_jax.attacks import METHODS
 from deid_jax.checks import count
 from deid_jax.errors import InputError
-from deid_jax.attacks import METHODS
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import RunFolder
 from experiments._common import cli, common

@@ -20,13 +20,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from deid_jax import recognisers
+from deid_jax.attacks import METHODS
 from deid_jax.checks import count
 from deid_jax.data import FaceDataset
 from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import sweeping
-from deid_jax.attacks import METHODS
 from deid_jax.evaluation.examples import run_examples
 from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord, summary

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from deid_jax import transfer
+from deid_jax.attacks import METHODS, LeastChange, of_kind
 from deid_jax.checks import count
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset, pair_lists
 from deid_jax.data.images import CROPS
@@ -34,10 +35,10 @@ from experiments._common import cli, common
 from experiments._common.cli import setting
 from experiments._transfer import transfer_tables
 from experiments._transfer.transfer_classifiers import train_classifiers
-from experiments._transfer.transfer_plan import AD_HOC, BY_L2, BY_PIXEL, LEAST, Plan, Row, Run
+from experiments._transfer.transfer_plan import OFFERED, Plan, Row, Run
 from experiments._transfer.transfer_runs import Judges, all_rows
 
-_METHODS = (*BY_L2, *BY_PIXEL, *LEAST, *AD_HOC)
+_BY_PIXEL = [name for name in OFFERED if METHODS[name].bounds_pixels]
 _CONTENTS = ("photos", "transfer.md", "transfer.csv", "per_image.csv", "protocol.json")
 _LARGEST_IMAGE = 1024
 
@@ -73,14 +74,14 @@ class TransferSettings:
         "Classifiers that judge, too, by commas, or none: trained here on the protocol's "
         f"galleries and probes; of {', '.join(MODELS)}.",
     )
-    methods: str = setting("mifgvm", f"By commas, of {', '.join(_METHODS)}.")
+    methods: str = setting("mifgvm", f"By commas, of {', '.join(OFFERED)}.")
     psnr: str = setting(
         "40,42,44",
         "Budgets, by commas: the lowest PSNR of any photo, in dB; more is less change.",
     )
     epsilon: str = setting(
         "4/255",
-        f"Budgets beside these of sign methods ({', '.join(BY_PIXEL)}), by commas, or none: "
+        f"Budgets beside these of sign methods ({', '.join(_BY_PIXEL)}), by commas, or none: "
         "the largest change of a pixel, of a range of 1.",
     )
     num_steps: int = setting(30, "Gradient steps.")
@@ -93,7 +94,8 @@ class TransferSettings:
     margin: float = setting(
         0.2,
         f"How far below the first --far's threshold, in cosine, methods of least change "
-        f"({', '.join(LEAST)}) go without a budget. Within one each photo's own is found.",
+        f"({', '.join(of_kind(METHODS, LeastChange))}) go without a budget. "
+        "Within one each photo's own is found.",
     )
     processing: str = setting(
         "all",
@@ -175,7 +177,7 @@ def plan_of(settings: TransferSettings) -> tuple[Plan, dict[str, str]]:
     plan = Plan(
         fits=tuple(dict.fromkeys(fits)),
         tests=tests,
-        methods=_of("methods", _parts(settings.methods), _METHODS),
+        methods=_of("methods", _parts(settings.methods), OFFERED),
         psnrs=_numbers("psnr", settings.psnr, 200),
         epsilons=epsilons,
         transformations=tuple(dict.fromkeys(foreseen)),

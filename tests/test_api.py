@@ -7,9 +7,8 @@ import sys
 import pytest
 
 import deid_jax
-from deid_jax.attacks import baselines, budgets
+from deid_jax.attacks import METHODS, baselines, budgets
 from deid_jax.data import DATASETS
-from deid_jax.attacks import METHODS
 from deid_jax.metrics import distortion, verification
 from deid_jax.models import MODELS
 from deid_jax.objectives import classification, embeddings

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.attacks import ATTACKS
-from deid_jax.attacks import BASELINES
+from deid_jax.attacks import ATTACKS, BASELINES
 from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation.batch import TARGETS

@@ -20,7 +20,14 @@ from deid_jax.attacks.ddn import DDNConfig, ddn
 from deid_jax.attacks.fmn import FMNConfig, fmn
 from deid_jax.attacks.ifgsm import IFGSMConfig, ifgsm
 from deid_jax.attacks.ifgvm import IFGVMConfig, ifgvm
-from deid_jax.attacks.methods import Baseline, FixedSize, FixedSteps, LeastChange, Method
+from deid_jax.attacks.methods import (
+    Baseline,
+    FixedSize,
+    FixedSteps,
+    LeastChange,
+    Method,
+    of_kind,
+)
 from deid_jax.attacks.mifgsm import MIFGSMConfig, mifgsm
 from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
 from deid_jax.attacks.pfgvm import PFGVMConfig, pfgvm

@@ -39,6 +39,11 @@ class Method:
             for field in dataclasses.fields(self.config)
         )
 
+    @property
+    def bounds_pixels(self) -> bool:
+        """Whether its ε bounds the perturbation of each pixel."""
+        return False
+
     def with_quantize(self, config: PyTree, quantize: bool) -> PyTree:
         """The method's settings, told whether to stay on the 8-bit grid if it can be told."""
         if "quantize" in self.settings():
@@ -61,6 +66,11 @@ class FixedSize(Method):
 
     norm: Literal["linf", "l2"]
     unit_steps: bool = True
+
+    @property
+    def bounds_pixels(self) -> bool:
+        """Whether its ε bounds the perturbation of each pixel."""
+        return self.norm == "linf"
 
 
 class LeastChange(Method):

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from deid_jax.arrays import fold_in_all
-from deid_jax.attacks import ATTACKS, Method, gaussian_noise
-from deid_jax.attacks import BASELINES
+from deid_jax.arrays import fold_in_all, gaussian_noise
+from deid_jax.attacks import METHODS
 from deid_jax.attacks.quantizing import finish_on_grid
 from deid_jax.devices.precision import PRECISIONS, in_precision, products_in
 from deid_jax.devices.sharding import BATCH, over_batch
@@ -32,7 +31,6 @@ from deid_jax.objectives import OBJECTIVES, LogitsFn
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.types import AttackResult, Batch
 
-METHODS: dict[str, Method] = ATTACKS | BASELINES
 TARGETS = ("random", "least_likely", "runner_up", "none")
 INITS = ("image", "noise")
 
@@ -203,7 +201,7 @@ def _de_identify(
         result = METHODS[method].function(
             loss_of(attacked),
             batch.image,
-            with_quantize(method, config, quantize),
+            METHODS[method].with_quantize(config, quantize),
             attack_key,
             initial=initial,
         )
@@ -228,13 +226,6 @@ def _de_identify(
         uint8_result=uint8_result,
         uint8=to_uint8(result.images),
     )
-
-
-def with_quantize(method: str, config: Any, quantize: bool) -> Any:
-    """A method's settings, told whether to stay on the 8-bit grid if it can be told."""
-    if "quantize" in METHODS[method].settings():
-        return dataclasses.replace(config, quantize=quantize)
-    return config
 
 
 def _exactly(logits_fn: LogitsFn) -> LogitsFn:

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from deid_jax.attacks import METHODS
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.devices import programs, sharding
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import run
-from deid_jax.attacks import METHODS
 from deid_jax.evaluation.batch import Protocol, run_batch_many
 from deid_jax.evaluation.records import ImageRecord, records_of
 from deid_jax.runs.resuming import Store, digest_of

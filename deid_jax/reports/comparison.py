@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from deid_jax.attacks import ATTACKS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.errors import InputError
-from deid_jax.attacks import METHODS
 from deid_jax.metrics import statistics
 from deid_jax.metrics.statistics import gain
 from deid_jax.models import MODELS

@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from deid_jax.errors import InputError
 from deid_jax.attacks import METHODS
+from deid_jax.errors import InputError
 from deid_jax.reports import comparison
 from deid_jax.reports.comparison import Point, Run, picture_of
 from deid_jax.runs import run_folder

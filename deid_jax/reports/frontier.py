@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deid_jax.attacks import ATTACKS
-from deid_jax.attacks import METHODS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.models import MODELS
 from deid_jax.reports import plotting
 from deid_jax.reports.comparison import MIN_MR, Point, choose, in_order

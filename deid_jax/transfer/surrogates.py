@@ -15,18 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deid_jax.arrays import fold_in_all
+from deid_jax.attacks import METHODS
 from deid_jax.attacks.budgets import at_budget, l2_of_psnr
 from deid_jax.attacks.quantizing import finish_on_grid
 from deid_jax.devices.sharding import placed_at_hand
-from deid_jax.evaluation.batch import METHODS, with_quantize
 from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectation
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transforms.transformations import TRANSFORMATIONS, compose
 from deid_jax.types import AttackResult, Config, Model, Objective, Variables
-
-# Methods whose ε bounds every pixel: nothing may go beyond it.
-BY_PIXEL = ("mifgsm", "ifgsm", "pgd", "ifgvm")
 
 
 @jax.tree_util.register_dataclass
@@ -160,7 +157,7 @@ def perturb_on_grid(
       images: uint8[B, H, W, 3].
       config: the method's settings.
       psnr: float32[] in dB: the perturbation is scaled to it. None: the method's own size on
-        the 8-bit grid, within ε of `BY_PIXEL`, else with success kept.
+        the 8-bit grid, within ε where it bounds pixels, else with success kept.
       key: key[B].
       attack: everything static.
 
@@ -170,17 +167,17 @@ def perturb_on_grid(
     clean = jnp.asarray(LEVELS)[images]
     goal = attack.goal(surrogates)
     attack_key, finish_key = fold_in_all(key, 0), fold_in_all(key, 1)
-    config = with_quantize(attack.method, config, psnr is None)
+    method = METHODS[attack.method]
+    config = method.with_quantize(config, psnr is None)
     result = attack.perturb(surrogates, clean, config, attack_key)
-    by_pixel = attack.method in BY_PIXEL
-    if psnr is None and not by_pixel:
+    if psnr is None and not method.bounds_pixels:
         result = finish_on_grid(goal, clean, result, key=finish_key)
         return to_uint8(result.images), result.success
     if psnr is None:
         perturbed = _within_levels(clean, result.images, config.epsilon)
     else:
         # Steps of one size everywhere would leave the grid's levels all at once.
-        dither_key = fold_in_all(key, 2) if by_pixel else None
+        dither_key = fold_in_all(key, 2) if method.bounds_pixels else None
         size = l2_of_psnr(psnr, clean[0].size)
         perturbed = at_budget(clean, result.images, size, dither_key=dither_key)
     return to_uint8(perturbed), goal(perturbed, finish_key)[1]

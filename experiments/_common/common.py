@@ -11,14 +11,13 @@ import jax
 import numpy as np
 
 from deid_jax import recognisers
-from deid_jax.attacks import ATTACKS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.checks import count, folder_to_write
 from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset, load_dataset
 from deid_jax.data.images import CROPS
 from deid_jax.devices.precision import PRECISIONS
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
-from deid_jax.attacks import METHODS
 from deid_jax.evaluation.batch import INITS, TARGETS, Protocol
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model

@@ -3,15 +3,17 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+from deid_jax.attacks import METHODS, Baseline, FixedSize, FixedSteps, LeastChange
+
 Row = dict[str, Any]
 
-# Methods by what bounds their change: L2, a pixel's, or neither (ad-hoc ones are scaled).
-BY_L2 = ("mifgvm", "pgd_l2")
-BY_PIXEL = ("mifgsm", "ifgsm", "pgd")
-AD_HOC = ("blur", "pixelate", "noise", "mask")
-# Methods that seek the least change that suffices. Within a budget they go as far beyond as it
-# lets them, each photo by its own margin.
-LEAST = ("apfgvm", "ddn", "fmn", "cw")
+# P-FGVM has no size, and I-FGVM's steps have no length that a size could set.
+OFFERED = tuple(
+    name
+    for name, method in METHODS.items()
+    if not isinstance(method, FixedSteps)
+    and not (isinstance(method, FixedSize) and not method.unit_steps)
+)
 
 
 class Budget(NamedTuple):
@@ -61,13 +63,14 @@ class Plan:
         """Every way in which the photos are protected, once each."""
         found = []
         for method in self.methods:
-            if method in AD_HOC:
+            kind = METHODS[method]
+            if isinstance(kind, Baseline):
                 found += [Run((), method, (), Budget(psnr)) for psnr in self.psnrs]
                 continue
             budgets = [Budget(psnr) for psnr in self.psnrs]
-            if method in LEAST:
+            if isinstance(kind, LeastChange):
                 budgets = [Budget(), *budgets]
-            elif method in BY_PIXEL:
+            elif kind.bounds_pixels:
                 budgets += [Budget(epsilon=epsilon) for epsilon in self.epsilons]
             found += [
                 Run(fit, method, foreseen, budget)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax.attacks import METHODS, Baseline, LeastChange
 from deid_jax.attacks.budgets import l2_of_psnr
-from deid_jax.evaluation.batch import METHODS
 from deid_jax.objectives.embeddings import Reduction
 from deid_jax.transfer import Faces, Judge
 from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on_grid
-from experiments._transfer.transfer_plan import AD_HOC, BY_PIXEL, LEAST, Plan, Run
+from experiments._transfer.transfer_plan import Plan, Run
 
 BATCH_SIZE = 30
 # Steps go so many times as far as the budget, all together.
@@ -24,19 +24,20 @@ _ROOM = 1.1
 
 def config_of(run: Run, plan: Plan, num_values: int) -> Any:
     """The method's settings at the run's budget, for pictures of `num_values` values."""
-    config = METHODS[run.method].config
-    if run.method in AD_HOC:
+    method = METHODS[run.method]
+    config = method.config
+    if isinstance(method, Baseline):
         return config()
-    if run.method in LEAST:
+    if isinstance(method, LeastChange):
         return config(num_steps=plan.num_steps)
     if run.budget.epsilon is not None:
         size = run.budget.epsilon
     else:
         assert run.budget.psnr is not None
         size = float(l2_of_psnr(run.budget.psnr, num_values))
-        if run.method in BY_PIXEL:
+        if method.bounds_pixels:
             size *= _ROOM / num_values**0.5
-    if run.method == "mifgvm":
+    if "step_size" not in method.settings():
         return config(epsilon=size, num_steps=plan.num_steps)
     step_size = _REACH * size / plan.num_steps
     return config(epsilon=size, step_size=step_size, num_steps=plan.num_steps)
@@ -56,7 +57,8 @@ def protect(
     """
     photos, labels = faces.protected, faces.protected_labels
     own = [judges[name] for name in run.fit]
-    reduction: Reduction = "max" if run.method in LEAST else "smooth"
+    seeks_least = isinstance(METHODS[run.method], LeastChange)
+    reduction: Reduction = "max" if seeks_least else "smooth"
     attack = SurrogateAttack(
         method=run.method,
         reduction=reduction,
@@ -83,7 +85,7 @@ def protect(
             config=config,
             attack=attack,
         )
-        if run.method in LEAST and psnr is not None:
+        if seeks_least and psnr is not None:
             pictures = _within(batch, psnr)
         else:
             pictures, _ = batch.protected(np.full(len(places), plan.margin), psnr)

@@ -8,11 +8,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from deid_jax.attacks import ATTACKS
+from deid_jax.attacks import ATTACKS, LeastChange, of_kind
 from deid_jax.data import FaceDataset
 from deid_jax.transfer import Faces
 from experiments._transfer import transfer_classifiers
-from experiments._transfer.transfer_plan import LEAST, Plan
+from experiments._transfer.transfer_plan import Plan
 from experiments._transfer.transfer_runs import AVERAGES, Judges, Tables
 
 Row = dict[str, Any]
@@ -340,10 +340,11 @@ def _distortion(rows: Sequence[Row]) -> str:
 def _least(report: Report) -> list[str]:
     """Of least changes, how many photos are protected and within a budget, both at once."""
     far, psnrs = report.plan.fars[0], report.plan.psnrs
+    least = of_kind(ATTACKS, LeastChange)
     chosen = [
         row
         for row in report.tables.images
-        if row["method"] in LEAST and row["psnr"] == "" and row["test"] in report.plan.tests
+        if row["method"] in least and row["psnr"] == "" and row["test"] in report.plan.tests
     ]
     if not chosen:
         return []

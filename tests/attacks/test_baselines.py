@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from deid_jax.attacks import baselines
+from deid_jax.attacks import BASELINES
 from deid_jax.errors import InputError
 from tests.helpers import pictures
 
@@ -20,7 +20,7 @@ def _objective(images, key):
 
 
 def _apply(name, images, **settings):
-    method = baselines.BASELINES[name]
+    method = BASELINES[name]
     return np.asarray(
         method.function(_objective, images, method.config(**settings), KEY).images
     )
@@ -82,11 +82,11 @@ def test_noise_has_the_stated_deviation_and_other_pixels_other_noise():
 )
 def test_bad_settings_are_named(name, setting, value):
     with pytest.raises(InputError, match=f"{setting} must be .*, got {value}"):
-        baselines.BASELINES[name].config(**{setting: value})
+        BASELINES[name].config(**{setting: value})
 
 
-@pytest.mark.parametrize("name", baselines.BASELINES)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_first_iterate_is_refused(name):
-    method, images = baselines.BASELINES[name], pictures(1)
+    method, images = BASELINES[name], pictures(1)
     with pytest.raises(InputError, match="initial must be None"):
         method.function(_objective, images, method.config(), KEY, initial=images)

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.attacks import ATTACKS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.errors import InputError
-from deid_jax.attacks import METHODS
 from deid_jax.objectives import cross_entropy
 from deid_jax.pixels import on_grid
 from tests.helpers import pictures, small_model

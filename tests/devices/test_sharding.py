@@ -24,12 +24,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from deid_jax import evaluation
-from deid_jax.attacks import ATTACKS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.devices import programs, sharding
 from deid_jax.devices.sharding import BATCH, MODEL
 from deid_jax.errors import InputError
 from deid_jax.evaluation import sweeping
-from deid_jax.attacks import METHODS
 from deid_jax.evaluation.batch import Protocol, run_donated
 from deid_jax.evaluation.examples import run_examples
 from deid_jax.recognisers import predicting, training

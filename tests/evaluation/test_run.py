@@ -8,19 +8,17 @@ import numpy as np
 import pytest
 
 from deid_jax import evaluation
-from deid_jax.attacks import PFGVMConfig
+from deid_jax.attacks import METHODS, PFGVMConfig
 from deid_jax.attacks.baselines import BlurConfig
 from deid_jax.data import loader
 from deid_jax.devices import programs, sharding
 from deid_jax.errors import InputError
 from deid_jax.evaluation.batch import (
-    METHODS,
     Program,
     Protocol,
     choose_targets,
     run_batch,
     run_donated,
-    with_quantize,
 )
 from deid_jax.evaluation.examples import run_examples
 from deid_jax.evaluation.records import ImageRecord, summary
@@ -181,21 +179,6 @@ def test_methods_of_any_kind_finish_on_the_grid(recogniser, faces, method):
         assert after["misclassified"] == after["misclassified_uint8"]
         assert after["misclassified_uint8"] >= before["misclassified"]
         assert after["l2"] == after["l2_uint8"]
-
-
-@pytest.mark.parametrize("quantize", [True, False])
-def test_methods_that_know_the_grid_are_told_of_it(quantize):
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        quantize: bool = True
-
-    method = METHODS["pfgvm"]._replace(config=Config)
-    assert method.quantizes
-    assert not METHODS["pfgvm"].quantizes
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METHODS, "knowing", method)
-        assert with_quantize("knowing", Config(), quantize) == Config(quantize)
-    assert with_quantize("pfgvm", CONFIG, quantize) is CONFIG
 
 
 def test_noise_start_forgets_nothing_in_zero_steps(recogniser, faces):

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from deid_jax import evaluation, metrics
+from deid_jax.attacks import METHODS
 from deid_jax.attacks.baselines import PixelateConfig
 from deid_jax.devices import programs, sharding
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import sweeping
-from deid_jax.attacks import METHODS
 from deid_jax.evaluation.batch import Protocol
 from deid_jax.evaluation.records import ImageRecord, summary
 from deid_jax.runs.resuming import Store

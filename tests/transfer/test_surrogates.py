@@ -7,8 +7,8 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from deid_jax.arrays import fold_in_all
+from deid_jax.attacks import METHODS
 from deid_jax.attacks.budgets import l2_of_psnr
-from deid_jax.evaluation.batch import METHODS
 from deid_jax.pixels import LEVELS
 from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on_grid
 from deid_jax.transforms.transformations import TRANSFORMATIONS
