@@ -6,22 +6,14 @@ Here every picture's λ follows its own attack, and the nearest success is kept.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.arrays import Bracket, norms, per_image
-from deid_jax.attacks.loop import (
-    Nearest,
-    Point,
-    each_alone,
-    finish,
-    first_iterate,
-    iterate,
-    keep_nearest,
-)
+from deid_jax.attacks.loop import Ending, Iterate, Rule, finish, iterate
+from deid_jax.attacks.nearest import best_so_far
 from deid_jax.attacks.penalties import PENALTIES, Penalty
 from deid_jax.errors import InputError
 from deid_jax.pixels import on_grid
@@ -83,18 +75,6 @@ class APFGVMConfig:
             )
 
 
-class State(NamedTuple):
-    """What `apfgvm` carries from step to step.
-
-    Attributes:
-      exact: float32[B, H, W, C], x̂ₙ before it is rounded.
-      nearest: the success of the least penalty, likewise before rounding.
-    """
-
-    exact: jax.Array
-    nearest: Nearest
-
-
 def apfgvm(
     objective: Objective,
     images: jax.Array,
@@ -136,27 +116,25 @@ def apfgvm(
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
-    images, start = first_iterate(images, initial)
 
-    def seen(pictures: jax.Array) -> jax.Array:
-        return on_grid(pictures).astype(pictures.dtype) if config.quantize else pictures
+    def seen(images: jax.Array) -> jax.Array:
+        return on_grid(images).astype(images.dtype) if config.quantize else images
 
-    penalty = PENALTIES[config.penalty](images)
-
-    def run(num_steps: int | jax.Array) -> AttackResult:
+    def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
+        penalty = PENALTIES[config.penalty](images)
         last_beyond = _BEYOND_TIMES_STEPS / jnp.maximum(num_steps, 1)
         last_beyond = jnp.minimum(last_beyond.astype(images.dtype), _BEYOND)
 
-        def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
-            distance = penalty.value(point.images)
-            nearest = keep_nearest(state.nearest, state.exact, distance, point.success)
+        def step(
+            here: Iterate, found: jax.Array, number: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            found = found | here.success
             left = 1 - number.astype(images.dtype) / num_steps
-            further = jnp.where(nearest.found, 0, _OVERSHOOT_UNTIL_FOOLED * (1 - left))
-            pulls = nearest.found | (left > 1 - _PATIENCE)
+            further = jnp.where(found, 0, _OVERSHOOT_UNTIL_FOOLED * (1 - left))
+            pulls = found | (left > 1 - _PATIENCE)
             move = _move(
-                point,
+                here,
                 penalty,
-                state.exact,
                 images,
                 beta=jnp.where(pulls, config.shrink * left**_FALL, 0),
                 beyond=last_beyond + (_BEYOND - last_beyond) * left,
@@ -166,36 +144,39 @@ def apfgvm(
             move = move * per_image(
                 jnp.minimum(length, config.max_step) / jnp.where(length > 0, length, 1)
             )
-            exact = jnp.clip(state.exact + move, 0, 1)
-            return seen(exact), State(exact, nearest)
+            return jnp.clip(here.images + move, 0, 1), found
 
-        def conclude(
-            last: jax.Array, state: State, key: jax.Array, steps_done: int | jax.Array
-        ) -> AttackResult:
-            _, success = objective(last, key)
-            nearest = keep_nearest(state.nearest, state.exact, penalty.value(last), success)
-            found = per_image(nearest.found)
-            end = jnp.where(found, nearest.images, state.exact)
-            chosen = _search(objective, images, end, nearest.found, seen, key)
-            chosen = jnp.where(steps_done == 0, start, chosen)
+        def conclude(end: Ending) -> AttackResult:
+            chosen = _search(objective, images, end, seen)
             return finish(
                 objective,
-                chosen,
-                key,
-                num_gradients=steps_done,
-                num_forwards=1 + _SEARCH_PASSES,
+                jnp.where(end.steps_done == 0, start, chosen),
+                end.key,
+                num_gradients=end.steps_done,
+                num_forwards=_SEARCH_PASSES,
             )
 
-        state = State(start, Nearest.none(start))
-        return iterate(step, conclude, objective, seen(start), state, key, num_steps=num_steps)
+        return best_so_far(
+            Rule(step, conclude, jnp.zeros(len(images), bool), seen),
+            objective,
+            start,
+            lambda iterates: penalty.value(seen(iterates)),
+        )
 
-    return each_alone(run, config.num_steps)
+    return iterate(
+        rule,
+        objective,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        knows_end=True,
+    )
 
 
 def _move(
-    point: Point,
+    here: Iterate,
     penalty: Penalty,
-    exact: jax.Array,
     images: jax.Array,
     *,
     beta: jax.Array,
@@ -204,12 +185,12 @@ def _move(
 ) -> jax.Array:
     """−αₙ(M⁻¹g + λₙ M⁻¹∇R), which is −αₙ(g + λₙδ) for the paper's penalty."""
     # Scaled, with the loss, to 1 at most: squares of very flat losses' slopes underflow.
-    scale = jnp.max(jnp.abs(point.gradient), axis=(1, 2, 3))
+    scale = jnp.max(jnp.abs(here.gradient), axis=(1, 2, 3))
     scale = jnp.where(scale > 0, scale, 1)
-    gradient, loss = point.gradient / per_image(scale), point.loss / scale
-    direction, pull = penalty.direction(gradient), penalty.pull(exact)
+    gradient, loss = here.gradient / per_image(scale), here.loss / scale
+    direction, pull = penalty.direction(gradient), penalty.pull(here.images)
     slope = _inner(gradient, direction)
-    kappa = beyond * jnp.abs(_inner(gradient, exact - images))
+    kappa = beyond * jnp.abs(_inner(gradient, here.images - images))
     wanted = overshoot * (loss + kappa) - beta * _inner(gradient, pull)
     alpha = jnp.where(slope > 0, wanted / jnp.where(slope > 0, slope, 1), 0)
     alpha = jnp.clip(alpha, -_LARGEST, _LARGEST)
@@ -219,32 +200,28 @@ def _move(
 def _search(
     objective: Objective,
     images: jax.Array,
-    end: jax.Array,
-    succeeds: jax.Array,
+    end: Ending,
     seen: Callable[[jax.Array], jax.Array],
-    key: jax.Array,
 ) -> jax.Array:
-    """The least t found for which x + t(end − x) succeeds; `end` where there is none.
+    """The least t found for which x + t(x̂ − x) succeeds, with x̂ the end; x̂ if there is none.
 
     Args:
-      objective: the judge.
+      objective: says what succeeds.
       images: float32[B, H, W, C], x.
-      end: likewise, a success or the last iterate.
-      succeeds: bool[B], whether `end` is a success.
-      seen: what the judge is shown of a picture.
-      key: key[B].
+      end: of the run; goes inwards where it succeeds, else outwards.
+      seen: what the objective is shown of an image.
     """
 
     def at(share: jax.Array) -> jax.Array:
-        return seen(jnp.clip(images + per_image(share) * (end - images), 0, 1))
+        return seen(jnp.clip(images + per_image(share) * (end.images - images), 0, 1))
 
     def narrow(bracket: Bracket, _: None) -> tuple[Bracket, None]:
         share = bracket.middle(outwards=_OUTWARDS * bracket.fails)
-        success = objective(at(share), key)[1]
+        success = objective(at(share), end.key)[1]
         return bracket.narrowed(share, success), None
 
     one = jnp.ones(len(images), images.dtype)
-    bracket = Bracket(jnp.where(succeeds, one, jnp.inf), jnp.where(succeeds, 0, one))
+    bracket = Bracket(jnp.where(end.succeeds, one, jnp.inf), jnp.where(end.succeeds, 0, one))
     bracket, _ = jax.lax.scan(narrow, bracket, None, length=_SEARCH_PASSES)
     return at(jnp.where(jnp.isfinite(bracket.holds), bracket.holds, one))
 

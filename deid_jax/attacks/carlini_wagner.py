@@ -12,15 +12,8 @@ import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.arrays import Bracket, norms, per_image
-from deid_jax.attacks.loop import (
-    Nearest,
-    Point,
-    each_alone,
-    first_iterate,
-    iterate,
-    keep_nearest,
-)
-from deid_jax.attacks.minimal_norm import conclude_nearest
+from deid_jax.attacks.loop import Iterate, Rule, finished_by, iterate
+from deid_jax.attacks.nearest import best_so_far
 from deid_jax.types import AttackResult, Objective, PyTree
 
 # Keeps artanh finite at black and white.
@@ -75,7 +68,6 @@ class _State(NamedTuple):
     reached: jax.Array
     const: jax.Array
     consts: Bracket
-    nearest: Nearest
 
 
 def _to_variable(images: jax.Array) -> jax.Array:
@@ -119,37 +111,33 @@ def carlini_wagner(
     """
     import optax
 
-    images, start = first_iterate(images, initial)
-    origin, first = _to_variable(images), _to_variable(start)
-    optimiser = optax.adam(config.step_size)
     searches, kappa = config.binary_search_steps, config.confidence
 
     def confident(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss, success = objective(images, key)
         return loss, success & ((kappa == 0) | (loss <= -kappa))
 
-    def moved(point: Point, state: _State) -> _State:
-        """One step of Adam within a search."""
-        pull = per_image(jnp.where(point.loss + kappa > 0, state.const, 0))
-        here = _to_images(state.variable)
-        away = _difference(state.variable, origin)
-        slope = (pull * point.gradient + 2 * away) * 2 * here * (1 - here)
-        step, moments = optimiser.update(slope, state.moments)
-        distance = norms(point.images - images)
-        return _State(
-            state.variable + step,
-            moments,
-            state.reached | point.success,
-            state.const,
-            state.consts,
-            keep_nearest(state.nearest, point.images, distance, point.success),
-        )
+    def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
+        origin, first = _to_variable(images), _to_variable(start)
+        optimiser = optax.adam(config.step_size)
 
-    def run(num_steps: int | jax.Array) -> AttackResult:
-        def step(point: Point, state: _State, number: jax.Array) -> tuple[jax.Array, _State]:
-            state = moved(point, state)
+        def moved(here: Iterate, state: _State) -> _State:
+            """One step of Adam within a search."""
+            pull = per_image(jnp.where(here.loss + kappa > 0, state.const, 0))
+            now = _to_images(state.variable)
+            away = _difference(state.variable, origin)
+            slope = (pull * here.gradient + 2 * away) * 2 * now * (1 - now)
+            step, moments = optimiser.update(slope, state.moments)
+            return state._replace(
+                variable=state.variable + step,
+                moments=moments,
+                reached=state.reached | here.success,
+            )
+
+        def step(here: Iterate, state: _State, number: jax.Array) -> tuple[jax.Array, _State]:
+            state = moved(here, state)
             consts = state.consts.narrowed(state.const, state.reached)
-            again = state._replace(
+            again = _State(
                 variable=first,
                 moments=optimiser.init(first),
                 reached=jnp.zeros_like(state.reached),
@@ -164,14 +152,25 @@ def carlini_wagner(
 
         none = jnp.zeros(len(images), images.dtype)
         state = _State(
-            first,
-            optimiser.init(first),
-            none > 0,
-            none + config.initial_const,
-            Bracket(none + jnp.inf, none),
-            Nearest.none(start),
+            variable=first,
+            moments=optimiser.init(first),
+            reached=none > 0,
+            const=none + config.initial_const,
+            consts=Bracket(none + jnp.inf, none),
         )
-        conclude = conclude_nearest(objective, confident, images)
-        return iterate(step, conclude, confident, start, state, key, num_steps=num_steps)
+        return best_so_far(
+            Rule(step, finished_by(objective), state),
+            confident,
+            start,
+            lambda iterates: norms(iterates - images),
+        )
 
-    return each_alone(run, config.num_steps)
+    return iterate(
+        rule,
+        confident,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        knows_end=True,
+    )

@@ -11,15 +11,8 @@ import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.arrays import largest_change, norms, scaled_to, unit
-from deid_jax.attacks.loop import (
-    Nearest,
-    Point,
-    each_alone,
-    first_iterate,
-    iterate,
-    keep_nearest,
-)
-from deid_jax.attacks.minimal_norm import State, annealed, conclude_nearest
+from deid_jax.attacks.loop import Iterate, Rule, annealed, finished_by, iterate
+from deid_jax.attacks.nearest import best_so_far
 from deid_jax.types import AttackResult, Objective
 
 
@@ -71,23 +64,34 @@ def ddn(
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
-    images, start = first_iterate(images, initial)
-    most = largest_change(images)
 
-    def run(num_steps: int | jax.Array) -> AttackResult:
-        def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
-            nearest, epsilon = state
-            change = point.images - images
-            nearest = keep_nearest(nearest, point.images, norms(change), point.success)
+    def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
+        most = largest_change(images)
+
+        def step(
+            here: Iterate, epsilon: jax.Array, number: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            change = here.images - images
             alpha = annealed(config.step_size, config.step_size / 100, number, num_steps)
-            change = change - alpha.astype(change.dtype) * unit(point.gradient)
-            epsilon = epsilon * jnp.where(point.success, 1 - config.gamma, 1 + config.gamma)
+            change = change - alpha.astype(change.dtype) * unit(here.gradient)
+            epsilon = epsilon * jnp.where(here.success, 1 - config.gamma, 1 + config.gamma)
             epsilon = jnp.minimum(epsilon, most)
-            adversarial = jnp.clip(images + scaled_to(change, epsilon), 0, 1)
-            return adversarial, State(nearest, epsilon)
+            return jnp.clip(images + scaled_to(change, epsilon), 0, 1), epsilon
 
-        state = State(Nearest.none(start), jnp.full_like(most, 1) * config.init_epsilon)
-        conclude = conclude_nearest(objective, objective, images)
-        return iterate(step, conclude, objective, start, state, key, num_steps=num_steps)
+        epsilon = jnp.full_like(most, 1) * config.init_epsilon
+        return best_so_far(
+            Rule(step, finished_by(objective), epsilon),
+            objective,
+            start,
+            lambda iterates: norms(iterates - images),
+        )
 
-    return each_alone(run, config.num_steps)
+    return iterate(
+        rule,
+        objective,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        knows_end=True,
+    )

@@ -5,21 +5,15 @@ Constraints", NeurIPS 2021.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.arrays import largest_change, norms, projected, unit
-from deid_jax.attacks.loop import (
-    Nearest,
-    Point,
-    each_alone,
-    first_iterate,
-    iterate,
-    keep_nearest,
-)
-from deid_jax.attacks.minimal_norm import State, annealed, conclude_nearest
+from deid_jax.attacks.loop import Iterate, Rule, annealed, finished_by, iterate
+from deid_jax.attacks.nearest import best_so_far
 from deid_jax.types import AttackResult, Objective
 
 # γ falls towards this, as in the paper and in foolbox.
@@ -53,6 +47,18 @@ class FMNConfig:
         checks.step_counts("num_steps", self.num_steps)
 
 
+class _State(NamedTuple):
+    """State of `fmn`, all float32[B].
+
+    Attributes:
+      epsilon: the norm that iterates may have.
+      least: the least distance of a success so far; infinity before.
+    """
+
+    epsilon: jax.Array
+    least: jax.Array
+
+
 def fmn(
     objective: Objective,
     images: jax.Array,
@@ -75,30 +81,41 @@ def fmn(
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
-    images, start = first_iterate(images, initial)
-    most = largest_change(images)
 
-    def run(num_steps: int | jax.Array) -> AttackResult:
-        def step(point: Point, state: State, number: jax.Array) -> tuple[jax.Array, State]:
-            nearest, epsilon = state
-            change = point.images - images
+    def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
+        most = largest_change(images)
+
+        def step(here: Iterate, state: _State, number: jax.Array) -> tuple[jax.Array, _State]:
+            change = here.images - images
             distance = norms(change)
-            nearest = keep_nearest(nearest, point.images, distance, point.success)
+            least = jnp.where(here.success, jnp.minimum(state.least, distance), state.least)
             alpha = annealed(config.step_size, config.step_size / 100, number, num_steps)
             gamma = annealed(config.gamma, _LAST_GAMMA, number, num_steps)
-            slope = norms(point.gradient)
-            away = jnp.abs(point.loss) / jnp.where(slope > 0, slope, 1)
+            slope = norms(here.gradient)
+            away = jnp.abs(here.loss) / jnp.where(slope > 0, slope, 1)
             away = jnp.where(slope > 0, away, jnp.inf)
-            outside = jnp.where(nearest.found, epsilon * (1 + gamma), distance + away)
-            inside = jnp.minimum(epsilon * (1 - gamma), nearest.distance)
-            epsilon = jnp.minimum(jnp.where(point.success, inside, outside), most)
+            grown = state.epsilon * (1 + gamma)
+            outside = jnp.where(jnp.isfinite(least), grown, distance + away)
+            inside = jnp.minimum(state.epsilon * (1 - gamma), least)
+            epsilon = jnp.minimum(jnp.where(here.success, inside, outside), most)
             epsilon = epsilon.astype(most.dtype)
-            change = change - alpha.astype(change.dtype) * unit(point.gradient)
-            adversarial = jnp.clip(images + projected(change, epsilon), 0, 1)
-            return adversarial, State(nearest, epsilon)
+            change = change - alpha.astype(change.dtype) * unit(here.gradient)
+            return jnp.clip(images + projected(change, epsilon), 0, 1), _State(epsilon, least)
 
-        state = State(Nearest.none(start), jnp.full_like(most, jnp.inf))
-        conclude = conclude_nearest(objective, objective, images)
-        return iterate(step, conclude, objective, start, state, key, num_steps=num_steps)
+        infinite = jnp.full_like(most, jnp.inf)
+        return best_so_far(
+            Rule(step, finished_by(objective), _State(infinite, infinite)),
+            objective,
+            start,
+            lambda iterates: norms(iterates - images),
+        )
 
-    return each_alone(run, config.num_steps)
+    return iterate(
+        rule,
+        objective,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        knows_end=True,
+    )

@@ -1,33 +1,30 @@
-"""The one compiled loop that all attacks share.
+"""The compiled loop that all attacks share.
 
-An attack gives its update rule; `iterate` evaluates the objective and its gradient, applies
-the rule and repeats, as a single `jax.lax.scan`: one gradient a step. `descend` is that for
-rules that keep nothing between steps; `Nearest` and `keep_nearest` serve those that seek the
-least change. Asked for several numbers of steps, a loop whose rule does not know where it
-ends runs once to the largest and keeps what it passes on the way.
+An attack gives its `Rule`; `iterate` evaluates the objective and its gradient, applies the
+rule and repeats, as a single `jax.lax.scan` with one gradient a step. `descend` is that for
+rules that carry nothing from step to step, `nearest.best_so_far` wraps rules that seek the
+least perturbation.
+
+Images are float32[B, H, W, C] in [0, 1]; x is the original, x̂ₙ the iterate of step n.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from deid_jax import checks
-from deid_jax.arrays import fold_in_all, per_image, per_image_keys
+from deid_jax.arrays import fold_in_all, per_image_keys
 from deid_jax.errors import InputError
-from deid_jax.types import AttackResult, Objective
-
-# (x̂ₙ, ∇l(x̂ₙ)) -> x̂ₙ₊₁ before clipping to [0, 1]; all float32[B, H, W, C].
-UpdateRule = Callable[[jax.Array, jax.Array], jax.Array]
-
+from deid_jax.types import AttackResult, Objective, PyTree
 
 # Draws the start; far above the number of any step, which the objective's keys go by.
 _START = 2**31 - 1
 
 
-class Point(NamedTuple):
-    """An iterate and what the objective says there.
+class Iterate(NamedTuple):
+    """An iterate and the objective there.
 
     Attributes:
       images: float32[B, H, W, C], x̂ₙ.
@@ -42,15 +39,56 @@ class Point(NamedTuple):
     gradient: jax.Array
 
 
-# (what the objective says at x̂ₙ, the attack's state, n) -> (x̂ₙ₊₁ in [0, 1], the state).
-Step = Callable[[Point, Any, jax.Array], tuple[jax.Array, Any]]
+class Ending(NamedTuple):
+    """What a run ends with.
+
+    Attributes:
+      images: float32[B, H, W, C], x̂_N, or a better iterate.
+      state: what the rule carries, after N steps.
+      key: key[B], of step N.
+      steps_done: N.
+      succeeds: bool[B], whether `images` are known to succeed; False where nobody asked.
+    """
+
+    images: jax.Array
+    state: PyTree
+    key: jax.Array
+    steps_done: int | jax.Array
+    succeeds: jax.Array | bool = False
+
+
+# (x̂ₙ, state, n) -> (x̂ₙ₊₁ in [0, 1], state).
+Step: TypeAlias = Callable[[Iterate, PyTree, jax.Array], tuple[jax.Array, PyTree]]
+Conclude: TypeAlias = Callable[[Ending], AttackResult]
+# (x̂ₙ, ∇l(x̂ₙ)) -> x̂ₙ₊₁ before clipping to [0, 1].
+UpdateRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 # (x, key[B]) -> how far x̂₀ lies from x, before clipping to [0, 1].
-Draw = Callable[[jax.Array, jax.Array], jax.Array]
-# (x̂_N, the state, key[B] of step N, N) -> what the attack returns.
-Conclude = Callable[[jax.Array, Any, jax.Array, int | jax.Array], AttackResult]
+Draw: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def evaluate(objective: Objective, images: jax.Array, key: jax.Array) -> Point:
+class Rule(NamedTuple):
+    """A method as the loop knows it.
+
+    Attributes:
+      step: makes the next iterate.
+      conclude: makes the result.
+      state: what the rule carries from step to step, before the first one.
+      seen: what the objective is shown of an iterate.
+    """
+
+    step: Step
+    conclude: Conclude
+    state: PyTree = ()
+    seen: Callable[[jax.Array], jax.Array] = lambda images: images
+
+
+# (x, x̂₀, N) -> the rule of one batch. N is 0 for rules that do not know it (see `iterate`).
+MakeRule: TypeAlias = Callable[[jax.Array, jax.Array, int | jax.Array], Rule]
+
+_Carry: TypeAlias = tuple[jax.Array, PyTree]
+
+
+def differentiate(objective: Objective, images: jax.Array, key: jax.Array) -> Iterate:
     """The objective and its gradient; the loss is summed, so every image gets its own."""
 
     def total_loss(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -58,40 +96,7 @@ def evaluate(objective: Objective, images: jax.Array, key: jax.Array) -> Point:
         return loss.sum(), (loss, success)
 
     gradient, (loss, success) = jax.grad(total_loss, has_aux=True)(images)
-    return Point(images, loss, success, gradient)
-
-
-class Nearest(NamedTuple):
-    """The successful iterate nearest to the original so far.
-
-    Attributes:
-      images: float32[B, H, W, C]; the first iterate where none succeeded.
-      distance: float32[B], ‖images − x‖₂; infinity where none succeeded.
-    """
-
-    images: jax.Array
-    distance: jax.Array
-
-    @property
-    def found(self) -> jax.Array:
-        """bool[B], whether any iterate succeeded."""
-        return jnp.isfinite(self.distance)
-
-    @classmethod
-    def none(cls, start: jax.Array) -> "Nearest":
-        """Before the first step."""
-        return cls(start, jnp.full(len(start), jnp.inf, start.dtype))
-
-
-def keep_nearest(
-    nearest: Nearest, images: jax.Array, distance: jax.Array, success: jax.Array
-) -> Nearest:
-    """`images` in place of `nearest` where they succeed at a smaller distance [B]."""
-    better = success & (distance < nearest.distance)
-    return Nearest(
-        jnp.where(per_image(better), images, nearest.images),
-        jnp.where(better, distance, nearest.distance),
-    )
+    return Iterate(images, loss, success, gradient)
 
 
 def finish(
@@ -102,12 +107,17 @@ def finish(
     num_gradients: int | jax.Array,
     num_forwards: int | jax.Array = 0,
 ) -> AttackResult:
-    """Judges the final pictures with one forward pass beside those spent before."""
+    """Judges the final images with one forward pass beside those spent before."""
     loss, success = objective(images, per_image_keys(key, len(images)))
     counts = jnp.zeros(len(images), jnp.int32)
     return AttackResult(
         images, loss, success, counts + num_gradients, counts + num_forwards + 1
     )
+
+
+def finished_by(objective: Objective) -> Conclude:
+    """Ends a run with one more forward pass."""
+    return lambda end: finish(objective, end.images, end.key, num_gradients=end.steps_done)
 
 
 def first_iterate(images: jax.Array, initial: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +128,7 @@ def first_iterate(images: jax.Array, initial: jax.Array | None) -> tuple[jax.Arr
       initial: x̂₀, likewise; `images` if None.
 
     Raises:
-      InputError: either is not a batch of pictures, or their shapes differ.
+      InputError: either is not a batch of images, or their shapes differ.
     """
     checks.images("images", images)
     images = jnp.asarray(images)
@@ -134,64 +144,78 @@ def first_iterate(images: jax.Array, initial: jax.Array | None) -> tuple[jax.Arr
 
 
 def iterate(
-    step: Step,
-    conclude: Conclude,
+    make_rule: MakeRule,
     objective: Objective,
-    start: jax.Array,
-    state: Any,
+    images: jax.Array,
     key: jax.Array,
     *,
-    num_steps: int | jax.Array | tuple[int, ...],
+    num_steps: int | tuple[int, ...],
+    initial: jax.Array | None = None,
+    draw: Draw | None = None,
+    knows_end: bool = False,
 ) -> AttackResult:
-    """(x̂ₙ₊₁, stateₙ₊₁) = step(evaluate(x̂ₙ), stateₙ, n), `num_steps` times from x̂₀.
+    """(x̂ₙ₊₁, stateₙ₊₁) = step(differentiate(x̂ₙ), stateₙ, n), `num_steps` times from x̂₀.
 
     Args:
-      step: the method's rule.
-      conclude: makes the result of the last iterate and state.
+      make_rule: the method.
       objective: see `deid_jax.types.Objective`.
-      start: float32[B, H, W, C] in [0, 1], x̂₀.
-      state: what the rule carries from step to step, a pytree.
+      images: float32[B, H, W, C] in [0, 1].
       key: one key or key[B]; step n hands the objective fold_in(key, n).
-      num_steps: N ≥ 0; or S increasing numbers of steps, of which every one gets the result
-        that it would get alone, along a leading axis S of the result's entries.
+      num_steps: N ≥ 0; or S increasing numbers of steps, each of which gets the result that it
+        would get alone, along a leading axis S of the result's entries.
+      initial: x̂₀; if None, `images`, or clip₀₁(x + draw(x, key[B])).
+      draw: a random start, of keys that no step has; None for none.
+      knows_end: whether the rule depends on N. Otherwise one run to the largest of several
+        numbers of steps gives the results of all.
+
+    Raises:
+      InputError: `images` or `initial` is not a batch of images.
     """
-    keys = per_image_keys(key, len(start))
+    images, start = first_iterate(images, initial)
+    keys = per_image_keys(key, len(images))
+    if draw is not None and initial is None:
+        start = jnp.clip(images + draw(images, fold_in_all(keys, _START)), 0, 1)
 
-    def one(carry: tuple[jax.Array, Any], number: jax.Array) -> tuple[jax.Array, Any]:
+    def run(num_steps: int | jax.Array | tuple[int, ...]) -> AttackResult:
+        end = 0 if isinstance(num_steps, tuple) else num_steps
+        rule = make_rule(images, start, end)
+        return _run(rule, objective, start, keys, num_steps)
+
+    if knows_end and isinstance(num_steps, tuple):
+        return jax.lax.map(run, jnp.array(num_steps, jnp.int32))
+    return run(num_steps)
+
+
+def _run(
+    rule: Rule,
+    objective: Objective,
+    start: jax.Array,
+    keys: jax.Array,
+    num_steps: int | jax.Array | tuple[int, ...],
+) -> AttackResult:
+    def one(carry: _Carry, number: jax.Array) -> _Carry:
         images, state = carry
-        point = evaluate(objective, images, fold_in_all(keys, number))
-        return step(point, state, number)
+        here = differentiate(objective, rule.seen(images), fold_in_all(keys, number))
+        return rule.step(here._replace(images=images), state, number)
 
-    def end(carry: tuple[jax.Array, Any], steps_done: int | jax.Array) -> AttackResult:
-        return conclude(*carry, fold_in_all(keys, steps_done), steps_done)
+    def between(first: jax.Array, last: jax.Array, carry: _Carry) -> _Carry:
+        return jax.lax.fori_loop(first, last, lambda n, before: one(before, n), carry)
 
-    def leg(
-        carry: tuple[jax.Array, Any], ends: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, Any], AttackResult]:
+    def end(carry: _Carry, steps_done: int | jax.Array) -> AttackResult:
+        return rule.conclude(Ending(*carry, fold_in_all(keys, steps_done), steps_done))
+
+    def leg(carry: _Carry, ends: tuple[jax.Array, jax.Array]) -> tuple[_Carry, AttackResult]:
         carry = between(*ends, carry)
         return carry, end(carry, ends[1])
 
-    def between(first: jax.Array, last: jax.Array, carry: tuple[jax.Array, Any]) -> Any:
-        return jax.lax.fori_loop(first, last, lambda n, before: one(before, n), carry)
-
+    first = (start, rule.state)
     if isinstance(num_steps, tuple):
         ends = jnp.array((0, *num_steps), jnp.int32)
-        return jax.lax.scan(leg, (start, state), (ends[:-1], ends[1:]))[1]
+        return jax.lax.scan(leg, first, (ends[:-1], ends[1:]))[1]
     if isinstance(num_steps, jax.Array):
-        return end(between(jnp.zeros_like(num_steps), num_steps, (start, state)), num_steps)
-    last, _ = jax.lax.scan(
-        lambda carry, number: (one(carry, number), None), (start, state), jnp.arange(num_steps)
-    )
+        return end(between(jnp.zeros_like(num_steps), num_steps, first), num_steps)
+    last, _ = jax.lax.scan(lambda carry, n: (one(carry, n), None), first, jnp.arange(num_steps))
     return end(last, num_steps)
-
-
-def each_alone(
-    run: Callable[[int | jax.Array], AttackResult], num_steps: int | tuple[int, ...]
-) -> AttackResult:
-    """`run` of one number of steps, or of each, stacked: for rules that know where they end."""
-    if isinstance(num_steps, tuple):
-        return jax.lax.map(run, jnp.array(num_steps, jnp.int32))
-    return run(num_steps)
 
 
 def descend(
@@ -206,36 +230,37 @@ def descend(
 ) -> AttackResult:
     """x̂ₙ₊₁ = clip₀₁(update(x̂ₙ, ∇l(x̂ₙ))), `num_steps` times from x̂₀.
 
-    Zero steps return `initial`, or the images, bit for bit.
-
-    Args:
-      update: the method's rule.
-      objective: see `deid_jax.types.Objective`.
-      images: float32[B, H, W, C] in [0, 1].
-      key: see `iterate`.
-      num_steps: see `iterate`.
-      initial: x̂₀; if None, `images`, or clip₀₁(x + draw(x, key[B])).
-      draw: a random start, of keys that no step has; None for none.
-
-    Raises:
-      InputError: `images` or `initial` is not a batch of pictures.
+    Zero steps return `initial`, or the images, bit for bit. For arguments and errors see
+    `iterate`.
     """
-    images, given = first_iterate(images, initial)
-    start = given
-    if draw is not None and initial is None:
-        keys = fold_in_all(per_image_keys(key, len(images)), _START)
-        start = jnp.clip(images + draw(images, keys), 0, 1)
 
-    def step(point: Point, state: tuple[()], number: jax.Array) -> tuple[jax.Array, tuple[()]]:
+    def step(here: Iterate, state: PyTree, number: jax.Array) -> tuple[jax.Array, PyTree]:
         del number
-        return jnp.clip(update(point.images, point.gradient), 0, 1), state
+        return jnp.clip(update(here.images, here.gradient), 0, 1), state
 
-    def conclude(
-        last: jax.Array, state: tuple[()], key: jax.Array, steps_done: int | jax.Array
-    ) -> AttackResult:
-        del state
+    def conclude(end: Ending) -> AttackResult:
         if draw is not None:
-            last = jnp.where(steps_done == 0, given, last)
-        return finish(objective, last, key, num_gradients=steps_done)
+            given = images if initial is None else jnp.asarray(initial, end.images.dtype)
+            end = end._replace(images=jnp.where(end.steps_done == 0, given, end.images))
+        return finished_by(objective)(end)
 
-    return iterate(step, conclude, objective, start, (), key, num_steps=num_steps)
+    return iterate(
+        lambda images, start, num_steps: Rule(step, conclude),
+        objective,
+        images,
+        key,
+        num_steps=num_steps,
+        initial=initial,
+        draw=draw,
+    )
+
+
+def annealed(
+    first: float | jax.Array,
+    last: float | jax.Array,
+    number: jax.Array,
+    num_steps: int | jax.Array,
+) -> jax.Array:
+    """From `first` at step 0 towards `last` at step N, along half a cosine: a scalar."""
+    share = number.astype(jnp.result_type(float)) / jnp.maximum(num_steps, 1)
+    return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2

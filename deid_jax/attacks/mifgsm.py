@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from deid_jax import checks
-from deid_jax.attacks.loop import Point, finish, first_iterate, iterate
+from deid_jax.attacks.loop import Iterate, Rule, finished_by, iterate
 from deid_jax.types import AttackResult, Objective
 
 
@@ -55,23 +55,21 @@ def mifgsm(
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
-    images, start = first_iterate(images, initial)
-    alpha, epsilon = config.step_size, config.epsilon
 
-    def step(
-        point: Point, direction: jax.Array, number: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del number
-        size = jnp.mean(jnp.abs(point.gradient), axis=(1, 2, 3), keepdims=True)
-        direction = config.momentum * direction + point.gradient / jnp.where(size > 0, size, 1)
-        moved = point.images - alpha * jnp.sign(direction)
-        return jnp.clip(jnp.clip(moved, images - epsilon, images + epsilon), 0, 1), direction
+    def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
+        del num_steps
+        low, high = images - config.epsilon, images + config.epsilon
 
-    def conclude(
-        last: jax.Array, direction: jax.Array, key: jax.Array, steps_done: int | jax.Array
-    ) -> AttackResult:
-        del direction
-        return finish(objective, last, key, num_gradients=steps_done)
+        def step(
+            here: Iterate, direction: jax.Array, number: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            del number
+            size = jnp.mean(jnp.abs(here.gradient), axis=(1, 2, 3), keepdims=True)
+            direction = config.momentum * direction
+            direction = direction + here.gradient / jnp.where(size > 0, size, 1)
+            moved = here.images - config.step_size * jnp.sign(direction)
+            return jnp.clip(jnp.clip(moved, low, high), 0, 1), direction
 
-    direction = jnp.zeros_like(start)
-    return iterate(step, conclude, objective, start, direction, key, num_steps=config.num_steps)
+        return Rule(step, finished_by(objective), jnp.zeros_like(start))
+
+    return iterate(rule, objective, images, key, num_steps=config.num_steps, initial=initial)

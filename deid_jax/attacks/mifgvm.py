@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.arrays import projected, unit
-from deid_jax.attacks.loop import Point, each_alone, finish, first_iterate, iterate
+from deid_jax.attacks.loop import Iterate, Rule, finished_by, iterate
 from deid_jax.types import AttackResult, Objective
 
 
@@ -59,28 +59,27 @@ def mifgvm(
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
-    images, start = first_iterate(images, initial)
 
-    def run(num_steps: int | jax.Array) -> AttackResult:
+    def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
         alpha = config.reach * config.epsilon / jnp.maximum(num_steps, 1)
 
         def step(
-            point: Point, direction: jax.Array, number: jax.Array
+            here: Iterate, direction: jax.Array, number: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             del number
-            direction = config.momentum * direction + unit(point.gradient)
-            change = point.images - alpha.astype(images.dtype) * unit(direction) - images
+            direction = config.momentum * direction + unit(here.gradient)
+            change = here.images - alpha.astype(images.dtype) * unit(direction) - images
             size = jnp.full(len(images), config.epsilon, change.dtype)
             return jnp.clip(images + projected(change, size), 0, 1), direction
 
-        def conclude(
-            last: jax.Array, direction: jax.Array, key: jax.Array, steps_done: int | jax.Array
-        ) -> AttackResult:
-            del direction
-            return finish(objective, last, key, num_gradients=steps_done)
+        return Rule(step, finished_by(objective), jnp.zeros_like(start))
 
-        return iterate(
-            step, conclude, objective, start, jnp.zeros_like(start), key, num_steps=num_steps
-        )
-
-    return each_alone(run, config.num_steps)
+    return iterate(
+        rule,
+        objective,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        knows_end=True,
+    )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from deid_jax.arrays import Bracket, norms, per_image, per_image_keys, unit
-from deid_jax.attacks.loop import evaluate, finish
+from deid_jax.attacks.loop import differentiate, finish
 from deid_jax.pixels import on_grid
 from deid_jax.types import AttackResult, Objective
 
@@ -157,7 +157,7 @@ def _step_downhill(
 
     def step(at: _Descent) -> _Descent:
         trial = on_grid(at.images)
-        point = evaluate(objective, trial, keys)
+        point = differentiate(objective, trial, keys)
         here = active(at)
         spent = at.found._replace(num_gradients=at.found.num_gradients + here)
         return _Descent(

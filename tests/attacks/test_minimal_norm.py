@@ -9,7 +9,7 @@ import pytest
 
 from deid_jax.arrays import projected, scaled_to
 from deid_jax.attacks import ATTACKS, CarliniWagnerConfig, DDNConfig, FMNConfig, carlini_wagner
-from deid_jax.attacks.minimal_norm import annealed
+from deid_jax.attacks.loop import annealed
 from deid_jax.errors import InputError
 from deid_jax.objectives import OBJECTIVES
 from tests.helpers import pictures, small_model

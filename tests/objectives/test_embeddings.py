@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deid_jax.arrays import fold_in_all
-from deid_jax.attacks.loop import evaluate
+from deid_jax.attacks.loop import differentiate
 from deid_jax.errors import InputError
 from deid_jax.objectives.embeddings import cosine, dodge, ensemble, expectation
 from deid_jax.transforms.transformations import noise
@@ -50,7 +50,7 @@ def test_cosine_equals_numpy_and_is_zero_without_direction():
 def test_loss_is_the_margin_with_the_closed_gradient(thresholds):
     score, slope = _numpy_cosine(IMAGES)
     with jax.enable_x64(True):
-        point = evaluate(dodge(_embed, GALLERY, thresholds), jnp.asarray(IMAGES), KEYS)
+        point = differentiate(dodge(_embed, GALLERY, thresholds), jnp.asarray(IMAGES), KEYS)
         np.testing.assert_allclose(point.loss, score - thresholds, atol=1e-12)
         np.testing.assert_allclose(point.gradient, slope, atol=1e-12)
     np.testing.assert_array_equal(point.success, score < thresholds)
@@ -63,7 +63,7 @@ def test_gradient_equals_finite_differences_of_a_bent_recogniser():
 
     with jax.enable_x64(True):
         objective = dodge(bent, GALLERY, 0.1)
-        gradient = evaluate(objective, jnp.asarray(IMAGES), KEYS).gradient
+        gradient = differentiate(objective, jnp.asarray(IMAGES), KEYS).gradient
         direction = RANDOM.normal(size=IMAGES.shape)
         ends = [objective(jnp.asarray(IMAGES + h * direction), KEYS)[0] for h in (1e-5, -1e-5)]
         expected = (np.asarray(ends[0]) - np.asarray(ends[1])) / 2e-5
@@ -102,7 +102,7 @@ def test_ensemble_reduces_losses_and_asks_for_all_successes(reduction, reduce):
     own, other = (_numpy_cosine(IMAGES, gallery) for gallery in (GALLERY, others))
     losses = np.stack([own[0] - 0.1, -0.3 - other[0], -own[0] - 0.4])
     slopes = np.stack([own[1], -other[1], -own[1]])
-    point = evaluate(ensemble(parts, reduction), jnp.float32(IMAGES), KEYS)
+    point = differentiate(ensemble(parts, reduction), jnp.float32(IMAGES), KEYS)
     np.testing.assert_allclose(point.loss, reduce(losses, axis=0), atol=1e-6)
     np.testing.assert_array_equal(point.success, np.all(losses < 0, axis=0))
     assert 0 < np.sum(point.success) < 4
@@ -167,7 +167,7 @@ def test_expectations_gradient_is_the_mean_of_the_draws_gradients():
     expected(images, KEYS)
     jax.effects_barrier()
     factors = np.reshape(seen.factors, (5, 4)).mean(axis=0)
-    gradient = evaluate(expected, images, KEYS).gradient
+    gradient = differentiate(expected, images, KEYS).gradient
     np.testing.assert_allclose(
         gradient, np.broadcast_to(factors[:, None, None, None], IMAGES.shape), rtol=1e-5
     )
