@@ -5,7 +5,6 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,39 +12,41 @@ import numpy as np
 from deid_jax.errors import InputError
 
 
-def _is_concrete_number(value: Any) -> bool:
+def _is_concrete_number(value: object) -> bool:
     """True for what can be looked at now: no tracers, no pytree placeholders."""
     if isinstance(value, jax.Array):
         return not isinstance(value, jax.core.Tracer)
     return isinstance(value, int | float | np.ndarray | np.generic)
 
 
-def non_negative(name: str, value: Any) -> None:
+def non_negative(name: str, value: object) -> None:
     """Refuses NaN, infinities below zero and negative numbers; tracers pass unseen."""
     if _is_concrete_number(value) and not np.all(np.asarray(value) >= 0):
         raise InputError(f"{name} must be a number >= 0, got {value}")
 
 
-def fraction(name: str, value: Any) -> None:
+def fraction(name: str, value: object) -> None:
     """Refuses everything but numbers in (0, 1]."""
-    if _is_concrete_number(value) and not 0 < value <= 1:
+    if _is_concrete_number(value) and not (
+        np.all(np.asarray(value) > 0) and np.all(np.asarray(value) <= 1)
+    ):
         raise InputError(f"{name} must be a number > 0 and <= 1, got {value}")
 
 
-def finite_non_negative(name: str, value: Any) -> None:
+def finite_non_negative(name: str, value: object) -> None:
     """Like `non_negative`, and infinity is refused too."""
     non_negative(name, value)
-    if _is_concrete_number(value) and not np.all(np.isfinite(value)):
+    if _is_concrete_number(value) and not np.all(np.isfinite(np.asarray(value))):
         raise InputError(f"{name} must be finite, got {value}")
 
 
-def below_one(name: str, value: Any) -> None:
+def below_one(name: str, value: object) -> None:
     """Refuses plain numbers of 1 and more; traced and stacked settings pass unseen."""
     if isinstance(value, int | float) and value >= 1:
         raise InputError(f"{name} must be < 1, got {value}")
 
 
-def count(name: str, value: Any, *, least: int = 0, most: int | None = None) -> None:
+def count(name: str, value: object, *, least: int = 0, most: int | None = None) -> None:
     """Refuses everything but an integer of at least `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InputError(f"{name} must be an integer >= {least}, got {value}")
@@ -53,7 +54,7 @@ def count(name: str, value: Any, *, least: int = 0, most: int | None = None) -> 
         raise InputError(f"{name} must be at most {most}, got {value}")
 
 
-def step_counts(name: str, value: Any) -> None:
+def step_counts(name: str, value: object) -> None:
     """Refuses everything but an integer >= 0, or a tuple of increasing ones."""
     if not isinstance(value, tuple):
         count(name, value)
@@ -78,7 +79,7 @@ def folder_to_write(name: str, path: Path) -> None:
         raise InputError(f"{name} {path} cannot be written: {error.strerror}") from error
 
 
-def images(name: str, value: Any) -> None:
+def images(name: str, value: object) -> None:
     """Refuses arrays that are not float[B, H, W, C] with finite pixels in [0, 1].
 
     Under `jit` and `vmap` only rank and dtype can be checked; the values pass unseen.

@@ -30,7 +30,7 @@ from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
 from deid_jax.transfer import Faces, Judge
 from deid_jax.transforms.processing import PROCESSING
-from deid_jax.transforms.transformations import TRANSFORMATIONS
+from deid_jax.transforms.random_transforms import TRANSFORMATIONS
 from experiments._common import cli, common
 from experiments._common.cli import setting
 from experiments._transfer import transfer_tables

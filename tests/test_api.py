@@ -12,14 +12,14 @@ from deid_jax.data import DATASETS
 from deid_jax.metrics import distortion, verification
 from deid_jax.models import MODELS
 from deid_jax.objectives import classification, embeddings
-from deid_jax.transforms import processing, transformations
+from deid_jax.transforms import processing, random_transforms
 
 MODULES = (
     distortion,
     classification,
     baselines,
     embeddings,
-    transformations,
+    random_transforms,
     verification,
     processing,
     budgets,

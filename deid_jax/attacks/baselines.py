@@ -16,7 +16,7 @@ from deid_jax import checks
 from deid_jax.arrays import fold_in_all, normal, per_image_keys
 from deid_jax.attacks.loop import finish
 from deid_jax.errors import InputError
-from deid_jax.types import AttackResult, Objective
+from deid_jax.types import AttackResult, NumpyArray, Objective
 
 
 def _static(default: float) -> float:
@@ -147,12 +147,12 @@ def _check(images: jax.Array, initial: jax.Array | None) -> None:
         raise InputError("initial must be None: ad-hoc methods do not iterate")
 
 
-def _block_of_each(size: int, num_blocks: int) -> np.ndarray:
+def _block_of_each(size: int, num_blocks: int) -> NumpyArray:
     """The block that each row (or column) falls into: int[size]."""
     return np.arange(size) * min(num_blocks, size) // size
 
 
-def _averaging(blocks: np.ndarray) -> np.ndarray:
+def _averaging(blocks: NumpyArray) -> NumpyArray:
     """The matrix that averages rows within their blocks: float32[n, size]."""
     members = blocks[None, :] == np.unique(blocks)[:, None]
     return (members / members.sum(axis=1, keepdims=True)).astype(np.float32)

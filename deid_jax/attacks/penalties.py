@@ -16,6 +16,7 @@ import numpy as np
 from deid_jax import metrics
 from deid_jax.arrays import norms
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 # What a difference between neighbours costs, of what a change alone costs.
 _ROUGHNESS = 1.0
@@ -44,7 +45,7 @@ class Penalty(NamedTuple):
     pull: Images
 
 
-def l2(images: jax.Array) -> Penalty:
+def l2_penalty(images: jax.Array) -> Penalty:
     """The paper's: R = ½‖δ‖², M = 1; `value` is ‖δ‖₂."""
     return Penalty(
         value=lambda adversarial: norms(adversarial - images),
@@ -53,7 +54,7 @@ def l2(images: jax.Array) -> Penalty:
     )
 
 
-def smooth(images: jax.Array) -> Penalty:
+def smooth_penalty(images: jax.Array) -> Penalty:
     """Low frequencies cost less: R = ½(‖δ‖² + ‖∇δ‖²), ∇ the differences of neighbours.
 
     M is diagonal in the cosine transform: 1 + (4 − 2 cos(πk/H) − 2 cos(πl/W)).
@@ -61,7 +62,7 @@ def smooth(images: jax.Array) -> Penalty:
     rows, columns = (jnp.asarray(_cosines(n), images.dtype) for n in images.shape[1:3])
     cost = 1 + _ROUGHNESS * (_stiffness(len(rows))[:, None] + _stiffness(len(columns)))
 
-    def scaled(pictures: jax.Array, factor: np.ndarray) -> jax.Array:
+    def scaled(pictures: jax.Array, factor: NumpyArray) -> jax.Array:
         spectrum = jnp.einsum("kh,bhwc,lw->bklc", rows, pictures, columns, precision="highest")
         spectrum = spectrum * jnp.asarray(factor, pictures.dtype)[None, :, :, None]
         return jnp.einsum("kh,bklc,lw->bhwc", rows, spectrum, columns, precision="highest")
@@ -73,7 +74,7 @@ def smooth(images: jax.Array) -> Penalty:
     )
 
 
-def luminance(images: jax.Array) -> Penalty:
+def luminance_penalty(images: jax.Array) -> Penalty:
     """Light costs more than colour: R = ½(‖δ‖² + 3·|Y|⁻²‖⟨Y, δ⟩‖²), Y the luma weights.
 
     A change along Y = (0.299, 0.587, 0.114) costs four times what one across it costs. Of
@@ -94,7 +95,7 @@ def luminance(images: jax.Array) -> Penalty:
     )
 
 
-def texture(images: jax.Array) -> Penalty:
+def texture_penalty(images: jax.Array) -> Penalty:
     """Plain surfaces cost more: M = diag(w), w = 1/(σ² + 0.03²) over its mean, at least 0.2.
 
     σ² is the variance of the original's channel in SSIM's window around the pixel.
@@ -103,7 +104,7 @@ def texture(images: jax.Array) -> Penalty:
     return _diagonal(images, 1 / (variance + _PLAIN**2))
 
 
-def ssim(images: jax.Array) -> Penalty:
+def ssim_penalty(images: jax.Array) -> Penalty:
     """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated), with mirrored rims.
 
     The metric's windows lie inside the picture and hardly see its border, where a change would
@@ -165,29 +166,29 @@ def _variance(images: jax.Array) -> jax.Array:
     return jnp.maximum(mean(jnp.square(images)) - jnp.square(mean(images)), 0)
 
 
-def _windows(size: int) -> np.ndarray:
+def _windows(size: int) -> NumpyArray:
     """Row i: a Gaussian of σ = 1.5 around pixel i, up to 5 pixels away; sums to 1."""
     distance = np.abs(np.arange(size)[:, None] - np.arange(size))
     weights = np.exp(-0.5 * (distance / 1.5) ** 2) * (distance <= metrics.SSIM_WINDOW // 2)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _cosines(size: int) -> np.ndarray:
+def _cosines(size: int) -> NumpyArray:
     """The orthonormal cosine transform (DCT-II), float64[size, size]."""
     from scipy.fft import dct
 
     return dct(np.eye(size), axis=0, norm="ortho")
 
 
-def _stiffness(size: int) -> np.ndarray:
+def _stiffness(size: int) -> NumpyArray:
     """‖∇‖² of each row of `_cosines`."""
     return 2 - 2 * np.cos(np.pi * np.arange(size) / size)
 
 
 PENALTIES: Mapping[str, Callable[[jax.Array], Penalty]] = {
-    "l2": l2,
-    "ssim": ssim,
-    "smooth": smooth,
-    "luminance": luminance,
-    "texture": texture,
+    "l2": l2_penalty,
+    "ssim": ssim_penalty,
+    "smooth": smooth_penalty,
+    "luminance": luminance_penalty,
+    "texture": texture_penalty,
 }

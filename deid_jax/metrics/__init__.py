@@ -1,9 +1,9 @@
-"""Metrics: distortion, verification, statistics.
+"""Metrics: distortion, verification, and statistics.
 
-How far an image was changed, whether two embeddings show one person at a false accept rate, and
-how sure a figure is. Imports base modules only.
+How large a perturbation is, whether two embeddings show one person at a false accept rate, and
+confidence intervals of means and rates. Imports base modules only.
 """
 
-from deid_jax.metrics.distortion import SSIM_WINDOW, l2, linf, misclassified, mssim, summarise
+from deid_jax.metrics.distortion import SSIM_WINDOW, l2, linf, misclassified, mssim
 
-__all__ = ["SSIM_WINDOW", "l2", "linf", "misclassified", "mssim", "summarise"]
+__all__ = ["SSIM_WINDOW", "l2", "linf", "misclassified", "mssim"]

@@ -1,17 +1,15 @@
 """Metrics of de-identification, one value per image.
 
-Pictures are float32[B, H, W, C] in [0, 1]; every result is [B]. The mean over the pictures of
-a run is taken once, on the host, over real (not padding) entries: `summarise`.
+Images are float32[B, H, W, C] in [0, 1]; every result is [B].
 """
 
-import array
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from deid_jax.types import NumpyArray
 
 SSIM_WINDOW = 11  # pixels
 
@@ -46,7 +44,7 @@ def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _gaussian_windows(size: int) -> np.ndarray:
+def _gaussian_windows(size: int) -> NumpyArray:
     """Row i holds SSIM's window of 11 taps, σ = 1.5, over pixels i to i + 10 of a line."""
     half = SSIM_WINDOW // 2
     taps = np.exp(-0.5 * (np.arange(-half, half + 1) / 1.5) ** 2)
@@ -59,28 +57,3 @@ def _gaussian_windows(size: int) -> np.ndarray:
 def misclassified(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether argmax f(x̂) ≠ y, bool[B]; its mean is the misclassification rate MR."""
     return jnp.argmax(logits, axis=-1) != labels
-
-
-def summarise(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
-    """Means over per-image records, in float64.
-
-    Args:
-      records: one mapping per image, gone through once; only its numbers are kept.
-      names: the entries to average: numbers or booleans.
-
-    Returns:
-      name -> mean, a share of 0 to 1 for booleans; and "count", the number of records.
-
-    Raises:
-      ValueError: there are no records.
-    """
-    columns = {name: array.array("d") for name in names}
-    count = 0
-    for record in records:
-        count += 1
-        for name, column in columns.items():
-            column.append(record[name])
-    if not count:
-        raise ValueError("records must hold at least one image, got none")
-    means = {name: float(np.mean(np.asarray(column))) for name, column in columns.items()}
-    return {**means, "count": count}

@@ -9,14 +9,16 @@ groups.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from deid_jax import checks
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 Interval = tuple[float, float]
+Number = TypeVar("Number", float, NumpyArray)
 
 # Two seeds' intervals then differ by about a fiftieth of their half width.
 RESAMPLES = 9999
@@ -60,7 +62,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
+    values: Sequence[float] | NumpyArray,
     *,
     confidence: float = 0.95,
     seed: int = 0,
@@ -84,8 +86,8 @@ def bootstrap_mean(
 
 
 def bootstrap_gain(
-    ours: Sequence[float] | np.ndarray,
-    other: Sequence[float] | np.ndarray,
+    ours: Sequence[float] | NumpyArray,
+    other: Sequence[float] | NumpyArray,
     *,
     lower_is_better: bool,
     confidence: float = 0.95,
@@ -118,7 +120,7 @@ def bootstrap_gain(
             f"ours and other must be as many values, got {len(pair[0])} and {len(pair[1])}"
         )
 
-    def statistic(ours: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
+    def statistic(ours: NumpyArray, other: NumpyArray, axis: int) -> NumpyArray:
         means = np.mean(ours, axis=axis), np.mean(other, axis=axis)
         with np.errstate(divide="ignore", invalid="ignore"):
             return gain(*means, lower_is_better=lower_is_better)
@@ -128,8 +130,8 @@ def bootstrap_gain(
 
 
 def bootstrap_groups(
-    values: Sequence[float] | np.ndarray,
-    groups: Sequence[int] | np.ndarray,
+    values: Sequence[float] | NumpyArray,
+    groups: Sequence[int] | NumpyArray,
     *,
     confidence: float = 0.95,
     seed: int = 0,
@@ -176,7 +178,7 @@ def bootstrap_groups(
     return float(low), float(high)
 
 
-def gain(ours: Any, other: Any, *, lower_is_better: bool) -> Any:
+def gain(ours: Number, other: Number, *, lower_is_better: bool) -> Number:
     """(other − ours)/other if lower is better, else (ours − other)/other: a fraction.
 
     Args:
@@ -187,7 +189,7 @@ def gain(ours: Any, other: Any, *, lower_is_better: bool) -> Any:
     return ((other - ours) if lower_is_better else (ours - other)) / other
 
 
-def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+def _finite(name: str, values: Sequence[float] | NumpyArray) -> NumpyArray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size or not np.all(np.isfinite(array)):
         raise InputError(f"{name} must be finite numbers, one or more, in one row")
@@ -195,7 +197,7 @@ def _finite(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _bootstrap(
-    samples: list[np.ndarray],
+    samples: list[NumpyArray],
     statistic: Callable,
     confidence: float,
     seed: int,

@@ -26,7 +26,7 @@ from deid_jax.devices.sharding import placed_at_hand
 from deid_jax.objectives.embeddings import dodge, ensemble, expectation
 from deid_jax.photos.alignment import roundtrip, spread
 from deid_jax.photos.judging import Witness
-from deid_jax.transforms.transformations import TRANSFORMATIONS, compose
+from deid_jax.transforms.random_transforms import TRANSFORMATIONS, compose
 from deid_jax.types import Objective
 
 # What the change is to bear: other boxes around the face, JPEG, resizing.

@@ -22,7 +22,7 @@ from deid_jax.devices.sharding import placed_at_hand
 from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectation
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.recognisers.embedders import Embedder
-from deid_jax.transforms.transformations import TRANSFORMATIONS, compose
+from deid_jax.transforms.random_transforms import TRANSFORMATIONS, compose
 from deid_jax.types import AttackResult, Config, Model, Objective, Variables
 
 

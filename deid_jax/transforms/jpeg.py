@@ -15,9 +15,10 @@ import numpy as np
 from deid_jax import checks
 from deid_jax.errors import InputError
 from deid_jax.pixels import on_grid
+from deid_jax.types import NumpyArray
 
 # ITU-T T.81, tables K.1 (luminance) and K.2 (chrominance).
-LUMINANCE = (
+_LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
     (14, 13, 16, 24, 40, 57, 69, 56),
@@ -83,7 +84,7 @@ def _write_and_read(images: jax.Array, quality: jax.Array) -> jax.Array:
     """float32[B, H, W, 3] in [0, 1] and float32[B] -> the pictures as read back."""
     H, W = images.shape[1:3]
     halves = -(-H // 2), -(-W // 2)
-    luma, chroma = (_table(table, quality) for table in (LUMINANCE, _CHROMINANCE))
+    luma, chroma = (_table(table, quality) for table in (_LUMINANCE, _CHROMINANCE))
     y, cb, cr = _mix(_TO_YCC, [jnp.round(255 * images[..., c]) for c in range(3)])
     to_blocks = ((0, 0), (0, -H % 8), (0, -W % 8))
     levels = [_code(jnp.pad(_half_up(y), to_blocks, mode="edge"), luma)[:, :H, :W]]
@@ -119,7 +120,7 @@ def _half_down(values: jax.Array) -> jax.Array:
     return jnp.ceil(values - 0.5)
 
 
-def _mix(matrix: np.ndarray, planes: list[jax.Array]) -> list[jax.Array]:
+def _mix(matrix: NumpyArray, planes: list[jax.Array]) -> list[jax.Array]:
     """Three planes of three: matrix @ planes."""
     a, b, c = planes
     return [float(i) * a + float(j) * b + float(k) * c for i, j, k in matrix]
@@ -134,7 +135,7 @@ def _table(base: tuple[tuple[int, ...], ...], quality: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _dct() -> np.ndarray:
+def _dct() -> NumpyArray:
     """√8 times the orthonormal DCT-II of eight points, its first row exactly ones."""
     u, i = np.mgrid[:8, :8]
     basis = np.sqrt(2) * np.cos((2 * i + 1) * u * np.pi / 16)
@@ -162,13 +163,13 @@ def _code(plane: jax.Array, table: jax.Array) -> jax.Array:
     return jnp.clip(decoded, 0, 255).reshape(B, H, W)
 
 
-def _transformed(blocks: jax.Array, basis: np.ndarray) -> jax.Array:
+def _transformed(blocks: jax.Array, basis: NumpyArray) -> jax.Array:
     """Every block X as basis X basisᵀ; [B, h, 8, w, 8]."""
     return jnp.einsum("ui,bhiwj,vj->bhuwv", basis, blocks, basis, precision="highest")
 
 
 @functools.cache
-def _halving(size: int, *, repeats_pairs: bool = True) -> np.ndarray:
+def _halving(size: int, *, repeats_pairs: bool = True) -> NumpyArray:
     """The means of neighbouring pairs of a line, up to a multiple of eight: float32[n, size].
 
     libjpeg fills the last blocks with the last pixel of a row, but with the last mean, as here
@@ -191,7 +192,7 @@ def _halved(plane: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _doubling(size: int, *, triangle: bool) -> np.ndarray:
+def _doubling(size: int, *, triangle: bool) -> NumpyArray:
     """A line of half the size at the full size: float32[size, ⌈size/2⌉].
 
     Three quarters of the nearest and a quarter of the second nearest; or the nearest alone.
@@ -212,11 +213,11 @@ def _doubled(plane: jax.Array, H: int, W: int) -> jax.Array:
     return jnp.floor(_resampled(plane, rows, columns) + _in_turn(W, 8 / 16, 7 / 16))
 
 
-def _in_turn(size: int, even: float, odd: float) -> np.ndarray:
+def _in_turn(size: int, even: float, odd: float) -> NumpyArray:
     """Two numbers for the even and odd columns of planes: float32[1, 1, size]."""
     return np.where(np.arange(size) % 2, odd, even).astype(np.float32)[None, None]
 
 
-def _resampled(plane: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+def _resampled(plane: jax.Array, rows: NumpyArray, columns: NumpyArray) -> jax.Array:
     """Each plane as rows @ plane @ columnsᵀ; the weights are exact in binary."""
     return jnp.einsum("ih,bhw,jw->bij", rows, plane, columns, precision="highest")

@@ -1,10 +1,10 @@
-"""What photos undergo on their way: compression, resizing, filters, denoising.
+"""Compression, resizing, filters and denoising, as photos really undergo them on their way.
 
 For judging which protection survives them; attacks that foresee them use the differentiable
-`deid_jax.transforms.transformations`. Pictures are uint8[N, H, W, 3] arrays of NumPy, R, G, B: what 8-bit
-files hold. Every function returns new pictures of the same shape and dtype, and what becomes
-of a picture depends on it and the settings alone. All raise `InputError` for anything but such
-a batch, or for a setting out of range.
+`deid_jax.transforms.random_transforms`. Images are NumPy arrays uint8[N, H, W, 3], R, G, B.
+Every function returns new images of the same shape and dtype; each image's result depends on
+it and the settings alone. All raise `InputError` for anything but such a batch, and for a
+setting out of range.
 """
 
 import functools
@@ -16,17 +16,18 @@ import numpy as np
 
 from deid_jax import checks
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 # uint8[N, H, W, 3] -> the processed pictures, likewise.
-Processing = Callable[[np.ndarray], np.ndarray]
+Processing = Callable[[NumpyArray], NumpyArray]
 
 
-def none(pictures: np.ndarray) -> np.ndarray:
+def none(pictures: NumpyArray) -> NumpyArray:
     """The pictures as they are."""
     return _checked(pictures).copy()
 
 
-def jpeg(pictures: np.ndarray, *, quality: int = 75) -> np.ndarray:
+def pillow_jpeg(pictures: NumpyArray, *, quality: int = 75) -> NumpyArray:
     """Written as JPEG by Pillow and read back, chroma at half the height and width.
 
     Args:
@@ -37,7 +38,7 @@ def jpeg(pictures: np.ndarray, *, quality: int = 75) -> np.ndarray:
 
     checks.count("quality", quality, least=1, most=100)
 
-    def write_and_read(picture: np.ndarray) -> np.ndarray:
+    def write_and_read(picture: NumpyArray) -> NumpyArray:
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling="4:2:0")
         return np.asarray(Image.open(file))
@@ -45,7 +46,7 @@ def jpeg(pictures: np.ndarray, *, quality: int = 75) -> np.ndarray:
     return _each(write_and_read, pictures)
 
 
-def half_size(pictures: np.ndarray) -> np.ndarray:
+def half_size(pictures: NumpyArray) -> NumpyArray:
     """Resized to half the height and width, rounded up, and back: Pillow's Lanczos, twice.
 
     Args:
@@ -53,7 +54,7 @@ def half_size(pictures: np.ndarray) -> np.ndarray:
     """
     from PIL import Image
 
-    def there_and_back(picture: np.ndarray) -> np.ndarray:
+    def there_and_back(picture: NumpyArray) -> NumpyArray:
         image = Image.fromarray(picture)
         half = (image.width + 1) // 2, (image.height + 1) // 2
         small = image.resize(half, Image.Resampling.LANCZOS)
@@ -62,7 +63,7 @@ def half_size(pictures: np.ndarray) -> np.ndarray:
     return _each(there_and_back, pictures)
 
 
-def blur(pictures: np.ndarray, *, sigma: float = 1 / 112) -> np.ndarray:
+def gaussian_blur(pictures: NumpyArray, *, sigma: float = 1 / 112) -> NumpyArray:
     """Gaussian blur, cut off at 4 σ, edges repeated: SciPy's.
 
     Args:
@@ -78,7 +79,7 @@ def blur(pictures: np.ndarray, *, sigma: float = 1 / 112) -> np.ndarray:
     return _rounded(gaussian_filter(levels, (0, pixels, pixels, 0), mode="nearest"))
 
 
-def depth(pictures: np.ndarray, *, bits: int = 5) -> np.ndarray:
+def depth(pictures: NumpyArray, *, bits: int = 5) -> NumpyArray:
     """Fewer levels a channel: round(255 round(m x/255)/m), m = 2^bits − 1.
 
     Bit depth reduction of Xu, Evans, Qi: "Feature Squeezing", 2018.
@@ -93,7 +94,7 @@ def depth(pictures: np.ndarray, *, bits: int = 5) -> np.ndarray:
     return table[_checked(pictures)]
 
 
-def noise(pictures: np.ndarray, *, stddev: float = 0.02, seed: int = 0) -> np.ndarray:
+def seeded_noise(pictures: NumpyArray, *, stddev: float = 0.02, seed: int = 0) -> NumpyArray:
     """Adds n from N(0, σ²) to every pixel and channel, rounded and clipped to 8 bits.
 
     A picture's noise is drawn from `seed` and the picture's bytes: its place in the batch
@@ -107,14 +108,14 @@ def noise(pictures: np.ndarray, *, stddev: float = 0.02, seed: int = 0) -> np.nd
     checks.finite_non_negative("stddev", stddev)
     checks.count("seed", seed)
 
-    def add(picture: np.ndarray) -> np.ndarray:
+    def add(picture: NumpyArray) -> NumpyArray:
         random = np.random.default_rng([seed, zlib.crc32(picture.tobytes())])
         return _rounded(picture + 255 * stddev * random.normal(size=picture.shape))
 
     return _each(add, pictures)
 
 
-def median(pictures: np.ndarray, *, size: int = 3) -> np.ndarray:
+def median(pictures: NumpyArray, *, size: int = 3) -> NumpyArray:
     """The median over size × size pixels, channel by channel, edges repeated: SciPy's.
 
     Args:
@@ -127,7 +128,7 @@ def median(pictures: np.ndarray, *, size: int = 3) -> np.ndarray:
     return median_filter(_checked(pictures), size=(1, size, size, 1), mode="nearest")
 
 
-def denoise(pictures: np.ndarray, *, strength: float = 0.04) -> np.ndarray:
+def denoise(pictures: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
     """Non-local means: every pixel becomes a mean over pixels with surroundings alike.
 
     Patches of 5×5 pixels, compared within 6 pixels each way, all channels at once, weighted by
@@ -150,7 +151,7 @@ def denoise(pictures: np.ndarray, *, strength: float = 0.04) -> np.ndarray:
 
     checks.fraction("strength", strength)
 
-    def filtered(picture: np.ndarray) -> np.ndarray:
+    def filtered(picture: NumpyArray) -> NumpyArray:
         means = denoise_nl_means(
             picture / 255,
             patch_size=5,
@@ -164,7 +165,7 @@ def denoise(pictures: np.ndarray, *, strength: float = 0.04) -> np.ndarray:
     return _each(filtered, pictures)
 
 
-def _checked(pictures: np.ndarray) -> np.ndarray:
+def _checked(pictures: NumpyArray) -> NumpyArray:
     array = np.asarray(pictures)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
         raise InputError(
@@ -174,24 +175,24 @@ def _checked(pictures: np.ndarray) -> np.ndarray:
     return array
 
 
-def _each(function: Callable[[np.ndarray], np.ndarray], pictures: np.ndarray) -> np.ndarray:
+def _each(function: Callable[[NumpyArray], NumpyArray], pictures: NumpyArray) -> NumpyArray:
     return np.stack([function(picture) for picture in _checked(pictures)])
 
 
-def _rounded(levels: np.ndarray) -> np.ndarray:
+def _rounded(levels: NumpyArray) -> NumpyArray:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
 # Name -> processing, from none to the strongest of each kind.
 PROCESSING: dict[str, Processing] = {
     "none": none,
-    "jpeg95": functools.partial(jpeg, quality=95),
-    "jpeg75": functools.partial(jpeg, quality=75),
-    "jpeg50": functools.partial(jpeg, quality=50),
+    "jpeg95": functools.partial(pillow_jpeg, quality=95),
+    "jpeg75": functools.partial(pillow_jpeg, quality=75),
+    "jpeg50": functools.partial(pillow_jpeg, quality=50),
     "half_size": half_size,
-    "blur": blur,
+    "blur": gaussian_blur,
     "bits5": functools.partial(depth, bits=5),
-    "noise": noise,
+    "noise": seeded_noise,
     "median": median,
     "denoise": denoise,
 }

@@ -52,17 +52,3 @@ def test_misclassified():
     np.testing.assert_array_equal(
         metrics.misclassified(logits, jnp.array([1, 1])), [False, True]
     )
-
-
-def test_summarise_means_in_float64():
-    records = [{"a": 1e8 + i, "hit": i == 0, "name": "x"} for i in range(4)]
-    assert metrics.summarise(records, ["a", "hit"]) == {
-        "a": 1e8 + 1.5,
-        "hit": 0.25,
-        "count": 4,
-    }
-
-
-def test_summarise_refuses_nothing():
-    with pytest.raises(ValueError, match="at least one image"):
-        metrics.summarise([], ["a"])

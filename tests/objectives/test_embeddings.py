@@ -9,7 +9,7 @@ from deid_jax.arrays import fold_in_all
 from deid_jax.attacks.loop import differentiate
 from deid_jax.errors import InputError
 from deid_jax.objectives.embeddings import cosine, dodge, ensemble, expectation
-from deid_jax.transforms.transformations import noise
+from deid_jax.transforms.random_transforms import random_noise
 from tests.helpers import pictures
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -176,7 +176,7 @@ def test_expectations_gradient_is_the_mean_of_the_draws_gradients():
 def test_expectation_of_a_batch_is_that_of_each_picture_alone():
     def expected(rows):
         objective = dodge(_embed, jnp.float32(GALLERY[rows]), 0.1)
-        return expectation(objective, noise, 3)
+        return expectation(objective, random_noise, 3)
 
     together, _ = expected(slice(None))(jnp.float32(IMAGES), KEYS)
     without, _ = dodge(_embed, jnp.float32(GALLERY), 0.1)(jnp.float32(IMAGES), KEYS)
@@ -196,14 +196,17 @@ def test_expectation_of_a_batch_is_that_of_each_picture_alone():
             "reduction must be one of mean, max, smooth, got min",
         ),
         (
-            lambda goal: expectation(goal, noise, 2, "sum"),
+            lambda goal: expectation(goal, random_noise, 2, "sum"),
             "reduction must be one of mean, max, smooth, got sum",
         ),
         (
-            lambda goal: expectation(goal, noise, 0),
+            lambda goal: expectation(goal, random_noise, 0),
             "num_samples must be an integer >= 1, got 0",
         ),
-        (lambda goal: expectation(goal, noise, 1.5), "num_samples must be an integer >= 1"),
+        (
+            lambda goal: expectation(goal, random_noise, 1.5),
+            "num_samples must be an integer >= 1",
+        ),
     ],
 )
 def test_bad_input_is_refused(make, message):

@@ -11,7 +11,7 @@ from deid_jax.attacks import METHODS
 from deid_jax.attacks.budgets import l2_of_psnr
 from deid_jax.pixels import LEVELS
 from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on_grid
-from deid_jax.transforms.transformations import TRANSFORMATIONS
+from deid_jax.transforms.random_transforms import TRANSFORMATIONS
 from tests.embedding_helpers import (
     faces_of,
     tiny_embedder,

@@ -23,7 +23,7 @@ import numpy as np
 from deid_jax import checks
 from deid_jax.arrays import fold_in_all, normal, per_image, per_image_keys
 from deid_jax.errors import InputError
-from deid_jax.transforms.jpeg import jpeg as write_and_read
+from deid_jax.transforms.jpeg import jpeg
 
 # (images float[B, H, W, C] in [0, 1], one key or key[B]) -> transformed, likewise.
 Transformation = Callable[[jax.Array, jax.Array], jax.Array]
@@ -61,14 +61,14 @@ def resize_pad_flip(
     return _mirror(_resampled(images, *matrices), coin < flips)
 
 
-def flip(images: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
+def random_flip(images: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
     """Mirrors left and right with a probability in [0, 1]."""
     _check_probability("probability", probability)
     (coin,) = _uniform(_keys(images, key), 1)
     return _mirror(images, coin < probability)
 
 
-def resize(images: jax.Array, key: jax.Array, *, smallest: float = 0.5) -> jax.Array:
+def random_resize(images: jax.Array, key: jax.Array, *, smallest: float = 0.5) -> jax.Array:
     """Shrinks to a share of height and width, uniform in [smallest, 1], and enlarges again.
 
     Both bilinear; shrinking widens the filter, so that every pixel counts.
@@ -122,7 +122,7 @@ def crop_jitter(
     return _resampled(images, *matrices)
 
 
-def blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.01) -> jax.Array:
+def random_blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.01) -> jax.Array:
     """Gaussian blur with σ uniform in [0, largest_sigma] of the height.
 
     Near an edge the weights inside the picture are scaled to sum to one.
@@ -147,7 +147,7 @@ def blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.01) -> j
     return _resampled(images, *matrices)
 
 
-def brightness(
+def random_brightness(
     images: jax.Array, key: jax.Array, *, offset: float = 0.1, contrast: float = 0.2
 ) -> jax.Array:
     """clip₀₁(½ + g (x − ½) + b): b uniform within ±offset, g within 1 ± contrast.
@@ -170,7 +170,7 @@ def brightness(
     return jnp.clip(moved, 0, 1).astype(images.dtype)
 
 
-def noise(images: jax.Array, key: jax.Array, *, stddev: float = 0.02) -> jax.Array:
+def random_noise(images: jax.Array, key: jax.Array, *, stddev: float = 0.02) -> jax.Array:
     """clip₀₁(x + n) with n from N(0, σ²) for every pixel and channel.
 
     Args:
@@ -185,10 +185,10 @@ def noise(images: jax.Array, key: jax.Array, *, stddev: float = 0.02) -> jax.Arr
     return jnp.clip(images + stddev * normal(images, _keys(images, key)), 0, 1)
 
 
-def jpeg(
+def random_jpeg(
     images: jax.Array, key: jax.Array, *, lowest: int = 50, highest: int = 95
 ) -> jax.Array:
-    """`deid_jax.transforms.jpeg.jpeg` of a quality uniform over the integers from lowest to highest.
+    """JPEG (`deid_jax.transforms.jpeg`) of a quality uniform over the integers in [lowest, highest].
 
     Args:
       images: float[B, H, W, 3] in [0, 1].
@@ -202,7 +202,7 @@ def jpeg(
     checks.count("highest", highest, least=1, most=100)
     checks.count("lowest", lowest, least=1, most=highest)
     (draw,) = _uniform(_keys(images, key), 1)
-    return write_and_read(images, jnp.floor(lowest + draw * (highest - lowest + 1)))
+    return jpeg(images, jnp.floor(lowest + draw * (highest - lowest + 1)))
 
 
 def compose(*functions: Transformation) -> Transformation:
@@ -314,13 +314,13 @@ _back_in_range.defjvps(lambda change, result, images: change)
 # Name -> transformation at its default strength.
 TRANSFORMATIONS: dict[str, Transformation] = {
     "resize_pad_flip": resize_pad_flip,
-    "flip": flip,
-    "resize": resize,
+    "flip": random_flip,
+    "resize": random_resize,
     "crop_jitter": crop_jitter,
-    "blur": blur,
-    "brightness": brightness,
-    "noise": noise,
-    "jpeg": jpeg,
+    "blur": random_blur,
+    "brightness": random_brightness,
+    "noise": random_noise,
+    "jpeg": random_jpeg,
     # What happens to photos on their way, each in half of the draws.
-    "processing": compose(sometimes(0.5, jpeg), sometimes(0.5, resize)),
+    "processing": compose(sometimes(0.5, random_jpeg), sometimes(0.5, random_resize)),
 }

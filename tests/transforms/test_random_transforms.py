@@ -13,18 +13,18 @@ from scipy import ndimage
 from deid_jax.arrays import fold_in_all
 from deid_jax.errors import InputError
 from deid_jax.pixels import LEVELS
-from deid_jax.transforms import transformations
-from deid_jax.transforms.transformations import TRANSFORMATIONS, compose, sometimes
+from deid_jax.transforms import random_transforms
+from deid_jax.transforms.random_transforms import TRANSFORMATIONS, compose, sometimes
 from tests.helpers import pictures
 
 KEYS = jax.random.split(jax.random.key(7), 5)
 # Of other height than width, and odd.
 NOISE = jax.random.uniform(jax.random.key(1), (5, 21, 16, 3))
 # By default it leaves pictures as small as these as they are.
-STRONG_BLUR = functools.partial(transformations.blur, largest_sigma=0.1)
+STRONG_BLUR = functools.partial(random_transforms.random_blur, largest_sigma=0.1)
 ALL = TRANSFORMATIONS | {
     "blur": STRONG_BLUR,
-    "composed": compose(transformations.crop_jitter, transformations.brightness),
+    "composed": compose(random_transforms.crop_jitter, random_transforms.random_brightness),
     "perhaps": sometimes(0.5, STRONG_BLUR),
 }
 # Neither rounding nor clipping inside.
@@ -160,7 +160,7 @@ def test_resize_pad_flip_equals_pillow():
     image = 0.5 + 0.5 * np.asarray(jax.random.uniform(jax.random.key(2), (20, 30, 3)))
     seen = []
     for picture in drawn(
-        functools.partial(transformations.resize_pad_flip, smallest=0.7), image, 200
+        functools.partial(random_transforms.resize_pad_flip, smallest=0.7), image, 200
     ):
         rows, columns = (np.flatnonzero(picture.any(axis=axes)) for axes in ((1, 2), (0, 2)))
         inner = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -179,7 +179,7 @@ def test_resize_pad_flip_equals_pillow():
 
 def test_flip_mirrors_half_of_them():
     image = np.asarray(NOISE[0])
-    changed = drawn(transformations.flip, image, 200)
+    changed = drawn(random_transforms.random_flip, image, 200)
     mirrored = (changed == image[:, ::-1]).all(axis=(1, 2, 3))
     assert (changed[~mirrored] == image).all()
     assert 70 < mirrored.sum() < 130
@@ -187,7 +187,7 @@ def test_flip_mirrors_half_of_them():
 
 def test_resize_equals_pillow_there_and_back():
     image = np.asarray(jax.random.uniform(jax.random.key(2), (12, 18, 3)))
-    changed = drawn(transformations.resize, image, 60)
+    changed = drawn(random_transforms.random_resize, image, 60)
     # Shares that round to the same height may differ in width.
     sizes = [(h, w) for h in range(6, 13) for w in range(9, 19) if abs(h / 12 - w / 18) < 0.07]
     candidates = [pillow_resized(pillow_resized(image, *size), 12, 18) for size in sizes]
@@ -198,7 +198,7 @@ def test_resize_equals_pillow_there_and_back():
 
 def test_crop_jitter_shifts_as_scipy():
     """Two ramps tell the shift; SciPy's linear interpolation does the rest."""
-    shift = functools.partial(transformations.crop_jitter, shift=0.1, scale=0)
+    shift = functools.partial(random_transforms.crop_jitter, shift=0.1, scale=0)
     i, j = np.mgrid[:20, :30]
     texture = np.asarray(pictures(1, size=30)[0, :20, :, 0])
     image = np.stack([i / 20, j / 30, texture], axis=-1)
@@ -212,7 +212,7 @@ def test_crop_jitter_shifts_as_scipy():
 
 
 def test_crop_jitter_scales_about_the_centre():
-    scale = functools.partial(transformations.crop_jitter, shift=0, scale=0.2)
+    scale = functools.partial(random_transforms.crop_jitter, shift=0, scale=0.2)
     i, j = np.mgrid[:40, :60]
     image = np.stack([i / 40, j / 60, 0 * i], axis=-1)
     changed = drawn(scale, image, 40)
@@ -226,7 +226,7 @@ def test_crop_jitter_scales_about_the_centre():
 
 def test_blur_equals_scipy():
     """The picture's third channel is a point, whose image tells σ."""
-    strong = functools.partial(transformations.blur, largest_sigma=0.06)
+    strong = functools.partial(random_transforms.random_blur, largest_sigma=0.06)
     image = np.asarray(pictures(1, size=40)[0]).astype(np.float64)
     image[..., 2] = 0
     image[20, 20, 2] = 1
@@ -249,7 +249,7 @@ def test_brightness_is_its_formula():
     """One pixel tells the offset, another the contrast; all others follow."""
     image = np.asarray(pictures(1)[0]).astype(np.float64)
     image[0, 0], image[0, 1] = 0.5, 0.6
-    changed = drawn(transformations.brightness, image, 60)
+    changed = drawn(random_transforms.random_brightness, image, 60)
     offset = changed[:, 0, 0, 0] - 0.5
     gain = (changed[:, 0, 1, 0] - changed[:, 0, 0, 0]) / 0.1
     expected = 0.5 + np.multiply.outer(gain, image - 0.5) + offset[:, None, None, None]
@@ -260,7 +260,7 @@ def test_brightness_is_its_formula():
 
 
 def test_noise_has_its_deviation_and_no_pixel_anothers():
-    added = drawn(transformations.noise, np.full((32, 32, 3), 0.5), 4) - 0.5
+    added = drawn(random_transforms.random_noise, np.full((32, 32, 3), 0.5), 4) - 0.5
     assert abs(added.std() / 0.02 - 1) < 0.03 and abs(added.mean()) < 1e-3
     correlations = np.corrcoef(added.reshape(4, -1)) - np.eye(4)
     assert np.abs(correlations).max() < 0.08
@@ -270,7 +270,7 @@ def test_noise_has_its_deviation_and_no_pixel_anothers():
 
 def test_jpeg_has_every_quality_of_its_range():
     pixels = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
-    function = functools.partial(transformations.jpeg, lowest=60, highest=64)
+    function = functools.partial(random_transforms.random_jpeg, lowest=60, highest=64)
     changed = 255 * drawn(function, LEVELS[pixels], 60)
 
     def by_pillow(quality):
@@ -296,7 +296,10 @@ def test_compose_runs_in_order_with_keys_of_its_own():
     np.testing.assert_allclose(compose(invert, darken)(images, KEYS), (1 - images) / 2)
     np.testing.assert_array_equal(compose()(images, KEYS), images)
     # The same noise twice would have twice the deviation.
-    twice = compose(transformations.noise, transformations.noise)(images, KEYS) - images
+    twice = (
+        compose(random_transforms.random_noise, random_transforms.random_noise)(images, KEYS)
+        - images
+    )
     assert abs(float(twice.std()) / (0.02 * 2**0.5) - 1) < 0.03
 
 
@@ -316,7 +319,7 @@ def test_sometimes_is_as_often_as_it_says():
 def test_sometimes_draws_apart_from_what_it_guards():
     """Among mirrored pictures of flips that happen sometimes, none is favoured."""
     image = np.asarray(NOISE[0])
-    flips = sometimes(0.5, transformations.flip)
+    flips = sometimes(0.5, random_transforms.random_flip)
     changed = drawn(flips, image, 400)
     assert 0.18 < (changed == image[:, ::-1]).all(axis=(1, 2, 3)).mean() < 0.32
 
@@ -346,7 +349,7 @@ def test_bad_settings_are_named(name, setting, value):
 
 def test_bad_probabilities_and_pictures_are_named():
     with pytest.raises(InputError, match=r"probability must be .*, got 2"):
-        sometimes(2, transformations.flip)
+        sometimes(2, random_transforms.random_flip)
     for name in ALL:
         with pytest.raises(InputError, match=r"images must be \[B, H, W, C\]"):
             ALL[name](jnp.zeros((4, 4, 3)), jax.random.key(0))
