@@ -42,7 +42,7 @@ from experiments._attack.attack_output import CopyOutput, Output, PngOutput
 from experiments._common import cli, common, scale
 from experiments._common.cli import setting
 from experiments._common.method_flags import number_or_name
-from experiments._common.timing import threads
+from experiments._common.machine import threads
 
 _SHEET_ROWS = 8
 _CONTENTS = (

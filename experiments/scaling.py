@@ -27,7 +27,7 @@ from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import RunFolder
 from experiments._common import cli, common
 from experiments._common.cli import setting
-from experiments._common.timing import threads
+from experiments._common.machine import threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

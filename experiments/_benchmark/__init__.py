@@ -1,1 +1,1 @@
-"""Parts of `experiments.benchmark`."""
+"""Parts of `experiments.benchmark`: clocks, candidates, layers, results and their tables."""

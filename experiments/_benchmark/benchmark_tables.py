@@ -1,55 +1,53 @@
-"""The benchmark's figures as tables on the terminal."""
+"""The benchmark's results as tables on the terminal."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments._common.timing import Case
+from experiments._benchmark.results import BenchmarkResult, CaseResult, Times
 
 
-def show(figures: dict[str, Any]) -> None:
-    """Prints what `benchmark.json` holds: times, throughput, notes."""
+def show_results(result: BenchmarkResult) -> None:
+    """Prints times, throughput and notes."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    if figures["layers"]:
-        console.print(_times(figures["layers"], "ms per layer", ("layer", "pass")))
+    if result.layers:
+        layers = [((str(row.layer), row.direction), row.times) for row in result.layers]
+        console.print(_times("ms per layer", ("layer", "pass"), layers))
     else:
-        rows = [row | {"case": str(_case(row))} for row in figures["cases"]]
-        console.print(_times(rows, "ms per image and iteration", ("case",)))
-        console.print(_throughputs(rows, figures["matrix_product_gflops"]))
-    for note in figures["notes"]:
+        cases = [((str(row.case),), row.times) for row in result.cases]
+        console.print(_times("ms per image and iteration", ("case",), cases))
+        console.print(_throughputs(result.cases, result.matrix_product_gflops or 0.0))
+    for note in result.notes:
         print(note)
 
 
-def _case(row: dict[str, Any]) -> Case:
-    return Case(*(row[field] for field in Case._fields))
-
-
-def _times(rows: list[dict[str, Any]], what: str, headings: tuple[str, ...]) -> Table:
+def _times(
+    what: str, headings: tuple[str, ...], rows: Sequence[tuple[tuple[str, ...], Times]]
+) -> Table:
     title = f"{what} (× ours: where above 1, ours is faster)"
     table = Table(title=title, title_justify="left")
-    for heading in (*headings, "ours", *rows[0]["peers"]):
+    for heading in (*headings, "ours", *rows[0][1].peers):
         table.add_column(heading, justify="left" if heading in headings else "right")
-    for row in rows:
-        peers = [f"{peer['ms']:.2f} ({peer['ratio']:.2f}×)" for peer in row["peers"].values()]
-        cells = [row[heading] for heading in headings]
-        table.add_row(*cells, f"{row['ours_ms']:.2f}", *peers)
+    for cells, times in rows:
+        peers = [f"{peer.ms:.2f} ({peer.ratio:.2f}×)" for peer in times.peers.values()]
+        table.add_row(*cells, f"{times.ours_ms:.2f}", *peers)
     return table
 
 
-def _throughputs(rows: list[dict[str, Any]], rate: float) -> Table:
+def _throughputs(rows: Sequence[CaseResult], rate: float) -> Table:
     title = f"ours beside this device's matrix product ({rate:.0f} GFLOP/s)"
     table = Table(title=title, title_justify="left")
     for heading in ("case", "GFLOP forward", "GFLOP/s", "share"):
         table.add_column(heading, justify="left" if heading == "case" else "right")
-    variants = "torch" in rows[0]["peers"]
-    if variants:
+    with_torch = "torch" in rows[0].times.peers
+    if with_torch:
         table.add_column("fastest torch")
     for row in rows:
-        cells = [f"{row['forward_gflop']:.2f}", f"{row['gflops']:.0f}"]
-        cells.append(f"{row['share_of_matrix_product']:.0%}")
-        cells += [row["peers"]["torch"]["variant"]] if variants else []
-        table.add_row(row["case"], *cells)
+        cells = [f"{row.forward_gflop:.2f}", f"{row.gflops:.0f}"]
+        cells.append(f"{row.share_of_matrix_product:.0%}")
+        variant = row.times.peers["torch"].variant if with_torch else None
+        table.add_row(str(row.case), *cells, *([variant] if variant else []))
     return table

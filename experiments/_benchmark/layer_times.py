@@ -1,61 +1,72 @@
 """Single layers timed: this project's own beside XLA's and PyTorch's."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from deid_jax.devices.precision import dtype_of
 from deid_jax.models import create_model, layers, prepare
-from experiments._benchmark import naive
-from experiments._common import cli, timing
-from experiments._common.timing import Case, Run
+from deid_jax.types import PyTree, Variables
+from experiments._benchmark import timing
+from experiments._benchmark.results import Layer, LayerResult, Times
+from experiments._benchmark.timing import Run
+from experiments._common import cli
+from experiments._peers import naive
+from experiments._peers.problem import NUM_CLASSES, Case
 
 # Times that a layer runs in one loop.
 LAYER_REPEATS = 5
 
+Apply: TypeAlias = Callable[[Variables, jax.Array], jax.Array]
 
-class Layer(NamedTuple):
-    """float[batch, image_size, image_size, channels] -> features channels.
 
-    `size` is the kernel's; 0 stands for 2×2 max-pooling.
+@dataclasses.dataclass(frozen=True)
+class LayerSettings:
+    """How layers are timed.
+
+    Attributes:
+      precision: of ours and the peers.
+      repeats: runs of each; the median counts.
+      seed: decides weights and images.
+      with_torch: whether PyTorch is timed, too.
     """
 
-    size: int
-    image_size: int
-    batch: int
-    channels: int
-    features: int
-
-    def __str__(self) -> str:
-        name = f"conv {self.size}×{self.size}, {self.channels} → {self.features}"
-        name = name if self.size else f"max_pool, {self.channels}"
-        return f"{name}: {self.image_size} px, batch {self.batch}"
+    precision: str
+    repeats: int
+    seed: int
+    with_torch: bool
 
 
 def distinct_layers(cases: Iterable[Case]) -> list[Layer]:
     """The convolutions and poolings of recognisers, each size once."""
     found = []
-    for model_name, image_size, batch in cases:
-        model = create_model(model_name, num_classes=timing.NUM_CLASSES, image_size=image_size)
-        images = jnp.zeros((1, image_size, image_size, 3))
+    for case in cases:
+        size, batch = case.image_size, case.batch
+        model = create_model(case.model, num_classes=NUM_CLASSES, image_size=size)
+        images = jnp.zeros((1, size, size, 3))
         parameters = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
         pools = {}
         for name in sorted(name for name in parameters if name.startswith("conv")):
-            size, _, channels, features = parameters[name]["kernel"].shape
-            maps = timing.map_size(name, image_size)
-            found.append(Layer(size, maps, batch, channels, features))
+            kernel, _, channels, features = parameters[name]["kernel"].shape
+            maps = _map_size(name, size)
+            found.append(Layer(kernel, maps, batch, channels, features))
             pools[maps] = Layer(0, maps, batch, features, features)
         found += pools.values()
     return list(dict.fromkeys(found))
 
 
-def time_layers(
-    cases: Iterable[Case], precision: str, *, repeats: int, seed: int, with_torch: bool
-) -> list[dict[str, Any]]:
+def _map_size(name: str, image_size: int) -> int:
+    """The size of the maps in conv<block> or conv<block>_<layer>: a pooling ends each block."""
+    return image_size >> int(name.removeprefix("conv").split("_")[0]) - 1
+
+
+def time_layers(cases: Iterable[Case], settings: LayerSettings) -> list[LayerResult]:
     """Median ms of every layer, forward and backward, beside XLA's and PyTorch's."""
     rows = []
     found = distinct_layers(cases)
@@ -65,29 +76,21 @@ def time_layers(
             # The gradient of pooling depends on the images: it includes the forward pass.
             backward = "input gradient" if layer.size else "forward and gradient"
             for direction in ("forward", backward):
-                runs = layer_runs(
-                    layer,
-                    precision,
-                    seed=seed,
-                    backward=direction == backward,
-                    with_torch=with_torch,
-                )
-                seconds = timing.time_in_turn(runs, repeats)
-                row = {"layer": str(layer), "pass": direction, **layer._asdict()}
-                rows.append(row | timing.compared(seconds, 1000 / LAYER_REPEATS))
+                runs = layer_runs(layer, settings, backward=direction == backward)
+                seconds = timing.time_in_turn(runs, settings.repeats)
+                times = Times.of(seconds, 1000 / LAYER_REPEATS, {})
+                rows.append(LayerResult(layer, direction, times))
     return rows
 
 
-def layer_runs(
-    layer: Layer, precision: str, *, seed: int, backward: bool, with_torch: bool
-) -> dict[str, Run]:
+def layer_runs(layer: Layer, settings: LayerSettings, *, backward: bool) -> dict[str, Run]:
     """Runs of a layer, `LAYER_REPEATS` times each: ours, XLA's and PyTorch's.
 
     JAX's return the loop's last output; with `backward` a convolution's gradient to the
     images, or a pooling's gradient and output. PyTorch's return output or gradient.
     """
-    dtype = dtype_of(precision) or jnp.float32
-    random = np.random.default_rng(seed)
+    dtype = dtype_of(settings.precision) or jnp.float32
+    random = np.random.default_rng(settings.seed)
     output_size = layer.image_size if layer.size else layer.image_size // 2
     images, cotangent = (
         random.normal(size=(layer.batch, size, size, channels)).astype(np.float32)
@@ -101,13 +104,13 @@ def layer_runs(
     ours = prepare(variables) if layer.size else variables
     inputs = jnp.asarray(images, dtype), jnp.asarray(cotangent, dtype)
     runs = {
-        name: _loop(layer, apply, (variables, *inputs), precision, backward)
+        name: _loop(layer, apply, (variables, *inputs), settings.precision, backward)
         for name, apply, variables in (("ours", own, ours), ("xla", naively, variables))
     }
-    if with_torch:
-        from experiments._benchmark import peers
+    if settings.with_torch:
+        from experiments._peers.torch_layers import repeat_layer
 
-        runs["torch"] = peers.repeat_layer(
+        runs["torch"] = repeat_layer(
             variables["params"],
             images,
             cotangent if backward else None,
@@ -117,7 +120,7 @@ def layer_runs(
     return runs
 
 
-def _draw(layer: Layer, random: np.random.Generator) -> dict[str, Any]:
+def _draw(layer: Layer, random: np.random.Generator) -> Variables:
     """Variables of a layer; a pooling's are empty."""
     if not layer.size:
         return {"params": {}}
@@ -127,30 +130,35 @@ def _draw(layer: Layer, random: np.random.Generator) -> dict[str, Any]:
     return {"params": {name: value.astype(np.float32) for name, value in parameters.items()}}
 
 
-def _applies(layer: Layer, dtype: Any) -> tuple[Callable, Callable]:
+def _applies(layer: Layer, dtype: DTypeLike) -> tuple[Apply, Apply]:
     """(variables, images) -> outputs: this project's way and XLA's."""
     if not layer.size:
         return lambda _, x: layers.max_pool(x), lambda _, x: naive.max_pool(x)
-    return layers.conv(layer.features, layer.size, "conv", dtype).apply, naive.convolve
+    own = layers.conv(layer.features, layer.size, "conv", dtype).apply
+    return cast("Apply", own), naive.convolve
 
 
 def _loop(
-    layer: Layer, apply: Callable, arguments: tuple, precision: str, backward: bool
+    layer: Layer,
+    apply: Apply,
+    arguments: tuple[Variables, jax.Array, jax.Array],
+    precision: str,
+    backward: bool,
 ) -> Run:
     """A compiled loop over a layer, or over its gradient to the images."""
 
-    def repeat(variables: Any, images: jax.Array, cotangent: jax.Array) -> Any:
-        def result(images: jax.Array, cotangent: jax.Array) -> Any:
+    def repeat(variables: Variables, images: jax.Array, cotangent: jax.Array) -> PyTree:
+        def result(images: jax.Array, cotangent: jax.Array) -> PyTree:
             if not backward:
                 return apply(variables, images)
             outputs, pull = jax.vjp(functools.partial(apply, variables), images)
             (gradient,) = pull(cotangent)
             return gradient if layer.size else (gradient, outputs)
 
-        def step(_: int, carry: Any) -> Any:
+        def step(_: int, carry: PyTree) -> PyTree:
             (images, cotangent), last = carry
             # One number of the last result goes into the next run: no run can be left out. A
-            # convolution's gradient hangs on the cotangent alone, a pooling's on the images.
+            # convolution's gradient depends on the cotangent alone, a pooling's on the images.
             first = sum(leaf[0, 0, 0, 0] for leaf in jax.tree.leaves(last)) * 1e-6
             if backward and layer.size:
                 cotangent = cotangent.at[0, 0, 0, 0].add(first)

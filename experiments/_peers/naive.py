@@ -1,17 +1,17 @@
-"""The recognisers and layers as Flax and XLA give them, without what `deid_jax.models` adds.
+"""The recognisers and layers as Flax and XLA have them, to time the project's own beside.
 
-What `experiments.benchmark` measures the project's own layers against; the weights are those
-of `deid_jax.models`, for inference alone. Layout is NHWC for images and HWIO for kernels.
+The weights are those of `deid_jax.models`, for inference alone. Layout is NHWC for images and
+HWIO for kernels.
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from deid_jax.models.vgg16 import BLOCKS, VGG_FACE_MEAN
+from deid_jax.types import Variables
 
 
 class NaiveModelA(nn.Module):
@@ -19,11 +19,11 @@ class NaiveModelA(nn.Module):
 
     Attributes:
       num_classes: K.
-      dtype: what layers compute in; None: the input's.
+      dtype: of the layers' computations; None: the input's.
     """
 
     num_classes: int
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -43,11 +43,11 @@ class NaiveVGG16(nn.Module):
 
     Attributes:
       num_classes: K.
-      dtype: what layers compute in; None: the input's.
+      dtype: of the layers' computations; None: the input's.
     """
 
     num_classes: int
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -67,10 +67,10 @@ class NaiveVGG16(nn.Module):
         return x.astype(jnp.float32)
 
 
-NAIVE_MODELS: dict[str, Any] = {"model_a": NaiveModelA, "vgg16": NaiveVGG16}
+NAIVE_MODELS = {"model_a": NaiveModelA, "vgg16": NaiveVGG16}
 
 
-def convolve(variables: Any, images: jax.Array) -> jax.Array:
+def convolve(variables: Variables, images: jax.Array) -> jax.Array:
     """Stride-1 convolution with 'same' padding and bias, in the images' dtype."""
     parameters = jax.tree.map(lambda leaf: leaf.astype(images.dtype), variables["params"])
     dimensions = ("NHWC", "HWIO", "NHWC")
@@ -85,5 +85,5 @@ def max_pool(images: jax.Array) -> jax.Array:
     return nn.max_pool(images, (2, 2), strides=(2, 2))
 
 
-def _normalise(x: jax.Array, name: str, dtype: Any) -> jax.Array:
+def _normalise(x: jax.Array, name: str, dtype: DTypeLike | None) -> jax.Array:
     return nn.BatchNorm(use_running_average=True, dtype=dtype, name=name)(x)

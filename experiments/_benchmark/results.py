@@ -1,0 +1,160 @@
+"""The benchmark's results, and how `benchmark.json` holds them."""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Iterable, Mapping
+
+import jax
+
+from deid_jax.types import Json
+from experiments._common import machine
+from experiments._peers.problem import Case
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerTime:
+    """A peer's time, how many times ours that is, and which variant of it ran."""
+
+    ms: float
+    ratio: float
+    variant: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Our time, and the peers'."""
+
+    ours_ms: float
+    peers: dict[str, PeerTime]
+
+    @classmethod
+    def of(
+        cls, seconds: Mapping[str, float], scale: float, variants: Mapping[str, str]
+    ) -> "Times":
+        """The times of whole runs.
+
+        Args:
+          seconds: of "ours" and of each peer.
+          scale: milliseconds shown for one second of a run.
+          variants: of each peer that has any.
+        """
+        ours = seconds["ours"]
+        peers = {
+            name: PeerTime(scale * time, time / ours, variants.get(name))
+            for name, time in seconds.items()
+            if name != "ours"
+        }
+        return cls(scale * ours, peers)
+
+    def json(self) -> dict[str, Json]:
+        """Its entries of `benchmark.json`."""
+        peers: dict[str, Json] = {}
+        for name, peer in self.peers.items():
+            found: dict[str, Json] = {"ms": peer.ms, "ratio": peer.ratio}
+            peers[name] = found | ({"variant": peer.variant} if peer.variant else {})
+        return {"ours_ms": self.ours_ms, "peers": peers}
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseResult:
+    """Whole attacks on one case, ms per image and iteration.
+
+    Attributes:
+      case: the recogniser and the sizes.
+      times: ours, and the peers'.
+      forward_gflop: of one image's forward pass.
+      gflops: reached by ours, which perform twice that per step.
+      share_of_matrix_product: of the device's rate in a large matrix product.
+    """
+
+    case: Case
+    times: Times
+    forward_gflop: float
+    gflops: float
+    share_of_matrix_product: float
+
+    def json(self) -> dict[str, Json]:
+        """Its entry of `benchmark.json`."""
+        return {
+            **dataclasses.asdict(self.case),
+            **self.times.json(),
+            "forward_gflop": self.forward_gflop,
+            "gflops": self.gflops,
+            "share_of_matrix_product": self.share_of_matrix_product,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """float[batch, image_size, image_size, channels] -> features channels.
+
+    `size` is the kernel's; 0 stands for 2×2 max-pooling.
+    """
+
+    size: int
+    image_size: int
+    batch: int
+    channels: int
+    features: int
+
+    def __str__(self) -> str:
+        name = f"conv {self.size}×{self.size}, {self.channels} → {self.features}"
+        name = name if self.size else f"max_pool, {self.channels}"
+        return f"{name}: {self.image_size} px, batch {self.batch}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerResult:
+    """One layer in one direction, ms per pass."""
+
+    layer: Layer
+    direction: str
+    times: Times
+
+    def json(self) -> dict[str, Json]:
+        """Its entry of `benchmark.json`."""
+        layer = {"layer": str(self.layer), "pass": self.direction}
+        return layer | dataclasses.asdict(self.layer) | self.times.json()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkResult:
+    """All that was timed: whole attacks or layers.
+
+    Attributes:
+      cases: whole attacks.
+      layers: single layers.
+      notes: on the choice of variants.
+      matrix_product_gflops: the device's rate; None where layers were timed.
+    """
+
+    cases: list[CaseResult]
+    layers: list[LayerResult]
+    notes: list[str]
+    matrix_product_gflops: float | None = None
+
+    def json(self) -> dict[str, Json]:
+        """The measurements of `benchmark.json`."""
+        found: dict[str, Json] = {
+            "cases": [case.json() for case in self.cases],
+            "layers": [layer.json() for layer in self.layers],
+            "notes": list(self.notes),
+        }
+        rate = self.matrix_product_gflops
+        return found if rate is None else found | {"matrix_product_gflops": rate}
+
+
+def describe_machine(packages: Iterable[str]) -> dict[str, Json]:
+    """Processor, devices, threads and the versions of these packages beside JAX's."""
+    versions = {name: machine.version(name) for name in ("jax", "jaxlib", "flax", *packages)}
+    return {
+        "processor": machine.processor(),
+        "cores": os.cpu_count(),
+        "threads": machine.threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "python": platform.python_version(),
+        "versions": {**versions},
+    }
