@@ -10,6 +10,7 @@ weights; the same recogniser judges them. Writes into --output_dir: `compare.md`
 """
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from rich.table import Table
 
 from deid_jax import recognisers
 from deid_jax.attacks import ATTACKS, LeastChange, of_kind
-from deid_jax.checks import count
 from deid_jax.data import load_dataset
 from deid_jax.errors import InputError
 from deid_jax.evaluation.batch import TARGETS
@@ -28,12 +28,19 @@ from deid_jax.recognisers import Recogniser
 from deid_jax.reports import distortion_plot
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
-from experiments._common import cli, common, timing
+from experiments._common import cli, common, machine
 from experiments._common.cli import setting
+from experiments._common.lists import read_counts, read_names
 from experiments._compare import compare_tables
-from experiments._compare.compare_peers import PEERS, check_peers, check_persons, search_split
-from experiments._compare.compare_tables import Row, Trial
-from experiments._compare.compare_trials import Comparison, Plan
+from experiments._compare.compare_tables import TrialSummary
+from experiments._compare.trial_runs import Comparison, Plan
+from experiments._compare.trials import Trial
+from experiments._peers.least_distortion import (
+    PEERS,
+    check_peers,
+    check_persons,
+    search_split,
+)
 
 _CONTENTS = (
     "images",
@@ -81,44 +88,18 @@ def plan_of(settings: CompareSettings) -> Plan:
       InputError: an unknown name, a number of steps below 1, or a peer that cannot run.
     """
     settings.check()
-    methods = _names("methods", settings.methods, tuple(ATTACKS))
-    targets = _names("targets", settings.targets, TARGETS)
-    num_steps = parse_steps(settings.num_steps)
-    named = tuple(dict.fromkeys(part.strip() for part in settings.peers.split(",")))
-    peers = {"none": (), "all": tuple(PEERS)}.get(settings.peers, named)
+    methods = read_names("methods", settings.methods, ATTACKS)
+    targets = read_names("targets", settings.targets, TARGETS)
+    num_steps = read_counts("num_steps", settings.num_steps)
+    peers = read_names("peers", settings.peers, PEERS, all_or_none=True)
     reference = settings.reference or methods[0]
     if settings.recogniser is not None and peers:
         raise InputError("peers must be none with --recogniser: their twins are of --model")
-    check_peers(peers, settings.judge, num_steps)
+    check_peers(peers, settings.judge, num_steps[0])
     if reference not in (*methods, *peers):
         known = ", ".join((*methods, *peers))
         raise InputError(f"reference must be one of those compared ({known}), got {reference}")
     return Plan(methods, peers, num_steps, targets, reference)
-
-
-def _names(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        if name not in known:
-            raise InputError(f"{flag} must be of {', '.join(known)}, got {name}")
-    return names
-
-
-def parse_steps(text: str) -> tuple[int, ...]:
-    """Reads "K,K,…".
-
-    Raises:
-      InputError: anything but increasing integers of at least 1.
-    """
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"num_steps must be integers by commas, got {text!r}") from None
-    for number in numbers:
-        count("num_steps", number, least=1)
-    if list(numbers) != sorted(set(numbers)):
-        raise InputError(f"num_steps must increase, got {text}")
-    return numbers
 
 
 def _check_data(settings: CompareSettings, plan: Plan) -> None:
@@ -128,8 +109,8 @@ def _check_data(settings: CompareSettings, plan: Plan) -> None:
         check_persons(plan.peers, len(whole.persons))
 
 
-def run(settings: CompareSettings) -> list[Row]:
-    """Compares, writes, prints; returns the rows of `compare.csv`.
+def run(settings: CompareSettings) -> list[TrialSummary]:
+    """Compares, writes, prints; returns the lines of `compare.csv`.
 
     Raises:
       InputError: bad settings, data, checkpoint or output folder; nothing is written then.
@@ -155,7 +136,7 @@ def run(settings: CompareSettings) -> list[Row]:
         profiled = common.profiled(settings.profile_dir)
         with profiled, cli.progress_bar("compare") as update:
             trials = compared.trials(update)
-        rows = compare_tables.rows_of(trials, settings.judge, plan.reference)
+        rows = compare_tables.summaries_of(trials, settings.judge, plan.reference)
         _write(folder, settings, compared, trials, rows)
     _print(rows, recogniser, folder.path)
     return rows
@@ -166,9 +147,9 @@ def _write(
     settings: CompareSettings,
     compared: Comparison,
     trials: Sequence[Trial],
-    rows: Sequence[Row],
+    rows: Sequence[TrialSummary],
 ) -> None:
-    """Writes every file but the pictures."""
+    """Writes every file but the images."""
     faces, plan = compared.faces, compared.plan
     heading = (
         f"{len(faces)} pictures of {settings.dataset}, split {settings.split}, against "
@@ -181,30 +162,25 @@ def _write(
     most = plan.num_steps[-1]
     panels = {
         _panel(target): [
-            distortion_plot.Series(trial.method, trial.distances("_uint8"), trial.is_peer)
+            distortion_plot.Series(trial.method, trial.uint8_distances, trial.is_peer)
             for trial in trials
             if (trial.target, trial.num_steps) == (target, most)
         ]
         for target in plan.targets
     }
     title = f"{len(faces)} pictures of {settings.dataset}, {settings.judge}, {most} gradients"
-    folder.write_csv("compare.csv", rows)
+    folder.write_csv("compare.csv", [row.to_row() for row in rows])
     folder.write_text("compare.md", compare_tables.markdown(rows, heading, notes_on(plan)))
     folder.write_bytes("compare.png", distortion_plot.draw_success_curves(panels, title=title))
-    per_image = [
-        {"target": trial.target, "method": trial.method, "num_steps": trial.num_steps, **record}
-        for trial in trials
-        for record in trial.records
-    ]
-    folder.write_csv("per_image.csv", per_image)
+    folder.write_csv("per_image.csv", [row for trial in trials for row in trial.rows()])
     folder.write_csv("timing.csv", compare_tables.timing_of(trials))
     packages = {package for peer in plan.peers for package in PEERS[peer].packages}
     description = run_folder.describe(
         settings,
         dataset=faces.provenance,
         recogniser=compared.recogniser.describe(),
-        plan=plan._asdict(),
-        peers={package: timing.version(package) for package in sorted(packages)},
+        plan=dataclasses.asdict(plan),
+        peers={package: machine.version(package) for package in sorted(packages)},
     )
     folder.write_json(DESCRIPTION, description)
 
@@ -253,29 +229,27 @@ def _default_output(settings: CompareSettings) -> Path:
     return Path("runs", "compare", f"{name}-{settings.split}")
 
 
-def _print(rows: Sequence[Row], recogniser: Recogniser, path: Path) -> None:
+def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> None:
     """A table per target: mean L2 and success of the 8-bit pictures."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    for target in dict.fromkeys(row["target"] for row in rows):
-        own = [row for row in rows if row["target"] == target]
-        steps = dict.fromkeys(row["num_steps"] for row in own)
-        print(f"target {target}, 8-bit pictures: mean L2 (success)")
+    for target in dict.fromkeys(row.trial.target for row in rows):
+        own = [row for row in rows if row.trial.target == target]
+        print(f"target {target}, 8-bit images: mean L2 (success)")
         table = Table()
         table.add_column("gradients")
-        for number in steps:
+        for number in dict.fromkeys(row.trial.num_steps for row in own):
             table.add_column(str(number), justify="right")
-        for method in dict.fromkeys(row["method"] for row in own):
-            cells = []
-            for row in own:
-                if row["method"] == method:
-                    mean = row["l2_mean_uint8"]
-                    shown = "–" if mean == "" else f"{mean:.3f}"
-                    cells.append(f"{shown} ({row['success_rate_uint8']:.1%})")
-            table.add_row(method, *cells)
+        for method in dict.fromkeys(row.trial.method for row in own):
+            table.add_row(method, *(_cell(row) for row in own if row.trial.method == method))
         console.print(table)
     print(f"{common.accuracy_line(recogniser)}\nTables, curves and figures: {path}")
+
+
+def _cell(row: TrialSummary) -> str:
+    mean, rate = row.uint8_result.l2_mean, row.uint8_result.success_rate
+    return f"{'–' if math.isnan(mean) else f'{mean:.3f}'} ({rate:.1%})"
 
 
 main = cli.binary(run, CompareSettings)

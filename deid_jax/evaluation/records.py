@@ -8,7 +8,7 @@ import array
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -231,32 +231,42 @@ def _record(
     measured: BatchMetrics, dataset: FaceDataset, index: int, targeted: bool
 ) -> ImageRecord:
     """The record of one image, from entries without axes."""
-    persons, target = dataset.persons, int(measured.targets)
-
-    def metrics_of(one: Measurements) -> ImageMetrics:
-        label = int(one.predictions.label)
-        return ImageMetrics(
-            prediction=persons[label],
-            confidence=float(one.predictions.confidence),
-            misclassified=bool(one.predictions.misclassified),
-            hit_target=label == target if targeted else None,
-            l2=float(one.l2),
-            linf=float(one.linf),
-            mssim=float(one.mssim),
-        )
-
+    persons = dataset.persons
+    target = int(measured.targets) if targeted else None
     return ImageRecord(
         person=persons[int(dataset.labels[index])],
         name=dataset.names[index],
-        target=persons[target] if targeted else None,
+        target=None if target is None else persons[target],
         clean_prediction=persons[int(measured.clean.label)],
         clean_confidence=float(measured.clean.confidence),
         clean_misclassified=bool(measured.clean.misclassified),
-        float_result=metrics_of(measured.float_result),
-        uint8_result=metrics_of(measured.uint8_result),
+        float_result=image_metrics(measured.float_result, persons, target),
+        uint8_result=image_metrics(measured.uint8_result, persons, target),
         loss=float(measured.effort.loss),
         num_gradients=int(measured.effort.num_gradients),
         num_forwards=int(measured.effort.num_forwards),
+    )
+
+
+def image_metrics(
+    measured: Measurements, persons: Sequence[str], target: int | None
+) -> ImageMetrics:
+    """The metrics of one image, from entries without axes.
+
+    Args:
+      measured: on the host.
+      persons: by label.
+      target: the label aimed at; None where the attack is untargeted.
+    """
+    label = int(measured.predictions.label)
+    return ImageMetrics(
+        prediction=persons[label],
+        confidence=float(measured.predictions.confidence),
+        misclassified=bool(measured.predictions.misclassified),
+        hit_target=None if target is None else label == target,
+        l2=float(measured.l2),
+        linf=float(measured.linf),
+        mssim=float(measured.mssim),
     )
 
 

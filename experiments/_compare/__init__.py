@@ -1,1 +1,1 @@
-"""Parts of `experiments.compare`."""
+"""Parts of `experiments.compare`: trials of ours and of peers, their summaries and tables."""

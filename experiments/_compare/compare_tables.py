@@ -1,93 +1,125 @@
-"""The comparison's figures: rows of `compare.csv`, and `compare.md`."""
+"""The statistics of a comparison: rows of `compare.csv` and `timing.csv`, and `compare.md`."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deid_jax.evaluation.records import Row
 from deid_jax.reports import trial_statistics
+from deid_jax.reports.trial_statistics import Distances, PairedTest
+from experiments._compare.trials import Trial
 
-# What a peer must reach to be one to beat.
+# The success that a peer must reach to count as the best.
 _BEST_PEER_SUCCESS = 0.99
 
-Record = dict[str, Any]
-Row = dict[str, Any]
+
+@dataclasses.dataclass(frozen=True)
+class DistanceSummary:
+    """The success of a trial, L2 of the successes (NaN without any), area under the curve."""
+
+    success_rate: float
+    l2_mean: float
+    l2_median: float
+    auc: float
+
+    @classmethod
+    def of(cls, distances: Distances, limit: float) -> "DistanceSummary":
+        """The summary, the area up to a limit."""
+        return cls(
+            trial_statistics.success_rate(distances),
+            *trial_statistics.mean_and_median(distances),
+            trial_statistics.auc(distances, limit),
+        )
 
 
-class Trial(NamedTuple):
-    """One method, ours or a peer, at one number of gradients and one target.
+@dataclasses.dataclass(frozen=True)
+class TrialSummary:
+    """One trial: a line of `compare.csv`. Numbers that do not exist are NaN.
 
     Attributes:
-      target: a choice of `deid_jax.evaluation.batch.TARGETS`.
-      library: "deid_jax", or the peer's.
-      method: its name, unique among ours and the peers.
-      num_steps: K, the gradients asked for.
-      records: one per picture, from `scored`.
-      seconds: wall time of the attack.
+      model: the recogniser's name.
+      trial: what is summarised.
+      num_already: originals that meet the goal by themselves.
+      float_result: of the float32 results.
+      uint8_result: of the 8-bit images.
+      mssim: mean over the successful 8-bit images.
+      mr: misclassification rate of the 8-bit images.
+      auc_limit: the L2 up to which areas are taken.
+      best_peer: the best peer at the target; None without any.
+      ratios: mean and median L2 of the 8-bit images over the best peer's.
+      reference: the method that it is paired with.
+      pair: the paired test against the reference.
+      num_gradients: mean per image.
+      num_forwards: mean per image.
+      num_unconfirmed: successes that only a peer's twin confirms; None for ours.
     """
 
-    target: str
-    library: str
-    method: str
-    num_steps: int
-    records: list[Record]
-    seconds: float
+    model: str
+    trial: Trial
+    num_already: int
+    float_result: DistanceSummary
+    uint8_result: DistanceSummary
+    mssim: float
+    mr: float
+    auc_limit: float
+    best_peer: str | None
+    ratios: tuple[float, float]
+    reference: str
+    pair: PairedTest
+    num_gradients: float
+    num_forwards: float
+    num_unconfirmed: int | None
 
-    @property
-    def is_peer(self) -> bool:
-        """Whether it is another library's."""
-        return self.library != "deid_jax"
-
-    def column(self, name: str) -> np.ndarray:
-        """One column of the records, [N]."""
-        return np.array([record[name] for record in self.records])
-
-    def distances(self, suffix: str) -> np.ndarray:
-        """L2 of float results ("") or of 8-bit pictures ("_uint8"), see `trial_statistics`."""
-        return np.where(self.column("success" + suffix), self.column("l2" + suffix), np.inf)
-
-
-def scored(record: Mapping[str, Any], picture: str, aim: str, already: bool) -> Record:
-    """One line of `per_image.csv`.
-
-    An original that meets the goal by itself stays as it is: success at distance 0, whatever
-    the attack made of it.
-
-    Args:
-      record: columns of `deid_jax.evaluation.records`; peers' also hold `claimed`.
-      picture: "person/name".
-      aim: the person aimed at; empty where the attack is untargeted.
-      already: whether the original meets the goal.
-    """
-    line: Record = {"picture": picture, "aim": aim, "already": already}
-    for suffix in ("", "_uint8"):
-        misnamed = record["misclassified" + suffix]
-        reached = record["prediction" + suffix] == aim if aim else misnamed
-        line |= {
-            "success" + suffix: already or bool(reached),
-            "l2" + suffix: 0.0 if already else record["l2" + suffix],
-            "mssim" + suffix: 1.0 if already else record["mssim" + suffix],
-            "misclassified" + suffix: already or bool(misnamed),
+    def to_row(self) -> Row:
+        """The columns of `compare.csv`."""
+        trial, floats, kept = self.trial, self.float_result, self.uint8_result
+        row: Row = {
+            "model": self.model,
+            "target": trial.target,
+            "library": trial.library,
+            "method": trial.method,
+            "num_steps": trial.num_steps,
+            "num_images": len(trial.records),
+            "num_already": self.num_already,
+            "success_rate": floats.success_rate,
+            "success_rate_uint8": kept.success_rate,
+            "l2_mean": floats.l2_mean,
+            "l2_median": floats.l2_median,
+            "l2_mean_uint8": kept.l2_mean,
+            "l2_median_uint8": kept.l2_median,
+            "mssim_uint8": self.mssim,
+            "mr_uint8": self.mr,
+            "auc": floats.auc,
+            "auc_uint8": kept.auc,
+            "auc_limit": self.auc_limit,
+            "best_peer": self.best_peer,
+            "ratio_to_best_peer": self.ratios[0],
+            "median_ratio_to_best_peer": self.ratios[1],
+            "reference": self.reference,
+            "p_value": self.pair.p_value,
+            "median_difference": self.pair.median,
+            "num_gradients": self.num_gradients,
+            "num_forwards": self.num_forwards,
+            "num_unconfirmed": self.num_unconfirmed,
         }
-    claimed = record.get("claimed")
-    unconfirmed = "" if claimed is None else claimed and not line["success"]
-    return line | {
-        "unconfirmed": unconfirmed,
-        "num_gradients": record["num_gradients"],
-        "num_forwards": record["num_forwards"],
-    }
+        return {name: "" if _is_missing(value) else value for name, value in row.items()}
 
 
-def rows_of(trials: Sequence[Trial], model: str, reference: str) -> list[Row]:
-    """The rows of `compare.csv`, one per trial, in their order.
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def summaries_of(trials: Sequence[Trial], model: str, reference: str) -> list[TrialSummary]:
+    """One summary per trial, in their order.
 
     Args:
-      trials: all of them, on the same pictures in the same order.
+      trials: all of them, on the same images in the same order.
       model: the recogniser's name.
       reference: the method that each is paired with at the same target and K.
     """
-    rows = []
+    summaries = []
     for trial in trials:
         same = [other for other in trials if other.target == trial.target]
         paired = next(
@@ -95,23 +127,22 @@ def rows_of(trials: Sequence[Trial], model: str, reference: str) -> list[Row]:
             for other in same
             if (other.method, other.num_steps) == (reference, trial.num_steps)
         )
-        rows.append(
-            _row(trial, auc_limit(same, reference), best_peer(same), paired) | {"model": model}
-        )
-    order = ("model", *(name for name in rows[0] if name != "model"))
-    return [{name: row[name] for name in order} for row in rows]
+        limit = auc_limit(same, reference)
+        summaries.append(_summary(trial, model, limit, best_peer(same), paired))
+    return summaries
 
 
 def auc_limit(trials: Sequence[Trial], reference: str) -> float:
-    """Twice the largest change with which the reference succeeds at its largest K, in 8 bits.
+    """Twice the largest L2 with which the reference succeeds at its largest K, in 8 bits.
 
-    So that a peer's largest changes do not press all areas together. Where the reference has no
-    such success, the largest of any.
+    So that a peer's largest distances do not make all areas alike. Where the reference has no
+    such success, the largest L2 of any.
     """
     of_reference = [trial for trial in trials if trial.method == reference]
     last = max(of_reference, key=lambda trial: trial.num_steps)
-    return 2 * trial_statistics.largest_success(last.distances("_uint8")) or max(
-        trial_statistics.largest_success(trial.distances("_uint8")) for trial in trials
+    largest = trial_statistics.largest_success
+    return 2 * largest(last.uint8_distances) or max(
+        largest(trial.uint8_distances) for trial in trials
     )
 
 
@@ -126,72 +157,54 @@ def best_peer(trials: Sequence[Trial]) -> Trial | None:
         for trial in trials
         if trial.is_peer
         and trial.num_steps == most
-        and trial_statistics.success_rate(trial.distances("")) >= _BEST_PEER_SUCCESS
+        and trial_statistics.success_rate(trial.float_distances) >= _BEST_PEER_SUCCESS
     ]
     return min(
         whole,
-        key=lambda trial: trial_statistics.mean_and_median(trial.distances(""))[0],
+        key=lambda trial: trial_statistics.mean_and_median(trial.float_distances)[0],
         default=None,
     )
 
 
-def _row(trial: Trial, limit: float, best: Trial | None, reference: Trial) -> Row:
-    floats, kept = trial.distances(""), trial.distances("_uint8")
-    (mean, median), (mean_kept, median_kept) = map(
-        trial_statistics.mean_and_median, (floats, kept)
+def _summary(
+    trial: Trial, model: str, limit: float, best: Trial | None, reference: Trial
+) -> TrialSummary:
+    floats, kept = trial.float_distances, trial.uint8_distances
+    uint8_result = DistanceSummary.of(kept, limit)
+    results = [record.uint8_result for record in trial.records]
+    mssim = [result.mssim for result in results if result.success]
+    mean_ratio = median_ratio = math.nan
+    if best is not None and uint8_result.success_rate == 1:
+        mean, median = trial_statistics.mean_and_median(best.float_distances)
+        mean_ratio = uint8_result.l2_mean / mean if mean > 0 else math.nan
+        median_ratio = uint8_result.l2_median / median if median > 0 else math.nan
+    # Peers are not made for 8 bits: losses by rounding do not count against them here.
+    paired = floats if trial.is_peer else kept
+    unconfirmed = sum(bool(record.unconfirmed) for record in trial.records)
+    return TrialSummary(
+        model=model,
+        trial=trial,
+        num_already=sum(record.already for record in trial.records),
+        float_result=DistanceSummary.of(floats, limit),
+        uint8_result=uint8_result,
+        mssim=float(np.mean(mssim)) if mssim else math.nan,
+        mr=float(np.mean([result.misclassified for result in results])),
+        auc_limit=limit,
+        best_peer=None if best is None else best.method,
+        ratios=(mean_ratio, median_ratio),
+        reference=reference.method,
+        pair=trial_statistics.compare_pairs(reference.uint8_distances, paired),
+        num_gradients=float(np.mean([record.num_gradients for record in trial.records])),
+        num_forwards=float(np.mean([record.num_forwards for record in trial.records])),
+        num_unconfirmed=unconfirmed if trial.is_peer else None,
     )
-    succeeded = np.isfinite(kept)
-    mssim = trial.column("mssim_uint8")[succeeded]
-    ratios = [math.nan, math.nan]
-    if best is not None and succeeded.all():
-        of_best = trial_statistics.mean_and_median(best.distances(""))
-        ratios = [
-            own / theirs if theirs > 0 else math.nan
-            for own, theirs in zip((mean_kept, median_kept), of_best, strict=True)
-        ]
-    # Peers did not ask to be rounded: what they lose by it is not held against them here.
-    theirs = floats if trial.is_peer else kept
-    pair = trial_statistics.compare_pairs(reference.distances("_uint8"), theirs)
-    row = {
-        "target": trial.target,
-        "library": trial.library,
-        "method": trial.method,
-        "num_steps": trial.num_steps,
-        "num_images": len(trial.records),
-        "num_already": int(trial.column("already").sum()),
-        "success_rate": trial_statistics.success_rate(floats),
-        "success_rate_uint8": trial_statistics.success_rate(kept),
-        "l2_mean": mean,
-        "l2_median": median,
-        "l2_mean_uint8": mean_kept,
-        "l2_median_uint8": median_kept,
-        "mssim_uint8": float(np.mean(mssim)) if mssim.size else math.nan,
-        "mr_uint8": float(trial.column("misclassified_uint8").mean()),
-        "auc": trial_statistics.auc(floats, limit),
-        "auc_uint8": trial_statistics.auc(kept, limit),
-        "auc_limit": limit,
-        "best_peer": "" if best is None else best.method,
-        "ratio_to_best_peer": ratios[0],
-        "median_ratio_to_best_peer": ratios[1],
-        "reference": reference.method,
-        "p_value": pair.p_value,
-        "median_difference": pair.median,
-        "num_gradients": float(trial.column("num_gradients").mean()),
-        "num_forwards": float(trial.column("num_forwards").mean()),
-        "num_unconfirmed": int(trial.column("unconfirmed").sum()) if trial.is_peer else "",
-    }
-    return {name: "" if _is_nan(value) else value for name, value in row.items()}
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def timing_of(trials: Sequence[Trial]) -> list[Row]:
     """The rows of `timing.csv`: ours with the verdict on the results, peers' without."""
-    rows = []
+    rows: list[Row] = []
     for trial in trials:
-        spent = trial.column("num_gradients").sum()
+        spent = sum(record.num_gradients for record in trial.records)
         rows.append(
             {
                 "target": trial.target,
@@ -204,8 +217,8 @@ def timing_of(trials: Sequence[Trial]) -> list[Row]:
     return rows
 
 
-def _number(value: Any, form: str) -> str:
-    return "—" if value == "" else form.format(value)
+def _number(value: float, form: str) -> str:
+    return "—" if math.isnan(value) else form.format(value)
 
 
 def _percent(rate: float) -> str:
@@ -216,63 +229,54 @@ def _percent(rate: float) -> str:
     return f"{text} %"
 
 
-def _distance(suffix: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        success = _percent(row["success_rate" + suffix])
-        if row["l2_mean" + suffix] == "":
-            return success
-        mean, median = row["l2_mean" + suffix], row["l2_median" + suffix]
-        return f"{mean:.3f} ({median:.3f}) {success}"
-
-    return cell
+def _distance(summary: DistanceSummary) -> str:
+    success = _percent(summary.success_rate)
+    if math.isnan(summary.l2_mean):
+        return success
+    return f"{summary.l2_mean:.3f} ({summary.l2_median:.3f}) {success}"
 
 
-def _against(row: Row) -> str:
-    if row["method"] == row["reference"]:
+def _against(row: TrialSummary) -> str:
+    if row.trial.method == row.reference:
         return "—"
-    p_value = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.3f}"
-    return f"{_number(row['median_difference'], '{:+.3f}')}, {p_value}"
+    p_value = row.pair.p_value
+    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    return f"{_number(row.pair.median, '{:+.3f}')}, {shown}"
 
 
-def _spent(row: Row) -> str:
-    return f"{row['num_gradients']:.4g} + {row['num_forwards']:.4g}"
-
-
-def _ratios(row: Row) -> str:
-    mean, median = (
-        _number(row[f"{kind}ratio_to_best_peer"], "{:.3f}") for kind in ("", "median_")
-    )
+def _ratios(row: TrialSummary) -> str:
+    mean, median = (_number(ratio, "{:.3f}") for ratio in row.ratios)
     return f"{mean} ({median})"
 
 
-# Heading, what it means, cell.
-_TABLES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+# Heading, meaning, cell.
+_TABLES: tuple[tuple[str, str, Callable[[TrialSummary], str]], ...] = (
     (
         "L2 and success, 8-bit pictures",
         "Mean (median) L2 over the successful pictures, and the share of those.",
-        _distance("_uint8"),
+        lambda row: _distance(row.uint8_result),
     ),
     (
         "L2 and success, float results",
         "The same before rounding to 8 bits. Ours are finished on the 8-bit grid where "
         "`quantize` is on, so that both tables then agree.",
-        _distance(""),
+        lambda row: _distance(row.float_result),
     ),
     (
         "MSSIM",
         "Mean structural similarity of the successful 8-bit pictures; 1 = unchanged.",
-        lambda row: _number(row["mssim_uint8"], "{:.4f}"),
+        lambda row: _number(row.mssim, "{:.4f}"),
     ),
     (
         "Misclassified",
         "MR, the share of 8-bit pictures that the recogniser misnames.",
-        lambda row: _percent(row["mr_uint8"]),
+        lambda row: _percent(row.mr),
     ),
     (
         "Area under success against distortion",
         "Of the 8-bit pictures, up to L2 = {auc_limit:.3f}, twice the largest success of "
         "{reference} at the largest number of gradients; 1 is best.",
-        lambda row: f"{row['auc_uint8']:.4f}",
+        lambda row: f"{row.uint8_result.auc:.4f}",
     ),
     (
         "Against {reference}",
@@ -291,34 +295,38 @@ _TABLES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     (
         "Spent",
         "Gradients + further forward passes per picture: ours as reported, peers' as counted.",
-        _spent,
+        lambda row: f"{row.num_gradients:.4g} + {row.num_forwards:.4g}",
     ),
 )
 
 
-def markdown(rows: Sequence[Row], heading: str, notes: Sequence[str]) -> str:
+def markdown(summaries: Sequence[TrialSummary], heading: str, notes: Sequence[str]) -> str:
     """`compare.md`.
 
     Args:
-      rows: from `rows_of`.
+      summaries: from `summaries_of`.
       heading: what was compared: a sentence or two.
       notes: what else a reader must know.
     """
-    steps = sorted({row["num_steps"] for row in rows})
+    steps = sorted({row.trial.num_steps for row in summaries})
     parts = ["# Least distortion at equal numbers of gradients", heading]
     parts += [f"- {note}" for note in notes]
-    for target in dict.fromkeys(row["target"] for row in rows):
-        own = [row for row in rows if row["target"] == target]
+    for target in dict.fromkeys(row.trial.target for row in summaries):
+        rows = [row for row in summaries if row.trial.target == target]
+        first = rows[0]
         parts.append(f"## {_goal(target)}")
-        already = own[0]["num_already"]
         parts.append(
-            f"{already} of {own[0]['num_images']} originals meet the goal by themselves: "
-            "success at distance 0 for all."
+            f"{first.num_already} of {len(first.trial.records)} originals meet the goal by "
+            "themselves: success at distance 0 for all."
         )
-        words = own[0] | {"best_peer": own[0]["best_peer"] or "here none"}
+        words = {
+            "auc_limit": first.auc_limit,
+            "reference": first.reference,
+            "best_peer": first.best_peer or "here none",
+        }
         for title, meaning, cell in _TABLES:
             parts += [f"### {title.format(**words)}", meaning.format(**words)]
-            parts.append(_table(own, steps, cell))
+            parts.append(_table(rows, steps, cell))
     text = "\n\n".join(parts) + "\n"
     return text.replace("\n\n- ", "\n- ").replace("\n- ", "\n\n- ", 1)
 
@@ -329,11 +337,13 @@ def _goal(target: str) -> str:
     return f"Targeted ({target}): named as the target"
 
 
-def _table(rows: Sequence[Row], steps: Sequence[int], cell: Callable[[Row], str]) -> str:
+def _table(
+    rows: Sequence[TrialSummary], steps: Sequence[int], cell: Callable[[TrialSummary], str]
+) -> str:
     """Methods down, numbers of gradients across."""
     lines = ["| method | " + " | ".join(map(str, steps)) + " |"]
     lines.append("|---" * (1 + len(steps)) + "|")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = {row["num_steps"]: cell(row) for row in rows if row["method"] == method}
+    for method in dict.fromkeys(row.trial.method for row in rows):
+        own = {row.trial.num_steps: cell(row) for row in rows if row.trial.method == method}
         lines.append(f"| {method} | " + " | ".join(own[number] for number in steps) + " |")
     return "\n".join(lines)

@@ -191,11 +191,11 @@ def test_equals_foolbox(case, targeted):
     """In float64, but for the last iterate, which foolbox does not judge."""
     torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
     foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
-    from experiments._benchmark import peers
+    from experiments._peers import twins
 
     _, model, variables = small_model()
     images = np.asarray(pictures(6), np.float64)
-    twin, inputs = peers.twin("model_a", variables).double(), peers.to_torch(images)
+    twin, inputs = twins.twin("model_a", variables).double(), twins.to_torch(images)
     labels = LABELS if targeted else twin(inputs).argmax(dim=1).numpy()
     criterion = foolbox.criteria.Misclassification
     if targeted:
@@ -203,7 +203,7 @@ def test_equals_foolbox(case, targeted):
     attack, settings = _foolbox_attack(case)
     recogniser = foolbox.PyTorchModel(twin, bounds=(0, 1), device="cpu")
     theirs = attack.run(recogniser, inputs.contiguous(), criterion(torch.from_numpy(labels)))
-    theirs = peers.to_numpy(theirs)
+    theirs = twins.to_numpy(theirs)
     name = case.split()[0]
     method = ATTACKS[name]
     with jax.enable_x64(True):

@@ -16,11 +16,11 @@ ALPHA, EPSILON, STEPS = 0.004, 0.02, 12
 
 @pytest.fixture(scope="module")
 def problem():
-    from experiments._benchmark import peers
+    from experiments._peers import twins
 
     logits_fn, _, variables = small_model()
     images = np.asarray(pictures(6))
-    return logits_fn, peers.twin("model_a", variables), images
+    return logits_fn, twins.twin("model_a", variables), images
 
 
 def _assert_same_attack(ours, theirs, images):
@@ -39,28 +39,28 @@ def _untargeted_sign_attack(logits_fn, images, labels):
 
 def test_ifgsm_equals_torchattacks_bim(problem):
     torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
-    from experiments._benchmark import peers
+    from experiments._peers import twins
 
     logits_fn, twin, images = problem
     attack = torchattacks.BIM(twin, eps=EPSILON, alpha=ALPHA, steps=STEPS)
-    theirs = attack(peers.to_torch(images), torch.from_numpy(LABELS))
+    theirs = attack(twins.to_torch(images), torch.from_numpy(LABELS))
     ours = _untargeted_sign_attack(logits_fn, images, LABELS)
-    _assert_same_attack(ours, peers.to_numpy(theirs), images)
+    _assert_same_attack(ours, twins.to_numpy(theirs), images)
 
 
 def test_ifgsm_equals_foolbox_linf_bim(problem):
     foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
-    from experiments._benchmark import peers
+    from experiments._peers import twins
 
     logits_fn, twin, images = problem
     attack = foolbox.attacks.LinfBasicIterativeAttack(
         abs_stepsize=ALPHA, steps=STEPS, random_start=False
     )
     model = foolbox.PyTorchModel(twin, bounds=(0, 1), device="cpu")
-    inputs = peers.to_torch(images).contiguous()
+    inputs = twins.to_torch(images).contiguous()
     theirs, _, _ = attack(model, inputs, torch.from_numpy(LABELS), epsilons=EPSILON)
     ours = _untargeted_sign_attack(logits_fn, images, LABELS)
-    _assert_same_attack(ours, peers.to_numpy(theirs), images)
+    _assert_same_attack(ours, twins.to_numpy(theirs), images)
 
 
 SETTINGS = {
@@ -73,12 +73,13 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_attacks_equal_a_plain_pytorch_loop(name):
     """In float64, where rounding does not push ReLUs and maxima over their kinks."""
-    from experiments._benchmark import peers
+    from experiments._peers import twins
+    from experiments._peers.fixed_steps import descend
 
     settings = SETTINGS[name]
     _, model, variables = small_model()
     images = np.asarray(pictures(6), np.float64)
-    inputs = peers.to_torch(images)
+    inputs = twins.to_torch(images)
 
     def update(adversarial, gradient):
         alpha = settings["step_size"]
@@ -88,9 +89,9 @@ def test_attacks_equal_a_plain_pytorch_loop(name):
         moved = adversarial - alpha * (gradient.sign() if name == "ifgsm" else gradient)
         return torch.clamp(moved, inputs - settings["epsilon"], inputs + settings["epsilon"])
 
-    twin = peers.twin("model_a", variables).double()
+    twin = twins.twin("model_a", variables).double()
     labels = torch.from_numpy(LABELS)
-    theirs = peers.to_numpy(peers.descend(twin, inputs, labels, update=update, num_steps=STEPS))
+    theirs = twins.to_numpy(descend(twin, inputs, labels, update=update, num_steps=STEPS))
     method = ATTACKS[name]
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
@@ -150,13 +151,13 @@ def test_fixed_length_attacks_equal_their_peers(case):
     """In float64 and from the originals: no random start."""
     for library in ("torchattacks", "foolbox"):
         pytest.importorskip(library, reason=f"{library} is not installed")
-    from experiments._benchmark import peers
+    from experiments._peers import twins
 
     settings, peer = _fixed_length_case(case)
     _, model, variables = small_model()
     images = np.asarray(pictures(6), np.float64)
-    twin = peers.twin("model_a", variables).double()
-    theirs = peers.to_numpy(peer(twin, peers.to_torch(images), torch.from_numpy(LABELS)))
+    twin = twins.twin("model_a", variables).double()
+    theirs = twins.to_numpy(peer(twin, twins.to_torch(images), torch.from_numpy(LABELS)))
     method = ATTACKS[case.split()[0]]
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)

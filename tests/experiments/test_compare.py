@@ -1,8 +1,7 @@
-"""The comparison's contract: files, tables, goals, the same pictures and targets for all."""
+"""The comparison's contract: files, tables, goals, the same images and targets for all."""
 
 import contextlib
 import csv
-import importlib
 import importlib.util
 import json
 import math
@@ -14,11 +13,14 @@ from PIL import Image
 from scipy import stats
 
 from deid_jax.data import load_dataset
+from deid_jax.evaluation.records import ImageMetrics
 from deid_jax.reports import trial_statistics
 from experiments import compare
-from experiments._common import common, timing
-from experiments._compare import compare_peers, compare_tables
-from experiments._compare.compare_tables import Trial, rows_of, scored
+from experiments._common import common, machine
+from experiments._compare import compare_tables
+from experiments._compare.compare_tables import summaries_of
+from experiments._compare.trials import Attempt, Trial, TrialRecord
+from experiments._peers import least_distortion
 from tests.experiments.conftest import COMMON, assert_refused, listing
 from tests.helpers import noise_faces
 
@@ -48,7 +50,7 @@ def arguments(trained, faces):
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     """One thread of PyTorch, as tests share the processor."""
-    monkeypatch.setattr(timing, "threads", lambda: 1)
+    monkeypatch.setattr(machine, "threads", lambda: 1)
 
 
 def read(lines):
@@ -59,73 +61,71 @@ def table(path):
     return read(path.read_text().splitlines())
 
 
-def record(l2, named, true="a", **more):
-    """A record of a float result and an 8-bit picture that differ in distance by 0.5."""
-    found = {"num_gradients": 4, "num_forwards": 1}
-    for suffix, distance in (("", l2), ("_uint8", l2 + 0.5)):
-        found |= {
-            "prediction" + suffix: named,
-            "misclassified" + suffix: named != true,
-            "l2" + suffix: distance,
-            "mssim" + suffix: 1 - distance / 10,
-        }
-    return found | more
+def attempt(l2, predicted, aim="b", claimed=None, predicted_uint8=None):
+    """Person "a" attacked: a float result and an 8-bit image 0.5 further away."""
+
+    def metrics(predicted, l2):
+        hit = predicted == aim if aim else None
+        return ImageMetrics(predicted, 1.0, predicted != "a", hit, l2, 0.1, 1 - l2 / 10)
+
+    kept = metrics(predicted_uint8 or predicted, l2 + 0.5)
+    return Attempt(metrics(predicted, l2), kept, 4, 1, claimed)
+
+
+def scored(attempted, aim="b", already=False):
+    return TrialRecord.of(attempted, "a/0", aim, already)
 
 
 def trial(method, l2, *, library="deid_jax", num_steps=4, already=0, target="random"):
-    """A targeted run: distances of float results, None where it failed."""
-    lines = [
+    """A targeted trial: distances of float results, None where it failed."""
+    claimed = None if library == "deid_jax" else False
+    records = [
         scored(
-            record(
-                1.0 if distance is None else distance,
-                "a" if distance is None else "b",
-                claimed=None if library == "deid_jax" else False,
-            ),
-            f"a/{place}",
-            "b",
-            already > place,
+            attempt(distance or 1.0, "a" if distance is None else "b", claimed=claimed),
+            already=already > place,
         )
         for place, distance in enumerate(l2)
     ]
-    return Trial(target, library, method, num_steps, lines, 0.5)
+    return Trial(target, library, method, num_steps, records, 0.5)
 
 
-def test_goals_are_the_target_or_any_other_name():
-    line = scored(record(2.0, "c"), "a/0", "b", False)
-    assert not line["success"]
-    assert not line["success_uint8"]
-    assert line["misclassified_uint8"]
-    untargeted = scored(record(2.0, "c"), "a/0", "", False)
-    assert untargeted["success"]
-    assert (untargeted["l2"], untargeted["l2_uint8"]) == (2, 2.5)
-    assert not scored(record(2.0, "a"), "a/0", "", False)["success"]
-    # What rounding undoes is no success of the picture.
-    undone = scored(record(2.0, "b", prediction_uint8="a"), "a/0", "b", False)
-    assert (undone["success"], undone["success_uint8"]) == (True, False)
+def test_goals_are_the_target_or_any_misclassification():
+    missed = scored(attempt(2.0, "c"))
+    assert not missed.float_result.success
+    assert not missed.uint8_result.success
+    assert missed.uint8_result.misclassified
+    untargeted = scored(attempt(2.0, "c", aim=None), aim=None)
+    assert untargeted.float_result.success
+    assert (untargeted.float_result.l2, untargeted.uint8_result.l2) == (2, 2.5)
+    assert not scored(attempt(2.0, "a", aim=None), aim=None).float_result.success
+    # What rounding undoes is no success of the image.
+    undone = scored(attempt(2.0, "b", predicted_uint8="a"))
+    assert (undone.float_result.success, undone.uint8_result.success) == (True, False)
 
 
-@pytest.mark.parametrize("aim", ["b", ""])
+@pytest.mark.parametrize("aim", ["b", None])
 def test_originals_that_meet_the_goal_are_successes_at_distance_0(aim):
     """Also where an attack undid it."""
-    for named in "ab":
-        line = scored(record(2.0, named), "a/0", aim, True)
-        for suffix in ("", "_uint8"):
-            assert line["success" + suffix]
-            assert line["misclassified" + suffix]
-            assert (line["l2" + suffix], line["mssim" + suffix]) == (0, 1)
+    for predicted in "ab":
+        record = scored(attempt(2.0, predicted, aim), aim, already=True)
+        for result in (record.float_result, record.uint8_result):
+            assert result.success
+            assert result.misclassified
+            assert (result.l2, result.mssim) == (0, 1)
 
 
 def test_a_twins_claims_are_held_to_the_recogniser():
-    assert scored(record(1.0, "a", claimed=True), "", "b", False)["unconfirmed"] is True
-    assert scored(record(1.0, "b", claimed=True), "", "b", False)["unconfirmed"] is False
-    assert scored(record(1.0, "a", claimed=False), "", "b", False)["unconfirmed"] is False
-    assert scored(record(1.0, "a"), "", "b", False)["unconfirmed"] == ""
+    found = [
+        scored(attempt(1.0, predicted, claimed=claimed)).unconfirmed
+        for predicted, claimed in (("a", True), ("b", True), ("a", False), ("a", None))
+    ]
+    assert found == [True, False, False, None]
 
 
-def test_rows_are_the_closed_forms():
+def test_summaries_are_the_closed_forms():
     ours = trial("ours", [9.0, 1.0, 2.5, None], already=1)
     peer = trial("peer", [9.0, 1.5, 3.5, 4.5], already=1, library="foolbox")
-    first, second = rows_of([ours, peer], "model_a", "ours")
+    first, second = (row.to_row() for row in summaries_of([ours, peer], "model_a", "ours"))
     assert first["num_images"] == 4
     assert first["num_already"] == 1
     assert (first["success_rate"], first["success_rate_uint8"]) == (0.75, 0.75)
@@ -143,49 +143,52 @@ def test_rows_are_the_closed_forms():
     assert second["p_value"] == pytest.approx(stats.wilcoxon([1, -2]).pvalue)
     assert second["median_difference"] == 0
     assert (first["best_peer"], second["best_peer"]) == ("peer", "peer")
-    assert first["ratio_to_best_peer"] == ""  # A mean over other pictures.
+    assert first["ratio_to_best_peer"] == ""  # A mean over other images.
     assert second["ratio_to_best_peer"] == pytest.approx((11 / 4) / (9.5 / 4))
     assert second["median_ratio_to_best_peer"] == pytest.approx(3 / 2.5)
     assert (first["num_gradients"], first["num_forwards"]) == (4, 1)
     assert (first["num_unconfirmed"], second["num_unconfirmed"]) == ("", 0)
 
 
-def test_rows_of_nothing_but_failures():
-    (row,) = rows_of([trial("ours", [None, None])], "model_a", "ours")
+def test_summaries_of_failures_hold_no_nan():
+    (summary,) = summaries_of([trial("ours", [None, None])], "model_a", "ours")
+    row = summary.to_row()
     assert (row["success_rate"], row["l2_mean"], row["mssim_uint8"]) == (0, "", "")
     assert (row["auc_uint8"], row["best_peer"], row["ratio_to_best_peer"]) == (0, "", "")
-    text = compare_tables.markdown([row], "heading", [])
+    text = compare_tables.markdown([summary], "heading", [])
     assert "| ours | 0 % |" in text
     assert "here none" in text
+    trials = [trial("ours", [None, 1.0]), trial("peer", [1.0, None])]
+    rows = [row.to_row() for row in summaries_of(trials, "model_a", "ours")]
+    assert rows[1]["median_difference"] == ""
+    assert not any(isinstance(v, float) and math.isnan(v) for row in rows for v in row.values())
 
 
 def test_limits_and_best_peers_are_a_targets_own():
     few = trial("peer", [1.0], library="x", num_steps=2)
     many = trial("peer", [2.0], library="x")
-    partial = trial("other", [0.5], library="x")._replace(
-        records=[*trial("other", [0.5]).records, *trial("other", [None]).records]
-    )
+    partial = trial("other", [0.5, None], library="x")
     assert compare_tables.best_peer([few, many, trial("ours", [0.1])]) == many
     assert compare_tables.best_peer([many, trial("next", [1.5], library="x")]).method == "next"
     assert compare_tables.best_peer([partial]) is None
-    rows = rows_of(
+    rows = summaries_of(
         [trial("ours", [1.0]), trial("ours", [7.0], target="runner_up")], "model_a", "ours"
     )
-    assert [row["auc_limit"] for row in rows] == [3, 15]
+    assert [row.auc_limit for row in rows] == [3, 15]
     # Of the reference's largest number of steps; of any where it never succeeds.
     failing = trial("ours", [None])
     assert compare_tables.auc_limit([few, many, failing], "ours") == 2.5
     assert compare_tables.auc_limit([few, many, trial("x", [9.0])], "peer") == 5
 
 
-def test_markdown_has_a_table_per_target_and_figure():
+def test_markdown_has_a_table_per_target_and_statistic():
     trials = [
         trial("ours", [1.0, 2.0], num_steps=2),
         trial("ours", [0.5, 1.0]),
         trial("peer", [1.0, None], library="foolbox", num_steps=2),
         trial("peer", [1.0, 2.0], library="foolbox"),
     ]
-    text = compare_tables.markdown(rows_of(trials, "model_a", "ours"), "What.", ["a", "b"])
+    text = compare_tables.markdown(summaries_of(trials, "model_a", "ours"), "What.", ["a", "b"])
     assert text.count("\n## ") == 1
     assert text.count("\n| method | 2 | 4 |\n|---|---|---|\n") == text.count("\n### ") == 8
     assert "| ours | 2.000 (2.000) 100 % | 1.250 (1.250) 100 % |" in text
@@ -202,11 +205,11 @@ def test_all_and_none_are_said_of_all_and_none(rate, text):
     assert compare_tables._percent(rate) == text
 
 
-def test_writes_tables_that_agree_with_each_picture(workplace, arguments, capsys):
+def test_writes_tables_that_agree_with_each_image(workplace, arguments, capsys):
     assert compare.main([*arguments, *QUICK]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "target random, 8-bit pictures: mean L2 (success)" in out
+    assert "target random, 8-bit images: mean L2 (success)" in out
     folder = workplace / "out"
     assert sorted(path.name for path in folder.iterdir()) == FILES
     rows, lines = table(folder / "compare.csv"), table(folder / "per_image.csv")
@@ -253,14 +256,14 @@ def test_the_same_command_gives_the_same_files_but_for_times(workplace, argument
         assert value == other, name
 
 
-def test_pictures_are_kept_where_asked(workplace, arguments):
-    flags = ["--methods=pfgvm", "--num_steps=3", "--peers=none", "--targets=none", "--sample=4"]
+def test_images_are_kept_where_asked(workplace, arguments):
+    flags = [*QUICK, "--methods=pfgvm"]
     assert compare.main([*arguments, *flags, "--keep_images"]) == 0
     lines = table(workplace / "out" / "per_image.csv")
-    kept = workplace / "out" / "images" / "pfgvm-3-none"
+    kept = workplace / "out" / "images" / "pfgvm-2-random"
     written = {str(path.relative_to(kept)) for path in kept.rglob("*.png")}
     assert written == {line["picture"] + ".png" for line in lines}
-    assert len(written) == 4
+    assert len(written) == 18
     # The distances are those of the files.
     settings = compare.cli.parse(compare.CompareSettings, arguments)
     faces = load_dataset("folder", settings.options("all"))
@@ -272,13 +275,13 @@ def test_pictures_are_kept_where_asked(workplace, arguments):
             assert float(line["l2_uint8"]) == pytest.approx(np.linalg.norm(change), rel=1e-5)
 
 
-def test_peers_have_the_same_pictures_targets_and_judge(workplace, arguments):
+@pytest.mark.slow
+def test_peers_have_the_same_images_targets_and_judge(workplace, arguments):
     for module in ("torch", "foolbox", "adv_lib"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module}, a peer, is not installed")
     with warnings.catch_warnings(action="ignore"):
-        peers = importlib.import_module("experiments._compare.minimal_norm_peers")
-        peers.import_libraries(list(compare_peers.PEERS))
+        least_distortion.import_libraries(list(least_distortion.PEERS))
     flags = ["--methods=pfgvm", "--num_steps=15", "--peers=foolbox_ddn,adv_lib_ddn"]
     flags += ["--sample=6", "--batch_size=4"]
     runs = []
@@ -303,7 +306,15 @@ def test_peers_have_the_same_pictures_targets_and_judge(workplace, arguments):
     text = (workplace / "out" / "compare.md").read_text()
     assert "adv-lib also asks for torchvision and visdom" in text
     versions = json.loads((workplace / "out" / "config.json").read_text())["peers"]
-    assert versions["adv-lib"] == timing.version("adv-lib")
+    assert versions["adv-lib"] == machine.version("adv-lib")
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "split"),
+    [(1, (1, 1)), (10, (2, 5)), (20, (4, 5)), (50, (5, 10)), (100, (5, 20)), (1000, (9, 111))],
+)
+def test_searches_share_the_gradients(num_steps, split):
+    assert least_distortion.search_split(num_steps) == split
 
 
 def test_samples_are_drawn_evenly_by_the_seed():
@@ -321,8 +332,8 @@ def test_samples_are_drawn_evenly_by_the_seed():
 def test_peers_that_are_not_installed_are_named_at_once(
     workplace, arguments, capsys, monkeypatch
 ):
-    version = timing.version
-    monkeypatch.setattr(timing, "version", lambda name: None if "a" in name else version(name))
+    version = machine.version
+    monkeypatch.setattr(machine, "version", lambda name: None if "a" in name else version(name))
     message = (
         "peers need eagerpy, adv-lib: pip install --no-deps -r tests/requirements-peers.txt, "
         "or leave them out with --peers=none"
@@ -335,17 +346,11 @@ def test_peers_that_are_not_installed_are_named_at_once(
     ("flag", "message"),
     [
         ("--methods=pfgvm,blur", "methods must be of pfgvm, "),
-        ("--methods=pfgvm,", "methods must be of pfgvm, "),
         ("--targets=random,all", "targets must be of random, least_likely, runner_up, none"),
-        ("--num_steps=0,10", "num_steps must be an integer >= 1, got 0"),
-        ("--num_steps=10,x", "num_steps must be integers by commas, got '10,x'"),
         ("--num_steps=20,10", "num_steps must increase, got 20,10"),
         ("--peers=foolbox", "peers must be of foolbox_ddn, "),
         ("--reference=ddd", "reference must be one of those compared (pfgvm, ifgvm), got ddd"),
-        ("--sample=0", "sample must be an integer >= 1, got 0"),
         ("--sample=19", "sample must be at most 18, the pictures of the split, got 19"),
-        ("--max_images=0", "max_images must be an integer >= 1, got 0"),
-        ("--batch_size=0", "batch_size must be an integer >= 1, got 0"),
         ("--checkpoint=nowhere", "nowhere"),
     ],
 )
@@ -358,27 +363,21 @@ def test_two_ways_to_choose_pictures_are_one_too_many(workplace, arguments, caps
     assert_refused(compare.main, flags, "sample and max_images both say", workplace, capsys)
 
 
-@pytest.mark.skipif(timing.version("adv-lib") is None, reason="adv-lib, a peer, is missing")
+@pytest.mark.skipif(machine.version("adv-lib") is None, reason="adv-lib, a peer, is missing")
 def test_peers_of_more_persons_are_named(workplace, arguments, capsys):
     flags = [*arguments, "--methods=pfgvm", "--num_steps=2", "--peers=adv_lib_alma"]
     message = "adv_lib_alma needs at least 4 persons, got 3"
     assert_refused(compare.main, flags, message, workplace, capsys)
 
 
-@pytest.mark.skipif(timing.version("torch") is None, reason="torch, a peer, is not installed")
+@pytest.mark.skipif(machine.version("torch") is None, reason="torch, a peer, is not installed")
 @pytest.mark.parametrize(
     ("names", "model", "num_steps", "message"),
     [
-        (["adv_lib_pdgd"], "model_a", (1, 2), "adv_lib_pdgd needs num_steps of at least 2"),
-        (["foolbox_ddn"], "no_such_model", (1,), "no PyTorch twin of no_such_model"),
+        (["adv_lib_pdgd"], "model_a", 1, "adv_lib_pdgd needs num_steps of at least 2"),
+        (["foolbox_ddn"], "no_such_model", 1, "no PyTorch twin of no_such_model"),
     ],
 )
 def test_peers_that_cannot_run_are_named(names, model, num_steps, message):
     with pytest.raises(compare.InputError, match=message):
-        compare_peers.check_peers(names, model, num_steps)
-
-
-def test_no_nan_reaches_the_table():
-    rows = rows_of([trial("ours", [None, 1.0]), trial("peer", [1.0, None])], "model_a", "ours")
-    assert rows[1]["median_difference"] == ""
-    assert not any(isinstance(v, float) and math.isnan(v) for row in rows for v in row.values())
+        least_distortion.check_peers(names, model, num_steps)

@@ -72,11 +72,11 @@ def _both(network, images, weights):
 def _compare_with_pytorch(variant, arrays, images):
     """Rounding moves a few activations across their kink, where the gradient jumps."""
     torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
-    from tests import torch_mobilefacenet
+    from experiments._peers.mobilefacenet_twin import with_published_weights
 
     weights = np.random.default_rng(5).normal(size=(len(images), 128)).astype(np.float32)
     embeddings, gradient = _both(convert(arrays), images, weights)
-    twin = torch_mobilefacenet.build(variant, arrays)
+    twin = with_published_weights(variant, arrays)
     inputs = torch.from_numpy(images).requires_grad_(True)
     expected = twin(inputs.permute(0, 3, 1, 2))
     (expected * torch.from_numpy(weights)).sum().backward()

@@ -9,7 +9,8 @@ from deid_jax.models import create_model
 from tests.helpers import randomised
 
 torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
-torch.set_num_threads(1)  # The cores are the other workers', too.
+torch.set_num_threads(1)  # Other workers share the cores.
+pytestmark = pytest.mark.slow
 
 LABELS = np.array([1, 4, 6])
 
@@ -27,26 +28,26 @@ def _ours(model, variables, images):
 
 
 def _theirs(twin, images):
-    from experiments._benchmark import peers
+    from experiments._peers import twins
 
-    inputs = peers.to_torch(images).requires_grad_(True)
+    inputs = twins.to_torch(images).requires_grad_(True)
     logits = twin(inputs)
     labels = torch.from_numpy(LABELS)
     torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-    return logits.detach().numpy(), peers.to_numpy(inputs.grad)
+    return logits.detach().numpy(), twins.to_numpy(inputs.grad)
 
 
 def _assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name, size", [("model_a", 32), ("model_a", 45), ("vgg16", 45)])
+@pytest.mark.parametrize(("name", "size"), [("model_a", 45), ("vgg16", 45)])
 def test_logits_and_input_gradients_equal_pytorch(name, size):
-    from experiments._benchmark import peers
+    from experiments._peers import twins
 
     model = create_model(name, num_classes=7, image_size=size)
     variables = randomised(model, size)
-    twin = peers.twin(name, variables)
+    twin = twins.twin(name, variables)
     images = np.asarray(jax.random.uniform(jax.random.key(3), (3, size, size, 3)))
     _assert_close(jax.jit(model.apply)(variables, images), _theirs(twin, images)[0])
     # Rounding puts a few of VGG-16's millions of ReLUs on the other side of zero, where the
