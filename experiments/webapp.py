@@ -3,12 +3,12 @@
     python -m experiments.webapp
         --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
-Open the address that it prints, drop photos, compare before and after, read what recognisers
-say, and download the protected files: without metadata, under their own names. It is
-`experiments.protect` with a page around it, and gives the same files.
+Open the address that it prints, drop photos, compare before and after, read the recognisers'
+verdicts, and download the protected files: without metadata, under their own names. It gives
+the same files as `experiments.protect`.
 
-Only this machine reaches the page (it listens on 127.0.0.1), and the page asks no other for
-anything. What is uploaded and made lies in a temporary folder that goes when Ctrl-C ends it.
+Only this machine can reach the page (it listens on 127.0.0.1), and the page requests nothing
+from elsewhere. Uploads and results lie in a temporary folder that is deleted when Ctrl-C ends it.
 """
 
 import contextlib
@@ -22,48 +22,40 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import jax
 
 from deid_jax.checks import count
 from deid_jax.errors import InputError
+from deid_jax.photos import Protector, Strength, load_detector
 from experiments._common import cli
 from experiments._common.cli import setting
-from experiments._protect import protect_inputs
-from experiments._webapp.webapp_page import page, style
-from experiments._webapp.webapp_uploads import Studio
-from experiments.protect import ProtectSettings
+from experiments._protect.protector_settings import ProtectorSettings
+from experiments._webapp.page import page, style
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
 
 HOST = "127.0.0.1"
-# Of one file: 50 megapixels of RGB, without compression.
+# 50 megapixels of RGB without compression.
 _MAX_FILE_SIZE = "160mb"
-# Uploads of tabs that stay open go after a day, looked at every hour; in seconds.
+# Seconds between checks for old uploads, and their age at which they are deleted.
 _CLEANING = (3600, 86400)
-# How temporary folders' names begin; then comes the process's number.
+# Temporary folders' names begin so; the process's number follows.
 _FOLDER = "deid_jax_webapp_"
-# Read by Gradio when it is imported.
+# Gradio reads these when it is imported.
 _ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
 
-def _as_in_protect(name: str) -> Any:
-    """A field that means what it means to `experiments.protect`."""
-    (field,) = (f for f in dataclasses.fields(ProtectSettings) if f.name == name)
-    return setting(field.default, **field.metadata)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WebappSettings:
+class WebappSettings(ProtectorSettings):
     """Settings of `experiments.webapp`."""
 
-    recogniser: str = _as_in_protect("recogniser")
-    judge: str = _as_in_protect("judge")
-    threshold: float | None = _as_in_protect("threshold")
-    detector: str = _as_in_protect("detector")
-    num_steps: int = _as_in_protect("num_steps")
-    port: int = setting(7860, "The page's port on this machine; 0: any that is free.")
-    seed: int = _as_in_protect("seed")
+    port: int = setting(7860, "The page's port on this machine; 0: any free one.")
 
 
 def run(settings: WebappSettings) -> None:
@@ -85,12 +77,12 @@ def serve(settings: WebappSettings) -> Iterator[str]:
       InputError: see `run`.
     """
     port = _free(settings.port)
-    chosen = studio(settings)
+    protector = protector_of(settings)
     _remove_left_behind()
     folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}_")
     try:
         with _environment(_ENVIRONMENT | {"GRADIO_TEMP_DIR": folder, **_direct()}):
-            blocks = page(chosen, Path(folder), _CLEANING)
+            blocks = page(protector, Path(folder), _CLEANING)
             try:
                 blocks.launch(
                     server_name=HOST,
@@ -117,38 +109,38 @@ def serve(settings: WebappSettings) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def studio(settings: WebappSettings) -> Studio:
-    """What the page works with.
+def protector_of(settings: WebappSettings) -> Protector:
+    """The page's protector.
 
     Raises:
-      InputError: bad settings, a recogniser that cannot be loaded or has no threshold.
+      InputError: bad settings, or a recogniser that cannot be loaded or has no threshold.
     """
-    count("num_steps", settings.num_steps, least=1)
-    count("seed", settings.seed, most=2**31 - 1)
-    detector = protect_inputs.detector(settings.detector)
-    witnesses = protect_inputs.witnesses(
-        settings.recogniser, settings.judge, settings.threshold
+    settings.check()
+    return Protector(
+        settings.verifiers(),
+        jax.random.key(settings.seed),
+        detector=load_detector(settings.detector),
+        strength=Strength(num_steps=settings.num_steps),
     )
-    return Studio(detector, witnesses, settings.num_steps, settings.seed)
 
 
 def _free(port: int) -> int:
-    """The port, or one that is free in the place of 0."""
+    """The port, or a free one instead of 0."""
     count("port", port, most=65535)
     with socket.socket() as probe:
-        # As the server will: a port whose last connections are only closing is free.
+        # As the server does: a port whose last connections are closing counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise InputError(f"port {port} cannot be had ({error.strerror})") from error
+            raise InputError(f"port {port} cannot be used ({error.strerror})") from error
         return int(probe.getsockname()[1])
 
 
-def _own_names_only() -> list[Any]:
-    """Answers what is asked of this machine by name alone.
+def _own_names_only() -> "list[Middleware]":
+    """Middleware that only answers requests to this machine's own names.
 
-    Else pages of others could have their name point to this machine, and see all that it shows.
+    Otherwise a foreign page could have its name point to this machine, and read the page.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -157,7 +149,7 @@ def _own_names_only() -> list[Any]:
 
 
 def _direct() -> dict[str, str]:
-    """Has Gradio ask its own server whether it is up, not a proxy."""
+    """Keeps Gradio's check of its own server off proxies."""
     names = ("no_proxy", "NO_PROXY")
     return {name: ",".join(filter(None, [os.environ.get(name), HOST])) for name in names}
 
@@ -178,13 +170,13 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Ends the block at Ctrl-C, or when the process is told to end or its terminal closes."""
+    """Ends the block on Ctrl-C, SIGTERM, or when the terminal closes."""
     kinds = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(kind, signal.default_int_handler) for kind in kinds]
     try:
         yield
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # Of a terminal that is gone.
+        with contextlib.suppress(OSError):  # The terminal may be gone.
             print("ended", flush=True)
     finally:
         for kind, handler in zip(kinds, before, strict=True):
@@ -192,7 +184,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 def _remove_left_behind() -> None:
-    """Removes photos of pages that were killed: folders whose process is no more."""
+    """Removes the folders of pages that were killed."""
     for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*_*"):
         process = left.name.removeprefix(_FOLDER).partition("_")[0]
         if process.isdecimal() and left.is_dir() and not left.is_symlink():

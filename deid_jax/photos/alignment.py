@@ -1,8 +1,8 @@
-"""Where a face lies in a photo, and how a change of its crop comes back to the photo's pixels.
+"""Aligned crops of faces, and how a perturbation of a crop is added to the photo's own pixels.
 
-A similarity takes points p of the photo to p' = A p + b of the recogniser's crop, 112 × 112
-pixels whose template puts eyes, nose and mouth where recognisers have learned to see them.
-Coordinates are those of pixels' centres: the first pixel's is (0, 0).
+A similarity transform takes points p of the photo to p' = A p + b of the crop: 112 × 112
+pixels, with eyes, nose and mouth on the template that recognisers are trained on. Coordinates
+are of pixel centres; the first pixel's is (0, 0).
 """
 
 import math
@@ -12,7 +12,7 @@ from PIL import Image
 
 from deid_jax.data.images import CELEBA_SIZE, CELEBA_TO_TEMPLATE
 from deid_jax.errors import InputError
-from deid_jax.photos.faces import Face
+from deid_jax.photos.faces import Face, FaceError
 
 SIZE = 112
 # Eyes, nose, corners of the mouth: the template of ArcFace (Deng et al., CVPR 2019).
@@ -25,20 +25,20 @@ TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
-# Where the landmarks' mean lies in a detector's box, and their root mean square distance from
-# it, in shares of the width: means of the 20 photos of CelebA, of 24, whose face
-# `faces.cascade` finds (standard deviations 0.022, 0.021 and 0.016).
+# The landmarks' mean in a detector's box, and their root mean square distance from it, as shares
+# of the box's width: means over the 20 of 24 photos of CelebA in which `detectors.cascade`
+# finds the face (standard deviations 0.022, 0.021 and 0.016).
 _BOX_CENTRE = (0.500, 0.576)
 _BOX_SPREAD = 0.242
-# Crop pixels over which a change fades to nothing at the crop's border.
+# Crop pixels over which a perturbation fades to zero at the crop's border.
 _TAPER = 8
-# Crops are drawn so many times finer and then reduced: place and rotation cost less sharpness.
+# Crops are resampled on a grid this much finer and then reduced, which keeps them sharper.
 _OVERSAMPLING = 2
-# So are changes on photos with fewer photo pixels per crop pixel than this.
+# So are perturbations where a crop pixel is fewer photo pixels than this.
 _COARSE = 2.0
-# Pixels around the crop that filters may reach, the crop's or the photo's: the larger ones.
+# How far filters reach around the crop, in pixels of the crop or the photo, whichever are larger.
 _MARGIN = 4
-# Sines of rotation from which on pixels lie anyhow between the crop's.
+# The sine of rotation up to which a face counts as upright.
 _UPRIGHT = 0.02
 _BICUBIC = Image.Resampling.BICUBIC
 
@@ -46,9 +46,9 @@ _BICUBIC = Image.Resampling.BICUBIC
 def crop_matrix(face: Face, size: int = SIZE) -> np.ndarray:
     """float64[2, 3]: the similarity (A, b) from the photo to the crop of size × size pixels.
 
-    With landmarks the least-squares one onto `TEMPLATE` (Umeyama, PAMI 1991, without
-    reflections); with a box alone upright, its size and place by the box. Other sizes than
-    `SIZE` show the same square: p ↦ (p + ½) size/112 − ½.
+    With landmarks it is the least-squares fit onto `TEMPLATE` (Umeyama, PAMI 1991, without
+    reflections); with a box alone it is upright. Other sizes than `SIZE` show the same square:
+    p ↦ (p + ½) size/112 − ½.
 
     Raises:
       InputError: all landmarks lie in one place.
@@ -59,7 +59,7 @@ def crop_matrix(face: Face, size: int = SIZE) -> np.ndarray:
         centre = np.array([left + _BOX_CENTRE[0] * width, top + _BOX_CENTRE[1] * height])
         linear = _spread_of(targets) / (_BOX_SPREAD * width) * np.eye(2)
         return np.column_stack([linear, targets.mean(0) - linear @ centre])
-    return similarity(np.asarray(face.landmarks, np.float64), targets)
+    return fit_similarity(np.asarray(face.landmarks, np.float64), targets)
 
 
 def _spread_of(points: np.ndarray) -> float:
@@ -67,13 +67,13 @@ def _spread_of(points: np.ndarray) -> float:
     return math.sqrt(np.mean(np.sum(np.square(points - points.mean(0)), axis=1)))
 
 
-def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """float64[2, 3], the similarity of least Σ ‖A p + b − q‖²: points p, targets q.
 
     Raises:
       InputError: all points lie in one place.
     """
-    # Their mean may be rounded: their distances from it say less.
+    # The mean is rounded, so distances from it may not be exactly zero.
     if not np.ptp(points, axis=0).max() > 0:
         raise InputError("landmarks must not lie all in one place")
     centre, target_centre = points.mean(0), targets.mean(0)
@@ -85,21 +85,21 @@ def similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, target_centre - linear @ centre])
 
 
-def aligned_face(shape: tuple[int, int], name: str) -> Face:
-    """The face of a picture that is a crop already: square, on the template; or CelebA's.
+def aligned_face(pixels: np.ndarray) -> list[Face]:
+    """The face of uint8[H, W, 3] that is an aligned crop: square, on the template; or CelebA's.
 
     Raises:
-      InputError: another shape.
+      FaceError: it has another shape.
     """
-    height, width = shape
+    height, width = pixels.shape[:2]
     if (height, width) == (CELEBA_SIZE[1], CELEBA_SIZE[0]):
         linear, offset = CELEBA_TO_TEMPLATE[:, :2], CELEBA_TO_TEMPLATE[:, 2]
         points = (TEMPLATE - offset) @ np.linalg.inv(linear).T
     elif height == width:
         points = (TEMPLATE + 0.5) * (width / SIZE) - 0.5
     else:
-        raise InputError(f"{name} is no aligned face: it is {width}x{height}, not square")
-    return Face((0.0, 0.0, float(width), float(height)), points)
+        raise FaceError(f"is no aligned face: it is {width}x{height}, not square")
+    return [Face((0.0, 0.0, float(width), float(height)), points)]
 
 
 def scale_of(matrix: np.ndarray) -> float:
@@ -108,11 +108,11 @@ def scale_of(matrix: np.ndarray) -> float:
 
 
 def crop(pixels: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """The face as a recogniser sees it: float32[size, size, 3] in [0, 1], of 8 bits.
+    """The aligned crop of a face: float32[size, size, 3] in [0, 1], on the 8-bit grid.
 
     Bicubic, on a grid `_OVERSAMPLING` times as fine that is then reduced; a photo finer than
-    that is reduced first, by a filter as wide as that. Only the face's surroundings are read.
-    What lies beyond the photo is black.
+    that is first reduced to it. Only the face's surroundings are read. Beyond the photo the
+    crop is black.
 
     Args:
       pixels: uint8[H, W, 3].
@@ -131,7 +131,7 @@ def crop(pixels: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray
     ratio = max(scale / _OVERSAMPLING, 1.0)
     small = (max(1, round(region.width / ratio)), max(1, round(region.height / ratio)))
     ratios = np.array(region.size) / small
-    # From centres of the fine grid to those of the crop, the photo and the reduced region.
+    # From the fine grid through the crop and the photo to the reduced region.
     back = _inverse(matrix)
     linear = back[:, :2] / ratios[:, None] / _OVERSAMPLING
     first = back[:, :2] @ np.full(2, _FIRST) + back[:, 2]
@@ -143,28 +143,28 @@ def crop(pixels: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray
     return np.asarray(shown.resize((size, size), _BICUBIC), np.float32) / 255
 
 
-# The fine grid's first pixel's centre on the coarse one.
+# The centre of the fine grid's first pixel, in coordinates of the coarse one.
 _FIRST = 0.5 / _OVERSAMPLING - 0.5
 
 
-def spread(
-    change: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]
+def to_photo(
+    perturbation: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]
 ) -> tuple[slice, slice, np.ndarray]:
-    """A change of the crop, on the photo's own pixels.
+    """The perturbation of a crop on the photo's own pixels.
 
-    Bicubic, fading to exactly zero at the crop's border, outside it zero; where the photo is
+    Bicubic, fading to exactly zero at the crop's border, and zero outside. Where the photo is
     hardly finer than the crop, or coarser, the filter is as wide as the photo's pixels.
 
     Args:
-      change: float32[S, S, 3].
+      perturbation: float32[S, S, 3].
       matrix: of `crop_matrix`.
       shape: (H, W) of the photo.
 
     Returns:
       The rows and columns of the photo that it may touch, and float32[h, w, 3] for them.
     """
-    size = change.shape[0]
-    faded = change * taper(size)[:, None, None] * taper(size)[None, :, None]
+    size = perturbation.shape[0]
+    faded = perturbation * taper(size)[:, None, None] * taper(size)[None, :, None]
     corners = _corners(matrix, size)
     low = np.maximum(np.floor(corners.min(0)).astype(int), 0)
     high = np.minimum(np.ceil(corners.max(0)).astype(int), [shape[1] - 1, shape[0] - 1])
@@ -177,7 +177,7 @@ def spread(
     start = (first + 0.5) / ratio - 0.5
     extent = (int(high[0] - low[0] + 1), int(high[1] - low[1] + 1))
     channels = []
-    for channel in range(change.shape[2]):
+    for channel in range(perturbation.shape[2]):
         image = Image.fromarray(np.ascontiguousarray(faded[..., channel], np.float32))
         moved = image.resize((small, small), _BICUBIC).transform(
             (over * extent[0], over * extent[1]),
@@ -188,7 +188,7 @@ def spread(
         channels.append(np.asarray(moved.resize(extent, _BICUBIC)))
     found = np.stack(channels, axis=2)
     if over > 1:
-        # The last filter reaches over the crop's border.
+        # The last filter reaches beyond the crop's border.
         xs, ys = (np.arange(first, last + 1) for first, last in zip(low, high, strict=True))
         for across, down, offset in matrix:
             found[~_inside(across * xs + down * ys[:, None] + offset, size)] = 0
@@ -197,19 +197,19 @@ def spread(
 
 
 def _inside(places: np.ndarray, size: int) -> np.ndarray:
-    """Which places along one axis of the crop lie in its pixels."""
+    """Which positions along one axis of the crop lie in its pixels."""
     return (places >= -0.5) & (places <= size - 0.5)
 
 
 def _grid(scale: float, size: int) -> tuple[int, int]:
-    """How much finer than the photo changes are drawn, and the pixels they are reduced to."""
+    """The oversampling of a perturbation on the photo, and the size that it is reduced to first."""
     over = _OVERSAMPLING if scale < _COARSE else 1
     return over, max(1, round(size * min(scale * over, 1.0)))
 
 
 def support(matrix: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice, np.ndarray]:
-    """The pixels that `spread` may touch: rows and columns of the photo, and bool[h, w]."""
-    rows, columns, touched = spread(np.ones((SIZE, SIZE, 3), np.float32), matrix, shape)
+    """The pixels that `to_photo` may touch: rows and columns of the photo, and bool[h, w]."""
+    rows, columns, touched = to_photo(np.ones((SIZE, SIZE, 3), np.float32), matrix, shape)
     return rows, columns, np.any(touched != 0, axis=2)
 
 
@@ -220,12 +220,12 @@ def taper(size: int) -> np.ndarray:
     return ((1 - np.cos(np.pi * share)) / 2).astype(np.float32)
 
 
-def roundtrip(matrix: np.ndarray, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """R and C, float32[S, S]: `crop` sees R δ Cᵀ of what `spread` brings to the photo of δ.
+def round_trip(matrix: np.ndarray, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """R and C, float32[S, S]: `crop` sees R δ Cᵀ of a δ that `to_photo` added to the photo.
 
-    Of an upright face, `_MARGIN` crop pixels or more from the photo's border, this is exact but
-    for rounding to 8 bits. Nearer it is as if the photo went on. Of others the scale counts,
-    their rotation does not: R and C are means over places between pixels.
+    Exact up to 8-bit rounding for upright faces at least `_MARGIN` crop pixels from the photo's
+    border; nearer, it is as if the photo went on. Of turned faces it knows the scale, not the
+    rotation: R and C are means over positions between pixels.
     """
     scale = scale_of(matrix)
     centre = _inverse(matrix) @ [(size - 1) / 2, (size - 1) / 2, 1.0]
@@ -239,16 +239,16 @@ def roundtrip(matrix: np.ndarray, size: int = SIZE) -> tuple[np.ndarray, np.ndar
 
 
 def _line(scale: float, centre: float, size: int) -> np.ndarray:
-    """float32[S, S], `crop` of `spread` along one axis of an upright face.
+    """float32[S, S], `crop` of `to_photo` along one axis of an upright face.
 
     Args:
       scale: photo pixels per crop pixel.
-      centre: the crop's, on the photo.
+      centre: of the crop, on the photo.
       size: S.
     """
     low = math.floor(centre - size * scale / 2)
     length = math.ceil(centre + size * scale / 2) - low + 1
-    # The columns are unit changes, faded, and stay apart.
+    # Each column is a faded unit perturbation.
     over, small = _grid(scale, size)
     image = Image.fromarray(np.diag(taper(size))).resize((size, small), _BICUBIC)
     start = (low + 0.5 / over - 0.5 - centre) / scale + size / 2
@@ -270,7 +270,7 @@ def _line(scale: float, centre: float, size: int) -> np.ndarray:
 
 
 def _stretched(image: Image.Image, height: int, step: float, start: float) -> Image.Image:
-    """Row i of the result shows row start + i step."""
+    """An image whose row i is row start + i step of another."""
     coefficients = _coefficients(np.diag([1.0, step]), np.array([0.0, start]))
     return image.transform(
         (image.width, height), Image.Transform.AFFINE, coefficients, _BICUBIC
@@ -278,7 +278,7 @@ def _stretched(image: Image.Image, height: int, step: float, start: float) -> Im
 
 
 def _corners(matrix: np.ndarray, size: int) -> np.ndarray:
-    """float64[4, 2], the crop's corners in the photo."""
+    """float64[4, 2]: the crop's corners in the photo."""
     ends = np.array([[-0.5, -0.5], [size - 0.5, -0.5], [-0.5, size - 0.5], [size - 0.5] * 2])
     back = _inverse(matrix)
     return ends @ back[:, :2].T + back[:, 2]
@@ -290,6 +290,6 @@ def _inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def _coefficients(linear: np.ndarray, start: np.ndarray) -> list[float]:
-    """Pillow's, which map corners of pixels, of a map of centres."""
+    """Pillow's coefficients, which map pixel corners, of a map of pixel centres."""
     start = start + 0.5 - linear @ np.array([0.5, 0.5])
     return np.column_stack([linear, start]).ravel().tolist()

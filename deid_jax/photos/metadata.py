@@ -1,8 +1,8 @@
-"""What a photo's file tells beside its pixels: how they are coded, and notes of all kinds.
+"""Metadata of photo files: how pixels are coded, and notes of all kinds.
 
-Always kept is what a picture looks wrong without: how a PNG's numbers mean colours, the size on
-paper. On request come EXIF with GPS, XMP, IPTC, comments and texts, rid of every small copy of
-the picture that can be told as one. Nothing else is ever carried over.
+Always kept is what a photo would look wrong without: a PNG's colour space, the density. EXIF
+with GPS, XMP, IPTC, comments and texts are kept on request, without any thumbnail that can be
+recognised as one. Nothing else is ever carried over.
 """
 
 import contextlib
@@ -11,25 +11,26 @@ import io
 import re
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
-# Below this quality a change this small would hardly outlive the encoder.
+# Arguments of Pillow's `save`.
+SaveArguments: TypeAlias = dict[str, object]
+# A coarser JPEG would undo so small a perturbation.
 LEAST_QUALITY = 90
 _FINEST_CHROMA = 0
 _HALF_WIDTH_CHROMA = 1
 
 _ORIENTATION = 0x0112
 _XMP = 0x02BC
-# Chunks of a PNG that say which colours its numbers mean.
-# and the bytes that each has: longer ones could hold anything.
+# Chunks that define a PNG's colour space, and their lengths: longer ones could hold anything.
 _PNG_COLOURS = {b"cHRM": 32, b"cICP": 4, b"gAMA": 4, b"sRGB": 1}
 _XMP_IN_PNG = "XML:com.adobe.xmp"
 _IPTC_IN_PHOTOSHOP = 0x0404
-# Tags that lay out a TIFF's pixels or those of a thumbnail, that `save` writes itself (density,
-# profile), or that hold pictures (Photoshop's resources, sub-directories, JPEG streams).
+# Tags that lay out the pixels of a TIFF or thumbnail, that `save` writes itself (density,
+# profile), or that hold images (Photoshop's resources, sub-directories, JPEG streams).
 _LAYOUT = frozenset(
     tag
     for first, last in (
@@ -39,24 +40,24 @@ _LAYOUT = frozenset(
     )
     for tag in range(first, last + 1)
 )
-# A marker holds 65533 bytes, its name included.
+# A JPEG marker holds 65533 bytes, including its name.
 _LONGEST_IN_JPEG = 65_400
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n"
-# A picture in a text is base64; its lines may be broken, in XML by references.
+# An image in a text is base64; its lines may be broken, in XML by references.
 _BASE64 = r"(?:[A-Za-z0-9+/]{40,}+={0,2}(?:&#x[aAdD];|&#1[03];|\s)*+)+[A-Za-z0-9+/]*+={0,2}"
 _LONGEST_WORD = 160
 
 
-def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> dict[str, Any]:
-    """Arguments of `save`: a PNG's meaning of colours, and the density in dots per inch.
+def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> SaveArguments:
+    """A PNG's colour space, and the density in dots per inch.
 
     Args:
       image: decoded.
       data: its file.
-      sideways: whether upright it has exchanged its width and height.
+      sideways: whether width and height change places when it is turned upright.
     """
-    kept: dict[str, Any] = {}
+    kept: SaveArguments = {}
     if image.format == "PNG":
         colours = PngImagePlugin.PngInfo()
         for name, content in _png_chunks(data):
@@ -69,21 +70,21 @@ def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> dict[str,
     return kept
 
 
-def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> dict[str, Any]:
-    """Arguments of `save` that go beyond `kept_always`, or take the place of some of them.
+def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> SaveArguments:
+    """Metadata beyond `kept_always`, or in place of some of it.
 
-    Not kept are small copies of the picture: EXIF's thumbnail, maker's notes and other values
-    with a JPEG or PNG in them, Photoshop's resources but for IPTC, base64 in XMP and texts,
-    further pictures (MPF, gain maps, depth) and videos behind the first. Nor are notes that
-    Pillow does not read: extended XMP, all comments but the last, other segments. A small copy
-    in a maker's own coding cannot be told from other notes.
+    Not kept are thumbnails: EXIF's, maker's notes and other values with a JPEG or PNG in them,
+    Photoshop's resources other than IPTC, base64 in XMP and texts, further images (MPF, gain
+    maps, depth) and videos behind the first. Nor is what Pillow does not read: extended XMP,
+    all comments but the last, other segments. A thumbnail in a maker's own format cannot be
+    recognised.
 
     Args:
       image: decoded.
       data: its file.
       size: width and height, upright.
     """
-    kept: dict[str, Any] = {}
+    kept: SaveArguments = {}
     jpeg = image.format in ("JPEG", "MPO")
     exif = _exif(image, size)
     packet = _xmp(image.info.get("xmp"))
@@ -91,13 +92,13 @@ def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> d
         exif[_XMP] = packet
     elif packet and image.format != "PNG":
         kept["xmp"] = packet
-    # Damaged values raise all sorts; what cannot be written is not kept.
+    # Damaged values raise anything; what cannot be written is not kept.
     with contextlib.suppress(Exception):
         whole = exif.tobytes()
         if len(exif) and (not jpeg or len(whole) < _LONGEST_IN_JPEG):
             kept["exif"] = whole
             if image.format == "TIFF":
-                # Pillow's own writer: libtiff loses GPS, and may crash on odd tags.
+                # Pillow's own writer; libtiff loses GPS, and may crash on odd tags.
                 kept["compression"] = "raw"
     if jpeg and isinstance(image.info.get("comment"), bytes):
         kept["comment"] = image.info["comment"]
@@ -120,7 +121,7 @@ def bits_of_png(data: bytes) -> int:
 
 
 def subsampling(image: Image.Image, sideways: bool) -> int:
-    """Pillow's number for the chroma's resolution; the finest where it has none for it."""
+    """Pillow's number for the chroma resolution; the finest if it has none."""
     found = JpegImagePlugin.get_sampling(image)
     if found < 0 or (sideways and found == _HALF_WIDTH_CHROMA):
         return _FINEST_CHROMA
@@ -130,9 +131,9 @@ def subsampling(image: Image.Image, sideways: bool) -> int:
 def quantisation(
     image: Image.Image, sideways: bool
 ) -> tuple[int, tuple[tuple[int, ...], ...] | None]:
-    """The least quality, from 90, as fine as a JPEG's; and its tables, if they are of 90.
+    """The lowest quality from 90 on that is as fine as a JPEG's; its tables if they are of 90.
 
-    A table's sum stands for its fineness.
+    The sum of a table stands for its fineness.
     """
     own: dict[int, list[int]] = getattr(image, "quantization", {})
     tables = [own[number] for number in sorted(own)]
@@ -151,17 +152,18 @@ def quantisation(
 
 @functools.cache
 def _sums_of_tables(quality: int) -> tuple[int, int]:
-    """Of luma's and chroma's quantisation as Pillow writes it."""
+    """Sums of Pillow's luma and chroma tables."""
     written = io.BytesIO()
     Image.new("RGB", (8, 8)).save(written, "JPEG", quality=quality)
     with Image.open(written, formats=("JPEG",)) as image:
+        # Pillow declares it for its JPEG class only.
         tables = image.quantization  # type: ignore[attr-defined]
     return sum(tables[0]), sum(tables[1])
 
 
-def _density(value: Any) -> tuple[float, float] | None:
+def _density(value: object) -> tuple[float, float] | None:
     try:
-        across, down = (float(number) for number in value)
+        across, down = (float(number) for number in value)  # type: ignore[attr-defined]  # raises
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     fits = all(1 <= number < 65_535 for number in (across, down))
@@ -169,13 +171,13 @@ def _density(value: Any) -> tuple[float, float] | None:
 
 
 def _exif(image: Image.Image, size: tuple[int, int]) -> Image.Exif:
-    """EXIF anew, without what lays out pixels, without pictures, and upright; else empty."""
+    """New EXIF, upright, without images and what lays out pixels; empty if it is damaged."""
     fresh = Image.Exif()
     try:
         found = image.getexif()
         camera, place = (dict(found.get_ifd(part)) for part in (_CAMERA, _PLACE))
         rules = dict(found.get_ifd(_RULES)) if _RULES in camera else {}
-    except Exception:  # Damaged directories raise all sorts.
+    except Exception:  # Damaged directories raise anything.
         return fresh
     fresh.endian = found.endian
     apart = {*_LAYOUT, _ORIENTATION, _CAMERA, _PLACE}
@@ -183,7 +185,7 @@ def _exif(image: Image.Image, size: tuple[int, int]) -> Image.Exif:
     camera.pop(_RULES, None)
     camera |= {tag: n for tag, n in zip(_PIXELS, size, strict=True) if tag in camera}
     for directory in (fresh, camera, place, rules):
-        for tag in [tag for tag, value in directory.items() if _holds_picture(value)]:
+        for tag in [tag for tag, value in directory.items() if _holds_image(value)]:
             del directory[tag]
     if rules:
         camera[_RULES] = rules
@@ -197,31 +199,29 @@ _CAMERA, _PLACE, _RULES = ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.
 _PIXELS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 
 
-def _holds_picture(value: Any) -> bool:
-    """Whether a JPEG or PNG begins somewhere in bytes; in text, a line of base64 as long."""
+def _holds_image(value: object) -> bool:
+    """Whether bytes contain the start of a JPEG or PNG, or text a long run of base64."""
     if isinstance(value, bytes):
         return (
-            _JPEG_START in value
-            or _PNG_START in value
-            or _holds_picture(value.decode("latin-1"))
+            _JPEG_START in value or _PNG_START in value or _holds_image(value.decode("latin-1"))
         )
-    return isinstance(value, str) and without_pictures(value) != value
+    return isinstance(value, str) and without_images(value) != value
 
 
-def without_pictures(text: str) -> str:
-    """A text without its runs of base64 of 160 characters and more."""
+def without_images(text: str) -> str:
+    """The text without runs of base64 of 160 characters or more."""
     return re.sub(_BASE64, lambda run: "" if len(run[0]) >= _LONGEST_WORD else run[0], text)
 
 
-def _xmp(packet: Any) -> bytes:
-    """XMP without pictures, saying "upright"; none of it if it is not UTF-8."""
+def _xmp(packet: object) -> bytes:
+    """XMP without images, its orientation set to upright; empty unless it is UTF-8."""
     if not isinstance(packet, bytes):
         return b""
     try:
         text = packet.rstrip(b"\0").decode("utf-8")
     except UnicodeDecodeError:
         return b""
-    return b"" if "\0" in text else _upright(without_pictures(text)).encode("utf-8")
+    return b"" if "\0" in text else _upright(without_images(text)).encode("utf-8")
 
 
 def _upright(xmp: str) -> str:
@@ -229,7 +229,7 @@ def _upright(xmp: str) -> str:
 
 
 def _iptc_segment(iptc: bytes) -> bytes:
-    """IPTC as the only one of Photoshop's resources, in its segment of a JPEG."""
+    """A JPEG segment with IPTC as its only Photoshop resource."""
     resource = b"8BIM" + struct.pack(">HHI", _IPTC_IN_PHOTOSHOP, 0, len(iptc)) + iptc
     content = b"Photoshop 3.0\0" + resource + b"\0" * (len(iptc) % 2)
     return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
@@ -242,10 +242,10 @@ def _png_notes(image: Image.Image, data: bytes) -> PngImagePlugin.PngInfo:
         if name == b"tIME" or len(content) == _PNG_COLOURS.get(name):
             notes.add(name, content)
     for key, value in getattr(image, "text", {}).items():
-        # What other programs wrap as hexadecimal digits: EXIF is read by Pillow and kept.
+        # Hexadecimal copies of other metadata; EXIF among them is read by Pillow and kept.
         if key.startswith("Raw profile type"):
             continue
-        text = without_pictures(str(value))
+        text = without_images(str(value))
         if key == _XMP_IN_PNG:
             text = _upright(text)
         if isinstance(value, PngImagePlugin.iTXt):
@@ -256,7 +256,7 @@ def _png_notes(image: Image.Image, data: bytes) -> PngImagePlugin.PngInfo:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Names and contents of a PNG's chunks up to its pixels, and of those behind."""
+    """Names and contents of a PNG's chunks, without its pixels."""
     place = 8
     while place + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, place)
@@ -273,5 +273,5 @@ def _webp_chunks(data: bytes) -> Iterator[bytes]:
         name, length = struct.unpack("<4sI", head)
         if name in (b"VP8 ", b"VP8L"):
             yield name
-        # A frame of an animation begins with 16 bytes of its own.
+        # An animation's frame begins with a header of 16 bytes.
         stream.seek(16 if name == b"ANMF" else length + length % 2, io.SEEK_CUR)

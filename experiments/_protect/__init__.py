@@ -1,1 +1,1 @@
-"""Parts of `experiments.protect`."""
+"""Parts of `experiments.protect` that `experiments.webapp` shares, and its table."""

@@ -1,57 +1,69 @@
-"""Frames of videos: upright in RGB and back, in a frame's own planes, colours and range.
+"""Frames of videos: to upright RGB and back, in a frame's own planes, colours and range.
 
-Frames are PyAV's; pictures are uint8[H, W, 3], RGB.
+Frames are PyAV's; pixels are uint8[H, W, 3], RGB.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
-# Planar formats that all encoders take; others become 4:2:0 of 8 bits, and RGB 4:4:4.
+if TYPE_CHECKING:
+    from av import VideoCodecContext, VideoFrame
+
+# Planar formats that all encoders take. Others become 4:2:0 of 8 bits, and RGB 4:4:4.
 _KEPT = {
     **{f"yuv{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
     **{f"yuvj{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
     **{f"yuv{kind}p10le": f"yuv{kind}p10le" for kind in (420, 422, 444)},
 }
 _FULL_RANGE = 2
-_RGB, _BT709 = 0, 1  # Of colour spaces, by FFmpeg's numbers.
+_RGB, _BT709 = 0, 1  # FFmpeg's numbers of colour spaces.
 
-# (the frame's number, uint8[H, W, 3], upright) -> the same changed, or None: as it is.
-Change = Callable[[int, np.ndarray], np.ndarray | None]
+# (the frame's number, uint8[H, W, 3], upright) -> its new pixels, or None to keep them.
+FrameChange = Callable[[int, np.ndarray], np.ndarray | None]
 
 
-def way(frame: Any) -> tuple[bool, int]:
-    """What brings a frame upright: a mirror, left for right, then quarter turns."""
+def orientation(frame: "VideoFrame") -> tuple[bool, int]:
+    """How a frame becomes upright: mirrored left to right or not, then quarter turns."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return False, 0
     # A point (x, y) is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].astype(float)
+    a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].astype(float)
     sign = -1 if a * d < b * c else 1
     return sign < 0, round(-math.atan2(sign * b, sign * a) / (math.pi / 2)) % 4
 
 
 def upright(pixels: np.ndarray, mirrored: bool, turns: int) -> np.ndarray:
-    """Mirrored, if it is to be, and then turned by quarters, counter-clockwise."""
+    """Pixels mirrored if asked for, and then turned by quarters, counter-clockwise."""
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, turns))
 
 
-def rgb_of(frame: Any) -> np.ndarray:
+def rgb_of(frame: "VideoFrame") -> np.ndarray:
     """uint8[H, W, 3] of a frame, not turned."""
     return _reformat(frame, format="rgb24", dst_color_range=_FULL_RANGE).to_ndarray()
 
 
-def _reformat(frame: Any, **options: Any) -> Any:
+class _Reformat(TypedDict, total=False):
+    """Options of PyAV's `VideoFrame.reformat`."""
+
+    format: str
+    src_color_range: int
+    dst_color_range: int
+    dst_colorspace: int
+
+
+def _reformat(frame: "VideoFrame", **options: Unpack[_Reformat]) -> "VideoFrame":
     from av.video.reformatter import Interpolation
 
     exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     return frame.reformat(interpolation=int(exact), threads=1, **options)
 
 
-def _planar(pixels: np.ndarray, like: Any, pix_fmt: str) -> Any:
-    """A frame of RGB pixels, in the colours of another frame."""
+def _planar(pixels: np.ndarray, like: "VideoFrame", pix_fmt: str) -> "VideoFrame":
+    """A frame of RGB pixels in the colour space of another frame."""
     from av import VideoFrame
 
     plain = VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -64,25 +76,27 @@ def _planar(pixels: np.ndarray, like: Any, pix_fmt: str) -> Any:
     )
 
 
-def range_of(frame: Any) -> int:
-    """FFmpeg's number: 0 unknown, 1 of television, 2 from 0 to 255."""
+def range_of(frame: "VideoFrame") -> int:
+    """FFmpeg's number of the colour range: 0 unknown, 1 limited, 2 full."""
     return _FULL_RANGE if frame.format.name.startswith("yuvj") else int(frame.color_range)
 
 
-def _planes(frame: Any) -> list[np.ndarray]:
+def _planes(frame: "VideoFrame") -> list[np.ndarray]:
     """Views of a frame's planes: uint8 or uint16, [h, w]."""
     kind = np.dtype(np.uint8 if frame.format.components[0].bits == 8 else np.uint16)
     found = []
     for plane in frame.planes:
-        whole = np.frombuffer(plane, kind).reshape(-1, plane.line_size // kind.itemsize)
+        whole = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)
         found.append(whole[: plane.height, : plane.width])
     return found
 
 
-def replaced(frame: Any, before: np.ndarray, after: np.ndarray, pix_fmt: str) -> Any:
-    """The frame with the difference of two RGB pictures added to its own planes.
+def replaced(
+    frame: "VideoFrame", before: np.ndarray, after: np.ndarray, pix_fmt: str
+) -> "VideoFrame":
+    """The frame with the difference of two RGB images added to its own planes.
 
-    Where they are alike the frame's own values stay: they do not go through RGB.
+    Where they are equal the frame's own values stay: they do not go through RGB.
     """
     from av import VideoFrame
 
@@ -97,33 +111,33 @@ def replaced(frame: Any, before: np.ndarray, after: np.ndarray, pix_fmt: str) ->
     return made
 
 
-def format_of(frame: Any, encoder: Any) -> str:
-    """The pixel format to write: the same, or one that loses no colours and takes any size."""
+def format_of(frame: "VideoFrame", encoder: "VideoCodecContext") -> str:
+    """The pixel format to write: the frame's own, or the nearest that the encoder takes."""
     odd = frame.width % 2 or frame.height % 2
     rgb = frame.format.is_rgb or frame.format.has_palette
     default = "yuv444p" if odd or rgb else "yuv420p"
     kept = default if odd else _KEPT.get(frame.format.name, default)
-    # Some builds of libvpx know 8 bits alone.
-    known = [one.name for one in encoder.video_formats]
+    # Some builds of libvpx support 8 bits only.
+    known = [one.name for one in encoder.codec.video_formats or ()]
     return kept if kept in known else kept.removesuffix("10le")
 
 
-def in_format(frame: Any, pix_fmt: str) -> Any:
+def in_format(frame: "VideoFrame", pix_fmt: str) -> "VideoFrame":
     """The frame in the pixel format to write."""
     if _KEPT.get(frame.format.name) == pix_fmt:
         return frame
-    # Else what was in RGB would go on saying so.
-    colours = {"dst_colorspace": _BT709} if frame.colorspace == _RGB else {}
-    return _reformat(frame, format=pix_fmt, **colours)
+    if frame.colorspace == _RGB:  # Otherwise the planar frame would still claim to be RGB.
+        return _reformat(frame, format=pix_fmt, dst_colorspace=_BT709)
+    return _reformat(frame, format=pix_fmt)
 
 
-def changed(frame: Any, number: int, change: Change, pix_fmt: str) -> Any:
-    """The frame to encode."""
-    time, (mirrored, turns) = (frame.pts, frame.time_base, frame.duration), way(frame)
+def apply(frame: "VideoFrame", number: int, change: FrameChange, pix_fmt: str) -> "VideoFrame":
+    """The frame to encode, its pixels changed."""
+    time, (mirrored, turns) = (frame.pts, frame.time_base, frame.duration), orientation(frame)
     frame = in_format(frame, pix_fmt)
     before = rgb_of(frame)
     after = change(number, upright(before, mirrored, turns))
-    back = turns if mirrored else -turns  # A mirror, turned or not, is its own inverse.
+    back = turns if mirrored else -turns  # Mirroring and turning is its own inverse.
     after = before if after is None else upright(after, mirrored, back)
     made = replaced(frame, before, after, pix_fmt)
     made.pts, made.time_base, made.duration = time

@@ -1,25 +1,20 @@
-"""What `experiments.protect` is given: folders, their files, recognisers, a gallery."""
+"""Input of a run: the files below a folder, what is in them, and a person's gallery."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from deid_jax.errors import InputError
-from deid_jax.photos import faces as face_finding
+from deid_jax.errors import InputError, one_line
 from deid_jax.photos import files
-from deid_jax.photos.alignment import SIZE, aligned_face
-from deid_jax.photos.faces import Detector
-from deid_jax.photos.judging import THRESHOLDS, Witness, directions, directions_of_photos
+from deid_jax.photos.faces import Detector, FaceChoice
 from deid_jax.photos.manifest import NAME, digest_of, digest_of_file
-from deid_jax.recognisers.embedders import split_list
-from deid_jax.videos import video_files
-from experiments._common import cli
+from deid_jax.photos.verifiers import Verifier, gallery_of
+from deid_jax.videos.containers import FORMATS
 
-# In bytes: no photo of `MAX_PIXELS` is larger.
+# In bytes; no photo of `files.MAX_PIXELS` is larger.
 _LARGEST_PHOTO = 2**29
-# Suffixes of videos that `video_files.FORMATS` lacks.
+# Suffixes of videos that `containers.FORMATS` lacks.
 _OTHER_VIDEOS = (
     *(".avi", ".3gp", ".3g2", ".mts", ".m2ts", ".ts"),
     *(".wmv", ".flv", ".mpg", ".mpeg", ".ogv", ".vob"),
@@ -27,10 +22,10 @@ _OTHER_VIDEOS = (
 
 
 def folders(given: str, into: str) -> tuple[Path, Path]:
-    """The photo or folder of photos, and the folder to write into, which lie apart.
+    """The file or folder to read, and the folder to write into.
 
     Raises:
-      InputError: they do not, or are not there.
+      InputError: one is missing or no folder, or one lies within the other.
     """
     for name, text in (("input", given), ("output", into)):
         if not text:
@@ -53,15 +48,14 @@ def folders(given: str, into: str) -> tuple[Path, Path]:
 
 
 def listed(source: Path, name: str = "input", *, but: str | None = None) -> list[str]:
-    """Names of all files below a folder; hidden ones are none of ours.
+    """Names of all files below a folder but hidden ones, sorted.
 
-    Links to folders and folders that cannot be looked into are among them, so that they are
-    accounted for.
+    Links to folders and folders that cannot be read are listed too, so that they are reported.
 
     Args:
       source: a folder, or a file, which is then the only one.
-      name: what messages call it.
-      but: a file that may lie among them and is none of them.
+      name: for messages.
+      but: a file to leave out.
 
     Raises:
       InputError: there are none.
@@ -75,7 +69,7 @@ def listed(source: Path, name: str = "input", *, but: str | None = None) -> list
         links = [one for one in below if (Path(folder) / one).is_symlink()]
         found += [Path(folder) / one for one in (*names, *links) if not one.startswith(".")]
     if but is not None:
-        # Not `resolve`, which links that lead round in circles are too much for.
+        # `Path.resolve` fails on circular links.
         whole = os.path.realpath(but)
         found = [path for path in found if os.path.realpath(path) != whole]
     if not found:
@@ -84,14 +78,14 @@ def listed(source: Path, name: str = "input", *, but: str | None = None) -> list
 
 
 def is_video(name: str) -> bool:
-    """Whether a file is taken for a video, by its suffix."""
-    return Path(name).suffix.lower() in video_files.SUFFIXES
+    """Whether a file is treated as a video, by its suffix."""
+    return Path(name).suffix.lower() in FORMATS
 
 
 def content(source: Path, name: str) -> tuple[bytes | InputError | None, str]:
-    """What is in a file, or what is wrong with it; and its SHA-256, empty of the latter.
+    """The content of a file, or what is wrong with it, and its SHA-256, empty if unreadable.
 
-    Videos are not read at once: theirs is None.
+    Videos are not read into memory: their content is None.
     """
     path = source / name if source.is_dir() else source
     try:
@@ -103,11 +97,11 @@ def content(source: Path, name: str) -> tuple[bytes | InputError | None, str]:
         data = path.read_bytes()
         return data, digest_of(data)
     except OSError as error:
-        return InputError(f"{name} cannot be read: {error.strerror}"), ""
+        return InputError(f"{name} cannot be read: {one_line(error)}"), ""
 
 
 def _wrong(path: Path, name: str) -> str | None:
-    """Why a file is not even looked into."""
+    """Why a file is not even opened, or None."""
     if name == NAME:
         return f"{name} is what the record of all files is called"
     if path.is_dir():
@@ -119,71 +113,24 @@ def _wrong(path: Path, name: str) -> str | None:
     if path.exists() and not path.is_file():
         return f"{name} is no file of data"
     if Path(name).suffix.lower() in _OTHER_VIDEOS:
-        kinds = ", ".join(sorted(video_files.SUFFIXES))
+        kinds = ", ".join(sorted(FORMATS))
         return f"{name} is a video of a kind that is not written: convert it to one of {kinds}"
     if path.stat().st_size > _LARGEST_PHOTO and not is_video(name):
         return f"{name} is larger than {_LARGEST_PHOTO} bytes"
     return None
 
 
-def witnesses(recogniser: str, judge: str, threshold: float | None) -> list[Witness]:
-    """Who judges: recognisers that are fitted, and others.
-
-    Raises:
-      InputError: one cannot be loaded, sees nothing, lacks a threshold or is given twice.
-    """
-    fitted = split_list(recogniser, ",")
-    others = [] if judge == "none" else split_list(judge, ",")
-    if threshold is not None and not -1 < threshold < 1:
-        raise InputError(f"threshold must be a cosine > -1 and < 1, got {threshold}")
-    found: list[Witness] = []
-    for number, text in enumerate((*fitted, *others)):
-        try:
-            embedder = cli.load_recogniser(text, SIZE)
-        except InputError as error:
-            raise InputError(
-                f"{error}; without a recogniser nothing real is protected: give "
-                "--recogniser=NAME:FILE with weights of yours, or be online once for NAME"
-            ) from error
-        if embedder.name in [witness.embedder.name for witness in found]:
-            raise InputError(f"recogniser {embedder.name} is given twice")
-        own = THRESHOLDS.get(embedder.name) if threshold is None else threshold
-        if own is None:
-            raise InputError(f"recogniser {embedder.name} needs a --threshold")
-        directions(embedder, sample())  # Says who sees nothing.
-        found.append(Witness(embedder, own, number < len(fitted)))
-    return found
-
-
-def sample() -> np.ndarray:
-    """float32[2, S, S, 3], pictures of noise: what is made of them tells recognisers apart."""
-    return np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
-
-
-def detector(name: str) -> Detector:
-    """What finds faces: `cascade`, or the file of a YuNet model.
-
-    Raises:
-      InputError: what it needs is not installed, or there is no such model.
-    """
-    if name != "cascade":
-        return face_finding.yunet(name)
-    face_finding.cascade(np.zeros((32, 32, 3), np.uint8))  # Says what is not installed.
-    return face_finding.cascade
-
-
-def known(
-    folder: Path, judges: Sequence[Witness], detector: Detector, *, aligned: bool
-) -> list[np.ndarray]:
-    """For each judge, the directions of the person in a folder's photos, [K, D].
-
-    Of several faces in a photo the largest is taken for the person's.
+def with_gallery(
+    verifiers: Sequence[Verifier], folder: Path, detector: Detector
+) -> tuple[Verifier, ...]:
+    """The recognisers with the embeddings of one person's photos; the largest face in each.
 
     Raises:
       InputError: it is no folder, or a file in it is no photo with a face.
     """
     if not folder.is_dir():
         raise InputError(f"gallery {folder} is not a folder")
+    choice = FaceChoice("largest", detector=detector)
     photos = []
     for name in listed(folder, "gallery"):
         data, _ = content(folder, name)
@@ -191,10 +138,10 @@ def known(
             raise InputError(f"gallery {folder}: {data or f'{name} is a video'}")
         try:
             pixels = files.parse_photo(data, name).pixels
-            crops = [aligned_face(pixels.shape[:2], name)] if aligned else detector(pixels)
+            faces, _ = choice.faces(name, pixels)
         except InputError as error:
             raise InputError(f"gallery {folder}: {error}") from error
-        if not crops:
+        if not faces:
             raise InputError(f"gallery {folder}: no face was found in {name}")
-        photos.append((pixels, crops[0]))
-    return [directions_of_photos(judge.embedder, photos) for judge in judges]
+        photos.append((pixels, faces[0]))
+    return tuple(replace(one, gallery=gallery_of(one.embedder, photos)) for one in verifiers)

@@ -1,8 +1,7 @@
-"""What the page of `experiments.webapp` does to an upload: protected file, pictures, messages.
+"""Uploads to the page of `experiments.webapp`: protected file, previews, messages.
 
-Pictures are uint8[H, W, 3], RGB, at most `PREVIEW` pixels long: a larger photo is shown made
-smaller. The amplified difference shows pixels of the photo itself, every k-th of them: made
-smaller by averaging, it would understate what was changed.
+Previews are uint8[H, W, 3], RGB, at most `PREVIEW` pixels long. The amplified difference shows
+every k-th pixel of the photo: averaging would understate the perturbation.
 """
 
 import dataclasses
@@ -12,40 +11,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from deid_jax.errors import InputError
-from deid_jax.photos import files
-from deid_jax.photos.faces import Detector, Face
-from deid_jax.photos.judging import Witness
-from deid_jax.photos.photo import FaceReport, Protected, Strength, protect
-from experiments._protect.protect_work import key_of
-from experiments.protect import STRENGTHS
+from deid_jax.errors import InputError, one_line
+from deid_jax.photos import STRENGTHS, FaceReport, ProtectedPhoto, Protector, Strength, files
 
 MAX_FILES = 20
 MAX_PIXELS = 50_000_000
-# The longer side of the pictures shown.
+# The longest side of previews.
 PREVIEW = 1600
-# A change of one level in 255 is shown as one of this many.
+# How many levels of the difference preview show one level of perturbation.
 AMPLIFICATION = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Studio:
-    """What the page works with.
-
-    Attributes:
-      detector: finds faces.
-      witnesses: who is fooled, and who judges.
-      num_steps: gradient steps of each try.
-      seed: decides every random choice.
-    """
-
-    detector: Detector
-    witnesses: Sequence[Witness]
-    num_steps: int
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +30,9 @@ class Outcome:
 
     Attributes:
       name: the file's name.
-      message: why there is no protected file; None where there is one.
+      message: why there is no protected file; None if there is one.
       output: the protected file.
-      pictures: files of before, after and the amplified difference: of the whole photo, and
+      previews: files of before, after and the amplified difference: of the whole photo, and
         of each face.
       faces: what became of each face.
     """
@@ -64,12 +40,12 @@ class Outcome:
     name: str
     message: str | None = None
     output: Path | None = None
-    pictures: tuple[tuple[Path, ...], ...] = ()
+    previews: tuple[tuple[Path, ...], ...] = ()
     faces: tuple[FaceReport, ...] = ()
 
     @property
     def protected(self) -> bool:
-        """Whether no recogniser that was asked knows a face again."""
+        """Whether no recogniser matches a face any more."""
         return self.message is None and all(face.protected for face in self.faces)
 
 
@@ -82,45 +58,46 @@ def refusal(paths: Sequence[str | Path] | None) -> str | None:
     return None
 
 
-def outcome_of(path: str | Path, strength: str, studio: Studio, folder: Path) -> Outcome:
-    """Protects one upload, and writes the protected file and the pictures.
+def outcome_of(path: str | Path, strength: str, protector: Protector, folder: Path) -> Outcome:
+    """Protects one upload, and writes the protected file and previews.
 
     Args:
       path: the uploaded file.
       strength: a key of `STRENGTHS`.
-      studio: what to do it with.
+      protector: recognisers, detector and number of steps.
       folder: to write into; a folder below it is made.
     """
     name = Path(path).name
+    chosen = Strength(STRENGTHS[strength], protector.strength.num_steps)
+    protector = dataclasses.replace(protector, strength=chosen)
     try:
-        data = files.read_content(path)
-        photo = files.parse_photo(data, name, max_pixels=MAX_PIXELS)
-        faces = studio.detector(photo.pixels)
+        photo = files.parse_photo(_content(Path(path)), name, max_pixels=MAX_PIXELS)
+        assert protector.detector is not None
+        faces = protector.detector(photo.pixels)
         if not faces:
             raise InputError(f"No face was found in {name}: there is nothing to download")
-        done = protect(
-            photo,
-            faces,
-            studio.witnesses,
-            key_of(name, jax.random.key(studio.seed)),
-            strength=Strength(STRENGTHS[strength], studio.num_steps),
-            detector=studio.detector,
-        )
+        done = protector.protect_photo(photo, faces, name)
         return _outcome(name, photo.pixels, done, folder)
     except InputError as error:
         return Outcome(name, f"{error}.")
     except OSError as error:
-        return Outcome(name, f"{name} cannot be written: {error.strerror}.")
+        return Outcome(name, f"{name} cannot be written: {one_line(error)}.")
 
 
-def _outcome(name: str, before: np.ndarray, done: Protected, folder: Path) -> Outcome:
-    """Writes the file and the pictures."""
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: {one_line(error)}") from error
+
+
+def _outcome(name: str, before: np.ndarray, done: ProtectedPhoto, folder: Path) -> Outcome:
     own = Path(tempfile.mkdtemp(dir=folder))
     output = own / "protected" / name
     files.write_whole(output, done.data)
     views = [(slice(None), slice(None))]
-    views += [around(report.face, before.shape) for report in done.faces]
-    pictures = []
+    views += [around(report, before.shape) for report in done.faces]
+    previews = []
     for number, view in enumerate(views):
         one, other = before[view], done.pixels[view]
         step = max(1, math.ceil(max(one.shape[:2]) / PREVIEW))
@@ -132,13 +109,13 @@ def _outcome(name: str, before: np.ndarray, done: Protected, folder: Path) -> Ou
             "after": smaller(other, step),
             "difference": difference,
         }
-        pictures.append(
+        previews.append(
             tuple(_written(own / f"{kind}{number}.png", shown[kind]) for kind in shown)
         )
-    return Outcome(name, None, output, tuple(pictures), tuple(done.faces))
+    return Outcome(name, None, output, tuple(previews), done.faces)
 
 
-def around(face: Face, shape: Sequence[int]) -> tuple[slice, slice]:
+def around(face: FaceReport, shape: Sequence[int]) -> tuple[slice, slice]:
     """Rows and columns of a face's box and half as much on each side, within the photo."""
     left, top, width, height = face.box
 
@@ -150,7 +127,7 @@ def around(face: Face, shape: Sequence[int]) -> tuple[slice, slice]:
 
 
 def smaller(pixels: np.ndarray, step: int) -> np.ndarray:
-    """A picture with one pixel for step x step."""
+    """An image with one pixel for step x step."""
     from PIL import Image
 
     height, width = pixels[::step, ::step].shape[:2]
@@ -161,20 +138,20 @@ def smaller(pixels: np.ndarray, step: int) -> np.ndarray:
 
 
 def amplified(before: np.ndarray, after: np.ndarray, step: int = 1) -> np.ndarray:
-    """uint8 of 128 + `AMPLIFICATION` (after − before), of every step-th pixel, cut to 0…255."""
+    """128 + `AMPLIFICATION` (after − before) of every step-th pixel, clipped to uint8."""
     one, other = (pixels[::step, ::step].astype(np.int32) for pixels in (before, after))
     return np.clip(128 + AMPLIFICATION * (other - one), 0, 255).astype(np.uint8)
 
 
 def marked(pixels: np.ndarray, faces: Sequence[FaceReport], scale: float) -> np.ndarray:
-    """The picture with each face's box and number, as in the table of verdicts."""
+    """The image with each face's box and number, as in the table of verdicts."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     size = max(12, max(image.size) // 20)
     for number, report in enumerate(faces, 1):
-        left, top, width, height = (scale * edge for edge in report.face.box)
+        left, top, width, height = (scale * edge for edge in report.box)
         line = max(1, size // 16)
         draw.rectangle((left, top, left + width, top + height), outline="white", width=line)
         place = (left + 3 * line, top + 2 * line)
@@ -197,22 +174,22 @@ def _written(path: Path, pixels: np.ndarray) -> Path:
 
 
 def summary(outcome: Outcome) -> str:
-    """One line on a photo."""
+    """One line about a photo."""
     if outcome.message is not None:
         return outcome.message
-    knowing = sum(not face.protected for face in outcome.faces)
+    matched = sum(not face.protected for face in outcome.faces)
     number = len(outcome.faces)
     faces = "1 face" if number == 1 else f"{number} faces"
-    if not knowing:
-        return f"{outcome.name}: {faces} found, not known again by any recogniser asked."
+    if not matched:
+        return f"{outcome.name}: {faces} found, not matched by any recogniser asked."
     return (
-        f"{outcome.name}: not protected. {faces} found, of which a recogniser still knows "
-        f"{knowing} at the strongest change allowed."
+        f"{outcome.name}: not protected. {faces} found, of which a recogniser still matches "
+        f"{matched} at the strongest perturbation allowed."
     )
 
 
 def forget(outcomes: Sequence[Outcome]) -> None:
-    """Deletes what was made."""
+    """Deletes the files of outcomes."""
     for outcome in outcomes:
         if outcome.output is not None:
             shutil.rmtree(outcome.output.parents[1], ignore_errors=True)

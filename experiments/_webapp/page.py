@@ -5,17 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deid_jax.errors import InputError
-from experiments._webapp.webapp_uploads import (
-    AMPLIFICATION,
-    MAX_FILES,
-    MAX_PIXELS,
-    Outcome,
-    Studio,
-    forget,
-    outcome_of,
-    refusal,
-)
-from experiments._webapp.webapp_words import (
+from deid_jax.photos import STRENGTHS, Protector
+from experiments._webapp.page_text import (
     ABOUT,
     overview_html,
     progress_html,
@@ -23,9 +14,17 @@ from experiments._webapp.webapp_words import (
     strength_label,
     summary_html,
     verdict_html,
-    witnesses_html,
+    verifiers_html,
 )
-from experiments.protect import STRENGTHS
+from experiments._webapp.uploads import (
+    AMPLIFICATION,
+    MAX_FILES,
+    MAX_PIXELS,
+    Outcome,
+    forget,
+    outcome_of,
+    refusal,
+)
 
 TITLE = "Protect photos against face recognisers"
 _CSS = """
@@ -94,7 +93,7 @@ def style() -> dict[str, Any]:
     return {"theme": theme, "css": _CSS}
 
 
-# What the page shows of a photo, side by side; see `Outcome.pictures`.
+# What the page shows of a photo, side by side; see `Outcome.previews`.
 _PICTURES = {
     "before": "Before",
     "after": "After, as the file shows it",
@@ -104,11 +103,11 @@ _PICTURES = {
 _WAITING = f"() => `{said('Waiting for its turn …')}`"
 
 
-def page(studio: Studio, folder: Path, cleaning: tuple[int, int]) -> Any:
+def page(protector: Protector, folder: Path, cleaning: tuple[int, int]) -> Any:
     """Gradio's `Blocks`.
 
     Args:
-      studio: what the page works with.
+      protector: recognisers, detector and number of steps.
       folder: for temporary files, the one that Gradio itself uses.
       cleaning: see `gradio.Blocks`, delete_cache.
 
@@ -128,11 +127,11 @@ def page(studio: Studio, folder: Path, cleaning: tuple[int, int]) -> Any:
         uploads, strength, button = _inputs()
         status = gr.HTML(elem_id="status")
         results = _results()
-        gr.HTML(f'<div class="asked">{witnesses_html(studio.witnesses)}</div>')
+        gr.HTML(f'<div class="asked">{verifiers_html(protector.verifiers)}</div>')
 
         def work(paths: list[str] | None, chosen: str, before: list[Outcome]) -> Iterator:
             forget(before)
-            for text, done in worked(paths, chosen, studio, folder):
+            for text, done in worked(paths, chosen, protector, folder):
                 yield {outcomes: done, status: text, **_updates(results, done)}
 
         quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -271,7 +270,7 @@ def _shown(results: _Results, outcome: Outcome, *, several: bool) -> dict[Any, A
 
 def _pictures(results: _Results, outcome: Outcome, view: int) -> dict[Any, Any]:
     """Of the three pictures: of the whole photo, or of its view-th face."""
-    shown: Sequence[Path | None] = outcome.pictures[view] if outcome.pictures else [None] * 3
+    shown: Sequence[Path | None] = outcome.previews[view] if outcome.previews else [None] * 3
     places = (results.before, results.after, results.difference)
     return {
         place: None if path is None else str(path)
@@ -280,7 +279,7 @@ def _pictures(results: _Results, outcome: Outcome, view: int) -> dict[Any, Any]:
 
 
 def worked(
-    paths: Sequence[str] | None, strength: str, studio: Studio, folder: Path
+    paths: Sequence[str] | None, strength: str, protector: Protector, folder: Path
 ) -> Iterator[tuple[str, list[Outcome]]]:
     """Protects uploads one by one.
 
@@ -294,5 +293,5 @@ def worked(
     done: list[Outcome] = []
     for path in paths:
         yield progress_html(len(done), len(paths), Path(path).name), list(done)
-        done.append(outcome_of(path, strength, studio, folder))
+        done.append(outcome_of(path, strength, protector, folder))
     yield overview_html(done), done

@@ -1,17 +1,17 @@
-"""Faces through the frames of a video: one track a person, as long as the detector sees them.
+"""Tracks: faces followed through the frames of a video.
 
-The detector looks at every n-th frame. A face found goes on with the track whose predicted box
-it overlaps most, or is nearest to, if recognisers take both for one person; otherwise it begins
-a track of its own, so that after a cut nobody is judged by somebody else's face. Between the
-looks places are interpolated, over three looks smoothed: a detector's box trembles, and a crop
-that trembles makes the change flicker. A track goes on one step less than n frames beyond its
-first and last look, since the face may have come and gone between looks.
+The detector runs on every n-th frame. A detected face joins the track whose predicted box it
+overlaps most, or is nearest to, if recognisers match the two; otherwise it starts a new track,
+so that after a cut nobody is judged by somebody else's face. Between detections positions are
+interpolated, and smoothed over three of them: a detector's box trembles, which would make the
+perturbation flicker. A track extends n − 1 frames beyond its first and last detection, since
+the face may have come and gone in between.
 """
 
 import bisect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -19,51 +19,50 @@ from deid_jax.photos.faces import Face, overlap
 
 # Intersection over union of a face's box with the box that its track predicts.
 _SAME = 0.3
-# Where boxes do not overlap so far: the distance of their centres in widths, and how many times
-# as wide the wider is.
+# Where boxes overlap less: the distance of their centres in widths, and the ratio of widths.
 _NEAR, _WIDER = 1.0, 1.4
-# Looks that may miss a face before its track has ended.
+# Detections in a row that may miss a face before its track ends.
 _PATIENCE = 2
 
-# (what is remembered of a track, what is seen now) -> whether they may be one person.
-Alike = Callable[[Any, Any], bool]
+# What a caller remembers of each detection, such as embeddings.
+T = TypeVar("T")
 
 
-class Track:
+class Track(Generic[T]):
     """One face through the frames.
 
     Attributes:
       frames: numbers of the frames in which it was detected, increasing.
-      faces: where.
+      faces: the detections.
       signs: what `Tracker.see` was given for the first of them.
     """
 
     def __init__(self) -> None:
         self.frames: list[int] = []
         self.faces: list[Face] = []
-        self.signs: list[Any] = []
+        self.signs: list[T] = []
         self._pointed = True
         self._reach = 0
         self._end = math.inf
 
     def add(self, number: int, face: Face) -> None:
-        """Takes a detection, later than those before."""
+        """Adds a detection, later than those before."""
         self.frames.append(number)
         self.faces.append(face)
         self._pointed = self._pointed and face.landmarks is not None
 
     def extend(self, reach: int, num_frames: int) -> None:
-        """Follows it `reach` frames beyond its ends, in a video of so many frames."""
+        """Extends it `reach` frames beyond both ends, within the video."""
         self._reach, self._end = reach, num_frames
 
     @property
     def first(self) -> int:
-        """The first frame that it is followed in, before the first detection."""
+        """The first frame of the track, before the first detection."""
         return max(self.frames[0] - self._reach, 0)
 
     @property
     def last(self) -> int:
-        """The last one."""
+        """The last frame of the track, after the last detection."""
         return int(min(self.frames[-1] + self._reach, self._end - 1))
 
     def detected(self, number: int) -> bool:
@@ -71,10 +70,10 @@ class Track:
         return self.frames[0] <= number <= self.frames[-1]
 
     def at(self, number: int) -> Face:
-        """Where the face is in a frame from `first` to `last`.
+        """The face in a frame from `first` to `last`.
 
-        The mean of each detection and its neighbours' (1 : 2 : 1), linear in between; beyond
-        the first and last detection it goes on as it went.
+        Detections are averaged with their neighbours (1 : 2 : 1); linear in between, and
+        extrapolated beyond the first and last.
         """
         if len(self.faces) == 1:
             return self.faces[0]
@@ -84,13 +83,13 @@ class Track:
         share = (number - start) / (end - start)
         row = (1 - share) * self._smooth(place) + share * self._smooth(place + 1)
         left, top, width, height = (float(value) for value in row[:4])
-        if min(width, height) <= 0:  # Extrapolated from one that shrinks fast.
+        if min(width, height) <= 0:  # Extrapolated from a face that shrinks fast.
             return self.faces[0 if number < start else -1]
         landmarks = row[4:].reshape(5, 2) if len(row) > 4 else None
         return Face((left, top, width, height), landmarks, self.faces[place].score)
 
     def predicted(self, number: int) -> tuple[float, float, float, float]:
-        """The box in a later frame if it goes on as from the last detection but one."""
+        """The box in a later frame, by the motion between the last two detections."""
         box = np.array(self.faces[-1].box)
         if len(self.frames) > 1:
             passed = self.frames[-1] - self.frames[-2]
@@ -104,7 +103,7 @@ class Track:
             return self._row(place)
         times = np.array(self.frames[place - 1 : place + 2], float)
         rows = np.stack([self._row(place + step) for step in (-1, 0, 1)])
-        # Of what the neighbours interpolate for this moment, so that steady motion stays.
+        # Neighbours count as interpolated for this moment, so that steady motion is kept.
         share = (times[1] - times[0]) / (times[2] - times[0])
         return (rows[1] + (1 - share) * rows[0] + share * rows[2]) / 2
 
@@ -116,29 +115,29 @@ class Track:
         return np.concatenate([face.box, np.ravel(np.asarray(face.landmarks, float))])
 
 
-class Tracker:
-    """Makes tracks of detections, look by look.
+class Tracker(Generic[T]):
+    """Joins detections into tracks.
 
     Args:
-      every: frames from one look to the next, ≥ 1.
-      alike: whether a face may be a track's; None: places alone decide.
+      every: frames between detections, ≥ 1.
+      alike: (signs of a track, sign of a face) -> whether they may be one person.
       num_signs: how many signs of a track are kept.
     """
 
-    def __init__(self, every: int, alike: Alike | None = None, num_signs: int = 1) -> None:
+    def __init__(self, every: int, alike: Callable[[list[T], T], bool], num_signs: int = 1):
         self._every = every
         self._alike = alike
         self._num_signs = num_signs
-        self._open: list[Track] = []
-        self._closed: list[Track] = []
+        self._open: list[Track[T]] = []
+        self._closed: list[Track[T]] = []
 
-    def see(self, number: int, faces: Sequence[Face], signs: Sequence[Any]) -> list[Track]:
-        """Takes what was found in a frame, and gives each face's track.
+    def see(self, number: int, faces: Sequence[Face], signs: Sequence[T]) -> list[Track[T]]:
+        """The track of each face that was detected in a frame.
 
         Args:
           number: of the frame, larger than before.
-          faces: what was found.
-          signs: what `alike` is to know of each, beside the signs that a track began with.
+          faces: the detections.
+          signs: what `alike` needs to know of each.
         """
         patience = (_PATIENCE + 1) * self._every
         self._closed += [one for one in self._open if number - one.frames[-1] > patience]
@@ -148,12 +147,12 @@ class Tracker:
             for old, track in enumerate(self._open)
             for new, face in enumerate(faces)
         )
-        given: dict[int, Track] = {}
+        given: dict[int, Track[T]] = {}
         used: set[int] = set()
         for closeness, old, new in pairs:
             if closeness == 0 or old in used or new in given:
                 continue
-            if self._alike is None or self._alike(self._open[old].signs, signs[new]):
+            if self._alike(self._open[old].signs, signs[new]):
                 given[new] = self._open[old]
                 used.add(old)
         for new, face in enumerate(faces):
@@ -166,8 +165,8 @@ class Tracker:
                 track.signs.append(signs[new])
         return [given[new] for new in range(len(faces))]
 
-    def tracks(self, num_frames: int) -> list[Track]:
-        """All tracks, by first frame and place.
+    def tracks(self, num_frames: int) -> list[Track[T]]:
+        """All tracks, by first frame and position.
 
         Args:
           num_frames: of the video.
@@ -179,7 +178,7 @@ class Tracker:
 
 
 def _closeness(one: Sequence[float], other: Sequence[float]) -> float:
-    """2 to 1 by overlap, else 1 to 0 by distance; 0: too far from each other."""
+    """From 2 to 1 by overlap, else from 1 to 0 by distance; 0: too far apart."""
     shared = overlap(one, other)
     if shared > _SAME:
         return 1 + shared

@@ -1,0 +1,234 @@
+"""The attack on aligned crops of faces, and its perturbations added to the photo.
+
+A recogniser sees a photo as a crop of 112 × 112 pixels. The perturbation δ is sought there.
+Once it was added to the photo's own pixels and cropped again, R δ Cᵀ is left of it
+(`alignment.round_trip`); so that is what the attack differentiates:
+
+  min E_t max_f cos( f(t(c + R δ Cᵀ)), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
+
+over surrogates f with thresholds τ_f, the crop c, random transformations t of what happens to
+photos on their way, and e_f the embedding to move away from. The maximum is smooth
+(`objectives.embeddings.ensemble`), so that every surrogate counts.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.arrays import per_image
+from deid_jax.attacks.budgets import l2_of_psnr
+from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
+from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.objectives.embeddings import dodge, ensemble, expectation
+from deid_jax.photos.alignment import round_trip, to_photo
+from deid_jax.photos.verifiers import Verifier
+from deid_jax.transforms.transformations import TRANSFORMATIONS, compose
+from deid_jax.types import Model, Objective, Variables
+
+# What the perturbation shall survive: other boxes around the face, JPEG, resizing.
+FORESEEN = ("resize_pad_flip", "processing")
+# Sizes of batches, padded to the next one, so that few programs are compiled.
+BATCHES = (1, 4, 16)
+# A step of an attack that goes on from a perturbation, in ε: that of 30 steps from none.
+_STEP = 1 / 3
+
+
+class CropAttack(NamedTuple):
+    """What decides the compiled program, beside shapes: static.
+
+    Attributes:
+      modules: the surrogates.
+      num_steps: gradient steps.
+      reach: of `MIFGVMConfig`: the length of all steps together, in ε.
+    """
+
+    modules: tuple[Model, ...]
+    num_steps: int = 30
+    reach: float = 10.0
+
+
+class Crops(NamedTuple):
+    """Aligned crops of N faces.
+
+    Attributes:
+      images: float32[N, S, S, 3] in [0, 1].
+      rows: float32[N, S, S], R of `alignment.round_trip`.
+      columns: float32[N, S, S], C.
+      grey: bool[N], whether the photo is grey, which the perturbation keeps.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    grey: np.ndarray
+
+    @classmethod
+    def of(cls, images: np.ndarray, matrices: Sequence[np.ndarray], *, grey: bool) -> "Crops":
+        """Crops float32[N, S, S, 3] and their N similarity transforms."""
+        rows, columns = (np.stack(m) for m in zip(*map(round_trip, matrices), strict=True))
+        return cls(images, rows, columns, np.full(len(images), grey))
+
+    def take(self, places: Sequence[int] | np.ndarray) -> "Crops":
+        """Some of them, by position."""
+        return Crops(*(part[places] for part in self))
+
+
+def _seen(crops: Crops, images: jax.Array) -> jax.Array:
+    """clip₀₁(c + R δ Cᵀ) of c + δ."""
+    change = _greyed(crops, images - crops.images)
+    once = jnp.einsum("bij,bjwc->biwc", crops.rows, change)
+    return jnp.clip(crops.images + jnp.einsum("bij,bhjc->bhic", crops.columns, once), 0, 1)
+
+
+def _greyed(crops: Crops, change: jax.Array) -> jax.Array:
+    grey = per_image(jnp.asarray(crops.grey))
+    return jnp.where(grey, change.mean(axis=3, keepdims=True), change)
+
+
+@functools.partial(jax.jit, static_argnames="attack")
+def find_perturbation(
+    variables: Sequence[Variables],
+    crops: Crops,
+    references: Sequence[jax.Array],
+    thresholds: Sequence[jax.Array],
+    psnr: jax.Array,
+    key: jax.Array,
+    initial: jax.Array | None,
+    *,
+    attack: CropAttack,
+) -> jax.Array:
+    """δ of each face: float32[B, S, S, 3], by `mifgvm`.
+
+    Args:
+      variables: the surrogates' weights.
+      crops: the faces.
+      references: float32[B, D] for each surrogate, unit vectors: e_f.
+      thresholds: float32[] for each, τ_f.
+      psnr: float32[] in dB: the budget of ‖δ‖₂.
+      key: key[B].
+      initial: float32[B, S, S, 3], the perturbation to start from; None: none.
+      attack: everything static.
+    """
+    goals = [
+        dodge(functools.partial(module.apply, weights), reference, threshold)
+        for module, weights, reference, threshold in zip(
+            attack.modules, variables, references, thresholds, strict=True
+        )
+    ]
+    chosen = compose(*(TRANSFORMATIONS[name] for name in FORESEEN))
+    objective = expectation(ensemble(goals, "smooth"), chosen, 1)
+
+    def in_photo(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return objective(_seen(crops, images), key)
+
+    fitted: Objective = in_photo
+    size = l2_of_psnr(psnr, crops.images[0].size)
+    config = MIFGVMConfig(epsilon=size, reach=attack.reach, num_steps=attack.num_steps)
+    start = None if initial is None else jnp.clip(crops.images + initial, 0, 1)
+    found = mifgvm(fitted, crops.images, config, key, initial=start).images
+    return _greyed(crops, found - crops.images)
+
+
+def perturbations(
+    surrogates: Sequence[Verifier],
+    crops: Crops,
+    references: Sequence[np.ndarray],
+    initial: np.ndarray | None,
+    *,
+    psnr: float,
+    keys: jax.Array,
+    num_steps: int,
+) -> np.ndarray:
+    """`find_perturbation` of any number of crops: float32[N, S, S, 3].
+
+    Args:
+      surrogates: recognisers to fool.
+      crops: of N faces.
+      references: [N, D] for each surrogate.
+      initial: float32[N, S, S, 3], perturbations to start from; None: none.
+      psnr: in dB.
+      keys: key[N].
+      num_steps: gradient steps.
+    """
+    modules = tuple(one.embedder.module for one in surrogates)
+    attack = CropAttack(modules, num_steps)
+    if initial is not None:
+        attack = attack._replace(reach=min(attack.reach, _STEP * num_steps))
+    variables = [placed_at_hand(one.embedder.variables) for one in surrogates]
+    thresholds = [jnp.float32(one.threshold) for one in surrogates]
+    found = []
+    for first in range(0, len(crops.images), BATCHES[-1]):
+        count = min(len(crops.images) - first, BATCHES[-1])
+        size = next(batch for batch in BATCHES if batch >= count)
+        places = first + np.minimum(np.arange(size), count - 1)
+        change = find_perturbation(
+            variables,
+            crops.take(places),
+            [jnp.asarray(reference[places], jnp.float32) for reference in references],
+            thresholds,
+            jnp.float32(psnr),
+            keys[places],
+            None if initial is None else initial[places],
+            attack=attack,
+        )
+        found.append(np.asarray(change)[:count])
+    return np.concatenate(found)
+
+
+def add(
+    pixels: np.ndarray,
+    perturbations: Iterable[np.ndarray],
+    matrices: Sequence[np.ndarray],
+    psnrs: Iterable[float],
+    *,
+    grey: bool,
+) -> np.ndarray:
+    """The photo with every face perturbed: uint8[H, W, 3].
+
+    Each perturbation is scaled until the pixels that it touches have its PSNR, or as near as
+    clipping to black and white and a factor of four allow. Other pixels do not change.
+
+    Args:
+      pixels: uint8[H, W, 3].
+      perturbations: float32[S, S, 3] for each face.
+      matrices: their crop matrices.
+      psnrs: in dB, of the pixels that each touches.
+      grey: whether all channels change alike.
+    """
+    changed = pixels.copy()
+    for perturbation, matrix, psnr in zip(perturbations, matrices, psnrs, strict=True):
+        ys, xs, own = to_photo(perturbation, matrix, pixels.shape[:2])
+        if grey:
+            own = np.repeat(own.mean(axis=2, keepdims=True), 3, axis=2)
+        changed[ys, xs] = _scaled(changed[ys, xs], own, psnr)
+    return changed
+
+
+_HALVINGS = 12
+_LARGEST = 4.0
+
+
+def _scaled(before: np.ndarray, change: np.ndarray, psnr: float) -> np.ndarray:
+    """round(x + 255 t δ), t ≤ 4 the largest that keeps the PSNR where δ is not zero."""
+    touched = np.any(change != 0, axis=2)
+    if not touched.any():
+        return before
+    most = 255**2 * 10 ** (-psnr / 10) * 3 * touched.sum()
+
+    def at(share: float) -> np.ndarray:
+        moved = np.rint(before + np.float32(255 * share) * change)
+        return np.clip(moved, 0, 255).astype(np.uint8)
+
+    fits, exceeds = 0.0, _LARGEST
+    for _ in range(_HALVINGS):
+        middle = (fits + exceeds) / 2
+        error = at(middle).astype(np.float32) - before
+        if float(np.sum(np.square(error))) <= most:
+            fits = middle
+        else:
+            exceeds = middle
+    return at(fits)

@@ -1,0 +1,293 @@
+"""Protects the faces of one photo, and judges the encoded file as it will be seen.
+
+The strength rises face by face until every recogniser is fooled in the encoded file, or the cap
+is reached; then the strongest try is kept, and reported as what it is.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.checks import count
+from deid_jax.errors import InputError
+from deid_jax.metrics import mssim
+from deid_jax.photos import crop_attack, files
+from deid_jax.photos.alignment import crop_matrix, support
+from deid_jax.photos.crop_attack import Crops
+from deid_jax.photos.faces import Detector, Face
+from deid_jax.photos.files import Photo
+from deid_jax.photos.records import FaceReport, FaceVerdict
+from deid_jax.photos.verdicts import judge
+from deid_jax.photos.verifiers import Verifier, crops_of, directions, dodged
+
+# PSNR in dB: the first try, the next ones where it does not suffice, and the cap.
+STRENGTHS = {
+    "light": (44.0, 43.0, 42.0, 41.0),
+    "medium": (42.0, 41.0, 40.0, 39.0, 38.0),
+    "strong": (40.0, 39.0, 38.0),
+}
+# Used where the photo's own quality would cost as much as the budget.
+_FINE_QUALITY = 97
+# How often perturbations are shrunk for what encoding and other faces add to them.
+_CORRECTIONS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Strength:
+    """The budgets of the tries.
+
+    Attributes:
+      psnrs: in dB of the face's pixels in the file, from the least visible to the cap.
+      num_steps: gradient steps of the first try; the others go on from it with half as many.
+    """
+
+    psnrs: tuple[float, ...] = STRENGTHS["medium"]
+    num_steps: int = 30
+
+    def __post_init__(self) -> None:
+        falling = all(more > less for more, less in itertools.pairwise(self.psnrs))
+        if not self.psnrs or not falling or not all(map(math.isfinite, self.psnrs)):
+            raise InputError(f"psnrs must be numbers, each below the last, got {self.psnrs}")
+        count("num_steps", self.num_steps, least=1)
+
+
+class ProtectedPhoto(NamedTuple):
+    """A protected photo.
+
+    Attributes:
+      data: the file's content.
+      pixels: uint8[H, W, 3], as the file shows them.
+      quality: the file's quality, of JPEG and WebP; None of lossless formats.
+      faces: what became of each face.
+    """
+
+    data: bytes
+    pixels: np.ndarray
+    quality: int | None
+    faces: tuple[FaceReport, ...]
+
+    @property
+    def protected(self) -> bool:
+        """Whether every recogniser is fooled on every face."""
+        return all(face.protected for face in self.faces)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protector:
+    """Everything that protecting a photo or video takes, but the file.
+
+    Attributes:
+      verifiers: surrogates, at least one, and judges.
+      key: one key; every file's own is derived from it and the file's name.
+      detector: finds faces anew in protected files; None: only the old places are judged.
+      strength: how much faces may be perturbed.
+      keep_metadata: see `files.encode`.
+    """
+
+    verifiers: tuple[Verifier, ...]
+    key: jax.Array
+    detector: Detector | None = None
+    strength: Strength = Strength()
+    keep_metadata: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.surrogates:
+            raise InputError("verifiers must have one or more surrogates")
+
+    @property
+    def surrogates(self) -> tuple[Verifier, ...]:
+        """The recognisers that the attack is fitted on."""
+        return tuple(one for one in self.verifiers if one.is_surrogate)
+
+    def key_of(self, name: str) -> jax.Array:
+        """The key of a file, by its name below the input folder alone."""
+        named = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+        return jax.random.fold_in(self.key, int(named[:8], 16))
+
+    def protect_photo(self, photo: Photo, faces: Sequence[Face], name: str) -> ProtectedPhoto:
+        """Perturbs faces until no recogniser matches them, as little as that takes.
+
+        Args:
+          photo: the photo.
+          faces: one or more.
+          name: of the file; it decides the random choices.
+
+        Raises:
+          InputError: the file cannot be encoded, or a recogniser is blind to a face.
+        """
+        return _PhotoAttack(self, photo, faces, self.key_of(name)).run()
+
+
+class _PhotoAttack:
+    """The attack on the faces of one photo."""
+
+    def __init__(
+        self, protector: Protector, photo: Photo, faces: Sequence[Face], key: jax.Array
+    ):
+        self._protector = protector
+        self._photo = photo
+        self._faces = faces
+        self._places = _Places(photo, faces)
+        self._crops = Crops.of(
+            crops_of(photo.pixels, self._places.matrices),
+            self._places.matrices,
+            grey=photo.grey,
+        )
+        self._references = [
+            [one.references(own) for own in directions(one.embedder, self._crops.images)]
+            for one in protector.verifiers
+        ]
+        self._keys = jax.random.split(key, len(faces))
+        self._found: list[np.ndarray] = [np.zeros(0)] * len(faces)
+        self._encoder = _Encoder(self._places, protector.strength.psnrs[-1])
+
+    def run(self) -> ProtectedPhoto:
+        """Raises each face's level until it is not matched any more."""
+        protector, psnrs = self._protector, self._protector.strength.psnrs
+        level = np.zeros(len(self._faces), int)
+        todo = np.arange(len(self._faces))
+        # Each round raises a level, so there are at most levels × faces rounds. Faces that
+        # overlap may undo each other: a face may need another try later.
+        while len(todo):
+            encoded = _Encoded(b"", self._photo.pixels)  # Frees the last round's memory.
+            for one in np.unique(level[todo]):
+                self._perturb(todo[level[todo] == one], int(one))
+            tried = np.array(psnrs)[level]
+            encoded = self._encoder.encode(self._found, tried, protector.keep_metadata)
+            verdicts = judge(
+                encoded.pixels,
+                self._faces,
+                self._references,
+                protector.verifiers,
+                protector.detector,
+            )
+            matched = np.array([not all(one.fooled for one in own) for own in verdicts])
+            todo = np.flatnonzero(matched & (level + 1 < len(psnrs)))
+            level[todo] += 1
+        reports = tuple(
+            self._report(number, encoded.pixels, float(tried[number]), own)
+            for number, own in enumerate(verdicts)
+        )
+        return ProtectedPhoto(encoded.data, encoded.pixels, self._encoder.quality, reports)
+
+    def _perturb(self, faces: np.ndarray, level: int) -> None:
+        """Finds the perturbations of faces, from those of the level before."""
+        strength = self._protector.strength
+        fitted = [
+            [dodged(known[face]) for face in faces]
+            for verifier, known in zip(self._protector.verifiers, self._references, strict=True)
+            if verifier.is_surrogate
+        ]
+        found = crop_attack.perturbations(
+            self._protector.surrogates,
+            self._crops.take(faces),
+            [np.stack(own) for own in fitted],
+            np.stack([self._found[face] for face in faces]) if level else None,
+            psnr=strength.psnrs[level],
+            keys=self._keys[faces],
+            num_steps=-(-strength.num_steps // 2) if level else strength.num_steps,
+        )
+        for face, perturbation in zip(faces, found, strict=True):
+            self._found[face] = perturbation
+
+    def _report(
+        self, number: int, shown: np.ndarray, tried: float, verdicts: tuple[FaceVerdict, ...]
+    ) -> FaceReport:
+        error = float(self._places.errors(shown)[number])
+        matrix = self._places.matrices[number]
+        pair = [
+            jnp.asarray(crops_of(pixels, [matrix])) for pixels in (shown, self._photo.pixels)
+        ]
+        return FaceReport(
+            box=self._faces[number].box,
+            protected=all(verdict.fooled for verdict in verdicts),
+            strength_db=tried,
+            psnr=-10 * math.log10(error) if error > 0 else math.inf,
+            ssim=float(mssim(*pair)[0]),
+            verdicts=verdicts,
+        )
+
+
+class _Places:
+    """Where a photo's faces are, and which pixels their perturbations may touch."""
+
+    def __init__(self, photo: Photo, faces: Sequence[Face]):
+        self.photo = photo
+        self.matrices = [crop_matrix(face) for face in faces]
+        shape = photo.pixels.shape[:2]
+        self.supports = [support(matrix, shape) for matrix in self.matrices]
+
+    def errors(self, shown: np.ndarray) -> np.ndarray:
+        """Mean squared error of the pixels that each face may touch, for a range of 1."""
+        found = np.zeros(len(self.matrices))
+        for number, (ys, xs, inside) in enumerate(self.supports):
+            if inside.any():
+                difference = shown[ys, xs].astype(np.int16) - self.photo.pixels[ys, xs]
+                squares = np.square(difference, dtype=np.int32).sum(axis=2)
+                found[number] = squares.sum(where=inside, dtype=np.float64) / inside.sum()
+        return found / (3 * 255**2)
+
+
+class _Encoded(NamedTuple):
+    """A file's content, and the pixels that it shows."""
+
+    data: bytes
+    pixels: np.ndarray
+
+
+class _Encoder:
+    """Encodes a photo with perturbations so that each face keeps its budget in the file.
+
+    The quality is the photo's own, if encoding takes at most a quarter of the budget at the cap.
+
+    Attributes:
+      quality: of the file; None of lossless formats.
+    """
+
+    def __init__(self, places: _Places, cap: float):
+        self._places = places
+        self.quality: int | None = None
+        self._losses = np.zeros(len(places.matrices))
+        photo = places.photo
+        if photo.lossless:
+            return
+        for quality in sorted({photo.quality, max(photo.quality, _FINE_QUALITY)}):
+            data = files.encode(photo, photo.pixels, quality=quality)
+            self.quality = quality
+            self._losses = places.errors(files.parse_photo(data, "the photo").pixels)
+            if self._losses.max() <= 10 ** (-cap / 10) / 4:
+                break
+
+    def encode(
+        self, perturbations: Sequence[np.ndarray], psnrs: np.ndarray, keep_metadata: bool
+    ) -> _Encoded:
+        """The file with all perturbations, no face below its PSNR.
+
+        Encoding and faces that overlap add errors of their own. Where these exceed the budget
+        the perturbations are shrunk, `_CORRECTIONS` times at most.
+        """
+        places, photo = self._places, self._places.photo
+        allowed = 10 ** (-psnrs / 10)
+        own = np.maximum(allowed - self._losses, allowed / 4)
+        for _ in range(_CORRECTIONS):
+            budgets = -10 * np.log10(own)
+            pixels = crop_attack.add(
+                photo.pixels, perturbations, places.matrices, budgets, grey=photo.grey
+            )
+            data = files.encode(
+                photo, pixels, keep_metadata=keep_metadata, quality=self.quality
+            )
+            del pixels  # Photos are large.
+            shown = files.parse_photo(data, "the protected photo").pixels
+            errors = places.errors(shown)
+            if np.all(errors <= allowed):
+                break
+            own = own / np.maximum(errors / allowed, 1) ** 1.5
+        return _Encoded(data, shown)

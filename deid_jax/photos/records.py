@@ -1,0 +1,230 @@
+"""Records: what became of a file and of each face in it; the lines of `manifest.jsonl`.
+
+Boxes are left, top, width, height in pixels; PSNR is in dB. Numbers are rounded when they are
+written, by the digits of their fields.
+"""
+
+import dataclasses
+import json
+import math
+
+from deid_jax.photos.faces import Box
+from deid_jax.types import Json
+
+PROTECTED, NOT_PROTECTED = "protected", "not protected"
+NO_FACE, UNREADABLE = "no face found", "unreadable"
+
+
+_DIGITS = {
+    "box": 2,
+    "psnr": 3,
+    "mean_psnr": 3,
+    "ssim": 5,
+    "cosine": 5,
+    "margin": 5,
+    "fooled_frames": 5,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceVerdict:
+    """How one recogniser sees a protected face.
+
+    Attributes:
+      recogniser: its name.
+      fitted: whether the attack was fitted on it: a surrogate.
+      cosine: the largest similarity to what it knows of the person.
+      threshold: the similarity from which on it says "the same person".
+      margin: threshold − cosine.
+      fooled: whether cosine < threshold.
+    """
+
+    recogniser: str
+    fitted: bool
+    cosine: float
+    threshold: float
+    margin: float
+    fooled: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackVerdict(FaceVerdict):
+    """How one recogniser sees a protected face in all its frames.
+
+    Attributes:
+      fooled_frames: the share of frames in which it is fooled; `fooled` where that is all.
+    """
+
+    fooled_frames: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceReport:
+    """One face of a protected photo.
+
+    Attributes:
+      box: where it is.
+      protected: whether every recogniser is fooled.
+      strength_db: the PSNR of the last try: the budget.
+      psnr: of the pixels that the perturbation may touch, in the decoded file.
+      ssim: mean SSIM of its crop.
+      verdicts: one for each recogniser.
+    """
+
+    box: Box
+    protected: bool
+    strength_db: float
+    psnr: float
+    ssim: float
+    verdicts: tuple[FaceVerdict, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackReport:
+    """One face of a protected video.
+
+    Attributes:
+      box: where it is in its first frame.
+      first_frame: number of the first frame in which it was perturbed, from 0.
+      last_frame: of the last one.
+      num_frames: in how many.
+      protected: whether every recogniser is fooled in every frame.
+      strength_db: the PSNR of its strongest perturbation, before encoding.
+      psnr: lowest of its frames, of the pixels that the perturbation may touch.
+      mean_psnr: mean over frames.
+      verdicts: one for each recogniser.
+    """
+
+    box: Box
+    first_frame: int
+    last_frame: int
+    num_frames: int
+    protected: bool
+    strength_db: float
+    psnr: float
+    mean_psnr: float
+    verdicts: tuple[TrackVerdict, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoFigures:
+    """Figures of a written photo.
+
+    Attributes:
+      faces_left: faces that were found and not chosen.
+      height: in pixels, upright.
+      width: likewise.
+      quality: the file's quality, of JPEG and WebP; None of lossless formats.
+    """
+
+    faces_left: int
+    height: int
+    width: int
+    quality: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoFigures:
+    """Figures of a written video.
+
+    Attributes:
+      faces_left: the largest number of faces in a frame that were found and not chosen.
+      height: of a frame in pixels, upright.
+      width: likewise.
+      num_frames: of the video.
+      num_face_frames: frames with a face.
+    """
+
+    faces_left: int
+    height: int
+    width: int
+    num_frames: int
+    num_face_frames: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """What became of one file.
+
+    Attributes:
+      file: its name below the input folder.
+      status: one of the four above.
+      reason: why it is not protected; None where it is.
+      output: its name below the output folder; None where nothing was written.
+      source_sha256: of its content; empty where that could not be read.
+      output_sha256: of what was written.
+      faces: what became of each face.
+      figures: of the written file.
+      settings: digest of everything that decides what is written, beside the file.
+    """
+
+    file: str
+    status: str
+    reason: str | None
+    output: str | None = None
+    source_sha256: str = ""
+    output_sha256: str | None = None
+    faces: tuple[FaceReport | TrackReport, ...] = ()
+    figures: PhotoFigures | VideoFigures | None = None
+    settings: str = ""
+
+    @property
+    def num_face_frames(self) -> int:
+        """Faces that were perturbed, of videos counted in every frame."""
+        return sum(f.num_frames if isinstance(f, TrackReport) else 1 for f in self.faces)
+
+
+def write_record(record: FileRecord) -> str:
+    """The record as one line of JSON."""
+    fields = _fields(record)
+    settings, figures = fields.pop("settings"), fields.pop("figures")
+    if isinstance(figures, dict):
+        fields |= figures
+    fields["settings"] = settings
+    line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    # File names need not be valid text; JSON's escapes keep what is not.
+    if any("\ud800" <= letter <= "\udfff" for letter in line):
+        line = json.dumps(fields, allow_nan=False)
+    return line + "\n"
+
+
+def read_record(line: str) -> FileRecord | None:
+    """The record of a line that `write_record` wrote; None of any other text."""
+    try:
+        fields = json.loads(line)
+        is_video = "num_frames" in fields
+        rows = fields.pop("faces")
+        report, verdict = (TrackReport, TrackVerdict) if is_video else (FaceReport, FaceVerdict)
+        for row in rows:
+            row["box"] = tuple(row["box"])
+            row["psnr"] = math.inf if row["psnr"] is None else row["psnr"]
+            row["verdicts"] = tuple(verdict(**one) for one in row["verdicts"])
+        faces = tuple(report(**row) for row in rows)
+        figures = None
+        if "faces_left" in fields:
+            kind = VideoFigures if is_video else PhotoFigures
+            names = [field.name for field in dataclasses.fields(kind)]
+            figures = kind(**{name: fields.pop(name) for name in names})
+        record = FileRecord(**fields, faces=faces, figures=figures)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    whole = len(fields) == len(dataclasses.fields(FileRecord)) - 2
+    return record if whole and isinstance(record.file, str) else None
+
+
+def _fields(record: object) -> dict[str, Json]:
+    """A dataclass as JSON, numbers rounded; an infinite PSNR is null."""
+    return {
+        field.name: _json(getattr(record, field.name), _DIGITS.get(field.name))
+        for field in dataclasses.fields(record)  # type: ignore[arg-type]
+    }
+
+
+def _json(value: object, digits: int | None) -> Json:
+    if isinstance(value, tuple):
+        return [_json(entry, digits) for entry in value]
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, float) and digits is not None:
+        return round(value, digits) if math.isfinite(value) else None
+    return value  # type: ignore[return-value]

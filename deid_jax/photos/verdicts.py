@@ -1,0 +1,68 @@
+"""Verdicts: whether recognisers still match the faces of a written photo.
+
+The file's own bytes are decoded. Each face is shown to each recogniser in the crop that was
+perturbed, and in the crop of the box that the detector finds in the protected photo. The
+largest similarity counts: to the face as it was, and to other photos of the person.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from deid_jax.photos.alignment import crop_matrix
+from deid_jax.photos.faces import Detector, Face, overlap
+from deid_jax.photos.records import FaceVerdict
+from deid_jax.photos.verifiers import Verifier, crops_of, directions, similarity
+
+# Boxes with a larger intersection over union are of the same face.
+_SAME = 0.3
+
+
+def views(faces: Sequence[Face], found: Sequence[Face]) -> list[list[np.ndarray]]:
+    """The crop matrices of each face: of its own place, then of boxes found anew near it."""
+    matrices = [[crop_matrix(face)] for face in faces]
+    for new in found:
+        overlaps = [overlap(new.box, face.box) for face in faces]
+        if max(overlaps) > _SAME:
+            matrices[int(np.argmax(overlaps))].append(crop_matrix(new))
+    return matrices
+
+
+def judge(
+    pixels: np.ndarray,
+    faces: Sequence[Face],
+    references: Sequence[Sequence[np.ndarray]],
+    verifiers: Sequence[Verifier],
+    detector: Detector | None = None,
+) -> list[tuple[FaceVerdict, ...]]:
+    """The verdicts on every face, one for each recogniser.
+
+    Args:
+      pixels: uint8[H, W, 3], the decoded file.
+      faces: where the faces were before they were perturbed.
+      references: for each recogniser and each face, `Verifier.references`.
+      verifiers: surrogates and judges.
+      detector: finds faces anew; None: only the old places are looked at.
+    """
+    matrices = views(faces, detector(pixels) if detector is not None else ())
+    crops = crops_of(pixels, [matrix for own in matrices for matrix in own])
+    ends = np.cumsum([len(own) for own in matrices])[:-1]
+    verdicts: list[list[FaceVerdict]] = [[] for _ in faces]
+    for verifier, known in zip(verifiers, references, strict=True):
+        shown = np.split(directions(verifier.embedder, crops), ends)
+        for own, reference, found in zip(shown, known, verdicts, strict=True):
+            cosine = max(similarity(direction, reference) for direction in own)
+            found.append(_verdict(verifier, cosine))
+    return [tuple(own) for own in verdicts]
+
+
+def _verdict(verifier: Verifier, cosine: float) -> FaceVerdict:
+    threshold = verifier.threshold
+    return FaceVerdict(
+        recogniser=verifier.embedder.name,
+        fitted=verifier.is_surrogate,
+        cosine=cosine,
+        threshold=threshold,
+        margin=threshold - cosine,
+        fooled=cosine < threshold,
+    )

@@ -1,0 +1,178 @@
+"""Protects the files of a folder, photos and videos, each into its record."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deid_jax.errors import InputError, TransientError
+from deid_jax.photos import files
+from deid_jax.photos.detectors import cascade
+from deid_jax.photos.faces import Face, FaceChoice, FaceError
+from deid_jax.photos.manifest import digest_of, digest_of_file
+from deid_jax.photos.protector import Protector
+from deid_jax.photos.records import (
+    NO_FACE,
+    NOT_PROTECTED,
+    PROTECTED,
+    UNREADABLE,
+    FaceReport,
+    FileRecord,
+    PhotoFigures,
+    TrackReport,
+    VideoFigures,
+)
+from deid_jax.photos.verifiers import BlindError, directions, probes
+from deid_jax.recognisers.embedders import Embedder
+from deid_jax.videos.video import VideoJob
+
+# Told the progress of a file that takes long.
+Say = Callable[[str], None]
+_NO_FACE = "no face was found: nothing was written"
+
+
+@dataclasses.dataclass(frozen=True)
+class FileProtector:
+    """Everything that protecting a file takes.
+
+    Attributes:
+      protector: recognisers, strength and key.
+      choice: which faces.
+      source: the input file or folder.
+      output: the folder to write into.
+    """
+
+    protector: Protector
+    choice: FaceChoice
+    source: Path
+    output: Path
+
+    def digest(self, settings: Mapping[str, object]) -> str:
+        """A digest of everything that decides what is written, beside the file itself.
+
+        Args:
+          settings: those of them that are settings of the command.
+        """
+        verifiers = self.protector.verifiers
+        parts = [json.dumps(settings, sort_keys=True)]
+        parts += [_digest(verifier.embedder) for verifier in verifiers]
+        galleries = (one.gallery for one in verifiers if one.gallery is not None)
+        parts += [digest_of(gallery.tobytes()) for gallery in galleries]
+        if self.choice.listed is not None:
+            parts.append(repr(sorted(self.choice.listed.items())))
+        elif self.protector.detector not in (None, cascade):
+            parts.append(digest_of(Path(str(settings["detector"])).read_bytes()))
+        return digest_of("\n".join(parts).encode())[:16]
+
+    def protect(
+        self, name: str, content: bytes | InputError | None, digest: str, say: Say
+    ) -> FileRecord:
+        """Protects one file; what is wrong with it goes into its record.
+
+        Args:
+          name: below the input folder.
+          content: of the file, or what is wrong with it; None for videos.
+          digest: SHA-256 of its content.
+          say: told its progress.
+        """
+        if isinstance(content, InputError):
+            return FileRecord(name, UNREADABLE, str(content), source_sha256=digest)
+        hindrance = self._hindrance(name)
+        if hindrance is not None:
+            # Without the digest, so that it is tried again.
+            reason = f"nothing was written: {hindrance}"
+            return FileRecord(name, NOT_PROTECTED, reason)
+        try:
+            if content is None:
+                return self._video(name, digest, say)
+            return self._photo(name, content, digest)
+        except FaceError as error:
+            return FileRecord(name, NO_FACE, str(error), source_sha256=digest)
+        except TransientError as error:
+            return FileRecord(name, UNREADABLE, str(error))
+        except BlindError as error:
+            return FileRecord(name, NOT_PROTECTED, str(error), source_sha256=digest)
+        except InputError as error:
+            return FileRecord(name, UNREADABLE, str(error), source_sha256=digest)
+
+    def _hindrance(self, name: str) -> str | None:
+        """Why a file cannot be written, or None: what is in its place, or leads elsewhere."""
+        target = self.output / name
+        place, whole = (Path(os.path.realpath(one)) for one in (target.parent, self.output))
+        if not place.is_relative_to(whole):
+            return "a link in its place leads out of the output folder"
+        if target.is_dir() and not target.is_symlink():
+            return "in its place is a folder"
+        if any(above.is_file() for above in target.parents):
+            return "in its folder's place is a file"
+        return None
+
+    def _photo(self, name: str, content: bytes, digest: str) -> FileRecord:
+        photo = files.parse_photo(content, name)
+        faces, left = self.choice.faces(name, photo.pixels)
+        if not faces:
+            return FileRecord(name, NO_FACE, _NO_FACE, source_sha256=digest)
+        try:
+            done = self.protector.protect_photo(photo, faces, name)
+        except InputError as error:  # A recogniser is blind, or the file cannot be encoded.
+            return FileRecord(name, NOT_PROTECTED, str(error), source_sha256=digest)
+        files.write_whole(self.output / name, done.data)
+        height, width = done.pixels.shape[:2]
+        figures = PhotoFigures(left, height, width, done.quality)
+        return self._written(name, digest, done.faces, figures)
+
+    def _video(self, name: str, digest: str, say: Say) -> FileRecord:
+        most_left = 0
+
+        def detector(pixels: np.ndarray) -> list[Face]:
+            nonlocal most_left
+            faces, left = self.choice.faces(name, pixels)
+            most_left = max(most_left, left)
+            return faces
+
+        done = VideoJob(
+            protector=self.protector,
+            source=self.source / name if self.source.is_dir() else self.source,
+            target=self.output / name,
+            name=name,
+            detector=detector,
+            progress=lambda stage, place, total: say(f"{stage} {place}/{total}"),
+        ).run()
+        if not done.written:
+            return FileRecord(name, NO_FACE, _NO_FACE, source_sha256=digest)
+        size = (done.height, done.width)
+        figures = VideoFigures(most_left, *size, done.num_frames, done.num_face_frames)
+        return self._written(name, digest, done.tracks, figures)
+
+    def _written(
+        self,
+        name: str,
+        digest: str,
+        faces: tuple[FaceReport | TrackReport, ...],
+        figures: PhotoFigures | VideoFigures,
+    ) -> FileRecord:
+        protected = bool(faces) and all(face.protected for face in faces)
+        return FileRecord(
+            file=name,
+            status=PROTECTED if protected else NOT_PROTECTED,
+            reason=None if protected else "a recogniser still knows a face",
+            output=name,
+            source_sha256=digest,
+            output_sha256=digest_of_file(self.output / name),
+            faces=faces,
+            figures=figures,
+        )
+
+
+def _digest(embedder: Embedder) -> str:
+    digest = hashlib.sha256(embedder.name.encode())
+    for leaf in jax.tree.leaves(embedder.variables):
+        digest.update(np.asarray(leaf).tobytes())
+    # A user-supplied function has no weights: its embeddings tell it apart.
+    digest.update(directions(embedder, probes()).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,294 @@
+"""The faces of a video, frame by frame: perturbed, and judged in the written file."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.photos import crop_attack
+from deid_jax.photos.alignment import crop_matrix, support
+from deid_jax.photos.crop_attack import Crops
+from deid_jax.photos.faces import Detector
+from deid_jax.photos.protector import Protector
+from deid_jax.photos.verdicts import views
+from deid_jax.photos.verifiers import (
+    Verifier,
+    crops_of,
+    directions,
+    dodged,
+    mean_direction,
+    similarity,
+)
+from deid_jax.videos.tracks import Track
+
+# Gradient steps of a frame that starts from the last one's perturbation.
+NEXT_STEPS = 4
+# Crops that the judges embed at a time.
+_BATCH = 32
+
+# Unit embeddings of one detected face, float64[D] for each recogniser.
+Signs = list[np.ndarray]
+
+
+class FollowedFace:
+    """A track, its person's embeddings, and what became of it so far.
+
+    Args:
+      track: where the face is.
+      verifiers: surrogates and judges.
+      number: of the track; it decides the random choices.
+    """
+
+    def __init__(self, track: Track[Signs], verifiers: Sequence[Verifier], number: int):
+        self.track = track
+        self.references = [
+            verifier.references(mean_direction(np.stack(own)))
+            for verifier, own in zip(verifiers, zip(*track.signs, strict=True), strict=True)
+        ]
+        self.number = number
+        self.level = self.began = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins a round at the level that the last one reached."""
+        self.began = self.level
+        self.perturbation: np.ndarray | None = None
+        self.idle: set[int] = set()
+        self.num_frames, self.first, self.last = 0, -1, -1
+        self.fooled = np.zeros(len(self.references), int)
+        self.cosines = np.full(len(self.references), -1.0)
+        self.lowest_psnr, self.sum_psnr = math.inf, 0.0
+
+    @property
+    def matched(self) -> bool:
+        """Whether a recogniser matched it in a frame that was judged."""
+        return bool((self.fooled < self.num_frames).any())
+
+    def covers(self, number: int) -> bool:
+        """Whether the face is in a frame."""
+        return self.track.first <= number <= self.track.last and number not in self.idle
+
+    def judged(self, number: int, cosines: np.ndarray, thresholds: np.ndarray) -> None:
+        """Adds a frame's verdict: the largest similarity for each recogniser."""
+        self.first = number if self.first < 0 else self.first
+        self.last = number
+        self.num_frames += 1
+        self.fooled += cosines < thresholds
+        self.cosines = np.maximum(self.cosines, cosines)
+
+
+class VideoAttack:
+    """Perturbs faces frame by frame.
+
+    Args:
+      protector: recognisers and strength.
+      key: one key.
+      followed: the faces.
+    """
+
+    def __init__(self, protector: Protector, key: jax.Array, followed: Sequence[FollowedFace]):
+        self._protector = protector
+        self._strength = protector.strength
+        self._key = key
+        self._followed = followed
+        self._margin = 0.0
+        self.num_gradients = 0
+
+    def begin(self, margin: float, *, last: bool = False) -> None:
+        """Begins a round with the first frame, to pass thresholds by a cosine of `margin`.
+
+        A face that is still matched, although the surrogates did not raise its level, gets more
+        strength: half of what is left to the cap, in the last round all.
+        """
+        self._margin = margin
+        cap = len(self._strength.psnrs) - 1
+        for one in self._followed:
+            if one.matched and one.level == one.began:
+                left = cap - one.level
+                one.level += left if last else -(-left // 2)
+            one.begin()
+
+    def may_improve(self) -> bool:
+        """Whether a face is still matched that did not begin at the cap."""
+        cap = len(self._strength.psnrs) - 1
+        return any(one.matched and one.began < cap for one in self._followed)
+
+    def perturb(self, number: int, pixels: np.ndarray) -> np.ndarray | None:
+        """A frame, uint8[H, W, 3], with its faces perturbed; None if it has none."""
+        for one in self._followed:
+            if number > one.track.last:
+                one.perturbation = None  # Memory must not grow with the video.
+        own = [one for one in self._followed if one.covers(number)]
+        if not own:
+            return None
+        matrices = [crop_matrix(one.track.at(number)) for one in own]
+        images = crops_of(pixels, matrices)
+        shown = self._cosines(own, images, self._protector.verifiers)
+        kept = [
+            place for place, one in enumerate(own) if self._shows(one, number, shown[place])
+        ]
+        if not kept:
+            return None
+        own, matrices = [own[place] for place in kept], [matrices[place] for place in kept]
+        grey = _is_grey(pixels)
+        crops = Crops.of(images[kept], matrices, grey=grey)
+        few = min(NEXT_STEPS, self._strength.num_steps)
+        most = self._strength.num_steps
+        steps = [most if one.perturbation is None else few for one in own]
+        todo = list(range(len(own)))
+        while todo:
+            self._step(number, own, crops, steps, todo)
+            changed = crop_attack.add(
+                pixels,
+                [one.perturbation for one in own if one.perturbation is not None],
+                matrices,
+                [self._strength.psnrs[one.level] for one in own],
+                grey=grey,
+            )
+            surrogates = self._protector.surrogates
+            cosines = self._cosines(own, crops_of(changed, matrices), surrogates)
+            limits = np.array([one.threshold for one in surrogates]) - self._margin
+            matched = np.flatnonzero((cosines >= limits).any(axis=1)).tolist()
+            todo = [n for n in matched if self._harder(own[n], steps, n)]
+        return changed
+
+    def _shows(self, one: FollowedFace, number: int, cosines: np.ndarray) -> bool:
+        """Whether the face is there: before and after its detections it may be gone."""
+        thresholds = [verifier.threshold for verifier in self._protector.verifiers]
+        shown = one.track.detected(number) or bool((cosines >= thresholds).any())
+        if not shown:
+            one.idle.add(number)
+        return shown
+
+    def _harder(self, one: FollowedFace, steps: list[int], place: int) -> bool:
+        """Takes all steps, then the next level; False if there is none."""
+        if steps[place] < self._strength.num_steps:
+            steps[place] = self._strength.num_steps
+            return True
+        if one.level + 1 < len(self._strength.psnrs):
+            one.level += 1
+            return True
+        return False
+
+    def _step(
+        self,
+        number: int,
+        own: Sequence[FollowedFace],
+        crops: Crops,
+        steps: Sequence[int],
+        todo: Sequence[int],
+    ) -> None:
+        """Perturbs the faces `todo`; those of the same level and steps together."""
+        kinds = {n: (own[n].level, steps[n], own[n].perturbation is None) for n in todo}
+        for level, num_steps, new in sorted(set(kinds.values())):
+            places = [n for n in todo if kinds[n] == (level, num_steps, new)]
+            faces = [own[n] for n in places]
+            keys = [jax.random.fold_in(self._key, one.number) for one in faces]
+            found = crop_attack.perturbations(
+                self._protector.surrogates,
+                crops.take(places),
+                self._references(faces),
+                None if new else np.stack([np.asarray(one.perturbation) for one in faces]),
+                psnr=self._strength.psnrs[level],
+                keys=jnp.stack([jax.random.fold_in(key, number) for key in keys]),
+                num_steps=num_steps,
+            )
+            self.num_gradients += num_steps * len(faces)
+            for one, perturbation in zip(faces, found, strict=True):
+                one.perturbation = perturbation
+
+    def _references(self, faces: Sequence[FollowedFace]) -> list[np.ndarray]:
+        return [
+            np.stack([dodged(one.references[place]) for one in faces])
+            for place, verifier in enumerate(self._protector.verifiers)
+            if verifier.is_surrogate
+        ]
+
+    def _cosines(
+        self, own: Sequence[FollowedFace], crops: np.ndarray, verifiers: Sequence[Verifier]
+    ) -> np.ndarray:
+        """float64[N, number of verifiers]."""
+        found = []
+        for place, verifier in enumerate(self._protector.verifiers):
+            if verifier in verifiers:
+                shown = zip(directions(verifier.embedder, crops), own, strict=True)
+                found.append([similarity(one, face.references[place]) for one, face in shown])
+        return np.array(found).T
+
+
+def _is_grey(pixels: np.ndarray) -> bool:
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    return bool(np.array_equal(red, green) and np.array_equal(red, blue))
+
+
+class VideoJudge:
+    """Judges every face of every frame of the written video.
+
+    It looks at the crop that was perturbed and, in every n-th frame, at the crop of the box that
+    the detector finds now. The larger similarity counts.
+
+    Args:
+      verifiers: surrogates and judges.
+      detector: finds faces.
+      followed: the faces; they keep their verdicts.
+      every: frames between detections.
+    """
+
+    def __init__(
+        self,
+        verifiers: Sequence[Verifier],
+        detector: Detector,
+        followed: Sequence[FollowedFace],
+        every: int,
+    ):
+        self._verifiers = verifiers
+        self._detector = detector
+        self._followed = followed
+        self._every = every
+        # Faces to be embedded: the face, its frame, its crops.
+        self._waiting: list[tuple[FollowedFace, int, np.ndarray]] = []
+        self.num_face_frames = 0
+
+    def see(self, number: int, before: np.ndarray, after: np.ndarray) -> None:
+        """Takes a frame, uint8[H, W, 3], of the source and of the written video."""
+        own = [one for one in self._followed if one.covers(number)]
+        if not own:
+            return
+        self.num_face_frames += 1
+        found = self._detector(after) if number % self._every == 0 else []
+        places = views([one.track.at(number) for one in own], found)
+        for one, matrices in zip(own, places, strict=True):
+            psnr = _psnr(before, after, matrices[0])
+            one.lowest_psnr = min(one.lowest_psnr, psnr)
+            one.sum_psnr += psnr
+            self._waiting.append((one, number, crops_of(after, matrices)))
+        if sum(len(crops) for _, _, crops in self._waiting) >= _BATCH:
+            self.finish()
+
+    def finish(self) -> None:
+        """Judges the frames that are still waiting."""
+        if not self._waiting:
+            return
+        crops = np.concatenate([crops for _, _, crops in self._waiting])
+        shown = [directions(verifier.embedder, crops) for verifier in self._verifiers]
+        thresholds = np.array([verifier.threshold for verifier in self._verifiers])
+        first = 0
+        for one, number, own in self._waiting:
+            last = first + len(own)
+            cosines = [
+                float((rows[first:last] @ known.T).max())
+                for rows, known in zip(shown, one.references, strict=True)
+            ]
+            one.judged(number, np.array(cosines), thresholds)
+            first = last
+        self._waiting.clear()
+
+
+def _psnr(before: np.ndarray, after: np.ndarray, matrix: np.ndarray) -> float:
+    """In dB, of the pixels that a face's perturbation may touch."""
+    ys, xs, inside = support(matrix, before.shape[:2])
+    difference = after[ys, xs].astype(np.float64)[inside] - before[ys, xs][inside]
+    error = float(np.mean(np.square(difference / 255))) if inside.any() else 0.0
+    return -10 * math.log10(error) if error > 0 else 100.0

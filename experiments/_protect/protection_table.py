@@ -1,0 +1,87 @@
+"""The table and sums that `experiments.protect` prints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from deid_jax.photos import FaceReport, FileRecord, Protector
+from deid_jax.photos.files import printable
+from deid_jax.photos.manifest import NAME
+from deid_jax.photos.records import NOT_PROTECTED, PROTECTED, TrackReport, VideoFigures
+
+_SHOWN = 40
+_ENCODING = ", of videos before encoding"
+
+
+def show(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
+    """Prints every face of a few files, of many only failures, and the sums."""
+    console = Console(highlight=False, markup=False)
+    failed = [record for record in records if record.status != PROTECTED]
+    verifiers = protector.verifiers
+    for number, one in enumerate(verifiers, 1):
+        unseen = "" if one.is_surrogate else ", not known to the attack"
+        console.print(
+            f"{number}: {one.embedder.name}{unseen}; matches faces from a similarity of "
+            f"{one.threshold:g} on",
+            soft_wrap=True,
+        )
+    shown = records if len(records) <= _SHOWN else failed[:_SHOWN]
+    if shown:
+        console.print(_table(shown, len(verifiers)))
+    faces = [face for record in records for face in record.faces]
+    videos = [r for r in records if isinstance(r.figures, VideoFigures)]
+    console.print(
+        f"{sum(face.protected for face in faces)} of {len(faces)} faces in "
+        f"{len(records)} files are protected against these recognisers (cap: "
+        f"{protector.strength.psnrs[-1]:g} dB{_ENCODING * bool(videos)}); "
+        f"{len(failed)} files are not."
+    )
+    for record in videos:
+        assert isinstance(record.figures, VideoFigures)
+        console.print(
+            f"{printable(record.file)}: faces were found in {record.figures.num_face_frames} of "
+            f"{record.figures.num_frames} frames; the others are unchanged.",
+            soft_wrap=True,
+        )
+    left = sum(record.figures.faces_left for record in records if record.figures is not None)
+    if left:
+        console.print(f"{left} other faces were found, not chosen by --faces, and left as is.")
+    if all(one.is_surrogate for one in verifiers):
+        console.print(
+            "The attack knew all of these recognisers; unseen ones were not tested. --judge "
+            "adds some."
+        )
+    console.print(f"Files and {NAME}: {output}")
+
+
+def _table(records: Sequence[FileRecord], num_verifiers: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("file", "face"):
+        table.add_column(name, overflow="fold")
+    for name in ("PSNR", "SSIM", *(f"to {n + 1}" for n in range(num_verifiers))):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for record in records:
+        if not record.faces:
+            blanks = [""] * (2 + num_verifiers)
+            reason = printable(record.reason or record.status)
+            table.add_row(printable(record.file), "", *blanks, reason)
+        for face in record.faces:
+            table.add_row(printable(record.file), *_cells(face))
+    return table
+
+
+def _cells(face: FaceReport | TrackReport) -> list[str]:
+    """Place, PSNR, SSIM, similarities, status."""
+    place = "{2:.0f}x{3:.0f} at {0:.0f},{1:.0f}".format(*face.box)
+    ssim = ""
+    if isinstance(face, TrackReport):
+        place += f", frames {face.first_frame} to {face.last_frame}"
+    else:
+        ssim = f"{face.ssim:.3f}"
+    similarities = [f"{verdict.cosine:.2f}" for verdict in face.verdicts]
+    psnr = f"{face.psnr:.1f}".replace("inf", "∞")
+    return [place, psnr, ssim, *similarities, PROTECTED if face.protected else NOT_PROTECTED]

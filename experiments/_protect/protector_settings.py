@@ -1,0 +1,53 @@
+"""Settings that `experiments.protect` and `experiments.webapp` have in common."""
+
+import dataclasses
+
+from deid_jax.checks import count
+from deid_jax.photos import Verifier, load_verifiers
+from experiments._common import cli
+from experiments._common.cli import setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProtectorSettings:
+    """Recognisers, detector, steps and seed."""
+
+    recogniser: str = setting(
+        "mobilefacenet_ms1m,mobilefacenet_casia",
+        "Recognisers to fool, separated by commas: NAME (weights are downloaded once), NAME:FILE "
+        "or package.module:function (RGB images in [0, 1] to embeddings). Several are fooled "
+        "together, which then fools unseen ones more often.",
+    )
+    judge: str = setting(
+        "none",
+        "Further recognisers, separated by commas, that only judge: the attack does not know "
+        "them, so their verdict is closer to a stranger's.",
+    )
+    threshold: float | None = setting(
+        None,
+        "The cosine similarity from which on two faces count as one person's, for all "
+        "recognisers. Default: each one's own; user-supplied ones have none.",
+    )
+    detector: str = setting(
+        "cascade",
+        "cascade (frontal faces, scikit-image), or the file of a YuNet model (.onnx, OpenCV).",
+    )
+    num_steps: int = setting(30, "Gradient steps of the first try; later ones take half.")
+    seed: int = setting(0, "Decides every random choice.")
+
+    def check(self) -> None:
+        """Refuses numbers out of range.
+
+        Raises:
+          InputError: see above.
+        """
+        count("num_steps", self.num_steps, least=1)
+        count("seed", self.seed, most=2**31 - 1)
+
+    def verifiers(self) -> tuple[Verifier, ...]:
+        """Surrogates and judges.
+
+        Raises:
+          InputError: see `load_verifiers`.
+        """
+        return load_verifiers(self.recogniser, self.judge, self.threshold, cli.load_recogniser)
