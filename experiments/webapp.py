@@ -8,7 +8,8 @@ verdicts, and download the protected files: without metadata, under their own na
 the same files as `experiments.protect`.
 
 Only this machine can reach the page (it listens on 127.0.0.1), and the page requests nothing
-from elsewhere. Uploads and results lie in a temporary folder that is deleted when Ctrl-C ends it.
+from elsewhere. Uploads and results lie in a temporary folder, which is deleted at the end
+(Ctrl-C).
 """
 
 import contextlib

@@ -6,6 +6,7 @@ are of pixel centres; the first pixel's is (0, 0).
 """
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,9 @@ from PIL import Image
 from deid_jax.data.images import CELEBA_SIZE, CELEBA_TO_TEMPLATE
 from deid_jax.errors import InputError
 from deid_jax.photos.faces import Face, FaceError
+from deid_jax.types import NumpyArray
+
+Span: TypeAlias = "slice[int, int, None]"
 
 SIZE = 112
 # Eyes, nose, corners of the mouth: the template of ArcFace (Deng et al., CVPR 2019).
@@ -25,9 +29,9 @@ TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
-# The landmarks' mean in a detector's box, and their root mean square distance from it, as shares
-# of the box's width: means over the 20 of 24 photos of CelebA in which `detectors.cascade`
-# finds the face (standard deviations 0.022, 0.021 and 0.016).
+# The landmarks' mean in a detector's box, and their root mean square distance from it, as a
+# share of its width: means over 20 of 24 photos of CelebA in which `detectors.cascade` finds
+# the face (standard deviations 0.022, 0.021 and 0.016).
 _BOX_CENTRE = (0.500, 0.576)
 _BOX_SPREAD = 0.242
 # Crop pixels over which a perturbation fades to zero at the crop's border.
@@ -36,14 +40,14 @@ _TAPER = 8
 _OVERSAMPLING = 2
 # So are perturbations where a crop pixel is fewer photo pixels than this.
 _COARSE = 2.0
-# How far filters reach around the crop, in pixels of the crop or the photo, whichever are larger.
+# How far filters reach around the crop, in the larger of its and the photo's pixels.
 _MARGIN = 4
 # The sine of rotation up to which a face counts as upright.
 _UPRIGHT = 0.02
 _BICUBIC = Image.Resampling.BICUBIC
 
 
-def crop_matrix(face: Face, size: int = SIZE) -> np.ndarray:
+def crop_matrix(face: Face, size: int = SIZE) -> NumpyArray:
     """float64[2, 3]: the similarity (A, b) from the photo to the crop of size × size pixels.
 
     With landmarks it is the least-squares fit onto `TEMPLATE` (Umeyama, PAMI 1991, without
@@ -62,12 +66,12 @@ def crop_matrix(face: Face, size: int = SIZE) -> np.ndarray:
     return fit_similarity(np.asarray(face.landmarks, np.float64), targets)
 
 
-def _spread_of(points: np.ndarray) -> float:
+def _spread_of(points: NumpyArray) -> float:
     """The root mean square distance of float64[N, 2] from their mean."""
     return math.sqrt(np.mean(np.sum(np.square(points - points.mean(0)), axis=1)))
 
 
-def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def fit_similarity(points: NumpyArray, targets: NumpyArray) -> NumpyArray:
     """float64[2, 3], the similarity of least Σ ‖A p + b − q‖²: points p, targets q.
 
     Raises:
@@ -85,7 +89,7 @@ def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, target_centre - linear @ centre])
 
 
-def aligned_face(pixels: np.ndarray) -> list[Face]:
+def aligned_face(pixels: NumpyArray) -> list[Face]:
     """The face of uint8[H, W, 3] that is an aligned crop: square, on the template; or CelebA's.
 
     Raises:
@@ -102,12 +106,12 @@ def aligned_face(pixels: np.ndarray) -> list[Face]:
     return [Face((0.0, 0.0, float(width), float(height)), points)]
 
 
-def scale_of(matrix: np.ndarray) -> float:
+def scale_of(matrix: NumpyArray) -> float:
     """Photo pixels per crop pixel."""
     return 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
 
 
-def crop(pixels: np.ndarray, matrix: np.ndarray, size: int = SIZE) -> np.ndarray:
+def crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> NumpyArray:
     """The aligned crop of a face: float32[size, size, 3] in [0, 1], on the 8-bit grid.
 
     Bicubic, on a grid `_OVERSAMPLING` times as fine that is then reduced; a photo finer than
@@ -148,8 +152,8 @@ _FIRST = 0.5 / _OVERSAMPLING - 0.5
 
 
 def to_photo(
-    perturbation: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]
-) -> tuple[slice, slice, np.ndarray]:
+    perturbation: NumpyArray, matrix: NumpyArray, shape: tuple[int, ...]
+) -> "tuple[Span, Span, NumpyArray]":
     """The perturbation of a crop on the photo's own pixels.
 
     Bicubic, fading to exactly zero at the crop's border, and zero outside. Where the photo is
@@ -196,31 +200,31 @@ def to_photo(
     return rows, columns, found
 
 
-def _inside(places: np.ndarray, size: int) -> np.ndarray:
+def _inside(places: NumpyArray, size: int) -> NumpyArray:
     """Which positions along one axis of the crop lie in its pixels."""
     return (places >= -0.5) & (places <= size - 0.5)
 
 
 def _grid(scale: float, size: int) -> tuple[int, int]:
-    """The oversampling of a perturbation on the photo, and the size that it is reduced to first."""
+    """How much finer than the photo perturbations are drawn, and their size before that."""
     over = _OVERSAMPLING if scale < _COARSE else 1
     return over, max(1, round(size * min(scale * over, 1.0)))
 
 
-def support(matrix: np.ndarray, shape: tuple[int, int]) -> tuple[slice, slice, np.ndarray]:
+def support(matrix: NumpyArray, shape: tuple[int, ...]) -> "tuple[Span, Span, NumpyArray]":
     """The pixels that `to_photo` may touch: rows and columns of the photo, and bool[h, w]."""
     rows, columns, touched = to_photo(np.ones((SIZE, SIZE, 3), np.float32), matrix, shape)
     return rows, columns, np.any(touched != 0, axis=2)
 
 
-def taper(size: int) -> np.ndarray:
+def taper(size: int) -> NumpyArray:
     """float32[size]: 1 inside, falling to 0 at both ends as a half cosine."""
     distance = np.minimum(np.arange(size), np.arange(size)[::-1])
     share = np.clip(distance / _TAPER, 0, 1)
     return ((1 - np.cos(np.pi * share)) / 2).astype(np.float32)
 
 
-def round_trip(matrix: np.ndarray, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+def round_trip(matrix: NumpyArray, size: int = SIZE) -> tuple[NumpyArray, NumpyArray]:
     """R and C, float32[S, S]: `crop` sees R δ Cᵀ of a δ that `to_photo` added to the photo.
 
     Exact up to 8-bit rounding for upright faces at least `_MARGIN` crop pixels from the photo's
@@ -238,7 +242,7 @@ def round_trip(matrix: np.ndarray, size: int = SIZE) -> tuple[np.ndarray, np.nda
     return rows, columns
 
 
-def _line(scale: float, centre: float, size: int) -> np.ndarray:
+def _line(scale: float, centre: float, size: int) -> NumpyArray:
     """float32[S, S], `crop` of `to_photo` along one axis of an upright face.
 
     Args:
@@ -277,19 +281,19 @@ def _stretched(image: Image.Image, height: int, step: float, start: float) -> Im
     )
 
 
-def _corners(matrix: np.ndarray, size: int) -> np.ndarray:
+def _corners(matrix: NumpyArray, size: int) -> NumpyArray:
     """float64[4, 2]: the crop's corners in the photo."""
     ends = np.array([[-0.5, -0.5], [size - 0.5, -0.5], [-0.5, size - 0.5], [size - 0.5] * 2])
     back = _inverse(matrix)
     return ends @ back[:, :2].T + back[:, 2]
 
 
-def _inverse(matrix: np.ndarray) -> np.ndarray:
+def _inverse(matrix: NumpyArray) -> NumpyArray:
     linear = np.linalg.inv(matrix[:, :2])
     return np.column_stack([linear, -linear @ matrix[:, 2]])
 
 
-def _coefficients(linear: np.ndarray, start: np.ndarray) -> list[float]:
+def _coefficients(linear: NumpyArray, start: NumpyArray) -> list[float]:
     """Pillow's coefficients, which map pixel corners, of a map of pixel centres."""
     start = start + 0.5 - linear @ np.array([0.5, 0.5])
     return np.column_stack([linear, start]).ravel().tolist()

@@ -19,36 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax.arrays import per_image
+from deid_jax.arrays import Bracket, per_image
 from deid_jax.attacks.budgets import l2_of_psnr
-from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
-from deid_jax.devices.sharding import placed_at_hand
-from deid_jax.objectives.embeddings import dodge, ensemble, expectation
+from deid_jax.attacks.mifgvm import MIFGVMConfig
 from deid_jax.photos.alignment import round_trip, to_photo
 from deid_jax.photos.verifiers import Verifier
-from deid_jax.transforms.transformations import TRANSFORMATIONS, compose
-from deid_jax.types import Model, Objective, Variables
+from deid_jax.transfer import SurrogateAttack, Surrogates
+from deid_jax.types import NumpyArray
 
-# What the perturbation shall survive: other boxes around the face, JPEG, resizing.
-FORESEEN = ("resize_pad_flip", "processing")
+# It shall survive other boxes around the face, JPEG and resizing.
+ATTACK = SurrogateAttack(foreseen=("resize_pad_flip", "processing"))
 # Sizes of batches, padded to the next one, so that few programs are compiled.
 BATCHES = (1, 4, 16)
-# A step of an attack that goes on from a perturbation, in ε: that of 30 steps from none.
+# In ε: the length of all steps together, and of a step from an earlier perturbation, at most.
+_REACH = 10.0
 _STEP = 1 / 3
-
-
-class CropAttack(NamedTuple):
-    """What decides the compiled program, beside shapes: static.
-
-    Attributes:
-      modules: the surrogates.
-      num_steps: gradient steps.
-      reach: of `MIFGVMConfig`: the length of all steps together, in ε.
-    """
-
-    modules: tuple[Model, ...]
-    num_steps: int = 30
-    reach: float = 10.0
 
 
 class Crops(NamedTuple):
@@ -61,18 +46,18 @@ class Crops(NamedTuple):
       grey: bool[N], whether the photo is grey, which the perturbation keeps.
     """
 
-    images: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
-    grey: np.ndarray
+    images: NumpyArray
+    rows: NumpyArray
+    columns: NumpyArray
+    grey: NumpyArray
 
     @classmethod
-    def of(cls, images: np.ndarray, matrices: Sequence[np.ndarray], *, grey: bool) -> "Crops":
+    def of(cls, images: NumpyArray, matrices: Sequence[NumpyArray], *, grey: bool) -> "Crops":
         """Crops float32[N, S, S, 3] and their N similarity transforms."""
         rows, columns = (np.stack(m) for m in zip(*map(round_trip, matrices), strict=True))
         return cls(images, rows, columns, np.full(len(images), grey))
 
-    def take(self, places: Sequence[int] | np.ndarray) -> "Crops":
+    def take(self, places: Sequence[int] | NumpyArray) -> "Crops":
         """Some of them, by position."""
         return Crops(*(part[places] for part in self))
 
@@ -89,60 +74,54 @@ def _greyed(crops: Crops, change: jax.Array) -> jax.Array:
     return jnp.where(grey, change.mean(axis=3, keepdims=True), change)
 
 
-@functools.partial(jax.jit, static_argnames="attack")
+@functools.partial(jax.jit, static_argnames=("attack", "num_steps", "reach"))
 def find_perturbation(
-    variables: Sequence[Variables],
+    surrogates: Surrogates,
     crops: Crops,
-    references: Sequence[jax.Array],
-    thresholds: Sequence[jax.Array],
     psnr: jax.Array,
     key: jax.Array,
     initial: jax.Array | None,
     *,
-    attack: CropAttack,
+    attack: SurrogateAttack,
+    num_steps: int,
+    reach: float,
 ) -> jax.Array:
-    """δ of each face: float32[B, S, S, 3], by `mifgvm`.
+    """δ of each face: float32[B, S, S, 3].
 
     Args:
-      variables: the surrogates' weights.
+      surrogates: recognisers to fool, and the embeddings to move away from.
       crops: the faces.
-      references: float32[B, D] for each surrogate, unit vectors: e_f.
-      thresholds: float32[] for each, τ_f.
       psnr: float32[] in dB: the budget of ‖δ‖₂.
       key: key[B].
       initial: float32[B, S, S, 3], the perturbation to start from; None: none.
-      attack: everything static.
+      attack: method and objective.
+      num_steps: gradient steps.
+      reach: of `MIFGVMConfig`: the length of all steps together, in ε.
     """
-    goals = [
-        dodge(functools.partial(module.apply, weights), reference, threshold)
-        for module, weights, reference, threshold in zip(
-            attack.modules, variables, references, thresholds, strict=True
-        )
-    ]
-    chosen = compose(*(TRANSFORMATIONS[name] for name in FORESEEN))
-    objective = expectation(ensemble(goals, "smooth"), chosen, 1)
-
-    def in_photo(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return objective(_seen(crops, images), key)
-
-    fitted: Objective = in_photo
     size = l2_of_psnr(psnr, crops.images[0].size)
-    config = MIFGVMConfig(epsilon=size, reach=attack.reach, num_steps=attack.num_steps)
+    config = MIFGVMConfig(epsilon=size, reach=reach, num_steps=num_steps)
     start = None if initial is None else jnp.clip(crops.images + initial, 0, 1)
-    found = mifgvm(fitted, crops.images, config, key, initial=start).images
-    return _greyed(crops, found - crops.images)
+    result = attack.perturb(
+        surrogates,
+        jnp.asarray(crops.images),
+        config,
+        key,
+        view=functools.partial(_seen, crops),
+        initial=start,
+    )
+    return _greyed(crops, result.images - crops.images)
 
 
 def perturbations(
     surrogates: Sequence[Verifier],
     crops: Crops,
-    references: Sequence[np.ndarray],
-    initial: np.ndarray | None,
+    references: Sequence[NumpyArray],
+    initial: NumpyArray | None,
     *,
     psnr: float,
     keys: jax.Array,
     num_steps: int,
-) -> np.ndarray:
+) -> NumpyArray:
     """`find_perturbation` of any number of crops: float32[N, S, S, 3].
 
     Args:
@@ -154,39 +133,39 @@ def perturbations(
       keys: key[N].
       num_steps: gradient steps.
     """
-    modules = tuple(one.embedder.module for one in surrogates)
-    attack = CropAttack(modules, num_steps)
-    if initial is not None:
-        attack = attack._replace(reach=min(attack.reach, _STEP * num_steps))
-    variables = [placed_at_hand(one.embedder.variables) for one in surrogates]
-    thresholds = [jnp.float32(one.threshold) for one in surrogates]
+    fitted = Surrogates.of(
+        [one.embedder for one in surrogates],
+        references,
+        [one.threshold for one in surrogates],
+    )
+    reach = _REACH if initial is None else min(_REACH, _STEP * num_steps)
     found = []
     for first in range(0, len(crops.images), BATCHES[-1]):
         count = min(len(crops.images) - first, BATCHES[-1])
         size = next(batch for batch in BATCHES if batch >= count)
         places = first + np.minimum(np.arange(size), count - 1)
         change = find_perturbation(
-            variables,
+            fitted.take(places),
             crops.take(places),
-            [jnp.asarray(reference[places], jnp.float32) for reference in references],
-            thresholds,
             jnp.float32(psnr),
             keys[places],
             None if initial is None else initial[places],
-            attack=attack,
+            attack=ATTACK,
+            num_steps=num_steps,
+            reach=reach,
         )
         found.append(np.asarray(change)[:count])
     return np.concatenate(found)
 
 
 def add(
-    pixels: np.ndarray,
-    perturbations: Iterable[np.ndarray],
-    matrices: Sequence[np.ndarray],
+    pixels: NumpyArray,
+    perturbations: Iterable[NumpyArray],
+    matrices: Sequence[NumpyArray],
     psnrs: Iterable[float],
     *,
     grey: bool,
-) -> np.ndarray:
+) -> NumpyArray:
     """The photo with every face perturbed: uint8[H, W, 3].
 
     Each perturbation is scaled until the pixels that it touches have its PSNR, or as near as
@@ -212,23 +191,21 @@ _HALVINGS = 12
 _LARGEST = 4.0
 
 
-def _scaled(before: np.ndarray, change: np.ndarray, psnr: float) -> np.ndarray:
+def _scaled(before: NumpyArray, change: NumpyArray, psnr: float) -> NumpyArray:
     """round(x + 255 t δ), t ≤ 4 the largest that keeps the PSNR where δ is not zero."""
     touched = np.any(change != 0, axis=2)
     if not touched.any():
         return before
     most = 255**2 * 10 ** (-psnr / 10) * 3 * touched.sum()
 
-    def at(share: float) -> np.ndarray:
+    def at(share: float) -> NumpyArray:
         moved = np.rint(before + np.float32(255 * share) * change)
         return np.clip(moved, 0, 255).astype(np.uint8)
 
-    fits, exceeds = 0.0, _LARGEST
+    bracket = Bracket(np.array(0.0), np.array(_LARGEST))
     for _ in range(_HALVINGS):
-        middle = (fits + exceeds) / 2
-        error = at(middle).astype(np.float32) - before
-        if float(np.sum(np.square(error))) <= most:
-            fits = middle
-        else:
-            exceeds = middle
-    return at(fits)
+        middle = bracket.middle()
+        error = at(float(middle)).astype(np.float32) - before
+        fits = float(np.sum(np.square(error))) <= most
+        bracket = bracket.narrowed(middle, np.array(fits))
+    return at(float(bracket.holds))

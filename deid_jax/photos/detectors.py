@@ -10,6 +10,7 @@ import numpy as np
 
 from deid_jax.errors import InputError, one_line
 from deid_jax.photos.faces import Box, Detector, Face, by_size, overlap, shared_area
+from deid_jax.types import NumpyArray
 
 if TYPE_CHECKING:
     from skimage.feature import Cascade
@@ -40,7 +41,7 @@ def load_detector(name: str) -> Detector:
     return cascade
 
 
-def cascade(pixels: np.ndarray) -> list[Face]:
+def cascade(pixels: NumpyArray) -> list[Face]:
     """Frontal faces by scikit-image's cascade of local binary patterns: boxes only.
 
     Liao, Zhu, Lei, Zhang, Li: "Learning Multi-scale Block Local Binary Patterns for Face
@@ -105,7 +106,7 @@ def yunet(path: str | Path) -> Detector:
         reason = one_line(error)
         raise InputError(f"detector file {path} is no YuNet model: {reason}") from error
 
-    def detect(pixels: np.ndarray) -> list[Face]:
+    def detect(pixels: NumpyArray) -> list[Face]:
         small, ratio = _reduced(pixels)
         with _one_at_a_time:
             network.setInputSize((small.shape[1], small.shape[0]))
@@ -120,7 +121,7 @@ def yunet(path: str | Path) -> Detector:
     return detect
 
 
-def _reduced(pixels: np.ndarray) -> tuple[np.ndarray, float]:
+def _reduced(pixels: NumpyArray) -> tuple[NumpyArray, float]:
     """The photo reduced to `_LONGEST_SIDE`, and the original pixels per reduced one."""
     from PIL import Image
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from deid_jax.errors import InputError, one_line
+from deid_jax.types import NumpyArray
 
 Box = tuple[float, float, float, float]
 
@@ -25,14 +26,14 @@ class Face(NamedTuple):
     """
 
     box: Box
-    landmarks: np.ndarray | None = None
+    landmarks: NumpyArray | None = None
     score: float = 1.0
 
 
 class Detector(Protocol):
     """Finds faces."""
 
-    def __call__(self, pixels: np.ndarray) -> list[Face]:
+    def __call__(self, pixels: NumpyArray) -> list[Face]:
         """Faces of uint8[H, W, 3], RGB and upright, the largest first."""
         ...
 
@@ -55,7 +56,7 @@ class FaceChoice:
     listed: Mapping[str, list[Face]] | None = None
     detector: Detector | None = None
 
-    def faces(self, name: str, pixels: np.ndarray) -> tuple[list[Face], int]:
+    def faces(self, name: str, pixels: NumpyArray) -> tuple[list[Face], int]:
         """The faces to protect, and the number of others.
 
         Args:
@@ -71,7 +72,7 @@ class FaceChoice:
             chosen = [max(found, key=lambda face: face.box[2] * face.box[3])]
         return chosen, len(found) - len(chosen)
 
-    def _candidates(self, name: str, pixels: np.ndarray) -> list[Face]:
+    def _candidates(self, name: str, pixels: NumpyArray) -> list[Face]:
         if self.detector is not None:
             try:
                 return self.detector(pixels)

@@ -21,6 +21,7 @@ from PIL import Image
 from deid_jax.errors import InputError, TransientError, one_line
 from deid_jax.photos import metadata
 from deid_jax.photos.metadata import SaveArguments
+from deid_jax.types import NumpyArray
 
 # Formats that can be written again as they were.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
@@ -78,8 +79,8 @@ class Photo:
       tables: of JPEG, its quantisation tables if they are of quality 90 or more, or None.
     """
 
-    pixels: np.ndarray
-    alpha: np.ndarray | None
+    pixels: NumpyArray
+    alpha: NumpyArray | None
     grey: bool
     one_channel: bool
     format: str
@@ -94,9 +95,9 @@ class Photo:
 def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Decodes the content of a photo file.
 
-    Palettes become RGB, or RGBA if they have transparent colours; 1 bit becomes grey of 8. EXIF's
-    orientation is applied. Of a JPEG with several images (a second view, a gain map) the first
-    is the photo. Memory: the file, and under 8 bytes a pixel, 3 or 4 of which stay.
+    Palettes become RGB, or RGBA if they have transparent colours; 1 bit becomes 8 bits of grey.
+    EXIF's orientation is applied. Of a JPEG with several images (a second view, a gain map)
+    the first is the photo. Memory: the file, and under 8 bytes a pixel, 3 or 4 of which stay.
 
     Args:
       data: the content; it decides the format, not the name.
@@ -132,12 +133,12 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
 
 
 def encode(
-    photo: Photo, pixels: np.ndarray, *, keep_metadata: bool = False, quality: int | None = None
+    photo: Photo, pixels: NumpyArray, *, keep_metadata: bool = False, quality: int | None = None
 ) -> bytes:
     """Encodes other pixels in the photo's format.
 
-    A JPEG keeps its quantisation tables if they are fine enough, so that unchanged pixels hardly
-    change; its chroma is never coarser than before.
+    A JPEG keeps its quantisation tables if they are fine enough, so that unchanged pixels stay
+    nearly equal; its chroma is never coarser than before.
 
     Args:
       photo: its size, format, transparency, colour profile and greyness are kept.
@@ -263,7 +264,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
     )
 
 
-def _arrays(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+def _arrays(image: Image.Image) -> tuple[NumpyArray, NumpyArray | None]:
     """Pixels and alpha of an image of `_MODES`."""
     transparent = image.has_transparency_data
     pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -280,7 +281,7 @@ def _arrays(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     return pixels, alpha
 
 
-def _image(photo: Photo, pixels: np.ndarray) -> Image.Image:
+def _image(photo: Photo, pixels: NumpyArray) -> Image.Image:
     """A Pillow image with the file's channels."""
     if photo.one_channel:
         if not all(np.array_equal(pixels[..., 0], pixels[..., n]) for n in (1, 2)):
@@ -293,7 +294,7 @@ def _image(photo: Photo, pixels: np.ndarray) -> Image.Image:
     return colour
 
 
-def _is_grey(pixels: np.ndarray) -> bool:
+def _is_grey(pixels: NumpyArray) -> bool:
     """Whether channels differ by at most one level, as in lossy files of grey photos."""
     for top in range(0, len(pixels), _ROWS):
         rows = pixels[top : top + _ROWS]

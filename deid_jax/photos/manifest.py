@@ -1,8 +1,8 @@
 """The manifest of an output folder: one record per file, as JSON lines.
 
-A line is appended as soon as its file is written, so that a killed run resumes where it stopped.
-At the end the lines are sorted, so that no trace of that remains. With several processes, each
-but the first appends to a file of its own, which is merged at the end.
+A line is appended as soon as its file is written, so that a killed run resumes where it
+stopped. At the end the lines are sorted, so that no trace of that remains. With several
+processes, each but the first appends to a file of its own, which is merged at the end.
 """
 
 import contextlib

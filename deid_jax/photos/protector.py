@@ -26,6 +26,7 @@ from deid_jax.photos.files import Photo
 from deid_jax.photos.records import FaceReport, FaceVerdict
 from deid_jax.photos.verdicts import judge
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, dodged
+from deid_jax.types import NumpyArray
 
 # PSNR in dB: the first try, the next ones where it does not suffice, and the cap.
 STRENGTHS = {
@@ -69,7 +70,7 @@ class ProtectedPhoto(NamedTuple):
     """
 
     data: bytes
-    pixels: np.ndarray
+    pixels: NumpyArray
     quality: int | None
     faces: tuple[FaceReport, ...]
 
@@ -145,7 +146,7 @@ class _PhotoAttack:
             for one in protector.verifiers
         ]
         self._keys = jax.random.split(key, len(faces))
-        self._found: list[np.ndarray] = [np.zeros(0)] * len(faces)
+        self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
         self._encoder = _Encoder(self._places, protector.strength.psnrs[-1])
 
     def run(self) -> ProtectedPhoto:
@@ -177,7 +178,7 @@ class _PhotoAttack:
         )
         return ProtectedPhoto(encoded.data, encoded.pixels, self._encoder.quality, reports)
 
-    def _perturb(self, faces: np.ndarray, level: int) -> None:
+    def _perturb(self, faces: NumpyArray, level: int) -> None:
         """Finds the perturbations of faces, from those of the level before."""
         strength = self._protector.strength
         fitted = [
@@ -198,7 +199,7 @@ class _PhotoAttack:
             self._found[face] = perturbation
 
     def _report(
-        self, number: int, shown: np.ndarray, tried: float, verdicts: tuple[FaceVerdict, ...]
+        self, number: int, shown: NumpyArray, tried: float, verdicts: tuple[FaceVerdict, ...]
     ) -> FaceReport:
         error = float(self._places.errors(shown)[number])
         matrix = self._places.matrices[number]
@@ -224,7 +225,7 @@ class _Places:
         shape = photo.pixels.shape[:2]
         self.supports = [support(matrix, shape) for matrix in self.matrices]
 
-    def errors(self, shown: np.ndarray) -> np.ndarray:
+    def errors(self, shown: NumpyArray) -> NumpyArray:
         """Mean squared error of the pixels that each face may touch, for a range of 1."""
         found = np.zeros(len(self.matrices))
         for number, (ys, xs, inside) in enumerate(self.supports):
@@ -239,13 +240,13 @@ class _Encoded(NamedTuple):
     """A file's content, and the pixels that it shows."""
 
     data: bytes
-    pixels: np.ndarray
+    pixels: NumpyArray
 
 
 class _Encoder:
     """Encodes a photo with perturbations so that each face keeps its budget in the file.
 
-    The quality is the photo's own, if encoding takes at most a quarter of the budget at the cap.
+    The quality is the photo's own, if that costs at most a quarter of the budget at the cap.
 
     Attributes:
       quality: of the file; None of lossless formats.
@@ -254,7 +255,7 @@ class _Encoder:
     def __init__(self, places: _Places, cap: float):
         self._places = places
         self.quality: int | None = None
-        self._losses = np.zeros(len(places.matrices))
+        self._losses: NumpyArray = np.zeros(len(places.matrices))
         photo = places.photo
         if photo.lossless:
             return
@@ -266,7 +267,7 @@ class _Encoder:
                 break
 
     def encode(
-        self, perturbations: Sequence[np.ndarray], psnrs: np.ndarray, keep_metadata: bool
+        self, perturbations: Sequence[NumpyArray], psnrs: NumpyArray, keep_metadata: bool
     ) -> _Encoded:
         """The file with all perturbations, no face below its PSNR.
 

@@ -13,12 +13,13 @@ from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector, Face, overlap
 from deid_jax.photos.records import FaceVerdict
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, similarity
+from deid_jax.types import NumpyArray
 
 # Boxes with a larger intersection over union are of the same face.
 _SAME = 0.3
 
 
-def views(faces: Sequence[Face], found: Sequence[Face]) -> list[list[np.ndarray]]:
+def views(faces: Sequence[Face], found: Sequence[Face]) -> list[list[NumpyArray]]:
     """The crop matrices of each face: of its own place, then of boxes found anew near it."""
     matrices = [[crop_matrix(face)] for face in faces]
     for new in found:
@@ -29,9 +30,9 @@ def views(faces: Sequence[Face], found: Sequence[Face]) -> list[list[np.ndarray]
 
 
 def judge(
-    pixels: np.ndarray,
+    pixels: NumpyArray,
     faces: Sequence[Face],
-    references: Sequence[Sequence[np.ndarray]],
+    references: Sequence[Sequence[NumpyArray]],
     verifiers: Sequence[Verifier],
     detector: Detector | None = None,
 ) -> list[tuple[FaceVerdict, ...]]:

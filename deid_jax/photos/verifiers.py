@@ -12,6 +12,7 @@ from deid_jax.errors import InputError
 from deid_jax.photos.alignment import SIZE, crop, crop_matrix
 from deid_jax.photos.faces import Face
 from deid_jax.recognisers.embedders import Embedder, split_list
+from deid_jax.types import NumpyArray
 
 # The similarity at a false accept rate of 1 %: of all 391,500 pairs of different persons among
 # 900 aligned photos of 30 persons of CelebA. 2 % of pairs of one person are missed there.
@@ -36,9 +37,9 @@ class Verifier:
     embedder: Embedder
     threshold: float
     is_surrogate: bool
-    gallery: np.ndarray | None = None
+    gallery: NumpyArray | None = None
 
-    def references(self, own: np.ndarray) -> np.ndarray:
+    def references(self, own: NumpyArray) -> NumpyArray:
         """float64[R, D]: unit vectors that a face is compared with, its own embedding first.
 
         The gallery counts where its mean matches the face: the mean, and each photo.
@@ -54,7 +55,7 @@ class Verifier:
         )
 
 
-def directions(embedder: Embedder, crops: np.ndarray) -> np.ndarray:
+def directions(embedder: Embedder, crops: NumpyArray) -> NumpyArray:
     """Unit embeddings float64[N, D] of crops float32[N, S, S, 3] in [0, 1].
 
     Raises:
@@ -67,18 +68,18 @@ def directions(embedder: Embedder, crops: np.ndarray) -> np.ndarray:
     return embeddings / sizes
 
 
-def mean_direction(rows: np.ndarray) -> np.ndarray:
+def mean_direction(rows: NumpyArray) -> NumpyArray:
     """float64[D]: the direction of the sum of unit vectors float64[N, D]."""
     total = rows.sum(axis=0)
     return total / np.linalg.norm(total)
 
 
-def similarity(direction: np.ndarray, references: np.ndarray) -> float:
+def similarity(direction: NumpyArray, references: NumpyArray) -> float:
     """The largest cosine of float64[D] to float64[R, D], all unit vectors."""
     return float((references @ direction).max())
 
 
-def dodged(references: np.ndarray) -> np.ndarray:
+def dodged(references: NumpyArray) -> NumpyArray:
     """float64[D]: the direction that the attack moves away from.
 
     That is the middle between the face's own embedding and its person's mean, if known.
@@ -86,12 +87,12 @@ def dodged(references: np.ndarray) -> np.ndarray:
     return mean_direction(references[:2])
 
 
-def crops_of(pixels: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
+def crops_of(pixels: NumpyArray, matrices: Sequence[NumpyArray]) -> NumpyArray:
     """float32[N, S, S, 3] in [0, 1]: aligned crops, as recognisers take them."""
     return np.stack([crop(pixels, matrix, SIZE) for matrix in matrices])
 
 
-def gallery_of(embedder: Embedder, photos: Sequence[tuple[np.ndarray, Face]]) -> np.ndarray:
+def gallery_of(embedder: Embedder, photos: Sequence[tuple[NumpyArray, Face]]) -> NumpyArray:
     """float64[K, D], unit embeddings of one person's photos: (uint8[H, W, 3], its face).
 
     Raises:
@@ -104,7 +105,7 @@ def gallery_of(embedder: Embedder, photos: Sequence[tuple[np.ndarray, Face]]) ->
     return found
 
 
-def probes() -> np.ndarray:
+def probes() -> NumpyArray:
     """float32[2, S, S, 3], images of noise: their embeddings tell recognisers apart."""
     return np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
 

@@ -13,13 +13,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from deid_jax.data.images import MAX_PIXELS
 from deid_jax.errors import InputError, TransientError, one_line
+from deid_jax.types import NumpyArray
 from deid_jax.videos.frames import (
     FrameChange,
     apply,
+    display_matrix,
     format_of,
     in_format,
     orientation,
@@ -60,7 +60,7 @@ class TimedFrame(NamedTuple):
     """
 
     time: Fraction
-    pixels: np.ndarray
+    pixels: NumpyArray
 
 
 class VideoInfo(NamedTuple):
@@ -85,7 +85,7 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.FFmpegError, OSError) as error:
-        reason = one_line(error)
+        reason = one_line(error.strerror or type(error).__name__)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise TransientError(f"video {path} cannot be written: {reason}") from error
         raise InputError(f"video {path} cannot be read: {reason}") from error
@@ -310,11 +310,12 @@ def _video_stream(
     # The rate only counts for frames without times.
     made = out.add_stream(name, rate=stream.average_rate, options=options)
     assert isinstance(made, VideoStream)
-    matrix = first.side_data.get("DISPLAYMATRIX")
+    matrix = display_matrix(first)
     made.options = {**options, "crf": str(quality)}
     made.width, made.height = first.width, first.height
     made.pix_fmt = format_of(first, made.codec_context)
     first = in_format(first, made.pix_fmt)
+    assert stream.time_base is not None
     made.time_base = made.codec_context.time_base = stream.time_base
     made.codec_context.thread_count = _THREADS
     if stream.sample_aspect_ratio:
@@ -327,5 +328,5 @@ def _video_stream(
     if name == "libx265" and out.format.name in ("mp4", "mov"):
         made.codec_context.codec_tag = "hvc1"  # The only tag that Apple's players accept.
     if matrix is not None:
-        made.set_display_matrix(np.frombuffer(bytes(matrix), np.int32).tolist())
+        made.set_display_matrix(matrix.tolist())
     return made

@@ -29,6 +29,7 @@ from deid_jax.photos.records import (
 )
 from deid_jax.photos.verifiers import BlindError, directions, probes
 from deid_jax.recognisers.embedders import Embedder
+from deid_jax.types import NumpyArray
 from deid_jax.videos.video import VideoJob
 
 # Told the progress of a file that takes long.
@@ -129,7 +130,7 @@ class FileProtector:
     def _video(self, name: str, digest: str, say: Say) -> FileRecord:
         most_left = 0
 
-        def detector(pixels: np.ndarray) -> list[Face]:
+        def detector(pixels: NumpyArray) -> list[Face]:
             nonlocal most_left
             faces, left = self.choice.faces(name, pixels)
             most_left = max(most_left, left)

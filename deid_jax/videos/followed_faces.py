@@ -21,6 +21,7 @@ from deid_jax.photos.verifiers import (
     mean_direction,
     similarity,
 )
+from deid_jax.types import NumpyArray
 from deid_jax.videos.tracks import Track
 
 # Gradient steps of a frame that starts from the last one's perturbation.
@@ -29,7 +30,7 @@ NEXT_STEPS = 4
 _BATCH = 32
 
 # Unit embeddings of one detected face, float64[D] for each recogniser.
-Signs = list[np.ndarray]
+Signs = list[NumpyArray]
 
 
 class FollowedFace:
@@ -54,7 +55,7 @@ class FollowedFace:
     def begin(self) -> None:
         """Begins a round at the level that the last one reached."""
         self.began = self.level
-        self.perturbation: np.ndarray | None = None
+        self.perturbation: NumpyArray | None = None
         self.idle: set[int] = set()
         self.num_frames, self.first, self.last = 0, -1, -1
         self.fooled = np.zeros(len(self.references), int)
@@ -70,7 +71,7 @@ class FollowedFace:
         """Whether the face is in a frame."""
         return self.track.first <= number <= self.track.last and number not in self.idle
 
-    def judged(self, number: int, cosines: np.ndarray, thresholds: np.ndarray) -> None:
+    def judged(self, number: int, cosines: NumpyArray, thresholds: NumpyArray) -> None:
         """Adds a frame's verdict: the largest similarity for each recogniser."""
         self.first = number if self.first < 0 else self.first
         self.last = number
@@ -115,7 +116,7 @@ class VideoAttack:
         cap = len(self._strength.psnrs) - 1
         return any(one.matched and one.began < cap for one in self._followed)
 
-    def perturb(self, number: int, pixels: np.ndarray) -> np.ndarray | None:
+    def perturb(self, number: int, pixels: NumpyArray) -> NumpyArray | None:
         """A frame, uint8[H, W, 3], with its faces perturbed; None if it has none."""
         for one in self._followed:
             if number > one.track.last:
@@ -154,7 +155,7 @@ class VideoAttack:
             todo = [n for n in matched if self._harder(own[n], steps, n)]
         return changed
 
-    def _shows(self, one: FollowedFace, number: int, cosines: np.ndarray) -> bool:
+    def _shows(self, one: FollowedFace, number: int, cosines: NumpyArray) -> bool:
         """Whether the face is there: before and after its detections it may be gone."""
         thresholds = [verifier.threshold for verifier in self._protector.verifiers]
         shown = one.track.detected(number) or bool((cosines >= thresholds).any())
@@ -199,7 +200,7 @@ class VideoAttack:
             for one, perturbation in zip(faces, found, strict=True):
                 one.perturbation = perturbation
 
-    def _references(self, faces: Sequence[FollowedFace]) -> list[np.ndarray]:
+    def _references(self, faces: Sequence[FollowedFace]) -> list[NumpyArray]:
         return [
             np.stack([dodged(one.references[place]) for one in faces])
             for place, verifier in enumerate(self._protector.verifiers)
@@ -207,8 +208,8 @@ class VideoAttack:
         ]
 
     def _cosines(
-        self, own: Sequence[FollowedFace], crops: np.ndarray, verifiers: Sequence[Verifier]
-    ) -> np.ndarray:
+        self, own: Sequence[FollowedFace], crops: NumpyArray, verifiers: Sequence[Verifier]
+    ) -> NumpyArray:
         """float64[N, number of verifiers]."""
         found = []
         for place, verifier in enumerate(self._protector.verifiers):
@@ -218,7 +219,7 @@ class VideoAttack:
         return np.array(found).T
 
 
-def _is_grey(pixels: np.ndarray) -> bool:
+def _is_grey(pixels: NumpyArray) -> bool:
     red, green, blue = np.moveaxis(pixels, 2, 0)
     return bool(np.array_equal(red, green) and np.array_equal(red, blue))
 
@@ -226,8 +227,8 @@ def _is_grey(pixels: np.ndarray) -> bool:
 class VideoJudge:
     """Judges every face of every frame of the written video.
 
-    It looks at the crop that was perturbed and, in every n-th frame, at the crop of the box that
-    the detector finds now. The larger similarity counts.
+    It looks at the crop that was perturbed and, in every n-th frame, at the crop of the box
+    that the detector finds now. The larger similarity counts.
 
     Args:
       verifiers: surrogates and judges.
@@ -248,10 +249,10 @@ class VideoJudge:
         self._followed = followed
         self._every = every
         # Faces to be embedded: the face, its frame, its crops.
-        self._waiting: list[tuple[FollowedFace, int, np.ndarray]] = []
+        self._waiting: list[tuple[FollowedFace, int, NumpyArray]] = []
         self.num_face_frames = 0
 
-    def see(self, number: int, before: np.ndarray, after: np.ndarray) -> None:
+    def see(self, number: int, before: NumpyArray, after: NumpyArray) -> None:
         """Takes a frame, uint8[H, W, 3], of the source and of the written video."""
         own = [one for one in self._followed if one.covers(number)]
         if not own:
@@ -286,7 +287,7 @@ class VideoJudge:
         self._waiting.clear()
 
 
-def _psnr(before: np.ndarray, after: np.ndarray, matrix: np.ndarray) -> float:
+def _psnr(before: NumpyArray, after: NumpyArray, matrix: NumpyArray) -> float:
     """In dB, of the pixels that a face's perturbation may touch."""
     ys, xs, inside = support(matrix, before.shape[:2])
     difference = after[ys, xs].astype(np.float64)[inside] - before[ys, xs][inside]

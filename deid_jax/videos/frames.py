@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
+from deid_jax.types import NumpyArray
+
 if TYPE_CHECKING:
     from av import VideoCodecContext, VideoFrame
 
@@ -22,26 +24,33 @@ _FULL_RANGE = 2
 _RGB, _BT709 = 0, 1  # FFmpeg's numbers of colour spaces.
 
 # (the frame's number, uint8[H, W, 3], upright) -> its new pixels, or None to keep them.
-FrameChange = Callable[[int, np.ndarray], np.ndarray | None]
+FrameChange = Callable[[int, NumpyArray], NumpyArray | None]
+
+
+def display_matrix(frame: "VideoFrame") -> NumpyArray | None:
+    """int32[9], the transform to the frame as it is shown; None: it is shown as it is."""
+    found = frame.side_data.get("DISPLAYMATRIX")
+    # PyAV types it `object`.
+    return None if found is None else np.frombuffer(bytes(found), np.int32)  # type: ignore[call-overload]
 
 
 def orientation(frame: "VideoFrame") -> tuple[bool, int]:
     """How a frame becomes upright: mirrored left to right or not, then quarter turns."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = display_matrix(frame)
     if matrix is None:
         return False, 0
     # A point (x, y) is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].astype(float)
+    a, b, _, c, d = matrix[:5].astype(float)
     sign = -1 if a * d < b * c else 1
     return sign < 0, round(-math.atan2(sign * b, sign * a) / (math.pi / 2)) % 4
 
 
-def upright(pixels: np.ndarray, mirrored: bool, turns: int) -> np.ndarray:
+def upright(pixels: NumpyArray, mirrored: bool, turns: int) -> NumpyArray:
     """Pixels mirrored if asked for, and then turned by quarters, counter-clockwise."""
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, turns))
 
 
-def rgb_of(frame: "VideoFrame") -> np.ndarray:
+def rgb_of(frame: "VideoFrame") -> NumpyArray:
     """uint8[H, W, 3] of a frame, not turned."""
     return _reformat(frame, format="rgb24", dst_color_range=_FULL_RANGE).to_ndarray()
 
@@ -62,7 +71,7 @@ def _reformat(frame: "VideoFrame", **options: Unpack[_Reformat]) -> "VideoFrame"
     return frame.reformat(interpolation=int(exact), threads=1, **options)
 
 
-def _planar(pixels: np.ndarray, like: "VideoFrame", pix_fmt: str) -> "VideoFrame":
+def _planar(pixels: NumpyArray, like: "VideoFrame", pix_fmt: str) -> "VideoFrame":
     """A frame of RGB pixels in the colour space of another frame."""
     from av import VideoFrame
 
@@ -81,18 +90,20 @@ def range_of(frame: "VideoFrame") -> int:
     return _FULL_RANGE if frame.format.name.startswith("yuvj") else int(frame.color_range)
 
 
-def _planes(frame: "VideoFrame") -> list[np.ndarray]:
+def _planes(frame: "VideoFrame") -> list[NumpyArray]:
     """Views of a frame's planes: uint8 or uint16, [h, w]."""
     kind = np.dtype(np.uint8 if frame.format.components[0].bits == 8 else np.uint16)
     found = []
     for plane in frame.planes:
-        whole = np.frombuffer(memoryview(plane), kind).reshape(-1, plane.line_size // kind.itemsize)
+        whole = np.frombuffer(memoryview(plane), kind).reshape(
+            -1, plane.line_size // kind.itemsize
+        )
         found.append(whole[: plane.height, : plane.width])
     return found
 
 
 def replaced(
-    frame: "VideoFrame", before: np.ndarray, after: np.ndarray, pix_fmt: str
+    frame: "VideoFrame", before: NumpyArray, after: NumpyArray, pix_fmt: str
 ) -> "VideoFrame":
     """The frame with the difference of two RGB images added to its own planes.
 

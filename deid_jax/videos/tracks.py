@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from deid_jax.photos.faces import Face, overlap
+from deid_jax.types import NumpyArray
 
 # Intersection over union of a face's box with the box that its track predicts.
 _SAME = 0.3
@@ -98,7 +99,7 @@ class Track(Generic[T]):
         left, top, width, height = (float(value) for value in box)
         return left, top, width, height
 
-    def _smooth(self, place: int) -> np.ndarray:
+    def _smooth(self, place: int) -> NumpyArray:
         if place in (0, len(self.faces) - 1):
             return self._row(place)
         times = np.array(self.frames[place - 1 : place + 2], float)
@@ -107,7 +108,7 @@ class Track(Generic[T]):
         share = (times[1] - times[0]) / (times[2] - times[0])
         return (rows[1] + (1 - share) * rows[0] + share * rows[2]) / 2
 
-    def _row(self, place: int) -> np.ndarray:
+    def _row(self, place: int) -> NumpyArray:
         """The box, and the landmarks where every detection has them."""
         face = self.faces[place]
         if not self._pointed:

@@ -1,10 +1,10 @@
 """Protects one video, and judges the written file frame by frame.
 
-The file is read several times and never held in memory: to find and track faces, to perturb and
-write them, and beside the written file to judge it. A track's first frame gets the attack's full
-number of steps. Later frames start from the last one's perturbation, which lives in the crop and
-so moves with the face, and need few steps; where surrogates are not passed by a margin, more
-steps follow, and then more strength, from that frame on.
+The file is read several times and never held in memory: to find and track faces, to perturb
+and write them, and to judge the written file. A track's first frame gets the attack's full
+number of steps. Later frames start from the last one's perturbation, which lives in the crop
+and so moves with the face, and need few steps. Where surrogates are not passed by a margin,
+more steps follow, and then more strength, from that frame on.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from deid_jax.photos.files import UNFINISHED
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.records import TrackReport, TrackVerdict
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, mean_direction
+from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
 from deid_jax.videos.followed_faces import FollowedFace, Signs, VideoAttack, VideoJudge
 from deid_jax.videos.tracks import Tracker
@@ -143,7 +144,7 @@ class VideoJob:
         return [FollowedFace(track, verifiers, place) for place, track in tracks], number + 1
 
     def _write(self, attack: VideoAttack, target: Path, num_frames: int) -> None:
-        def change(number: int, pixels: np.ndarray) -> np.ndarray | None:
+        def change(number: int, pixels: NumpyArray) -> NumpyArray | None:
             changed = attack.perturb(number, pixels)
             self.progress("protect", number + 1, num_frames)
             return changed

@@ -42,8 +42,9 @@ def show(records: Sequence[FileRecord], protector: Protector, output: Path) -> N
     for record in videos:
         assert isinstance(record.figures, VideoFigures)
         console.print(
-            f"{printable(record.file)}: faces were found in {record.figures.num_face_frames} of "
-            f"{record.figures.num_frames} frames; the others are unchanged.",
+            f"{printable(record.file)}: faces were found in "
+            f"{record.figures.num_face_frames} of {record.figures.num_frames} frames; the "
+            "others are unchanged.",
             soft_wrap=True,
         )
     left = sum(record.figures.faces_left for record in records if record.figures is not None)

@@ -14,9 +14,9 @@ class ProtectorSettings:
 
     recogniser: str = setting(
         "mobilefacenet_ms1m,mobilefacenet_casia",
-        "Recognisers to fool, separated by commas: NAME (weights are downloaded once), NAME:FILE "
-        "or package.module:function (RGB images in [0, 1] to embeddings). Several are fooled "
-        "together, which then fools unseen ones more often.",
+        "Recognisers to fool, separated by commas: NAME (weights are downloaded once), "
+        "NAME:FILE or package.module:function (RGB images in [0, 1] to embeddings). Fooling "
+        "several together fools unseen ones more often.",
     )
     judge: str = setting(
         "none",

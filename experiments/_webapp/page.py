@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from deid_jax.errors import InputError
 from deid_jax.photos import STRENGTHS, Protector
@@ -25,6 +25,11 @@ from experiments._webapp.uploads import (
     outcome_of,
     refusal,
 )
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from gradio.components import Component
+    from gradio.themes import ThemeClass
 
 TITLE = "Protect photos against face recognisers"
 _CSS = """
@@ -61,8 +66,19 @@ table.verdicts td.knows { font-weight: 600; color: #c2410c; }
 """
 
 
-def style() -> dict[str, Any]:
-    """Arguments of Gradio's `launch`: the machine's own fonts, none from elsewhere."""
+class Style(TypedDict):
+    """Arguments of Gradio's `launch`."""
+
+    theme: "ThemeClass"
+    css: str
+
+
+# Gradio's updates of components.
+Updates = dict[object, object]
+
+
+def style() -> Style:
+    """The page's looks: the machine's own fonts, none from elsewhere."""
     import gradio as gr
 
     theme = gr.themes.Soft(
@@ -71,7 +87,7 @@ def style() -> dict[str, Any]:
         font=["ui-sans-serif", "system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
-    # Letters that stand out enough from what is behind them.
+    # Enough contrast of text.
     theme.set(
         background_fill_primary="*neutral_50",
         checkbox_border_color="*neutral_400",
@@ -93,18 +109,18 @@ def style() -> dict[str, Any]:
     return {"theme": theme, "css": _CSS}
 
 
-# What the page shows of a photo, side by side; see `Outcome.previews`.
-_PICTURES = {
+# The previews of a photo, side by side; see `Outcome.previews`.
+_PREVIEWS = {
     "before": "Before",
     "after": "After, as the file shows it",
     "difference": f"Difference, {AMPLIFICATION} times (grey: unchanged)",
 }
-# Said in the browser: only one photo is worked on at a time, whoever asks.
+# Shown by the browser: one photo is worked on at a time, in all tabs.
 _WAITING = f"() => `{said('Waiting for its turn …')}`"
 
 
-def page(protector: Protector, folder: Path, cleaning: tuple[int, int]) -> Any:
-    """Gradio's `Blocks`.
+def page(protector: Protector, folder: Path, cleaning: tuple[int, int]) -> "gr.Blocks":
+    """The page, in Gradio.
 
     Args:
       protector: recognisers, detector and number of steps.
@@ -129,33 +145,34 @@ def page(protector: Protector, folder: Path, cleaning: tuple[int, int]) -> Any:
         results = _results()
         gr.HTML(f'<div class="asked">{verifiers_html(protector.verifiers)}</div>')
 
-        def work(paths: list[str] | None, chosen: str, before: list[Outcome]) -> Iterator:
+        def work(
+            paths: list[str] | None, chosen: str, before: list[Outcome]
+        ) -> Iterator[Updates]:
             forget(before)
-            for text, done in worked(paths, chosen, protector, folder):
+            for text, done in worked(paths or (), chosen, protector, folder):
                 yield {outcomes: done, status: text, **_updates(results, done)}
 
-        quietly: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        button.click(None, None, status, js=_WAITING, **quietly)
+        def choose(done: list[Outcome], number: int) -> Updates:
+            return _shown(results, done[number], several=True)
+
+        def zoom(done: list[Outcome], number: int, view: int) -> Updates:
+            return _previews(results, done[number], view)
+
+        shown = list(results)
         button.click(
-            work, [uploads, strength, outcomes], [outcomes, status, *results], **quietly
+            None, None, status, js=_WAITING, show_progress="hidden", api_visibility="private"
         )
-        results.choice.input(
-            lambda done, number: _shown(results, done[number], several=True),
-            [outcomes, results.choice],
-            list(results),
-            **quietly,
-        )
-        results.view.input(
-            lambda done, number, view: _pictures(results, done[number], view),
-            [outcomes, results.choice, results.view],
-            list(results),
-            **quietly,
-        )
+        for event, function, given, changed in (
+            (button.click, work, [uploads, strength, outcomes], [outcomes, status, *shown]),
+            (results.choice.input, choose, [outcomes, results.choice], shown),
+            (results.view.input, zoom, [outcomes, results.choice, results.view], shown),
+        ):
+            event(function, given, changed, show_progress="hidden", api_visibility="private")
     return blocks
 
 
-def _inputs() -> tuple[Any, Any, Any]:
-    """Where photos are dropped, the strength, and the button."""
+def _inputs() -> tuple["gr.File", "gr.Radio", "gr.Button"]:
+    """The upload area, the strength, and the button."""
     import gradio as gr
 
     with gr.Row():
@@ -177,18 +194,18 @@ def _inputs() -> tuple[Any, Any, Any]:
 
 
 class _Results(NamedTuple):
-    """What shows results; Gradio's components."""
+    """The components that show results."""
 
-    whole: Any
-    choice: Any
-    said: Any
-    shown: Any
-    view: Any
-    before: Any
-    after: Any
-    difference: Any
-    verdict: Any
-    downloads: Any
+    whole: "gr.Column"
+    choice: "gr.Dropdown"
+    said: "Component"
+    shown: "gr.Column"
+    view: "gr.Radio"
+    before: "Component"
+    after: "Component"
+    difference: "Component"
+    verdict: "Component"
+    downloads: "Component"
 
 
 def _results() -> _Results:
@@ -200,7 +217,7 @@ def _results() -> _Results:
         with gr.Column() as shown:
             view = gr.Radio(show_label=False, container=False, elem_id="view")
             with gr.Row():
-                before, after, difference = (_picture(*one) for one in _PICTURES.items())
+                before, after, difference = (_preview(*one) for one in _PREVIEWS.items())
             verdict = gr.HTML(elem_id="verdict")
         downloads = gr.File(
             label="Protected files, without metadata",
@@ -213,8 +230,8 @@ def _results() -> _Results:
     )
 
 
-def _picture(kind: str, caption: str) -> Any:
-    """A picture below its caption: a label would lie upon it."""
+def _preview(kind: str, caption: str) -> "gr.Image":
+    """An image below its caption: a label would cover it."""
     import gradio as gr
 
     with gr.Column(min_width=240):
@@ -228,33 +245,31 @@ def _picture(kind: str, caption: str) -> Any:
         )
 
 
-def _updates(results: _Results, done: Sequence[Outcome]) -> dict[Any, Any]:
-    """Of components: once a photo with pictures is shown, only the lists grow."""
+def _updates(results: _Results, done: Sequence[Outcome]) -> Updates:
+    """Once a photo with previews is shown, only the lists grow."""
     import gradio as gr
 
     made = [number for number, outcome in enumerate(done) if outcome.output is not None]
     outputs = [str(done[number].output) for number in made]
-    found = {
+    found: Updates = {
         results.whole: gr.update(visible=bool(done)),
         results.downloads: gr.update(value=outputs or None, visible=bool(outputs)),
     }
     if not done:
         return found
     several = len(done) > 1
-    lists: dict[str, Any] = {
-        "choices": [(f"{place + 1}: {own.name}", place) for place, own in enumerate(done)],
-        "visible": several,
-    }
+    names = [(f"{place + 1}: {own.name}", place) for place, own in enumerate(done)]
     number = made[0] if made else 0
     if number == len(done) - 1 or not made:
         found |= _shown(results, done[number], several=several)
-        lists["value"] = number
-    # Else it is shown already, and another may have been chosen since.
-    return found | {results.choice: gr.update(**lists)}
+        found[results.choice] = gr.update(choices=names, visible=several, value=number)
+    else:  # One is shown already, and the user may have chosen another.
+        found[results.choice] = gr.update(choices=names, visible=several)
+    return found
 
 
-def _shown(results: _Results, outcome: Outcome, *, several: bool) -> dict[Any, Any]:
-    """Of components, for one photo: of several its own line is not yet said above."""
+def _shown(results: _Results, outcome: Outcome, *, several: bool) -> Updates:
+    """The updates to show one photo; with several, its line is shown too."""
     import gradio as gr
 
     views = ["Whole photo", *(f"Face {n + 1}" for n in range(len(outcome.faces)))]
@@ -264,12 +279,12 @@ def _shown(results: _Results, outcome: Outcome, *, several: bool) -> dict[Any, A
         results.shown: gr.update(visible=outcome.output is not None),
         results.view: gr.update(choices=choices, value=0),
         results.verdict: verdict_html(outcome),
-        **_pictures(results, outcome, 0),
+        **_previews(results, outcome, 0),
     }
 
 
-def _pictures(results: _Results, outcome: Outcome, view: int) -> dict[Any, Any]:
-    """Of the three pictures: of the whole photo, or of its view-th face."""
+def _previews(results: _Results, outcome: Outcome, view: int) -> Updates:
+    """The three previews of the whole photo (0), or of one of its faces."""
     shown: Sequence[Path | None] = outcome.previews[view] if outcome.previews else [None] * 3
     places = (results.before, results.after, results.difference)
     return {
@@ -279,16 +294,16 @@ def _pictures(results: _Results, outcome: Outcome, view: int) -> dict[Any, Any]:
 
 
 def worked(
-    paths: Sequence[str] | None, strength: str, protector: Protector, folder: Path
+    paths: Sequence[str], strength: str, protector: Protector, folder: Path
 ) -> Iterator[tuple[str, list[Outcome]]]:
     """Protects uploads one by one.
 
     Yields:
-      After each, and before the first: what to say (HTML), and what is done.
+      Before the first and after each: the status (HTML), and the outcomes so far.
     """
     refused = refusal(paths)
-    if refused is not None or paths is None:
-        yield said(refused or "", False), []
+    if refused is not None:
+        yield said(refused, False), []
         return
     done: list[Outcome] = []
     for path in paths:

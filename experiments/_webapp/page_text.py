@@ -12,8 +12,8 @@ ABOUT = (
     "It finds faces and changes their pixels, so little that people hardly see it, until the "
     "recognisers named below no longer match the face with the one in the original photo.",
     "It says nothing about other recognisers, and people who know you still recognise you.",
-    "Faces that it does not find stay as they are (it misses turned, tilted and small ones). So "
-    "does everything else that tells who is in a photo: clothes, places, the file's name, "
+    "Faces that it does not find stay as they are (it misses turned, tilted and small ones). "
+    "So does everything else that tells who is in a photo: clothes, places, the file's name, "
     "copies that others have.",
 )
 

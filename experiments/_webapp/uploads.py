@@ -15,6 +15,8 @@ import numpy as np
 
 from deid_jax.errors import InputError, one_line
 from deid_jax.photos import STRENGTHS, FaceReport, ProtectedPhoto, Protector, Strength, files
+from deid_jax.photos.alignment import Span
+from deid_jax.types import NumpyArray
 
 MAX_FILES = 20
 MAX_PIXELS = 50_000_000
@@ -49,8 +51,8 @@ class Outcome:
         return self.message is None and all(face.protected for face in self.faces)
 
 
-def refusal(paths: Sequence[str | Path] | None) -> str | None:
-    """What is wrong with a choice of files as a whole."""
+def refusal(paths: Sequence[str | Path]) -> str | None:
+    """What is wrong with a choice of files as a whole, or None."""
     if not paths:
         return "No photo was chosen."
     if len(paths) > MAX_FILES:
@@ -91,7 +93,7 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path.name} cannot be read: {one_line(error)}") from error
 
 
-def _outcome(name: str, before: np.ndarray, done: ProtectedPhoto, folder: Path) -> Outcome:
+def _outcome(name: str, before: NumpyArray, done: ProtectedPhoto, folder: Path) -> Outcome:
     own = Path(tempfile.mkdtemp(dir=folder))
     output = own / "protected" / name
     files.write_whole(output, done.data)
@@ -115,18 +117,18 @@ def _outcome(name: str, before: np.ndarray, done: ProtectedPhoto, folder: Path) 
     return Outcome(name, None, output, tuple(previews), done.faces)
 
 
-def around(face: FaceReport, shape: Sequence[int]) -> tuple[slice, slice]:
+def around(face: FaceReport, shape: Sequence[int]) -> "tuple[Span, Span]":
     """Rows and columns of a face's box and half as much on each side, within the photo."""
     left, top, width, height = face.box
 
-    def span(start: float, length: float, bound: int) -> slice:
+    def span(start: float, length: float, bound: int) -> "Span":
         first = min(max(round(start - length / 2), 0), bound - 1)
         return slice(first, max(min(round(start + 1.5 * length), bound), first + 1))
 
     return span(top, height, shape[0]), span(left, width, shape[1])
 
 
-def smaller(pixels: np.ndarray, step: int) -> np.ndarray:
+def smaller(pixels: NumpyArray, step: int) -> NumpyArray:
     """An image with one pixel for step x step."""
     from PIL import Image
 
@@ -137,13 +139,13 @@ def smaller(pixels: np.ndarray, step: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
 
-def amplified(before: np.ndarray, after: np.ndarray, step: int = 1) -> np.ndarray:
+def amplified(before: NumpyArray, after: NumpyArray, step: int = 1) -> NumpyArray:
     """128 + `AMPLIFICATION` (after − before) of every step-th pixel, clipped to uint8."""
     one, other = (pixels[::step, ::step].astype(np.int32) for pixels in (before, after))
     return np.clip(128 + AMPLIFICATION * (other - one), 0, 255).astype(np.uint8)
 
 
-def marked(pixels: np.ndarray, faces: Sequence[FaceReport], scale: float) -> np.ndarray:
+def marked(pixels: NumpyArray, faces: Sequence[FaceReport], scale: float) -> NumpyArray:
     """The image with each face's box and number, as in the table of verdicts."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -166,7 +168,7 @@ def marked(pixels: np.ndarray, faces: Sequence[FaceReport], scale: float) -> np.
     return np.asarray(image)
 
 
-def _written(path: Path, pixels: np.ndarray) -> Path:
+def _written(path: Path, pixels: NumpyArray) -> Path:
     from PIL import Image
 
     Image.fromarray(np.ascontiguousarray(pixels)).save(path, compress_level=1)

@@ -103,3 +103,14 @@ def finish(started, timeout=240):
     """(exit status, standard output, standard error)."""
     out, err = started.communicate(timeout=timeout)
     return started.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def light_attack():
+    """Faces are attacked with transformations that compile fast."""
+    from deid_jax.photos import crop_attack
+    from deid_jax.transfer import SurrogateAttack
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crop_attack, "ATTACK", SurrogateAttack(foreseen=("noise", "flip")))
+        yield

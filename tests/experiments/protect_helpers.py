@@ -1,15 +1,18 @@
-"""What tests of `experiments.protect` share: recognisers, photos, a quick command."""
+"""Shared by tests of protection: recognisers, photos, a quick command."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from deid_jax.photos.judging import crops_of
+from deid_jax.photos import Protector, Strength, Verifier
+from deid_jax.photos.verifiers import crops_of
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect
 
 CELLS, WIDTH = 4, 12
@@ -63,6 +66,23 @@ def scalar(images):
 
 
 number = 3
+
+
+def embedder(function):
+    return Embedder(function.__name__, FunctionModule(function), {})
+
+
+FIRST, SECOND, NEVER, BLIND = map(embedder, (one, two, constant, zero))
+KEY = jax.random.key(0)
+
+
+def verifier(embedder=FIRST, threshold=0.9, is_surrogate=True, gallery=None):
+    return Verifier(embedder, threshold, is_surrogate, gallery)
+
+
+def protector(*verifiers, strength=Strength((42.0, 40.0, 38.0), 2), key=KEY, **options):
+    """A quick one."""
+    return Protector(verifiers or (verifier(),), key, strength=strength, **options)
 
 
 def picture(seed, size=(110, 100), contrast=6.0):

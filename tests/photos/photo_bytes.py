@@ -22,6 +22,11 @@ def parse(content):
     return files.parse_photo(content, "photo")
 
 
+def decode(content):
+    """uint8[H, W, 3], as the library shows a file."""
+    return parse(content).pixels
+
+
 def opened(content):
     image = Image.open(io.BytesIO(content))
     image.load()

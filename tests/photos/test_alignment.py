@@ -30,14 +30,15 @@ from tests.videos.waves import (
     waves,
 )
 
-SCALES = (0.5, 1.0, 1.7, 3.0, 6.0)
-ANGLES = (0.0, 0.3, -1.2, 2.5)
+# Coarser than the crop, hardly finer, and much finer.
+SCALES = (0.5, 1.7, 6.0)
+ANGLES = (0.0, -1.2)
 
 # --- Similarities ---
 
 
-@pytest.mark.parametrize("size", [SIZE, 64, 300])
-@pytest.mark.parametrize("noise", [0.0, 3.0, 40.0])
+@pytest.mark.parametrize("size", [SIZE, 300])
+@pytest.mark.parametrize("noise", [0.0, 40.0])
 def test_landmarks_go_onto_the_template_by_least_squares(noise, size):
     targets = (TEMPLATE + 0.5) * size / 112 - 0.5
     for seed in range(20):
@@ -61,7 +62,7 @@ def test_similarity_is_the_best_one_without_a_reflection():
             (x, y), one, none = points.T, np.ones(number), np.zeros(number)
             rows = [np.column_stack([x, -y, one, none]), np.column_stack([y, x, none, one])]
             a, b, c, d = np.linalg.lstsq(np.vstack(rows), targets.T.ravel(), rcond=None)[0]
-            found = alignment.similarity(points, targets)
+            found = alignment.fit_similarity(points, targets)
             np.testing.assert_allclose(found, [[a, -b, c], [b, a, d]], rtol=1e-9, atol=1e-9)
 
 
@@ -72,7 +73,7 @@ def test_landmarks_in_one_place_are_refused():
         with pytest.raises(InputError, match="landmarks must not lie all in one place"):
             alignment.crop_matrix(Face((0.0, 0.0, 9.0, 9.0), points))
     with pytest.raises(InputError, match="one place"):
-        alignment.similarity(np.full((5, 2), np.nan), TEMPLATE)
+        alignment.fit_similarity(np.full((5, 2), np.nan), TEMPLATE)
 
 
 @pytest.mark.parametrize("box", [(0.0, 0.0, 90.0, 90.0), (-30.5, 12.25, 41.0, 64.0)])
@@ -88,7 +89,7 @@ def test_boxes_give_an_upright_crop(box):
     np.testing.assert_allclose(found, middle, rtol=1e-12)
 
 
-@pytest.mark.parametrize("size", [1, 56, 64, 224])
+@pytest.mark.parametrize("size", [1, 224])
 @pytest.mark.parametrize("points", [None, landmarks(1, 2.0)])
 def test_other_sizes_show_the_same_square(size, points):
     face = Face((20.0, 30.0, 80.0, 90.0), points)
@@ -103,23 +104,26 @@ def test_other_sizes_show_the_same_square(size, points):
     np.testing.assert_allclose(*corners, atol=1e-8)
 
 
-@pytest.mark.parametrize("angle", ANGLES)
-@pytest.mark.parametrize("scale", [0.1, 1.0, 7.5])
-def test_scale_is_photo_pixels_per_crop_pixel(scale, angle):
-    matrix = placed(scale, angle, centre=(10, 20))
-    assert alignment.scale_of(matrix) == pytest.approx(scale, rel=1e-12)
+def test_scale_is_photo_pixels_per_crop_pixel():
+    matrix = placed(7.5, 0.3, centre=(10, 20))
+    assert alignment.scale_of(matrix) == pytest.approx(7.5, rel=1e-12)
 
 
-@pytest.mark.parametrize("side", [1, 64, 112, 300])
-def test_square_pictures_are_crops_already(side):
-    face = alignment.aligned_face((side, side), "a")
+def shaped(height, width):
+    (face,) = alignment.aligned_face(np.zeros((height, width, 3), np.uint8))
+    return face
+
+
+@pytest.mark.parametrize("side", [1, 300])
+def test_square_images_are_crops_already(side):
+    face = shaped(side, side)
     assert face.box == (0, 0, side, side)
     matrix = alignment.crop_matrix(face, side)
     np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 1, 0]], atol=1e-9)
 
 
-def test_pictures_of_celeba_have_their_own_place():
-    face = alignment.aligned_face((218, 178), "a")
+def test_images_of_celeba_have_their_own_place():
+    face = shaped(218, 178)
     assert face.box == (0, 0, 178, 218)
     wanted = [[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]]
     np.testing.assert_allclose(alignment.crop_matrix(face), wanted, atol=1e-9)
@@ -128,28 +132,26 @@ def test_pictures_of_celeba_have_their_own_place():
     np.testing.assert_allclose(face.landmarks, points, atol=3.5)
 
 
-@pytest.mark.parametrize("shape", [(178, 218), (20, 30), (113, 112), (218, 179)])
-def test_other_shapes_are_no_crops(shape):
-    size = f"{shape[1]}x{shape[0]}"
-    with pytest.raises(InputError, match=f"^in/a.png is no aligned face: it is {size}, not"):
-        alignment.aligned_face(shape, "in/a.png")
+def test_other_shapes_are_no_crops():
+    with pytest.raises(InputError, match="^is no aligned face: it is 218x178, not square"):
+        shaped(178, 218)
 
 
 # --- What recognisers see ---
 
 
-@pytest.mark.parametrize(("period", "tolerance"), [(64, 1), (32, 2), (16, 2), (8, 5)])
+@pytest.mark.parametrize(("period", "tolerance"), [(64, 1), (8, 5)])
 def test_crop_of_a_crop_is_nearly_itself(period, tolerance):
     """In levels of 255, of waves ±100; one more next to the border, where none go on."""
     pixels = photo_of(127.5 + 100 * waves(*grid(112, 112), period))
-    matrix = alignment.crop_matrix(alignment.aligned_face((112, 112), "a"))
+    matrix = alignment.crop_matrix(shaped(112, 112))
     errors = np.abs(levels(alignment.crop(pixels, matrix)) - pixels)
     assert errors[4:-4, 4:-4].max() <= tolerance + 1e-3
     assert errors.max() <= tolerance + 1 + 1e-3
 
 
 @pytest.mark.parametrize("angle", ANGLES)
-@pytest.mark.parametrize("scale", [0.2, *SCALES])
+@pytest.mark.parametrize("scale", [0.2, 1.7])
 def test_constant_photos_stay_constant(scale, angle):
     side, matrix = room(scale, angle)
     for value in (0, 1, 127, 255):
@@ -174,7 +176,7 @@ def test_crop_shows_what_lies_there(scale, angle, size):
     assert np.sqrt(np.mean(errors**2)) <= 1.2
 
 
-@pytest.mark.parametrize("scale", [2.0, 2.5, 4.0, 7.3])
+@pytest.mark.parametrize("scale", [2.0, 7.3])
 def test_patterns_finer_than_the_crop_are_averaged(scale):
     """Stripes of one pixel give no moiré."""
     side, matrix = room(scale)
@@ -205,7 +207,7 @@ def test_beyond_the_photo_is_black(scale, angle):
     assert np.all(found[beyond > 2.5] == 0) and np.all(found[beyond < -2.5] == 1)
 
 
-@pytest.mark.parametrize("centre", [(-500, 50), (50, 9000), (-61, -61), (163, 50)])
+@pytest.mark.parametrize("centre", [(-500, 50), (-61, -61)])
 def test_faces_beside_the_photo_are_black(centre):
     found = alignment.crop(np.full((100, 100, 3), 255, np.uint8), placed(1.0, centre=centre))
     np.testing.assert_array_equal(found, np.zeros((SIZE, SIZE, 3), np.float32))
@@ -246,12 +248,12 @@ def test_taper_is_half_a_cosine_of_eight_pixels(size):
 @pytest.mark.parametrize("size", [SIZE, 64])
 @pytest.mark.parametrize("angle", ANGLES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_spread_shows_the_faded_change_where_it_lies(scale, angle, size):
+def test_to_photo_shows_the_faded_change_where_it_lies(scale, angle, size):
     """Waves ±1, 40 pixels long: half a pixel would be 0.08."""
     side, matrix = room(scale, angle, size=size)
     change = waves(*grid(size, size), 40, seed=1).astype(np.float32)
     before = change.copy()
-    assert alignment.spread(change, matrix, (side, side))[2].dtype == np.float32
+    assert alignment.to_photo(change, matrix, (side, side))[2].dtype == np.float32
     found = spread_over(change, matrix, (side, side))
     np.testing.assert_array_equal(change, before)
     u, v = mapped(matrix, *grid(side, side))
@@ -259,9 +261,9 @@ def test_spread_shows_the_faded_change_where_it_lies(scale, angle, size):
     np.testing.assert_allclose(found, waves(u, v, 40, seed=1) * fade[..., None], atol=0.035)
 
 
-@pytest.mark.parametrize("angle", [0.0, 0.1, 0.7, -1.2])
-@pytest.mark.parametrize("scale", [0.15, 0.8, 1.99, *SCALES])
-def test_spread_is_zero_beyond_the_square_and_next_to_it_small(scale, angle):
+@pytest.mark.parametrize("angle", [0.0, 0.7])
+@pytest.mark.parametrize("scale", [0.15, 1.99, 6.0])
+def test_to_photo_is_zero_beyond_the_square_and_next_to_it_small(scale, angle):
     for seed in range(3):
         side, matrix = room(scale, angle, seed=seed)
         found = np.abs(spread_over(rough(seed), matrix, (side, side))).max(2)
@@ -291,9 +293,9 @@ def test_photos_borders_cut_changes_off(scale, angle):
     assert np.abs(found - wanted).max() < 0.6
 
 
-@pytest.mark.parametrize("centre", [(-500, 50), (50, 9000), (-57, 50), (50, 156.6)])
+@pytest.mark.parametrize("centre", [(-500, 50), (50, 156.6)])
 def test_changes_beside_the_photo_are_empty(centre):
-    rows, columns, found = alignment.spread(rough(0), placed(1.0, centre=centre), (100, 100))
+    rows, columns, found = alignment.to_photo(rough(0), placed(1.0, centre=centre), (100, 100))
     assert found.shape == (0, 0, 3) and found.dtype == np.float32
     assert np.zeros((100, 100))[rows, columns].shape == (0, 0)
 
@@ -331,7 +333,7 @@ def seen(change, matrix, side):
 
 def foretold(change, matrix):
     """255 R δ Cᵀ, in float64."""
-    factors = alignment.roundtrip(matrix, len(change))
+    factors = alignment.round_trip(matrix, len(change))
     for factor in factors:
         assert factor.shape == (len(change),) * 2 and factor.dtype == np.float32
     rows, columns = (factor.astype(np.float64) for factor in factors)
@@ -349,7 +351,7 @@ def changes(kind, size=SIZE):
     [*((scale, SIZE) for scale in (0.3, 1.3, 2.0, 2.4, 4.13, *SCALES)), (0.5, 64), (2.7, 64)],
 )
 @pytest.mark.parametrize("kind", ["smooth", "rough"])
-def test_roundtrip_of_upright_faces_is_exact_but_for_rounding(scale, size, kind):
+def test_round_trip_of_upright_faces_is_exact_but_for_rounding(scale, size, kind):
     """Photo, region, fine grid and crop are of whole levels each, some cut off: 3 in all."""
     change = changes(kind, size)
     for seed in range(2):
@@ -375,7 +377,7 @@ def test_four_crop_pixels_beside_the_face_are_enough(beside, tolerance, scale):
 @pytest.mark.parametrize("kind", ["smooth", "rough"])
 @pytest.mark.parametrize("angle", [0.3, -1.2])
 @pytest.mark.parametrize("scale", SCALES)
-def test_roundtrip_of_turned_faces_is_near(scale, angle, kind):
+def test_round_trip_of_turned_faces_is_near(scale, angle, kind):
     """Rough changes of coarse photos depend on their place between pixels."""
     change = changes(kind)
     side, matrix = room(scale, angle)
@@ -387,9 +389,9 @@ def test_roundtrip_of_turned_faces_is_near(scale, angle, kind):
     assert ratio == pytest.approx(1, abs=0.05)
 
 
-def test_roundtrip_knows_scale_and_place_between_pixels_alone():
+def test_round_trip_knows_scale_and_place_between_pixels_alone():
     def at(angle=0.0, centre=(200.31, 180.83)):
-        return np.array(alignment.roundtrip(placed(1.37, angle, centre=centre)))
+        return np.array(alignment.round_trip(placed(1.37, angle, centre=centre)))
 
     np.testing.assert_allclose(at(0.3), at(1.2), atol=1e-5)
     # The photo's size is not asked: nothing is cut off, and whole pixels do not matter.

@@ -1,11 +1,24 @@
-import hashlib
+import dataclasses
 import json
+import math
 import re
 
 import pytest
 
+from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.photos.manifest import NAME, Manifest, digest_of
+from deid_jax.photos.records import (
+    FaceReport,
+    FaceVerdict,
+    FileRecord,
+    PhotoFigures,
+    TrackReport,
+    TrackVerdict,
+    VideoFigures,
+    read_record,
+    write_record,
+)
 
 SOURCE = digest_of(b"source")
 
@@ -15,15 +28,9 @@ def record(folder, file, data=b"written", source=SOURCE):
     if data is not None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(data)
-    return {
-        "file": file,
-        "status": "protected" if data is not None else "no face found",
-        "reason": None,
-        "output": file if data is not None else None,
-        "source_sha256": source,
-        "output_sha256": hashlib.sha256(data).hexdigest() if data is not None else None,
-        "faces": [],
-    }
+    if data is None:
+        return FileRecord(file, "no face found", "no face", source_sha256=source)
+    return FileRecord(file, "protected", None, file, source, digest_of(data))
 
 
 def lines(folder):
@@ -38,14 +45,15 @@ def test_lines_are_sorted_whole_and_read_again(tmp_path):
     with Manifest(tmp_path, "s").open() as manifest:
         for name in reversed(ODD):
             added = manifest.add(record(tmp_path, name))
-            assert added["settings"] == "s"
+            assert added.settings == "s"
         assert len(lines(tmp_path)) == len(ODD)
     written = (tmp_path / NAME).read_bytes()
     assert [json.loads(line)["file"] for line in lines(tmp_path)] == sorted(ODD)
     assert "Ä/ö.png" in written.decode()
     with Manifest(tmp_path, "s").open() as manifest:
         for name in ODD:
-            assert manifest.done(name, SOURCE) == record(tmp_path, name) | {"settings": "s"}
+            wanted = dataclasses.replace(record(tmp_path, name), settings="s")
+            assert manifest.done(name, SOURCE) == wanted
     assert (tmp_path / NAME).read_bytes() == written
 
 
@@ -159,16 +167,29 @@ def test_line_leads_nowhere_else(tmp_path):
     outside = tmp_path / "mine"
     outside.write_bytes(b"mine")
     folder.mkdir()
-    line = record(folder, "a", None) | {
-        "output": "../mine",
-        "output_sha256": digest_of(b"mine"),
-        "settings": "s",
-    }
-    (folder / NAME).write_text(json.dumps(line) + "\n")
+    lie = FileRecord("a", "protected", None, "../mine", "", digest_of(b"mine"), settings="s")
+    (folder / NAME).write_text(write_record(lie))
     with Manifest(folder, "s").open() as manifest:
         assert manifest.done("a", SOURCE) is None
         manifest.add(record(folder, "a", None))
     assert outside.read_bytes() == b"mine"
+
+
+def test_lines_of_another_process_that_was_killed_are_taken_in(tmp_path):
+    (tmp_path / NAME).write_text("")
+    done = FileRecord("a.png", "no face found", "none", source_sha256="1", settings="s")
+    half = write_record(dataclasses.replace(done, file="b.png"))[:-9]
+    (tmp_path / ".manifest-3.jsonl").write_text(write_record(done) + half)
+    with Manifest(tmp_path, "s").open() as manifest:
+        assert manifest.done("a.png", "1") == done
+        assert manifest.done("b.png", "1") is None
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert (tmp_path / NAME).read_text() == write_record(done)
+
+
+def test_the_others_add_to_files_of_their_own(tmp_path):
+    Manifest(tmp_path, "s", Group(2, 3)).add(FileRecord("a.png", "unreadable", "bad"))
+    assert [path.name for path in tmp_path.iterdir()] == [".manifest-2.jsonl"]
 
 
 def test_digest_is_sha256():
@@ -176,3 +197,50 @@ def test_digest_is_sha256():
     assert digest_of(b"abc") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+BOX = (1.234, 2.0, 30.001, 4.0)
+VERDICT = ("one", True, 0.123456, 0.3, 0.176544, True)
+FACE = FaceReport(BOX, True, 40.0, math.inf, 0.987654321, (FaceVerdict(*VERDICT),))
+TRACK = TrackReport(
+    BOX, 0, 8, 9, True, 40.0, 39.98765, 41.1, (TrackVerdict(*VERDICT, 0.999999),)
+)
+
+
+@pytest.mark.parametrize(
+    ("face", "figures", "faces_json", "figures_json"),
+    [
+        (
+            FACE,
+            PhotoFigures(1, 20, 30, None),
+            '{"box": [1.23, 2.0, 30.0, 4.0], "protected": true, "strength_db": 40.0, '
+            '"psnr": null, "ssim": 0.98765, "verdicts": [{"recogniser": "one", "fitted": true, '
+            '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}]}',
+            '"faces_left": 1, "height": 20, "width": 30, "quality": null',
+        ),
+        (
+            TRACK,
+            VideoFigures(0, 20, 30, 12, 9),
+            '{"box": [1.23, 2.0, 30.0, 4.0], "first_frame": 0, "last_frame": 8, '
+            '"num_frames": 9, "protected": true, "strength_db": 40.0, "psnr": 39.988, '
+            '"mean_psnr": 41.1, "verdicts": [{"recogniser": "one", "fitted": true, '
+            '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
+            '"fooled_frames": 1.0}]}',
+            '"faces_left": 0, "height": 20, "width": 30, "num_frames": 12, '
+            '"num_face_frames": 9',
+        ),
+    ],
+)
+def test_lines_are_byte_for_byte_what_earlier_versions_wrote(
+    face, figures, faces_json, figures_json
+):
+    whole = FileRecord("a", "protected", None, "a", "1", "2", (face,), figures, settings="s")
+    line = write_record(whole)
+    assert line == (
+        '{"file": "a", "status": "protected", "reason": null, "output": "a", '
+        f'"source_sha256": "1", "output_sha256": "2", "faces": [{faces_json}], '
+        f'{figures_json}, "settings": "s"}}\n'
+    )
+    again = read_record(line)
+    assert write_record(again) == line
+    assert type(again.faces[0]) is type(face) and again.figures == figures

@@ -15,6 +15,7 @@ from tests.photos.photo_bytes import (
     SMALL,
     XMP,
     chunk,
+    decode,
     directory,
     exif_by_hand,
     exif_directories,
@@ -67,7 +68,7 @@ def test_kept_metadata_of_a_jpeg_are_all_but_small_copies():
     assert IptcImagePlugin.getiptcinfo(image) == {(2, 120): b"Ann"}
     assert set(image.info["photoshop"]) == {0x0404}
     assert image.info["icc_profile"] == PROFILE
-    np.testing.assert_array_equal(files.decode(written), np.asarray(image))
+    np.testing.assert_array_equal(decode(written), np.asarray(image))
 
 
 def test_notes_of_the_maker_without_a_picture_stay():
@@ -164,7 +165,7 @@ def test_webp(lossless):
     assert image.getexif()[0x010F] == "ACME" and image.getexif()[0x0112] == 1
     assert b'tiff:Orientation="1" dc:who="Ann"' in image.info["xmp"]
     assert SMALL not in kept and b"/9j/" not in kept
-    np.testing.assert_array_equal(files.decode(kept), again.pixels)
+    np.testing.assert_array_equal(decode(kept), again.pixels)
 
 
 def test_an_animated_webp_of_one_frame_is_a_photo():
@@ -214,7 +215,7 @@ def test_tiff():
     image = Image.open(io.BytesIO(kept))
     assert image.tag_v2[0x0112] == 1 and image.tag_v2[0x013B] == "Ann"
     assert image.getexif().get_ifd(0x8825)[27] == b"GPS-there"
-    np.testing.assert_array_equal(files.decode(kept), photo.pixels)
+    np.testing.assert_array_equal(decode(kept), photo.pixels)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -8,22 +8,24 @@ import numpy as np
 import pytest
 
 from deid_jax.errors import InputError
-from deid_jax.photos import protection
-from deid_jax.photos.photo import Strength
-from deid_jax.videos import video
-from deid_jax.videos.video import EVERY, MARGINS, protect_video
-from tests.experiments.protect_helpers import may_change, square
-from tests.videos.video_helpers import (
-    CONSTANT,
-    HEIGHT,
+from deid_jax.photos import Strength, crop_attack
+from deid_jax.videos import VideoReport, video
+from deid_jax.videos.video import EVERY, MARGINS
+from tests.experiments.protect_helpers import (
+    BLIND,
     KEY,
+    NEVER,
+    SECOND,
+    may_change,
+    square,
+    verifier,
+)
+from tests.videos.video_helpers import (
+    HEIGHT,
     NEXT,
     NUMBER,
-    QUICK,
     STEPS,
-    TWO,
     WIDTH,
-    ZERO,
     Told,
     boxes,
     embedding,
@@ -36,7 +38,6 @@ from tests.videos.video_helpers import (
     still,
     times,
     way,
-    witness,
 )
 
 
@@ -51,14 +52,14 @@ def source(tmp_path_factory):
 def tried(monkeypatch):
     """(dB, steps, the change begun with, the changes found) of every call of the attack."""
     found = []
-    changes_from = protection.changes_from
+    perturbations = crop_attack.perturbations
 
     def spied(*given, **options):
-        changes = changes_from(*given, **options)
+        changes = perturbations(*given, **options)
         found.append((options["psnr"], options["num_steps"], given[3], changes))
         return changes
 
-    monkeypatch.setattr(protection, "changes_from", spied)
+    monkeypatch.setattr(crop_attack, "perturbations", spied)
     return found
 
 
@@ -67,13 +68,13 @@ def pretended(monkeypatch):
     """As `tried`, of an attack that finds but noise, so that nothing is compiled."""
     found = []
 
-    def noise(witnesses, crops, references, initial, *, psnr, keys, num_steps):
+    def noise(surrogates, crops, references, initial, *, psnr, keys, num_steps):
         generator = np.random.default_rng(len(found))
         changes = generator.normal(0, 0.01, crops.images.shape).astype(np.float32)
         found.append((psnr, num_steps, initial, changes))
         return changes
 
-    monkeypatch.setattr(protection, "changes_from", noise)
+    monkeypatch.setattr(crop_attack, "perturbations", noise)
     return found
 
 
@@ -85,8 +86,8 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
 
     def judged(threshold):
         target = tmp_path / "out.mp4"
-        given = [witness(), witness(TWO, threshold, False)]
-        report = run(source, target, given, strength=Strength((42.0,), STEPS))
+        given = verifier(), verifier(SECOND, threshold, False)
+        report = run(source, target, *given, strength=Strength((42.0,), STEPS))
         after = rgb(target)
         for seed in (1, 2):
             looks = [embedding(before[n], way(n), seed) for n in range(0, NUMBER, EVERY)]
@@ -96,18 +97,22 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
                 [embedding(after[n], way(n), seed) @ known for n in range(NUMBER)]
             )
         (track,) = report.tracks
-        assert (track.first, track.last, track.num_frames) == (0, NUMBER - 1, NUMBER)
+        assert (track.first_frame, track.last_frame, track.num_frames) == (
+            0,
+            NUMBER - 1,
+            NUMBER,
+        )
         assert track.box == way(0)
         psnrs = psnrs_of(before, after, places)
         assert track.psnr == pytest.approx(min(psnrs), abs=0.02)
         assert track.mean_psnr == pytest.approx(np.mean(psnrs), abs=0.02)
-        assert report[:5] == (True, WIDTH, HEIGHT, NUMBER, NUMBER)
-        assert report.witnesses == track.witnesses
-        for one, seed, least in zip(track.witnesses, (1, 2), (0.9, threshold), strict=True):
+        assert (report.width, report.height) == (WIDTH, HEIGHT)
+        assert report.written and report.num_frames == report.num_face_frames == NUMBER
+        for one, seed, least in zip(track.verdicts, (1, 2), (0.9, threshold), strict=True):
             assert (one.fitted, one.threshold) == (seed == 1, least)
             assert one.recogniser == {1: "one", 2: "two"}[seed]
             assert one.cosine == pytest.approx(likeness[seed].max(), abs=2e-3)
-        fooled = [one.fooled for one in track.witnesses]
+        fooled = [one.fooled_frames for one in track.verdicts]
         assert report.protected is track.protected is all(share == 1 for share in fooled)
         return fooled
 
@@ -178,7 +183,7 @@ def test_detector_looks_at_the_source_and_at_what_is_written(source, tmp_path):
 
 def test_progress_is_told(source, tmp_path):
     heard = []
-    run(source, tmp_path / "out.mp4", update=lambda *said: heard.append(said))
+    run(source, tmp_path / "out.mp4", progress=lambda *said: heard.append(said))
     assert heard == [
         (doing, number + 1, NUMBER)
         for doing in ("find", "protect", "judge")
@@ -199,7 +204,7 @@ def test_frames_go_on_from_the_last_ones_change(source, tmp_path, tried):
         np.testing.assert_array_equal(other[2], one[3])
     assert report.num_gradients == STEPS + (NUMBER - 1) * NEXT < NUMBER * STEPS
     (track,) = report.tracks
-    assert track.tried == 42.0
+    assert track.strength_db == 42.0
 
 
 def test_steps_are_never_more_than_asked_for(source, tmp_path, pretended):
@@ -210,15 +215,14 @@ def test_steps_are_never_more_than_asked_for(source, tmp_path, pretended):
 def assert_known(report, fitted):
     """The last witness is fooled by no frame, and it is said."""
     assert report.written and not report.protected
-    last = report.tracks[0].witnesses[-1]
-    assert (last.recogniser, last.fitted, last.fooled) == ("constant", fitted, 0)
+    last = report.tracks[0].verdicts[-1]
+    assert (last.recogniser, last.fitted, last.fooled_frames) == ("constant", fitted, 0)
     assert last.cosine == pytest.approx(1)
-    assert report.witnesses[-1] == last
 
 
 def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended):
     """In each frame first with more steps, then with more strength."""
-    report = run(source, tmp_path / "out.mp4", [witness(CONSTANT)])
+    report = run(source, tmp_path / "out.mp4", verifier(NEVER))
     assert_known(report, True)
     assert len(rgb(tmp_path / "out.mp4")) == NUMBER
     kinds = [(psnr, steps, before is not None) for psnr, steps, before, _ in pretended]
@@ -226,18 +230,18 @@ def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended
     further = [(38.0, NEXT, True), (38.0, STEPS, True)] * (NUMBER - 1)
     # The next round begins where this one ended.
     assert kinds == [*first, *further, (38.0, STEPS, False), *further]
-    assert report.tracks[0].tried == 38.0
+    assert report.tracks[0].strength_db == 38.0
     assert report.num_gradients == sum(steps for _, steps, _ in kinds)
 
 
 def test_one_who_is_not_known_to_the_attack_and_never_fooled_is_told(source, tmp_path, tried):
     """The others are left behind by more and more, and strength rises to the cap."""
-    given = [witness(), witness(CONSTANT, 0.9, False)]
-    report = run(source, tmp_path / "out.mp4", given)
+    judge = verifier(NEVER, is_surrogate=False)
+    report = run(source, tmp_path / "out.mp4", verifier(), judge)
     assert_known(report, False)
-    assert report.tracks[0].witnesses[0].fooled == 1
+    assert report.tracks[0].verdicts[0].fooled
     assert [one[0] for one in tried if one[2] is None] == [42.0, 40.0, 38.0]
-    assert len(MARGINS) == 3 and report.tracks[0].tried == 38.0
+    assert len(MARGINS) == 3 and report.tracks[0].strength_db == 38.0
     assert report.num_gradients == sum(steps for _, steps, _, _ in tried)
 
 
@@ -245,27 +249,25 @@ def test_strength_rises_with_what_is_asked_for(source, tmp_path):
     """Thresholds that are easily, hardly and never come below."""
     found = {}
     for threshold in (0.9, 0.3, -0.99):
-        report = run(source, tmp_path / "out.mp4", [witness(threshold=threshold)])
+        report = run(source, tmp_path / "out.mp4", verifier(threshold=threshold))
         (track,) = report.tracks
         found[threshold] = track
         # Encoding takes a little more, and adds to a change that is all there is.
-        assert track.tried - 3 < track.psnr
-    assert [found[threshold].tried for threshold in found] == sorted(
-        (track.tried for track in found.values()), reverse=True
+        assert track.strength_db - 3 < track.psnr
+    assert [found[threshold].strength_db for threshold in found] == sorted(
+        (track.strength_db for track in found.values()), reverse=True
     )
-    assert (found[0.9].tried, found[-0.99].tried) == (42.0, 38.0)
+    assert (found[0.9].strength_db, found[-0.99].strength_db) == (42.0, 38.0)
     assert found[0.9].protected and not found[-0.99].protected
-    assert found[-0.99].witnesses[0].fooled < 1
+    assert not found[-0.99].verdicts[0].fooled
     assert found[-0.99].mean_psnr < found[0.9].mean_psnr - 1
-    assert found[-0.99].witnesses[0].cosine < found[0.9].witnesses[0].cosine
+    assert found[-0.99].verdicts[0].cosine < found[0.9].verdicts[0].cosine
 
 
 def test_seed_decides_and_repeats(source, tmp_path):
     def written(name, key):
         target = tmp_path / name
-        report = protect_video(
-            source, target, [witness()], key, detector=Told(boxes), strength=QUICK
-        )
+        report = run(source, target, key=key)
         return target.read_bytes(), report
 
     first = written("a.mp4", KEY)
@@ -284,7 +286,7 @@ def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
     assert embedding(before[0], still(0), 1) @ embedding(before[9], still(0), 1) < 0.8
     report = run(source, tmp_path / "out.mp4", detector=Told(lambda number: [still(0)]))
     assert report.protected
-    spans = [(track.first, track.last, track.num_frames) for track in report.tracks]
+    spans = [(track.first_frame, track.last_frame, track.num_frames) for track in report.tracks]
     assert spans == [(0, 7, 8), (8, 15, 8)]
     assert [steps for _, steps, _, _ in tried] == ([STEPS] + [NEXT] * 7) * 2
     assert [one[2] is None for one in tried] == ([True] + [False] * 7) * 2
@@ -292,15 +294,15 @@ def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
     for track, looks in zip(report.tracks, ((0, 5), (10, 15)), strict=True):
         known = np.sum([embedding(before[n], still(0), 1) for n in looks], axis=0)
         known = known / np.linalg.norm(known)
-        own = range(track.first, track.last + 1)
+        own = range(track.first_frame, track.last_frame + 1)
         highest = max(embedding(after[n], still(0), 1) @ known for n in own)
-        assert track.witnesses[0].cosine == pytest.approx(highest, abs=2e-3)
+        assert track.verdicts[0].cosine == pytest.approx(highest, abs=2e-3)
 
 
 def test_video_without_a_face_is_not_written(source, tmp_path):
     target = tmp_path / "deep/out.mp4"
     report = run(source, target, detector=Told(lambda number: []))
-    assert report == (False, WIDTH, HEIGHT, NUMBER, 0, 0, [], [])
+    assert report == VideoReport(False, WIDTH, HEIGHT, NUMBER)
     assert not report.protected
     assert list(tmp_path.iterdir()) == []
 
@@ -312,8 +314,10 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", [StopError, KeyboardInterrupt, InputError])
-@pytest.mark.parametrize("when", ["find", "protect", "judge"])
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [(StopError, "find"), (KeyboardInterrupt, "protect"), (InputError, "judge")],
+)
 def test_nothing_is_left_where_it_ends_in_the_middle(source, tmp_path, when, kind):
     """What an earlier run wrote stays as it was."""
     target = tmp_path / "out/a.mp4"
@@ -325,7 +329,7 @@ def test_nothing_is_left_where_it_ends_in_the_middle(source, tmp_path, when, kin
             raise kind("stop")
 
     with pytest.raises(kind):
-        run(source, target, update=update)
+        run(source, target, progress=update)
     assert [path.name for path in target.parent.iterdir()] == ["a.mp4"]
     assert target.read_bytes() == b"from an earlier run"
     assert run(source, target).protected
@@ -334,14 +338,12 @@ def test_nothing_is_left_where_it_ends_in_the_middle(source, tmp_path, when, kin
 
 def test_bad_arguments_and_files_are_refused(source, tmp_path):
     target = tmp_path / "out/a.mp4"
-    with pytest.raises(InputError, match="witnesses must have one or more that are fitted"):
-        run(source, target, [witness(fitted=False)])
     with pytest.raises(InputError, match=r"a\.avi must end in one of \.mp4, \.m4v, \.mov"):
         run(source, target.with_suffix(".avi"))
     with pytest.raises(InputError, match=r"none\.mp4 cannot be read: No such file"):
         run(tmp_path / "none.mp4", target)
     with pytest.raises(InputError, match="recogniser zero: embeddings must be finite"):
-        run(source, target, [witness(), witness(ZERO, fitted=False)])
+        run(source, target, verifier(), verifier(BLIND, is_surrogate=False))
     assert list(tmp_path.rglob("*")) == []
 
 

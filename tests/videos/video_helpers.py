@@ -3,18 +3,14 @@
 from fractions import Fraction
 
 import av
-import jax
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from deid_jax.photos import Face, Strength
 from deid_jax.photos.alignment import crop_matrix, support
-from deid_jax.photos.faces import Face
-from deid_jax.photos.judging import Witness, crops_of
-from deid_jax.photos.photo import Strength
-from deid_jax.recognisers.embedders import Embedder, FunctionModule
-from deid_jax.videos.video import protect_video
-from tests.experiments import protect_helpers
-from tests.experiments.protect_helpers import picture, weights
+from deid_jax.photos.verifiers import crops_of
+from deid_jax.videos import VideoJob
+from tests.experiments.protect_helpers import picture, protector, weights
 
 WIDTH, HEIGHT = 144, 112
 RATE = 25
@@ -210,11 +206,6 @@ class Told:
 
 # --- Protecting ---
 
-ONE, TWO, CONSTANT, ZERO = (
-    Embedder(name, FunctionModule(getattr(protect_helpers, name)), {})
-    for name in ("one", "two", "constant", "zero")
-)
-KEY = jax.random.key(0)
 # More than the steps of a frame that goes on.
 STEPS = 12
 NEXT = 4
@@ -238,17 +229,15 @@ def film(path, places, **options):
     return write(path, frames, **options)
 
 
-def witness(embedder=ONE, threshold=0.9, fitted=True):
-    return Witness(embedder, threshold, fitted)
-
-
 def boxes(number):
     return [way(number)]
 
 
-def run(source, target, witnesses=None, detector=None, **options):
-    given = {"detector": detector or Told(boxes), "strength": QUICK} | options
-    return protect_video(source, target, witnesses or [witness()], KEY, **given)
+def run(source, target, *verifiers, detector=None, strength=QUICK, **options):
+    """Protects a video, and reports on it."""
+    rest = {"progress": options.pop("progress")} if "progress" in options else {}
+    quick = protector(*verifiers, strength=strength, **options)
+    return VideoJob(quick, source, target, "a.mp4", detector or Told(boxes), **rest).run()
 
 
 def embedding(pixels, box, seed):

@@ -65,7 +65,7 @@ def levels(crop):
 
 def spread_over(change, matrix, shape):
     """float64[H, W, 3]: the change on the whole photo."""
-    rows, columns, values = alignment.spread(change, matrix, shape)
+    rows, columns, values = alignment.to_photo(change, matrix, shape)
     whole = np.zeros((*shape, 3))
     whole[rows, columns] = values
     return whole

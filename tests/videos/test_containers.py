@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.videos import video_files, video_frames
+from deid_jax.videos import containers
+from deid_jax.videos import frames as frame_files
 from tests.videos.video_helpers import (
     decoded,
     encoder,
@@ -51,7 +52,7 @@ def frames(number=10, size=SIZE, seed=0):
 
 def rewrite(source, target, change=lambda number, pixels: None, **options):
     given = {"suffix": target.suffix, "quality": 16} | options
-    video_files.rewrite(source, target, change, **given)
+    containers.rewrite(source, target, change, **given)
     return target
 
 
@@ -234,7 +235,7 @@ def test_rotation_is_applied_and_stays(tmp_path, name, suffix):
         setup=lambda out, video: video.set_display_matrix(whole),
     )
     stored = rgb(source)
-    info = video_files.look(source)
+    info = containers.look(source)
     upright = shown_by(stored[0], WAYS[name])
     assert (info.height, info.width) == upright.shape[:2]
     seen = []
@@ -246,7 +247,7 @@ def test_rotation_is_applied_and_stays(tmp_path, name, suffix):
         return changed
 
     target = rewrite(source, tmp_path / f"out{suffix}", change)
-    for number, picture in enumerate(video_files.pictures(source)):
+    for number, picture in enumerate(containers.read_frames(source)):
         wanted = shown_by(stored[number], WAYS[name]).astype(int)
         np.testing.assert_allclose(picture.pixels, wanted, atol=3)
         np.testing.assert_array_equal(seen[number], picture.pixels)
@@ -295,17 +296,17 @@ def test_planes_keep_bits_that_rgb_has_not(tmp_path, pix_fmt):
     frame = decoded(source)[1]
     own = frame.to_ndarray().astype(int)
     pixels = frame.to_ndarray(format="rgb24")
-    same = video_frames.replaced(frame, pixels, pixels.copy(), pix_fmt)
+    same = frame_files.replaced(frame, pixels, pixels.copy(), pix_fmt)
     np.testing.assert_array_equal(same.to_ndarray(), own)
     brighter = np.clip(pixels.astype(int) + 10, 0, 255).astype(np.uint8)
-    other = video_frames.replaced(frame, pixels, brighter, pix_fmt).to_ndarray().astype(int)
+    other = frame_files.replaced(frame, pixels, brighter, pix_fmt).to_ndarray().astype(int)
     deep = pix_fmt.endswith("10le")
     # PyAV hands out 4:2:2 of 10 bits as [3, H, W], others plane below plane.
     luma = (other - own)[0] if own.ndim == 3 else (other - own)[: SIZE[1]]
     # Of 219 levels from black to white, of 255.
     np.testing.assert_allclose(luma, 10 * 219 / 255 * (4 if deep else 1), atol=4 if deep else 1)
     white = np.full_like(pixels, 255)
-    most = video_frames.replaced(frame, np.zeros_like(pixels), white, pix_fmt).to_ndarray()
+    most = frame_files.replaced(frame, np.zeros_like(pixels), white, pix_fmt).to_ndarray()
     assert most.max() == (1023 if deep else 255)
 
 
@@ -375,4 +376,4 @@ def test_odd_sizes_stay(tmp_path, codec, size):
     assert rgb(target).shape == (3, *size[::-1], 3)
     errors = rgb(target).astype(int) - rgb(source)
     assert np.sqrt(np.mean(np.square(errors))) < 2.5
-    assert video_files.look(source)[:2] == size
+    assert containers.look(source)[:2] == size

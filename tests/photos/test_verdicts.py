@@ -5,18 +5,10 @@ import pytest
 from deid_jax.errors import InputError
 from deid_jax.photos.alignment import SIZE, crop_matrix
 from deid_jax.photos.faces import Face
-from deid_jax.photos.judging import (
-    Verdict,
-    Witness,
-    crops_of,
-    directions,
-    directions_of_photos,
-    goal,
-    judge,
-    knowledge,
-)
-from deid_jax.recognisers.embedders import Embedder, FunctionModule
+from deid_jax.photos.verdicts import judge
+from deid_jax.photos.verifiers import Verifier, crops_of, directions, dodged, gallery_of
 from tests.experiments import protect_helpers
+from tests.experiments.protect_helpers import embedder
 
 LEFT, RIGHT = Face((10.0, 12.0, 50.0, 50.0)), Face((90.0, 14.0, 50.0, 50.0))
 
@@ -24,10 +16,6 @@ LEFT, RIGHT = Face((10.0, 12.0, 50.0, 50.0)), Face((90.0, 14.0, 50.0, 50.0))
 def _mean_colour(images):
     """The mean colour, about grey: three numbers a picture."""
     return images.mean((1, 2)) - 0.5
-
-
-def embedder(function):
-    return Embedder(function.__name__, FunctionModule(function), {})
 
 
 MEAN = embedder(_mean_colour)
@@ -62,20 +50,13 @@ def test_judge_who_sees_nothing_is_not_fooled(name, pixels):
     with pytest.raises(InputError, match=f"recogniser {name}: embeddings must be finite"):
         directions(blind, crops)
     with pytest.raises(InputError, match=f"recogniser {name}: embeddings"):
-        judge(pixels, [LEFT], [np.ones((1, 1, 12))], [Witness(blind, 0.5, True)])
+        judge(pixels, [LEFT], [np.ones((1, 1, 12))], [Verifier(blind, 0.5, True)])
 
 
-@pytest.mark.parametrize(
-    ("cosine", "fooled"), [(0.2, True), (0.3, False), (0.31, False), (-1, True)]
-)
-def test_threshold_itself_is_the_same_person(cosine, fooled):
-    assert Verdict("a", True, cosine, 0.3).fooled is fooled
-
-
-def test_every_witness_judges_every_face_in_order(pixels):
+def test_every_recogniser_judges_every_face_in_order(pixels):
     colours = unit(np.array([[200, 128, 40], [30, 220, 90]]) / 255 - 0.5)
     known = [colours[::-1, None], colours[:, None]]
-    witnesses = [Witness(MEAN, 0.1, True), Witness(MEAN._replace(name="other"), 0.9, False)]
+    witnesses = [Verifier(MEAN, 0.1, True), Verifier(MEAN._replace(name="other"), 0.9, False)]
     found = judge(pixels, [LEFT, RIGHT], known, witnesses)
     cosine = float(colours[0] @ colours[1])
     for own in found:
@@ -97,7 +78,7 @@ def test_boxes_found_anew_count_where_they_are_more_like(pixels):
 
     def verdict(*found):
         detector = None if not found else lambda pixels: list(found)
-        return judge(shifted, [LEFT], known, [Witness(MEAN, 0.9, True)], detector)[0][0].cosine
+        return judge(shifted, [LEFT], known, [Verifier(MEAN, 0.9, True)], detector)[0][0].cosine
 
     old = verdict()
     assert verdict(beside) > old + 0.01
@@ -110,13 +91,13 @@ def test_boxes_found_anew_count_where_they_are_more_like(pixels):
 def test_the_likest_of_all_that_is_known_counts(pixels):
     left = unit(np.array([200, 128, 40]) / 255 - 0.5)
     known = [[np.array([[1.0, 0, 0], left, [0, 0, 1.0]])]]
-    (own,) = judge(pixels, [LEFT], known, [Witness(MEAN, 0.9, True)])
+    (own,) = judge(pixels, [LEFT], known, [Verifier(MEAN, 0.9, True)])
     assert own[0].cosine == pytest.approx(1, abs=1e-5)
     assert not own[0].fooled
 
 
 def test_directions_of_a_person_are_the_photos_own(pixels):
-    found = directions_of_photos(MEAN, [(pixels, LEFT), (pixels, RIGHT)])
+    found = gallery_of(MEAN, [(pixels, LEFT), (pixels, RIGHT)])
     each = directions(MEAN, crops_of(pixels, [crop_matrix(LEFT), crop_matrix(RIGHT)]))
     np.testing.assert_array_equal(found, each)
 
@@ -125,15 +106,19 @@ def test_photos_count_where_the_face_is_their_persons():
     photos = unit(np.array([[3.0, 4, 0], [4.0, 3, 0]]))
     mean = np.array([1, 1, 0]) / np.sqrt(2)
     own = np.array([1.0, 0, 0])
-    np.testing.assert_allclose(knowledge(own, photos, 0.7), [own, mean, *photos])
-    np.testing.assert_array_equal(knowledge(own, photos, 0.71), [own])
-    np.testing.assert_array_equal(knowledge(own, None, 0.7), [own])
+
+    def references(threshold, gallery):
+        return Verifier(MEAN, threshold, True, gallery).references(own)
+
+    np.testing.assert_allclose(references(0.7, photos), [own, mean, *photos])
+    np.testing.assert_array_equal(references(0.71, photos), [own])
+    np.testing.assert_array_equal(references(0.7, None), [own])
 
 
 def test_attack_goes_away_from_the_face_and_its_persons_mean():
     known = np.array([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
-    np.testing.assert_allclose(goal(known), np.array([1, 1, 0]) / np.sqrt(2))
-    np.testing.assert_array_equal(goal(known[2:]), known[2])
+    np.testing.assert_allclose(dodged(known), np.array([1, 1, 0]) / np.sqrt(2))
+    np.testing.assert_array_equal(dodged(known[2:]), known[2])
 
 
 def test_photos_without_common_direction_are_refused(pixels):
@@ -141,4 +126,4 @@ def test_photos_without_common_direction_are_refused(pixels):
         return jnp.where(images.mean((1, 2))[:, :1] > 0.5, 1.0, -1.0) * jnp.ones((1, 2))
 
     with pytest.raises(InputError, match="directions cancel out"):
-        directions_of_photos(embedder(opposite), [(pixels, LEFT), (pixels, RIGHT)])
+        gallery_of(embedder(opposite), [(pixels, LEFT), (pixels, RIGHT)])

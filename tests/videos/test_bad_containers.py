@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from deid_jax.errors import InputError, TransientError
-from deid_jax.videos import video_files
-from tests.videos.test_video_files import SIZE, frames, rewrite, ticks_of
+from deid_jax.videos import containers
+from tests.videos.test_containers import SIZE, frames, rewrite, ticks_of
 from tests.videos.video_helpers import decoded, encoder, rgb, times, write
 
 # --- What a file tells ---
@@ -136,16 +136,15 @@ def test_apples_players_know_hevc(tmp_path, suffix):
 # --- The same bytes ---
 
 
-@pytest.mark.parametrize("size", [(160, 120), (128, 96), (208, 144)])
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
-def test_same_source_same_bytes(tmp_path, suffix, size):
+def test_same_source_same_bytes(tmp_path, suffix):
     """Whatever the file is called, and whenever it is written."""
     codec = {".mov": "libx265", ".webm": "libvpx-vp9"}.get(suffix, "libx264")
-    source = write(tmp_path / f"in{suffix}", frames(12, size), codec, options={"bf": "2"})
+    source = write(tmp_path / f"in{suffix}", frames(12, (128, 96)), codec, options={"bf": "2"})
     change = lambda number, pixels: pixels[::-1] if number % 2 else None  # noqa: E731
     written = {
         hashlib.sha256(rewrite(source, tmp_path / f"{n}{suffix}", change).read_bytes()).digest()
-        for n in range(4)
+        for n in range(2)
     }
     assert len(written) == 1
 
@@ -167,8 +166,8 @@ def test_quality_is_the_encoders(tmp_path):
 def refused(path, message):
     """One line from all that read; nothing else is raised."""
     for reads in (
-        lambda: video_files.look(path),
-        lambda: list(video_files.pictures(path)),
+        lambda: containers.look(path),
+        lambda: list(containers.read_frames(path)),
         lambda: rewrite(path, path.parent / "written", suffix=".mp4"),
     ):
         with pytest.raises(InputError, match=message) as caught:
@@ -187,7 +186,7 @@ NO_VIDEOS = {
 }
 
 
-@pytest.mark.parametrize("suffix", sorted(video_files.SUFFIXES))
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 @pytest.mark.parametrize("name", NO_VIDEOS)
 def test_what_is_no_video_is_refused(tmp_path, name, suffix):
     write(tmp_path / "in.mp4", frames(2))
@@ -208,7 +207,7 @@ def test_names_that_look_like_protocols_are_names(tmp_path, monkeypatch):
     for name in ("pipe:0.mp4", "a:b.mp4", "%03d.mp4", "-f.mp4"):
         path = Path(name)
         path.write_bytes(whole)
-        assert len(list(video_files.pictures(path))) == 2
+        assert len(list(containers.read_frames(path))) == 2
         assert len(decoded(rewrite(path, path.with_name(f"x:{name}")).absolute())) == 2
 
 
@@ -220,7 +219,7 @@ def test_lists_of_other_files_are_not_followed(tmp_path):
     with av.open(str(lying), options={"safe": "0"}) as container:  # As it would be.
         assert container.streams.video
     with pytest.raises(InputError, match="cannot be read"):
-        video_files.look(lying)
+        containers.look(lying)
 
 
 def test_sound_alone_and_two_videos_are_refused(tmp_path):
@@ -256,7 +255,7 @@ def test_frames_that_change_their_size_are_refused(tmp_path):
             packet.is_keyframe = True
             out.mux(packet)
     for reads in (
-        lambda: list(video_files.pictures(tmp_path / "in.mov")),
+        lambda: list(containers.read_frames(tmp_path / "in.mov")),
         lambda: rewrite(tmp_path / "in.mov", tmp_path / "out.mov"),
     ):
         with pytest.raises(InputError, match="changes the size of its frames"):
@@ -265,9 +264,9 @@ def test_frames_that_change_their_size_are_refused(tmp_path):
 
 def test_frames_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     source = write(tmp_path / "in.mp4", frames(2))
-    monkeypatch.setattr(video_files, "MAX_PIXELS", SIZE[0] * SIZE[1])
-    assert video_files.look(source) == (*SIZE, 2)
-    monkeypatch.setattr(video_files, "MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
+    monkeypatch.setattr(containers, "MAX_PIXELS", SIZE[0] * SIZE[1])
+    assert containers.look(source) == (*SIZE, 2)
+    monkeypatch.setattr(containers, "MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
     refused(source, "has frames of more than 7679 pixels")
 
 
@@ -284,10 +283,10 @@ def test_without_pyav_it_is_told_how_to_install_it(tmp_path, monkeypatch):
     with pytest.raises(
         TransientError, match=r"videos need PyAV: pip install 'deid_jax\[video\]'"
     ):
-        video_files.look(source)
+        containers.look(source)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_no_room_is_no_fault_of_the_file(tmp_path, suffix):
     source = write(tmp_path / f"in{suffix}", frames())
     with pytest.raises(TransientError, match="cannot be written: No space left on device"):
@@ -333,19 +332,16 @@ def long_ones(tmp_path_factory):
     return found
 
 
-CUTS = [(place, share) for place in range(len(BROKEN)) for share in (0.01, 0.1, 0.3, 0.6, 0.7)]
-
-
 # Where frames are told before they come their last one is missed, too.
-@pytest.mark.parametrize(("place", "share"), [*CUTS, (0, 0.98), (1, 0.98), (3, 0.98)])
+@pytest.mark.parametrize(("place", "share"), [(0, 0.98), (2, 0.6), (4, 0.3), (5, 0.1)])
 def test_files_that_were_cut_off_are_refused(tmp_path, long_ones, place, share):
     suffix, content = BROKEN[place][0], long_ones[place]
     path = tmp_path / f"in{suffix}"
     path.write_bytes(content)
-    assert len(list(video_files.pictures(path))) == 30
+    assert len(list(containers.read_frames(path))) == 30
     path.write_bytes(content[: int(share * len(content))])
     for reads in (
-        lambda: list(video_files.pictures(path)),
+        lambda: list(containers.read_frames(path)),
         lambda: rewrite(path, tmp_path / f"out{suffix}"),
     ):
         with pytest.raises(InputError, match=rf"video .*in\{suffix} ") as caught:
@@ -353,6 +349,7 @@ def test_files_that_were_cut_off_are_refused(tmp_path, long_ones, place, share):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", range(len(BROKEN)))
 def test_flipped_bytes_end_in_one_line_or_a_whole_file(tmp_path, long_ones, place):
     suffix, content = BROKEN[place][0], long_ones[place]
@@ -373,7 +370,7 @@ def test_flipped_bytes_end_in_one_line_or_a_whole_file(tmp_path, long_ones, plac
             refusals += 1
             continue
         written += 1
-        assert times(target) == [picture.time for picture in video_files.pictures(path)]
+        assert times(target) == [picture.time for picture in containers.read_frames(path)]
     assert written + refusals == 24 and written > 2
 
 
@@ -387,10 +384,10 @@ def test_ticks_are_read_as_they_are(tmp_path):
         time_base=Fraction(1, 60_000),
         options={"bf": "3", "b-adapt": "0", "crf": "1"},
     )
-    found = list(video_files.pictures(source))
+    found = list(containers.read_frames(source))
     assert [picture.time for picture in found] == [Fraction(tick, 60_000) for tick in ticks]
     for picture, pixels in zip(found, frames(20), strict=True):
         assert picture.pixels.dtype == np.uint8
         np.testing.assert_allclose(picture.pixels.astype(int), pixels, atol=12)
-    info = video_files.look(source)
+    info = containers.look(source)
     assert info == (*SIZE, 20)

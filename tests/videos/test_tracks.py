@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deid_jax.photos.faces import Face
-from deid_jax.videos.tracking import Track, Tracker
+from deid_jax.videos.tracks import Track, Tracker
 
 
 def line(start, speed, width=40.0, growth=0.0):
@@ -26,12 +26,16 @@ def landmarks_in(box):
 
 def follow(places, looks, *, every, num_frames, pointed=False, alike=None, num_signs=1):
     """Tracks of what is found: frame -> [(sign, box)], and each look's tracks."""
-    tracker, given = Tracker(every, alike, num_signs), []
+    tracker, given = Tracker(every, alike or anybody, num_signs), []
     for number in looks:
         found = places(number)
         faces = [Face(box, landmarks_in(box) if pointed else None) for _, box in found]
         given.append(tracker.see(number, faces, [sign for sign, _ in found]))
     return tracker.tracks(num_frames), given
+
+
+def anybody(known, new):
+    return True
 
 
 def by_name(known, new):
@@ -52,8 +56,8 @@ def assert_follows(track, box, numbers, pointed=False):
 
 
 @pytest.mark.parametrize("pointed", [False, True])
-@pytest.mark.parametrize("every", [1, 3, 5])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("seed", range(2))
 def test_steady_motion_is_followed_exactly(seed, every, pointed):
     """Between looks, and as far beyond them as a track goes."""
     generator = np.random.default_rng(seed)
@@ -68,7 +72,7 @@ def test_steady_motion_is_followed_exactly(seed, every, pointed):
     assert_follows(track, box, range(track.first, track.last + 1), pointed)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_looks_that_miss_the_face_change_nothing(seed):
     """Any two in a row, so that looks lie unevenly."""
     generator = np.random.default_rng(seed)
@@ -325,7 +329,7 @@ def made(frames, rows, pointed=None):
     return track
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_trembling_is_smoothed_one_two_one(seed):
     """At even looks a quarter of each neighbour; the first and last as they were found."""
     generator = np.random.default_rng(seed)
@@ -396,4 +400,4 @@ def test_tracks_are_in_the_order_of_their_beginnings_and_places():
     )
     assert [track.faces[0].box[0] for track in tracks] == [50, 0, 200]
     assert given == [[tracks[0]], [tracks[2], tracks[1]], []]
-    assert Tracker(5).tracks(9) == []
+    assert Tracker(5, anybody).tracks(9) == []

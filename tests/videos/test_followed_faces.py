@@ -4,29 +4,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.errors import InputError
-from deid_jax.photos import faces
-from deid_jax.photos.faces import Face
-from deid_jax.photos.judging import directions
-from deid_jax.photos.photo import Strength
-from deid_jax.recognisers.embedders import Embedder, FunctionModule
+from deid_jax.photos import Face, Strength, detectors
 from deid_jax.videos import video
-from deid_jax.videos.tracking import Track
-from deid_jax.videos.video_faces import Attack, Followed, Judge, mean
-from tests.experiments import protect_helpers
-from tests.experiments.protect_helpers import may_change, square
+from deid_jax.videos.followed_faces import FollowedFace, VideoAttack, VideoJudge
+from deid_jax.videos.tracks import Track
+from tests.experiments.protect_helpers import (
+    KEY,
+    SECOND,
+    may_change,
+    protector,
+    square,
+    verifier,
+)
 from tests.videos.video_helpers import (
     HEIGHT,
-    KEY,
     NEXT,
     NUMBER,
-    ONE,
     QUICK,
     SIZE,
     STEPS,
-    TWO,
     WIDTH,
-    ZERO,
     Told,
     boxes,
     embedding,
@@ -38,7 +35,6 @@ from tests.videos.video_helpers import (
     run,
     still,
     way,
-    witness,
     write,
 )
 
@@ -48,6 +44,10 @@ def source(tmp_path_factory):
     """One face that moves; not to be changed."""
     path = tmp_path_factory.mktemp("source") / "in.mp4"
     return film(path, lambda number: [(1, way(number))])
+
+
+def _span(track):
+    return track.first_frame, track.last_frame, track.num_frames
 
 
 # --- Where is changed ---
@@ -69,8 +69,8 @@ def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     assert report.num_gradients == 2 * STEPS + (2 * 7 + 8) * NEXT
     first, second = report.tracks
     assert (first.box, second.box) == (left, right)
-    assert (first.first, first.last, first.num_frames) == (0, 7, 8)
-    assert (second.first, second.last, second.num_frames) == (0, 15, 16)
+    assert _span(first) == (0, 7, 8)
+    assert _span(second) == (0, 15, 16)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     own = [may_change((HEIGHT, WIDTH), square(box), block=2) for box in (left, right)]
     assert not (own[0] & own[1]).any()
@@ -85,7 +85,7 @@ def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
     detector = Told(lambda number: boxes(number) if number != 5 else [])
     report = run(source, tmp_path / "out.mp4", detector=detector)
     assert report.protected
-    assert report.tracks[0][:3] == (0, NUMBER - 1, NUMBER)
+    assert _span(report.tracks[0]) == (0, NUMBER - 1, NUMBER)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for number, one in enumerate(errors):
         allowed = may_change((HEIGHT, WIDTH), square(way(number)), block=2)
@@ -136,14 +136,13 @@ def test_face_that_a_detector_finds(tmp_path, monkeypatch):
     report = run(
         source,
         tmp_path / "out.mp4",
-        [witness(threshold=0.9)],
-        faces.cascade,
+        detector=detectors.cascade,
         strength=Strength((40.0, 38.0), 4),
     )
     (track,) = report.tracks
-    assert (track.first, track.last, track.num_frames) == (0, number - 1, number)
+    assert _span(track) == (0, number - 1, number)
     assert report.num_face_frames == report.num_frames == number
-    (found,) = faces.cascade(data.astronaut())
+    (found,) = detectors.cascade(data.astronaut())
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for (left, top, width), error in zip(views, errors, strict=True):
         scale = size[0] / width
@@ -162,43 +161,13 @@ def test_face_that_a_detector_finds(tmp_path, monkeypatch):
 # --- Who judges ---
 
 
-def broken():
-    return Embedder("broken", FunctionModule(protect_helpers.broken), {})
-
-
-@pytest.mark.parametrize("number", [1, 2, 4, 5, 16, 17, 32, 33, 70])
-def test_directions_are_unit_embeddings_whatever_their_number(number):
-    crops = np.random.default_rng(0).random((number, 112, 112, 3), np.float32)
-    found = directions(ONE, crops)
-    assert found.dtype == np.float64 and found.shape == (number, protect_helpers.WIDTH)
-    for crop, direction in zip(crops, found, strict=True):
-        cells = np.rint(255 * crop).astype(np.float64).reshape(4, 28, 4, 28, 3) / 255
-        cells = cells.mean((1, 3))
-        wanted = (cells - cells.mean((0, 1))).ravel() @ protect_helpers.weights(1)
-        np.testing.assert_allclose(direction, wanted / np.linalg.norm(wanted), atol=2e-4)
-
-
-def test_one_who_sees_nothing_is_refused():
-    crops = np.random.default_rng(0).random((3, 112, 112, 3), np.float32)
-    for blind in (ZERO, broken()):
-        with pytest.raises(InputError, match=f"recogniser {blind.name}: embeddings must be"):
-            directions(blind, crops)
-
-
-def test_mean_of_directions_is_a_direction():
-    rows = np.random.default_rng(1).normal(size=(5, 8))
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    np.testing.assert_allclose(
-        mean(rows), rows.sum(0) / np.linalg.norm(rows.sum(0)), rtol=1e-12
-    )
-
-
 def followed(box, looks, references, num_frames=1000, reach=0):
     track = Track()
     for number in looks:
         track.add(number, Face(tuple(map(float, box))))
+    track.signs.append(references)
     track.extend(reach, num_frames)
-    return Followed(track, references, 0)
+    return FollowedFace(track, [verifier()] * len(references), 0)
 
 
 def test_boxes_found_anew_count_where_they_are_more_like():
@@ -213,7 +182,7 @@ def test_boxes_found_anew_count_where_they_are_more_like():
     }
     assert (likeness[far] > likeness[box] + 0.01).all()
     assert (likeness[moved] > likeness[box] + 0.01).all()
-    witnesses = [witness(), witness(TWO, 0.5, False)]
+    judges = [verifier(), verifier(SECOND, 0.5, False)]
     for found, at_looks in (([moved], moved), ([box], box), ([far], box)):
         asked = []
 
@@ -222,7 +191,7 @@ def test_boxes_found_anew_count_where_they_are_more_like():
             return [Face(tuple(map(float, place))) for place in found]
 
         one = followed(box, range(0, 41, 5), known)
-        judge = Judge(witnesses, detector, [one], 5)
+        judge = VideoJudge(judges, detector, [one], 5)
         own = []
         judged = one.judged
         one.judged = lambda *said, judged=judged, own=own: (own.append(said), judged(*said))
@@ -242,7 +211,7 @@ def test_frames_without_the_face_are_not_judged():
     pixels = face_frame(0, [(1, still(0))])
     one = followed(still(0), (5, 10), [embedding(pixels, still(0), 1)], reach=4)
     one.idle.add(2)
-    judge = Judge([witness()], lambda pixels: [], [one], 5)
+    judge = VideoJudge([verifier()], lambda pixels: [], [one], 5)
     for number in range(20):
         judge.see(number, pixels, pixels)
     judge.finish()
@@ -263,19 +232,19 @@ def test_rounds_go_on_while_somebody_is_known_and_more_may_be_changed(
     one = followed(still(0), (0,), [np.ones(3)])
     done = followed(still(0), (0,), [np.ones(3)])
     one.num_frames, one.fooled, one.began = frames, np.array([fooled]), began
-    attack = Attack([witness()], QUICK, KEY, [one, done])
+    attack = VideoAttack(protector(strength=QUICK), KEY, [one, done])
     assert attack.may_improve() is may
 
 
 def test_frames_without_faces_are_left_alone():
     pixels = face_frame(0, [(1, still(0))])
     one = followed(still(0), (5, 10), [embedding(pixels, still(0), 1)])
-    attack = Attack([witness()], QUICK, KEY, [one])
+    attack = VideoAttack(protector(strength=QUICK), KEY, [one])
     attack.begin(0.08)
-    assert attack.change(4, pixels) is None and attack.change(11, pixels) is None
+    assert attack.perturb(4, pixels) is None and attack.perturb(11, pixels) is None
     assert attack.num_gradients == 0
     before = pixels.copy()
-    assert np.any(attack.change(5, pixels) != pixels)
+    assert np.any(attack.perturb(5, pixels) != pixels)
     np.testing.assert_array_equal(pixels, before)
 
 
@@ -286,9 +255,11 @@ def test_recognisers_are_left_behind_by_a_margin():
 
     def changed(threshold, margin):
         one = followed(still(0), (0,), [known])
-        attack = Attack([witness(threshold=threshold)], QUICK, KEY, [one])
+        attack = VideoAttack(
+            protector(verifier(threshold=threshold), strength=QUICK), KEY, [one]
+        )
         attack.begin(margin)
-        after = attack.change(0, pixels)
+        after = attack.perturb(0, pixels)
         return embedding(after, still(0), 1) @ known, attack.num_gradients, one.level
 
     least, steps, level = changed(0.99, 0.0)
@@ -320,9 +291,9 @@ def test_other_photos_of_a_person_count_too(source, tmp_path):
         (stranger, own[None]),
         (None, own[None]),
     ):
-        report = run(source, tmp_path / "out.mp4", known=[given])
+        report = run(source, tmp_path / "out.mp4", verifier(gallery=given))
         after = rgb(tmp_path / "out.mp4")
         cosines = [(known @ embedding(after[n], way(n), 1)).max() for n in range(NUMBER)]
-        (one,) = report.tracks[0].witnesses
+        (one,) = report.tracks[0].verdicts
         assert one.cosine == pytest.approx(max(cosines), abs=2e-3)
-        assert one.fooled == np.mean(np.array(cosines) < 0.9)
+        assert one.fooled_frames == np.mean(np.array(cosines) < 0.9)
