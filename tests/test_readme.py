@@ -14,9 +14,9 @@ from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation.batch import TARGETS
 from deid_jax.models import MODELS
-from deid_jax.photos import faces as face_finding
+from deid_jax.photos import detectors
 from deid_jax.photos.alignment import crop_matrix
-from deid_jax.photos.judging import THRESHOLDS, crops_of, directions
+from deid_jax.photos.verifiers import THRESHOLDS, crops_of, directions
 from deid_jax.recognisers.embedders import load_embedder
 from experiments import (
     aggregate,
@@ -105,7 +105,7 @@ def test_the_astronaut_is_protected_as_it_says(recogniser_files):
         np.asarray(Image.open(PICTURES / name))
         for name in ("astronaut.jpg", "protected/astronaut.jpg")
     )
-    (face,) = face_finding.cascade(before)
+    (face,) = detectors.cascade(before)
     matrices = [crop_matrix(face)]
     found = []
     for name, file in recogniser_files.items():

@@ -12,7 +12,6 @@ import numpy as np
 
 from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import files
-from deid_jax.photos.detectors import cascade
 from deid_jax.photos.faces import Face, FaceChoice, FaceError
 from deid_jax.photos.manifest import digest_of, digest_of_file
 from deid_jax.photos.protector import Protector
@@ -66,7 +65,7 @@ class FileProtector:
         parts += [digest_of(gallery.tobytes()) for gallery in galleries]
         if self.choice.listed is not None:
             parts.append(repr(sorted(self.choice.listed.items())))
-        elif self.protector.detector not in (None, cascade):
+        elif self.protector.detector is not None and settings["detector"] != "cascade":
             parts.append(digest_of(Path(str(settings["detector"])).read_bytes()))
         return digest_of("\n".join(parts).encode())[:16]
 

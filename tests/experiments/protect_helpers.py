@@ -74,13 +74,14 @@ def embedder(function):
 
 FIRST, SECOND, NEVER, BLIND = map(embedder, (one, two, constant, zero))
 KEY = jax.random.key(0)
+QUICK = Strength((42.0, 40.0, 38.0), 2)
 
 
 def verifier(embedder=FIRST, threshold=0.9, is_surrogate=True, gallery=None):
     return Verifier(embedder, threshold, is_surrogate, gallery)
 
 
-def protector(*verifiers, strength=Strength((42.0, 40.0, 38.0), 2), key=KEY, **options):
+def protector(*verifiers, strength=QUICK, key=KEY, **options):
     """A quick one."""
     return Protector(verifiers or (verifier(),), key, strength=strength, **options)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from deid_jax import evaluation
 from deid_jax.models import mobilefacenet
-from deid_jax.photos import protection
+from deid_jax.photos import crop_attack
 from deid_jax.recognisers import checkpointing
 from deid_jax.recognisers.embedders import Embedder
 from experiments import attack, protect, sweep, train
@@ -187,7 +187,7 @@ def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp
         given += ["--max_images=4", f"--output_dir={tmp_path / 'out'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Embedder, "embed", note(Embedder.embed))
-        patch.setattr(protection, "find_change", note(protection.find_change))
+        patch.setattr(crop_attack, "find_perturbation", note(crop_attack.find_perturbation))
         patch.setattr(evaluation._Run, "_collect", note(evaluation._Run._collect))
         assert binary.main(given) in (0, 1)
     assert len(held) > 1

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image, ImageOps
 from skimage.metrics import structural_similarity
 
+from deid_jax.photos import STRENGTHS, Face
 from deid_jax.photos.alignment import crop_matrix, support
-from deid_jax.photos.faces import Face
-from deid_jax.photos.judging import crops_of
-from experiments import protect
+from deid_jax.photos.verifiers import crops_of
 from tests.experiments.protect_helpers import (
     BOX,
     FACES,
@@ -95,7 +94,7 @@ def _saved(path, image, options):
 
 
 @pytest.fixture(scope="module")
-def formats(tmp_path_factory):
+def formats(tmp_path_factory, light_attack):
     """(input, output) of one run on every kind of file."""
     source, output = (tmp_path_factory.mktemp("formats") / name for name in ("in", "out"))
     source.mkdir()
@@ -198,7 +197,7 @@ def test_figures_are_those_of_the_two_files(formats, name):
     psnr = 10 * np.log10(255**2 / np.mean(errors**2))
     assert face["psnr"] == pytest.approx(psnr, abs=6e-4)
     # The first try's size, or the next ones' down to the cap; neither more nor much less.
-    assert face["strength_db"] in protect.STRENGTHS["medium"]
+    assert face["strength_db"] in STRENGTHS["medium"]
     assert psnr >= face["strength_db"]
     crops = (crops_of(pixels, [matrix])[0].astype(np.float64) for pixels in (before, after))
     ssim = structural_similarity(
@@ -222,7 +221,7 @@ def test_figures_are_those_of_the_two_files(formats, name):
 
 
 @pytest.fixture(scope="module")
-def talkative(tmp_path_factory):
+def talkative(tmp_path_factory, light_attack):
     """(input, output, output that keeps metadata) of files that tell everything."""
     folder = tmp_path_factory.mktemp("talkative")
     source = folder / "in"

@@ -1,19 +1,26 @@
 """What the command shows on the terminal."""
 
 import contextlib
+import dataclasses
+import math
 import re
 
-from deid_jax.photos.judging import Witness
-from deid_jax.recognisers.embedders import Embedder
+import pytest
+
+from deid_jax.photos import FaceReport, FaceVerdict, FileRecord
+from deid_jax.photos.records import PhotoFigures, TrackReport, TrackVerdict, VideoFigures
 from experiments import protect
-from experiments._protect.protect_report import show
+from experiments._protect.protection_table import show
 from tests.experiments.protect_helpers import (
+    SECOND,
     arguments,
+    protector,
     run,
+    verifier,
     write_photos,
 )
 
-NAME = "manifest.jsonl"
+pytestmark = pytest.mark.usefixtures("light_attack")
 
 
 def test_bar_tells_faces_a_second(tmp_path, monkeypatch):
@@ -31,37 +38,43 @@ def test_bar_tells_faces_a_second(tmp_path, monkeypatch):
     assert float(told[-1][3].split()[0]) > 0
 
 
-def test_of_many_photos_only_what_went_wrong_is_shown(capsys, tmp_path):
-    face = {"box": [1, 2, 3, 4], "protected": True, "psnr": 41.9, "ssim": 0.98}
-    face["verdicts"] = [{"cosine": 0.1}]
-    good = {"status": "protected", "reason": None, "faces": [face]}
-    bad = {"status": "unreadable", "reason": "it is\x1b[31m empty", "faces": []}
-    unchanged = good | {"faces": [face | {"psnr": None}]}
-    records = [good | {"file": f"good{n}.png"} for n in range(39)]
-    records += [unchanged | {"file": "same.png"}, bad | {"file": "bad\n.png"}]
-    witness = Witness(Embedder("somebody", None, {}), 0.25, False)
-    show(records, [witness], tmp_path, cap=38.0)
+FACE = FaceReport(
+    (1.0, 2.0, 3.0, 4.0), True, 42.0, 41.9, 0.98, (FaceVerdict("a", True, 0.1, 0.3, 0.2, True),)
+)
+
+
+def photo(name, face=FACE, left=0):
+    figures = PhotoFigures(left, 9, 9, None)
+    return FileRecord(name, "protected", None, name, faces=(face,), figures=figures)
+
+
+def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
+    records = [photo(f"good{n}.png") for n in range(39)]
+    records.append(photo("same.png", dataclasses.replace(FACE, psnr=math.inf)))
+    records.append(FileRecord("bad\n.png", "unreadable", "it is\x1b[31m empty"))
+    show(records, protector(verifier(), verifier(SECOND, 0.25, False)), tmp_path)
     out = capsys.readouterr().out
     assert "bad\\n.png" in out and "it is\\x1b[31m empty" in out
     assert "good" not in out and "same" not in out
     text = " ".join(out.split())
     assert "40 of 40 faces in 41 files are protected against these recognisers" in text
     assert "(cap: 38 dB); 1 files are not." in text
-    assert "1: somebody, not known to the attack; takes two faces for one person's" in text
-    assert "nobody looked at" not in text
-    show(records[1:], [witness._replace(fitted=True)], tmp_path, cap=38.0)
+    assert "2: two, not known to the attack; matches faces from a similarity of 0.25 on" in text
+    assert "unseen ones were not tested" not in text
+    show(records[1:], protector(), tmp_path)
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
-    assert "nobody looked at" in " ".join(out.split())
+    assert "unseen ones were not tested" in " ".join(out.split())
 
 
 def test_frames_without_a_face_are_told_of(capsys, tmp_path):
-    face = {"box": [1, 2, 3, 4], "protected": True, "psnr": 41.9, "verdicts": [{"cosine": 0.1}]}
-    face |= {"first_frame": 2, "last_frame": 8}
-    record = {"file": "a.mp4", "status": "protected", "reason": None, "faces": [face]}
-    record |= {"num_frames": 40, "num_face_frames": 7, "faces_left": 2}
-    show([record], [Witness(Embedder("a", None, {}), 0.25, True)], tmp_path, cap=38.0)
+    verdict = TrackVerdict("a", True, 0.1, 0.3, 0.2, True, 1.0)
+    track = TrackReport(FACE.box, 2, 8, 7, True, 42.0, 41.9, 42.0, (verdict,))
+    record = dataclasses.replace(
+        photo("a.mp4"), faces=(track,), figures=VideoFigures(2, 9, 9, 40, 7)
+    )
+    show([record], protector(), tmp_path)
     text = " ".join(capsys.readouterr().out.split())
-    assert "a.mp4: faces were found in 7 of 40 frames; the others are as they were." in text
+    assert "a.mp4: faces were found in 7 of 40 frames; the others are unchanged." in text
     assert "(cap: 38 dB, of videos before encoding)" in text
-    assert "2 other faces were found, not chosen by --faces, and left known." in text
+    assert "2 other faces were found, not chosen by --faces, and left as is." in text

@@ -1,6 +1,5 @@
 """Protection by several devices and processes: the files of one, whoever did which."""
 
-import json
 import threading
 import time
 import types
@@ -10,13 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.devices.processes import Group
-from deid_jax.photos.manifest import Manifest
 from experiments import protect
 from experiments._common import scale
 from tests.experiments import scale_helpers
 from tests.experiments.conftest import finish, listing, process
-from tests.experiments.protect_helpers import arguments, picture, records_of
+from tests.experiments.protect_helpers import arguments, picture
 
 NUMBER = 7
 # XLA's CPU starts a thread for every device, and what it divides among them rounds otherwise.
@@ -46,10 +43,10 @@ def alone(photos, tmp_path_factory):
     return listing(output)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_devices_change_no_byte(photos, alone, tmp_path, monkeypatch, count):
+@pytest.mark.slow
+def test_devices_change_no_byte(photos, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("NPROC", THREADS)
-    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={count}")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     given = arguments(photos, tmp_path / "out")
     status, _, err = finish(process("protect", *given, cwd=tmp_path))
     assert status == 1
@@ -57,6 +54,7 @@ def test_devices_change_no_byte(photos, alone, tmp_path, monkeypatch, count):
     assert listing(tmp_path / "out") == alone
 
 
+@pytest.mark.slow
 def test_dense_layers_may_be_divided(photos, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("NPROC", THREADS)
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
@@ -71,6 +69,7 @@ def test_dense_layers_may_be_divided(photos, alone, tmp_path, monkeypatch):
     assert listing(tmp_path / "out") == alone
 
 
+@pytest.mark.slow
 def test_processes_change_no_byte_and_only_the_first_reports(
     photos, alone, tmp_path, monkeypatch
 ):
@@ -81,33 +80,6 @@ def test_processes_change_no_byte_and_only_the_first_reports(
     assert results[0][1]
     assert [out for _, out, _ in results[1:]] == ["", ""]
     assert listing(tmp_path / "out") == alone
-
-
-def test_lines_of_another_process_that_was_killed_are_taken_in(tmp_path):
-    record = {
-        "file": "a.png",
-        "status": "no face",
-        "reason": None,
-        "output": None,
-        "source_sha256": "1",
-        "output_sha256": None,
-        "faces": [],
-        "settings": "s",
-    }
-    (tmp_path / "manifest.jsonl").write_text("")
-    half = json.dumps(record | {"file": "b.png"})[:-9]
-    (tmp_path / ".manifest-3.jsonl").write_text(json.dumps(record) + "\n" + half)
-    with Manifest(tmp_path, "s").open() as manifest:
-        assert manifest.done("a.png", "1") == record
-        assert manifest.done("b.png", "1") is None
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
-    assert list(records_of(tmp_path)) == ["a.png"]
-
-
-def test_the_others_add_to_files_of_their_own(tmp_path):
-    manifest = Manifest(tmp_path, "s", Group(2, 3))
-    manifest.add({"file": "a.png", "output": None})
-    assert [path.name for path in tmp_path.iterdir()] == [".manifest-2.jsonl"]
 
 
 def test_what_one_piece_raises_ends_the_others():

@@ -1,6 +1,7 @@
 """Videos in folders beside photos: what is written, told, done again and not."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 
@@ -10,11 +11,11 @@ import pytest
 from PIL import Image
 
 from deid_jax.errors import InputError, TransientError
-from deid_jax.photos.faces import Face
+from deid_jax.photos import STRENGTHS, Face
 from deid_jax.photos.files import UNFINISHED
-from deid_jax.photos.judging import BlindError
+from deid_jax.photos.verifiers import BlindError
+from deid_jax.videos import FileProtector, VideoJob
 from experiments import protect
-from experiments._protect import protect_work
 from tests.experiments.conftest import listing
 from tests.experiments.protect_helpers import (
     BOX,
@@ -32,6 +33,7 @@ from tests.experiments.protect_helpers import (
 )
 from tests.videos.video_helpers import packets, planes, psnrs_of, rgb, times, write
 
+pytestmark = pytest.mark.usefixtures("light_attack")
 NAME = "manifest.jsonl"
 SIZE, NUMBER = (112, 96), 12
 
@@ -75,7 +77,7 @@ def bad_ones(folder, whole):
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
+def mixed(tmp_path_factory, light_attack):
     """(input, output, {bad name: reason}, what was printed) of one run; not to be changed."""
     folder = tmp_path_factory.mktemp("mixed")
     source, output = folder / "in", folder / "out"
@@ -148,7 +150,7 @@ def test_lines_of_videos_have_stated_fields(mixed, name):
     assert face["box"] == list(BOX)
     assert (face["first_frame"], face["last_frame"]) == (0, NUMBER - 1)
     assert face["num_frames"] == NUMBER and face["protected"] is True
-    assert face["strength_db"] in protect.STRENGTHS["medium"]
+    assert face["strength_db"] in STRENGTHS["medium"]
     (verdict,) = face["verdicts"]
     assert verdict.keys() == {
         *("recogniser", "fitted", "cosine", "threshold", "margin", "fooled", "fooled_frames")
@@ -177,19 +179,20 @@ def folders(tmp_path):
 def done(monkeypatch):
     """Names of the files that were worked on, in their order."""
     names = []
-    do = protect_work.Work.do
+    do = FileProtector.protect
 
     def spied(work, name, *rest):
         names.append(name)
         return do(work, name, *rest)
 
-    monkeypatch.setattr(protect_work.Work, "do", spied)
+    monkeypatch.setattr(FileProtector, "protect", spied)
     return names
 
 
 ALL = ["a.png", "b.mp4", "deep/broken.mp4", "deep/c.mkv"]
 
 
+@pytest.mark.slow
 def test_finished_videos_are_not_done_again(folders, done, tmp_path, monkeypatch, capsys):
     source, output = folders
     monkeypatch.setenv("COLUMNS", "200")
@@ -219,23 +222,24 @@ def test_finished_videos_are_not_done_again(folders, done, tmp_path, monkeypatch
     assert records_of(output)["b.mp4"]["status"] == "unreadable"
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_runs_go_on(folders, done, tmp_path, monkeypatch, capsys):
     """In the middle of a video: nothing of it is left, what was finished stands."""
     source, output = folders
     assert run(arguments(source, tmp_path / "whole")) == 1
     del done[:]
-    protect_video = protect_work.protect_video
+    job_run = VideoJob.run
 
-    def interrupted(path, *rest, update, **options):
-        def count(doing, number, whole):
-            if path.name == "c.mkv" and (doing, number) == ("judge", 5):
+    def interrupted(job):
+        def count(stage, number, whole):
+            if job.name == "deep/c.mkv" and (stage, number) == ("judge", 5):
                 raise KeyboardInterrupt
-            update(doing, number, whole)
+            job.progress(stage, number, whole)
 
-        return protect_video(path, *rest, update=count, **options)
+        return job_run(dataclasses.replace(job, progress=count))
 
     with monkeypatch.context() as patch:
-        patch.setattr(protect_work, "protect_video", interrupted)
+        patch.setattr(VideoJob, "run", interrupted)
         capsys.readouterr()
         assert run(arguments(source, output)) == 130
     assert capsys.readouterr().err == "interrupted\n"
@@ -251,6 +255,7 @@ def test_interrupted_and_killed_runs_go_on(folders, done, tmp_path, monkeypatch,
     assert listing(output) == listing(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_one_video_alone_and_the_seed(folders, tmp_path):
     """What lies beside a video decides nothing."""
     source, output = folders
@@ -311,7 +316,7 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
         wide = pixels.shape[1] == SIZE[0]
         return [Face(larger, None, 9.0), Face(smaller, None, 8.0)] if wide else []
 
-    monkeypatch.setattr(protect.face_finding, "cascade", cascade)
+    monkeypatch.setattr(protect.face_detectors, "cascade", cascade)
     assert run(without_faces(source, output, f"--faces={which}")) in (0, 1)
     (record,) = records_of(output).values()
     boxes = [tuple(face["box"]) for face in record["faces"]]
@@ -321,7 +326,7 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
 
 def test_video_without_a_face_is_listed_and_not_written(single, monkeypatch, capsys):
     source, output = single
-    monkeypatch.setattr(protect.face_finding, "cascade", lambda pixels: [])
+    monkeypatch.setattr(protect.face_detectors, "cascade", lambda pixels: [])
     assert run(without_faces(source, output)) == 1
     assert list(hashes(output)) == [NAME.encode()]
     (record,) = records_of(output).values()
@@ -345,6 +350,7 @@ def test_boxes_that_a_file_tells_are_those_of_every_frame(folders, tmp_path):
     assert not (output / "deep/c.mkv").exists()
 
 
+@pytest.mark.slow
 def test_without_pyav_videos_are_looked_at_anew_next_time(folders, done, monkeypatch):
     source, output = folders
     with monkeypatch.context() as patch:
@@ -362,7 +368,7 @@ def test_without_pyav_videos_are_looked_at_anew_next_time(folders, done, monkeyp
 
 def test_gallery_counts_for_videos_too(single, tmp_path, monkeypatch):
     source, output = single
-    monkeypatch.setattr(protect.face_finding, "cascade", lambda pixels: [Face(BOX)])
+    monkeypatch.setattr(protect.face_detectors, "cascade", lambda pixels: [Face(BOX)])
     (tmp_path / "gallery").mkdir()
     Image.fromarray(next(frames(1))).save(tmp_path / "gallery/a.png")
     assert run(arguments(source, output, f"--gallery={tmp_path / 'gallery'}")) == 0
@@ -414,7 +420,7 @@ def test_what_stops_a_video_is_told_as_what_it_is(folders, done, monkeypatch, er
     def refused(*given, **options):
         raise error
 
-    monkeypatch.setattr(protect_work, "protect_video", refused)
+    monkeypatch.setattr(VideoJob, "run", refused)
     assert run(arguments(source, output)) == 1
     record = records_of(output)["b.mp4"]
     assert (record["status"], record["reason"], record["output"]) == (status, str(error), None)

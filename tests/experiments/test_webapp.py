@@ -1,5 +1,6 @@
 """The page without a browser: what becomes of uploads, what is said, who is answered."""
 
+import dataclasses
 import html.parser
 import io
 import re
@@ -10,16 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from deid_jax.photos.faces import Face
-from deid_jax.photos.judging import Verdict, Witness
-from deid_jax.photos.photo import FaceReport
+from deid_jax.photos import Face, FaceReport, FaceVerdict, Verifier
 from experiments import protect, webapp
-from experiments._webapp.webapp_page import worked
-from experiments._webapp.webapp_uploads import (
+from experiments._webapp.page import worked
+from experiments._webapp.page_text import (
+    overview_html,
+    rms_levels,
+    said,
+    strength_label,
+    verdict_html,
+    verifiers_html,
+)
+from experiments._webapp.uploads import (
     MAX_FILES,
     MAX_PIXELS,
     Outcome,
-    Studio,
     amplified,
     around,
     forget,
@@ -27,40 +33,32 @@ from experiments._webapp.webapp_uploads import (
     outcome_of,
     smaller,
 )
-from experiments._webapp.webapp_words import (
-    level_change,
-    overview_html,
-    said,
-    strength_label,
-    verdict_html,
-    witnesses_html,
-)
 from tests.experiments.protect_helpers import BOX, FACES, ONE, TWO, picture
 from tests.photos.photo_bytes import SECRETS, exif_by_hand, talkative_jpeg
 
 # What a browser would run, were it not shown as the text that it is.
 EVIL = "<img src=x onerror=alert(1)> & 'b' \"c\".png"
 FACE = Face(tuple(map(float, BOX)))
+pytestmark = pytest.mark.usefixtures("light_attack")
 
 
 @pytest.fixture(scope="module")
-def studio():
+def studio(light_attack):
     """Of a quick recogniser, and a detector that finds one face in all but small photos."""
-    made = webapp.studio(webapp.WebappSettings(recogniser=ONE, threshold=0.9, num_steps=2))
-    return Studio(
-        lambda pixels: [FACE] if min(pixels.shape[:2]) >= 90 else [],
-        made.witnesses,
-        made.num_steps,
-        made.seed,
+    settings = webapp.WebappSettings(recogniser=ONE, threshold=0.9, num_steps=2)
+    return dataclasses.replace(
+        webapp.protector_of(settings),
+        detector=lambda pixels: [FACE] if min(pixels.shape[:2]) >= 90 else [],
     )
 
 
 def report(*verdicts, psnr=40.0, box=BOX):
-    return FaceReport(Face(tuple(map(float, box))), 40.0, psnr, 0.99, list(verdicts))
+    protected = all(one.fooled for one in verdicts)
+    return FaceReport(tuple(map(float, box)), protected, 40.0, psnr, 0.99, verdicts)
 
 
 def verdict(cosine, name="one", *, fitted=True):
-    return Verdict(name, fitted, cosine, 0.5)
+    return FaceVerdict(name, fitted, cosine, 0.5, 0.5 - cosine, cosine < 0.5)
 
 
 def photo(path, seed=0):
@@ -125,7 +123,7 @@ def test_the_file_holds_no_metadata(name, make, studio, tmp_path):
         assert not image.getexif()
         assert {"exif", "xmp", "comment"}.isdisjoint(image.info)
     # Nor do the pictures that the page shows.
-    for shown in [path for view in outcome.pictures for path in view]:
+    for shown in [path for view in outcome.previews for path in view]:
         with Image.open(shown) as image:
             assert image.info == {}
 
@@ -133,7 +131,7 @@ def test_the_file_holds_no_metadata(name, make, studio, tmp_path):
 def test_pictures_show_the_file(studio, tmp_path):
     outcome = outcome_of(photo(tmp_path / "a.png"), "medium", studio, tmp_path)
     (before, after, difference), face = [
-        [np.asarray(Image.open(path)) for path in view] for view in outcome.pictures
+        [np.asarray(Image.open(path)) for path in view] for view in outcome.previews
     ]
     np.testing.assert_array_equal(before, picture(0))
     np.testing.assert_array_equal(after, np.asarray(Image.open(outcome.output)))
@@ -182,7 +180,7 @@ def test_smaller_pictures_are_means_of_squares():
     ],
 )
 def test_around_a_face_is_within_the_photo(box, rows, columns):
-    found = around(Face(tuple(map(float, box))), (100, 200, 3))
+    found = around(report(box=box), (100, 200, 3))
     assert [(one.start, one.stop) for one in found] == [rows, columns]
 
 
@@ -195,11 +193,11 @@ def test_faces_are_marked_where_they_are():
 
 
 def test_a_difference_in_a_large_photo_is_not_averaged_away(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments._webapp.webapp_uploads.PREVIEW", 40)
+    monkeypatch.setattr("experiments._webapp.uploads.PREVIEW", 40)
     outcome = outcome_of(photo(tmp_path / "a.png"), "medium", studio, tmp_path)
-    before, after, _ = (np.asarray(Image.open(path)) for path in outcome.pictures[0])
+    before, after, _ = (np.asarray(Image.open(path)) for path in outcome.previews[0])
     assert before.shape == after.shape == (34, 37, 3)
-    face = np.asarray(Image.open(outcome.pictures[1][2]))
+    face = np.asarray(Image.open(outcome.previews[1][2]))
     whole = np.asarray(Image.open(outcome.output)).astype(int) - picture(0)
     crop = whole[:105, :110][::3, ::3]
     np.testing.assert_array_equal(face, np.clip(128 + 20 * crop[: len(face)], 0, 255))
@@ -217,7 +215,7 @@ def test_too_many_files_are_refused_unread(studio, tmp_path):
     assert (steps, done) == ([], [])
     assert "21 files are too many: at most 20 at once" in parsed(last).text
     assert "wrong" in last
-    for nothing in (None, []):
+    for nothing in ((), []):
         ((text, done),) = worked(nothing, "medium", studio, tmp_path)
         assert "No photo was chosen" in text
         assert done == []
@@ -258,7 +256,7 @@ def test_a_recogniser_that_sees_nothing_is_said_and_the_rest_is_done(studio, tmp
         def embed(self, images):
             return np.zeros((len(images), 4), np.float32)
 
-    blind = Studio(studio.detector, [Witness(Blind(), 0.5, True)], 2, 0)
+    blind = dataclasses.replace(studio, verifiers=(Verifier(Blind(), 0.5, True),))
     outcome = outcome_of(photo(tmp_path / "a.png"), "medium", blind, tmp_path)
     assert outcome.output is None
     assert "blind" in outcome.message
@@ -301,7 +299,7 @@ def test_names_are_shown_as_they_are():
         overview_html([done]),
         verdict_html(done),
         said(EVIL),
-        witnesses_html([Witness(embedder, 0.5, True)]),
+        verifiers_html([Verifier(embedder, 0.5, True)]),
     ]
     for text in shown:
         seen = parsed(text)
@@ -326,7 +324,7 @@ def test_verdicts_are_told_per_face_and_recogniser():
     assert not outcome.protected
     text = parsed(overview_html([outcome])).text
     assert text.startswith("a.png: not protected. 2 faces found")
-    assert "still knows 1" in text
+    assert "still matches 1" in text
     assert verdict_html(Outcome("a.png", "No face.")) == ""
 
 
@@ -344,17 +342,17 @@ def test_what_is_not_protected_is_not_called_so():
     assert not lines
 
 
-def test_words_on_strengths_and_witnesses():
+def test_words_on_strengths_and_recognisers():
     before = np.zeros(10000)
     after = before + 3 * np.random.default_rng(0).choice([-1.0, 1.0], 10000)
     psnr = -10 * np.log10(np.mean((after - before) ** 2) / 255**2)
-    np.testing.assert_allclose(level_change(psnr), 3, rtol=1e-12)
+    np.testing.assert_allclose(rms_levels(psnr), 3, rtol=1e-12)
     assert strength_label("medium").startswith("medium: 2.0 levels of 255")
     assert "PSNR 42 to 38 dB" in strength_label("medium")
-    known = webapp.studio(webapp.WebappSettings(recogniser=ONE, threshold=0.9))
-    assert "--judge" in witnesses_html(known.witnesses)
-    both = webapp.studio(webapp.WebappSettings(recogniser=ONE, judge=TWO, threshold=0.9))
-    text = parsed(witnesses_html(both.witnesses)).text
+    known = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, threshold=0.9))
+    assert "--judge" in verifiers_html(known.verifiers)
+    both = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, judge=TWO, threshold=0.9))
+    text = parsed(verifiers_html(both.verifiers)).text
     assert "--judge" not in text
     assert f"{ONE}: fooled on purpose" in text
     assert f"{TWO}: judges only" in text

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from experiments import protect
-from experiments._webapp.webapp_uploads import MAX_PIXELS
+from experiments._webapp.uploads import MAX_PIXELS
 from tests.experiments.conftest import process
 from tests.experiments.protect_helpers import CONSTANT, ONE, TWO, records_of
 from tests.photos.photo_bytes import SECRETS, talkative_jpeg
@@ -192,7 +192,7 @@ def test_upload_protect_compare_download(server, new_tab, astronaut, tmp_path):
     tab = new_tab(address)
     tab.page.check("#strength input[value=strong]")
     (said,) = tab.protect(("at home.jpg", content))
-    assert said == "at home.jpg: 1 face found, not known again by any recogniser asked."
+    assert said == "at home.jpg: 1 face found, not matched by any recogniser asked."
 
     before, after, difference = map(tab.pixels, ("before", "after", "difference"))
     np.testing.assert_array_equal(before, np.asarray(Image.open(io.BytesIO(content))))
@@ -239,7 +239,7 @@ def test_whoever_is_not_fooled_is_named(tmp_path_factory, new_tab, astronaut):
         tab = new_tab(address)
         (said,) = tab.protect(("a.png", png(astronaut)))
         assert said.startswith("a.png: not protected. 1 face found, of which")
-        assert "still knows 1" in said
+        assert "still matches 1" in said
         assert [row[-3:-1] for row in tab.rows()] == [
             [ONE, "fooled"],
             [f"{CONSTANT} (not known to the attack)", "not fooled"],
@@ -316,9 +316,7 @@ def test_two_tabs_do_not_see_each_other(server, new_tab, astronaut):
     for tab in tabs.values():
         tab.start()
     for name, tab in tabs.items():
-        assert tab.ended() == [
-            f"{name}: 1 face found, not known again by any recogniser asked."
-        ]
+        assert tab.ended() == [f"{name}: 1 face found, not matched by any recogniser asked."]
     contents = []
     for name, tab in tabs.items():
         (other,) = photos.keys() - {name}

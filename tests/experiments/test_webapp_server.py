@@ -59,7 +59,7 @@ def test_a_taken_port_is_one_clear_line(capsys):
         assert webapp.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"error: port {port} cannot be had (Address already in use)\n"
+    assert err == f"error: port {port} cannot be used (Address already in use)\n"
 
 
 def test_without_gradio_it_is_said_what_to_install(monkeypatch, tmp_path):
@@ -111,6 +111,7 @@ def listening(port):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_only_this_machine_is_answered_and_nothing_stays(ending, tmp_path):
     with served(tmp_path) as (started, address, port):
@@ -126,6 +127,7 @@ def test_only_this_machine_is_answered_and_nothing_stays(ending, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_killed_pages_left_behind_is_removed(tmp_path):
     """Not what a page that runs has, nor what is somebody else's."""
     gone = subprocess.Popen(["true"])
@@ -176,6 +178,7 @@ assert "GRADIO_TEMP_DIR" not in os.environ
 """
 
 
+@pytest.mark.slow
 def test_nobody_is_told(tmp_path):
     environment = dict(
         os.environ, PYTHONPATH=str(REPOSITORY), TMPDIR=str(tmp_path), JAX_PLATFORMS="cpu"

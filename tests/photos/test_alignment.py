@@ -133,7 +133,7 @@ def test_images_of_celeba_have_their_own_place():
 
 
 def test_other_shapes_are_no_crops():
-    with pytest.raises(InputError, match="^is no aligned face: it is 218x178, not square"):
+    with pytest.raises(InputError, match=r"^is no aligned face: it is 218x178, not square"):
         shaped(178, 218)
 
 

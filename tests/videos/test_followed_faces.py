@@ -53,6 +53,7 @@ def _span(track):
 # --- Where is changed ---
 
 
+@pytest.mark.slow
 def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     """Beyond its last look only frames in which somebody knows it are its own."""
     left, right = (14, 40, SIZE, SIZE), (80, 34, SIZE, SIZE)
@@ -120,6 +121,7 @@ def test_turned_videos_are_changed_upright(tmp_path):
     assert report.tracks[0].psnr == pytest.approx(min(psnrs), abs=0.02)
 
 
+@pytest.mark.slow
 def test_face_that_a_detector_finds(tmp_path, monkeypatch):
     """The astronaut of scikit-image comes nearer and goes by; the real cascade looks."""
     from skimage import data
@@ -155,7 +157,7 @@ def test_face_that_a_detector_finds(tmp_path, monkeypatch):
         # Eileen Collins' eyes and mouth.
         for across, down in ((206, 105), (243, 105), (226, 145)):
             column, row = round(scale * (across - left)), round(scale * (down - top))
-            assert error[row - 4 : row + 4, column - 4 : column + 4].mean() > 0.2
+            assert error[row - 4 : row + 4, column - 4 : column + 4].mean() > 0.1
 
 
 # --- Who judges ---
@@ -274,6 +276,7 @@ def test_recognisers_are_left_behind_by_a_margin():
 # --- What is known ---
 
 
+@pytest.mark.slow
 def test_other_photos_of_a_person_count_too(source, tmp_path):
     """The highest likeness to the face itself, each photo and their mean, in NumPy."""
     before = rgb(source)

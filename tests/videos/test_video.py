@@ -78,6 +78,7 @@ def pretended(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_report_is_what_the_two_files_show(source, tmp_path):
     """In every frame; also to one who is not known to the attack and fooled by some alone."""
     before = rgb(source)
@@ -234,6 +235,7 @@ def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended
     assert report.num_gradients == sum(steps for _, steps, _ in kinds)
 
 
+@pytest.mark.slow
 def test_one_who_is_not_known_to_the_attack_and_never_fooled_is_told(source, tmp_path, tried):
     """The others are left behind by more and more, and strength rises to the cap."""
     judge = verifier(NEVER, is_surrogate=False)
@@ -245,6 +247,7 @@ def test_one_who_is_not_known_to_the_attack_and_never_fooled_is_told(source, tmp
     assert report.num_gradients == sum(steps for _, steps, _, _ in tried)
 
 
+@pytest.mark.slow
 def test_strength_rises_with_what_is_asked_for(source, tmp_path):
     """Thresholds that are easily, hardly and never come below."""
     found = {}
@@ -264,6 +267,7 @@ def test_strength_rises_with_what_is_asked_for(source, tmp_path):
     assert found[-0.99].verdicts[0].cosine < found[0.9].verdicts[0].cosine
 
 
+@pytest.mark.slow
 def test_seed_decides_and_repeats(source, tmp_path):
     def written(name, key):
         target = tmp_path / name
