@@ -30,12 +30,12 @@ from deid_jax.photos import STRENGTHS, FaceChoice, FileRecord, Manifest, Protect
 from deid_jax.photos import detectors as face_detectors
 from deid_jax.photos.alignment import aligned_face
 from deid_jax.photos.faces import parse_faces, read_faces
-from deid_jax.photos.manifest import NAME, digest_of
-from deid_jax.photos.records import PROTECTED
+from deid_jax.photos.file_records import PROTECTED
+from deid_jax.photos.manifest import NAME, sha256_of
 from deid_jax.videos import FileProtector, content, folders, listed, with_gallery
 from experiments._common import cli, scale
 from experiments._common.cli import setting
-from experiments._protect.protection_table import show
+from experiments._protect.protection_table import print_protection
 from experiments._protect.protector_settings import ProtectorSettings
 
 
@@ -113,7 +113,7 @@ def run(settings: ProtectSettings) -> list[FileRecord]:
     with settings.joined() as group:
         work, records = _protect(settings, group)
         if group.is_first:
-            show(records, work.protector, work.output)
+            print_protection(records, work.protector, work.output)
         short = group.agree(sum(record.status != PROTECTED for record in records))
         total = group.agree(len(records))
     if short:
@@ -135,7 +135,7 @@ def _protect(settings: ProtectSettings, group: Group) -> tuple[FileProtector, li
         work = FileProtector(_protector(settings, choice), choice, source, output)
         digest = work.digest(settings.deciding())
     group.check_same(digest, "settings or recognisers")
-    group.check_same(digest_of("\n".join(names).encode("utf-8", "surrogateescape")), "files")
+    group.check_same(sha256_of("\n".join(names).encode("utf-8", "surrogateescape")), "files")
     with Manifest(output, digest, group).open() as manifest:
         manifest.keep(set(names))
         _protect_all(names[group.index :: group.count], work, manifest, mesh)

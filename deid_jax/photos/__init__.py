@@ -6,10 +6,10 @@ file. Imports `transfer` and what lies below.
 
 from deid_jax.photos.detectors import load_detector
 from deid_jax.photos.faces import Detector, Face, FaceChoice, parse_faces, read_faces
-from deid_jax.photos.files import Photo, encode, parse_photo
+from deid_jax.photos.file_records import FaceReport, FaceVerdict, FileRecord
+from deid_jax.photos.files import Photo, encode_photo, parse_photo
 from deid_jax.photos.manifest import Manifest
 from deid_jax.photos.protector import STRENGTHS, ProtectedPhoto, Protector, Strength
-from deid_jax.photos.records import FaceReport, FaceVerdict, FileRecord
 from deid_jax.photos.verifiers import Verifier, load_verifiers
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "Protector",
     "Strength",
     "Verifier",
-    "encode",
+    "encode_photo",
     "load_detector",
     "load_verifiers",
     "parse_faces",

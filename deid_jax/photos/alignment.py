@@ -111,7 +111,7 @@ def scale_of(matrix: NumpyArray) -> float:
     return 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
 
 
-def crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> NumpyArray:
+def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> NumpyArray:
     """The aligned crop of a face: float32[size, size, 3] in [0, 1], on the 8-bit grid.
 
     Bicubic, on a grid `_OVERSAMPLING` times as fine that is then reduced; a photo finer than
@@ -225,7 +225,7 @@ def taper(size: int) -> NumpyArray:
 
 
 def round_trip(matrix: NumpyArray, size: int = SIZE) -> tuple[NumpyArray, NumpyArray]:
-    """R and C, float32[S, S]: `crop` sees R δ Cᵀ of a δ that `to_photo` added to the photo.
+    """R and C, float32[S, S]: what `to_photo` adds of δ, `aligned_crop` sees as R δ Cᵀ.
 
     Exact up to 8-bit rounding for upright faces at least `_MARGIN` crop pixels from the photo's
     border; nearer, it is as if the photo went on. Of turned faces it knows the scale, not the
@@ -243,7 +243,7 @@ def round_trip(matrix: NumpyArray, size: int = SIZE) -> tuple[NumpyArray, NumpyA
 
 
 def _line(scale: float, centre: float, size: int) -> NumpyArray:
-    """float32[S, S], `crop` of `to_photo` along one axis of an upright face.
+    """float32[S, S], `aligned_crop` of `to_photo` along one axis of an upright face.
 
     Args:
       scale: photo pixels per crop pixel.

@@ -132,7 +132,7 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
         raise InputError(f"{name} cannot be read: {one_line(error)}") from error
 
 
-def encode(
+def encode_photo(
     photo: Photo, pixels: NumpyArray, *, keep_metadata: bool = False, quality: int | None = None
 ) -> bytes:
     """Encodes other pixels in the photo's format.
@@ -173,7 +173,7 @@ def encode(
             image.save(target, photo.format, **arguments)
     except Exception as error:  # Pillow's encoders raise anything, too.
         if keep_metadata:  # Drops damaged metadata rather than the photo.
-            return encode(photo, pixels, quality=quality)
+            return encode_photo(photo, pixels, quality=quality)
         raise InputError(
             f"a {photo.format} of this photo cannot be made: {one_line(error)}"
         ) from error

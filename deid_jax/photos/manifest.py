@@ -16,8 +16,8 @@ from pathlib import Path
 
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
+from deid_jax.photos.file_records import FileRecord, read_record, write_record
 from deid_jax.photos.files import UNFINISHED, write_whole
-from deid_jax.photos.records import FileRecord, read_record, write_record
 
 NAME = "manifest.jsonl"
 # Hidden files of the processes other than the first.
@@ -121,7 +121,7 @@ class Manifest:
         if record.output != record.file:
             return False
         path = self._folder / record.file
-        return path.is_file() and digest_of_file(path) == record.output_sha256
+        return path.is_file() and sha256_of_file(path) == record.output_sha256
 
     def add(self, record: FileRecord) -> FileRecord:
         """Appends a record durably, and returns it with the settings.
@@ -163,12 +163,12 @@ class Manifest:
         write_whole(self._path, "".join(lines).encode())
 
 
-def digest_of(data: bytes) -> str:
+def sha256_of(data: bytes) -> str:
     """SHA-256, in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def digest_of_file(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file of any size, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,8 +22,8 @@ from deid_jax.photos import crop_attack, files
 from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.crop_attack import Crops
 from deid_jax.photos.faces import Detector, Face
+from deid_jax.photos.file_records import FaceReport, FaceVerdict
 from deid_jax.photos.files import Photo
-from deid_jax.photos.records import FaceReport, FaceVerdict
 from deid_jax.photos.verdicts import judge
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, dodged
 from deid_jax.types import NumpyArray
@@ -89,7 +89,7 @@ class Protector:
       key: one key; every file's own is derived from it and the file's name.
       detector: finds faces anew in protected files; None: only the old places are judged.
       strength: how much faces may be perturbed.
-      keep_metadata: see `files.encode`.
+      keep_metadata: see `files.encode_photo`.
     """
 
     verifiers: tuple[Verifier, ...]
@@ -260,7 +260,7 @@ class _Encoder:
         if photo.lossless:
             return
         for quality in sorted({photo.quality, max(photo.quality, _FINE_QUALITY)}):
-            data = files.encode(photo, photo.pixels, quality=quality)
+            data = files.encode_photo(photo, photo.pixels, quality=quality)
             self.quality = quality
             self._losses = places.errors(files.parse_photo(data, "the photo").pixels)
             if self._losses.max() <= 10 ** (-cap / 10) / 4:
@@ -282,7 +282,7 @@ class _Encoder:
             pixels = crop_attack.add(
                 photo.pixels, perturbations, places.matrices, budgets, grey=photo.grey
             )
-            data = files.encode(
+            data = files.encode_photo(
                 photo, pixels, keep_metadata=keep_metadata, quality=self.quality
             )
             del pixels  # Photos are large.

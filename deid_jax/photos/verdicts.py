@@ -11,7 +11,7 @@ import numpy as np
 
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector, Face, overlap
-from deid_jax.photos.records import FaceVerdict
+from deid_jax.photos.file_records import FaceVerdict
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, similarity
 from deid_jax.types import NumpyArray
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from deid_jax.errors import InputError
-from deid_jax.photos.alignment import SIZE, crop, crop_matrix
+from deid_jax.photos.alignment import SIZE, aligned_crop, crop_matrix
 from deid_jax.photos.faces import Face
 from deid_jax.recognisers.embedders import Embedder, split_list
 from deid_jax.types import NumpyArray
@@ -89,7 +89,7 @@ def dodged(references: NumpyArray) -> NumpyArray:
 
 def crops_of(pixels: NumpyArray, matrices: Sequence[NumpyArray]) -> NumpyArray:
     """float32[N, S, S, 3] in [0, 1]: aligned crops, as recognisers take them."""
-    return np.stack([crop(pixels, matrix, SIZE) for matrix in matrices])
+    return np.stack([aligned_crop(pixels, matrix, SIZE) for matrix in matrices])
 
 
 def gallery_of(embedder: Embedder, photos: Sequence[tuple[NumpyArray, Face]]) -> NumpyArray:

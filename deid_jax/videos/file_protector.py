@@ -13,9 +13,7 @@ import numpy as np
 from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import files
 from deid_jax.photos.faces import Face, FaceChoice, FaceError
-from deid_jax.photos.manifest import digest_of, digest_of_file
-from deid_jax.photos.protector import Protector
-from deid_jax.photos.records import (
+from deid_jax.photos.file_records import (
     NO_FACE,
     NOT_PROTECTED,
     PROTECTED,
@@ -26,6 +24,8 @@ from deid_jax.photos.records import (
     TrackReport,
     VideoFigures,
 )
+from deid_jax.photos.manifest import sha256_of, sha256_of_file
+from deid_jax.photos.protector import Protector
 from deid_jax.photos.verifiers import BlindError, directions, probes
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.types import NumpyArray
@@ -62,12 +62,12 @@ class FileProtector:
         parts = [json.dumps(settings, sort_keys=True)]
         parts += [_digest(verifier.embedder) for verifier in verifiers]
         galleries = (one.gallery for one in verifiers if one.gallery is not None)
-        parts += [digest_of(gallery.tobytes()) for gallery in galleries]
+        parts += [sha256_of(gallery.tobytes()) for gallery in galleries]
         if self.choice.listed is not None:
             parts.append(repr(sorted(self.choice.listed.items())))
         elif self.protector.detector is not None and settings["detector"] != "cascade":
-            parts.append(digest_of(Path(str(settings["detector"])).read_bytes()))
-        return digest_of("\n".join(parts).encode())[:16]
+            parts.append(sha256_of(Path(str(settings["detector"])).read_bytes()))
+        return sha256_of("\n".join(parts).encode())[:16]
 
     def protect(
         self, name: str, content: bytes | InputError | None, digest: str, say: Say
@@ -163,7 +163,7 @@ class FileProtector:
             reason=None if protected else "a recogniser still knows a face",
             output=name,
             source_sha256=digest,
-            output_sha256=digest_of_file(self.output / name),
+            output_sha256=sha256_of_file(self.output / name),
             faces=faces,
             figures=figures,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from deid_jax.errors import InputError, one_line
 from deid_jax.photos import files
 from deid_jax.photos.faces import Detector, FaceChoice
-from deid_jax.photos.manifest import NAME, digest_of, digest_of_file
+from deid_jax.photos.manifest import NAME, sha256_of, sha256_of_file
 from deid_jax.photos.verifiers import Verifier, gallery_of
 from deid_jax.videos.containers import FORMATS
 
@@ -93,9 +93,9 @@ def content(source: Path, name: str) -> tuple[bytes | InputError | None, str]:
         if wrong is not None:
             return InputError(wrong), ""
         if is_video(name):
-            return None, digest_of_file(path)
+            return None, sha256_of_file(path)
         data = path.read_bytes()
-        return data, digest_of(data)
+        return data, sha256_of(data)
     except OSError as error:
         return InputError(f"{name} cannot be read: {one_line(error)}"), ""
 

@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from deid_jax.photos import FaceReport, FileRecord, Protector
+from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, TrackReport, VideoFigures
 from deid_jax.photos.files import printable
 from deid_jax.photos.manifest import NAME
-from deid_jax.photos.records import NOT_PROTECTED, PROTECTED, TrackReport, VideoFigures
 
 _SHOWN = 40
 _ENCODING = ", of videos before encoding"
 
 
-def show(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
+def print_protection(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
     """Prints every face of a few files, of many only failures, and the sums."""
     console = Console(highlight=False, markup=False)
     failed = [record for record in records if record.status != PROTECTED]

@@ -20,7 +20,7 @@ from experiments._webapp.uploads import (
     AMPLIFICATION,
     MAX_FILES,
     MAX_PIXELS,
-    Outcome,
+    UploadOutcome,
     forget,
     outcome_of,
     refusal,
@@ -109,7 +109,7 @@ def style() -> Style:
     return {"theme": theme, "css": _CSS}
 
 
-# The previews of a photo, side by side; see `Outcome.previews`.
+# The previews of a photo, side by side; see `UploadOutcome.previews`.
 _PREVIEWS = {
     "before": "Before",
     "after": "After, as the file shows it",
@@ -146,16 +146,16 @@ def page(protector: Protector, folder: Path, cleaning: tuple[int, int]) -> "gr.B
         gr.HTML(f'<div class="asked">{verifiers_html(protector.verifiers)}</div>')
 
         def work(
-            paths: list[str] | None, chosen: str, before: list[Outcome]
+            paths: list[str] | None, chosen: str, before: list[UploadOutcome]
         ) -> Iterator[Updates]:
             forget(before)
             for text, done in worked(paths or (), chosen, protector, folder):
                 yield {outcomes: done, status: text, **_updates(results, done)}
 
-        def choose(done: list[Outcome], number: int) -> Updates:
+        def choose(done: list[UploadOutcome], number: int) -> Updates:
             return _shown(results, done[number], several=True)
 
-        def zoom(done: list[Outcome], number: int, view: int) -> Updates:
+        def zoom(done: list[UploadOutcome], number: int, view: int) -> Updates:
             return _previews(results, done[number], view)
 
         shown = list(results)
@@ -245,7 +245,7 @@ def _preview(kind: str, caption: str) -> "gr.Image":
         )
 
 
-def _updates(results: _Results, done: Sequence[Outcome]) -> Updates:
+def _updates(results: _Results, done: Sequence[UploadOutcome]) -> Updates:
     """Once a photo with previews is shown, only the lists grow."""
     import gradio as gr
 
@@ -268,7 +268,7 @@ def _updates(results: _Results, done: Sequence[Outcome]) -> Updates:
     return found
 
 
-def _shown(results: _Results, outcome: Outcome, *, several: bool) -> Updates:
+def _shown(results: _Results, outcome: UploadOutcome, *, several: bool) -> Updates:
     """The updates to show one photo; with several, its line is shown too."""
     import gradio as gr
 
@@ -283,7 +283,7 @@ def _shown(results: _Results, outcome: Outcome, *, several: bool) -> Updates:
     }
 
 
-def _previews(results: _Results, outcome: Outcome, view: int) -> Updates:
+def _previews(results: _Results, outcome: UploadOutcome, view: int) -> Updates:
     """The three previews of the whole photo (0), or of one of its faces."""
     shown: Sequence[Path | None] = outcome.previews[view] if outcome.previews else [None] * 3
     places = (results.before, results.after, results.difference)
@@ -295,7 +295,7 @@ def _previews(results: _Results, outcome: Outcome, view: int) -> Updates:
 
 def worked(
     paths: Sequence[str], strength: str, protector: Protector, folder: Path
-) -> Iterator[tuple[str, list[Outcome]]]:
+) -> Iterator[tuple[str, list[UploadOutcome]]]:
     """Protects uploads one by one.
 
     Yields:
@@ -305,7 +305,7 @@ def worked(
     if refused is not None:
         yield said(refused, False), []
         return
-    done: list[Outcome] = []
+    done: list[UploadOutcome] = []
     for path in paths:
         yield progress_html(len(done), len(paths), Path(path).name), list(done)
         done.append(outcome_of(path, strength, protector, folder))

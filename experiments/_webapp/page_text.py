@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from deid_jax.photos import STRENGTHS, Verifier
-from experiments._webapp.uploads import Outcome, summary
+from experiments._webapp.uploads import UploadOutcome, summary_line
 
 # What it does, what it cannot do, and what it does not touch.
 ABOUT = (
@@ -53,7 +53,7 @@ def verifiers_html(verifiers: Sequence[Verifier]) -> str:
     return f"<p>Recognisers that are asked:</p><ul>{items}</ul>{unseen}"
 
 
-def verdict_html(outcome: Outcome) -> str:
+def verdict_html(outcome: UploadOutcome) -> str:
     """A table of faces and recognisers; empty if there is no protected file."""
     rows = []
     for number, face in enumerate(outcome.faces, 1):
@@ -90,9 +90,9 @@ def _change(psnr: float) -> str:
     return f"{rms_levels(psnr):.1f}<br>({psnr:.1f} dB)"
 
 
-def summary_html(outcome: Outcome) -> str:
+def summary_html(outcome: UploadOutcome) -> str:
     """The line about a photo, coloured."""
-    return said(summary(outcome), outcome.protected)
+    return said(summary_line(outcome), outcome.protected)
 
 
 def said(text: str, right: bool | None = None) -> str:
@@ -108,7 +108,7 @@ def progress_html(done: int, total: int, name: str) -> str:
     return said(f"Photo {done + 1} of {total}: {name}.{hint}") + bar
 
 
-def overview_html(outcomes: Sequence[Outcome]) -> str:
+def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
     """The sum of several photos, and a line about each that is not protected."""
     if len(outcomes) == 1:
         return summary_html(outcomes[0])

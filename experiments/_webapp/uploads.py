@@ -27,7 +27,7 @@ AMPLIFICATION = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class UploadOutcome:
     """What became of one upload.
 
     Attributes:
@@ -60,7 +60,9 @@ def refusal(paths: Sequence[str | Path]) -> str | None:
     return None
 
 
-def outcome_of(path: str | Path, strength: str, protector: Protector, folder: Path) -> Outcome:
+def outcome_of(
+    path: str | Path, strength: str, protector: Protector, folder: Path
+) -> UploadOutcome:
     """Protects one upload, and writes the protected file and previews.
 
     Args:
@@ -81,9 +83,9 @@ def outcome_of(path: str | Path, strength: str, protector: Protector, folder: Pa
         done = protector.protect_photo(photo, faces, name)
         return _outcome(name, photo.pixels, done, folder)
     except InputError as error:
-        return Outcome(name, f"{error}.")
+        return UploadOutcome(name, f"{error}.")
     except OSError as error:
-        return Outcome(name, f"{name} cannot be written: {one_line(error)}.")
+        return UploadOutcome(name, f"{name} cannot be written: {one_line(error)}.")
 
 
 def _content(path: Path) -> bytes:
@@ -93,7 +95,9 @@ def _content(path: Path) -> bytes:
         raise InputError(f"{path.name} cannot be read: {one_line(error)}") from error
 
 
-def _outcome(name: str, before: NumpyArray, done: ProtectedPhoto, folder: Path) -> Outcome:
+def _outcome(
+    name: str, before: NumpyArray, done: ProtectedPhoto, folder: Path
+) -> UploadOutcome:
     own = Path(tempfile.mkdtemp(dir=folder))
     output = own / "protected" / name
     files.write_whole(output, done.data)
@@ -103,7 +107,7 @@ def _outcome(name: str, before: NumpyArray, done: ProtectedPhoto, folder: Path) 
     for number, view in enumerate(views):
         one, other = before[view], done.pixels[view]
         step = max(1, math.ceil(max(one.shape[:2]) / PREVIEW))
-        difference = amplified(one, other, step)
+        difference = amplified_difference(one, other, step)
         if number == 0:
             difference = marked(difference, done.faces, 1 / step)
         shown = {
@@ -114,7 +118,7 @@ def _outcome(name: str, before: NumpyArray, done: ProtectedPhoto, folder: Path) 
         previews.append(
             tuple(_written(own / f"{kind}{number}.png", shown[kind]) for kind in shown)
         )
-    return Outcome(name, None, output, tuple(previews), done.faces)
+    return UploadOutcome(name, None, output, tuple(previews), done.faces)
 
 
 def around(face: FaceReport, shape: Sequence[int]) -> "tuple[Span, Span]":
@@ -139,7 +143,7 @@ def smaller(pixels: NumpyArray, step: int) -> NumpyArray:
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
 
 
-def amplified(before: NumpyArray, after: NumpyArray, step: int = 1) -> NumpyArray:
+def amplified_difference(before: NumpyArray, after: NumpyArray, step: int = 1) -> NumpyArray:
     """128 + `AMPLIFICATION` (after − before) of every step-th pixel, clipped to uint8."""
     one, other = (pixels[::step, ::step].astype(np.int32) for pixels in (before, after))
     return np.clip(128 + AMPLIFICATION * (other - one), 0, 255).astype(np.uint8)
@@ -175,7 +179,7 @@ def _written(path: Path, pixels: NumpyArray) -> Path:
     return path
 
 
-def summary(outcome: Outcome) -> str:
+def summary_line(outcome: UploadOutcome) -> str:
     """One line about a photo."""
     if outcome.message is not None:
         return outcome.message
@@ -190,7 +194,7 @@ def summary(outcome: Outcome) -> str:
     )
 
 
-def forget(outcomes: Sequence[Outcome]) -> None:
+def forget(outcomes: Sequence[UploadOutcome]) -> None:
     """Deletes the files of outcomes."""
     for outcome in outcomes:
         if outcome.output is not None:

@@ -19,7 +19,8 @@ from tests.photos import bad_files
 NAME = "manifest.jsonl"
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_two_hundred_bad_files_are_each_accounted_for(tmp_path, seed, capsys):
     source, output = tmp_path / "in", tmp_path / "out"
     readable = bad_files.make(source, seed)

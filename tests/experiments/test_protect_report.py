@@ -8,9 +8,9 @@ import re
 import pytest
 
 from deid_jax.photos import FaceReport, FaceVerdict, FileRecord
-from deid_jax.photos.records import PhotoFigures, TrackReport, TrackVerdict, VideoFigures
+from deid_jax.photos.file_records import PhotoFigures, TrackReport, TrackVerdict, VideoFigures
 from experiments import protect
-from experiments._protect.protection_table import show
+from experiments._protect.protection_table import print_protection
 from tests.experiments.protect_helpers import (
     SECOND,
     arguments,
@@ -52,7 +52,7 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     records = [photo(f"good{n}.png") for n in range(39)]
     records.append(photo("same.png", dataclasses.replace(FACE, psnr=math.inf)))
     records.append(FileRecord("bad\n.png", "unreadable", "it is\x1b[31m empty"))
-    show(records, protector(verifier(), verifier(SECOND, 0.25, False)), tmp_path)
+    print_protection(records, protector(verifier(), verifier(SECOND, 0.25, False)), tmp_path)
     out = capsys.readouterr().out
     assert "bad\\n.png" in out and "it is\\x1b[31m empty" in out
     assert "good" not in out and "same" not in out
@@ -61,7 +61,7 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     assert "(cap: 38 dB); 1 files are not." in text
     assert "2: two, not known to the attack; matches faces from a similarity of 0.25 on" in text
     assert "unseen ones were not tested" not in text
-    show(records[1:], protector(), tmp_path)
+    print_protection(records[1:], protector(), tmp_path)
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
     assert "unseen ones were not tested" in " ".join(out.split())
@@ -73,7 +73,7 @@ def test_frames_without_a_face_are_told_of(capsys, tmp_path):
     record = dataclasses.replace(
         photo("a.mp4"), faces=(track,), figures=VideoFigures(2, 9, 9, 40, 7)
     )
-    show([record], protector(), tmp_path)
+    print_protection([record], protector(), tmp_path)
     text = " ".join(capsys.readouterr().out.split())
     assert "a.mp4: faces were found in 7 of 40 frames; the others are unchanged." in text
     assert "(cap: 38 dB, of videos before encoding)" in text

@@ -25,8 +25,8 @@ from experiments._webapp.page_text import (
 from experiments._webapp.uploads import (
     MAX_FILES,
     MAX_PIXELS,
-    Outcome,
-    amplified,
+    UploadOutcome,
+    amplified_difference,
     around,
     forget,
     marked,
@@ -158,8 +158,10 @@ def test_the_amplified_difference_is_that_of_pixels():
             place = row * step, column * step, channel
             level = 128 + 20 * (int(after[place]) - int(before[place]))
             expected[row, column, channel] = min(max(level, 0), 255)
-        np.testing.assert_array_equal(amplified(before, after, step), expected)
-    np.testing.assert_array_equal(amplified(before, before), np.full_like(before, 128))
+        np.testing.assert_array_equal(amplified_difference(before, after, step), expected)
+    np.testing.assert_array_equal(
+        amplified_difference(before, before), np.full_like(before, 128)
+    )
 
 
 def test_smaller_pictures_are_means_of_squares():
@@ -167,7 +169,7 @@ def test_smaller_pictures_are_means_of_squares():
     means = pixels.reshape(3, 4, 2, 4, 3).mean((1, 3))
     np.testing.assert_allclose(smaller(pixels, 4), means, atol=1)
     np.testing.assert_array_equal(smaller(pixels, 1), pixels)
-    assert smaller(pixels[:11, :7], 4).shape == amplified(pixels, pixels, 4).shape
+    assert smaller(pixels[:11, :7], 4).shape == amplified_difference(pixels, pixels, 4).shape
 
 
 @pytest.mark.parametrize(
@@ -290,8 +292,8 @@ def test_large_photos_are_refused_from_their_header(studio, tmp_path, monkeypatc
 
 def test_names_are_shown_as_they_are():
     face = report(verdict(0.6, EVIL))
-    wrong = Outcome(EVIL, f"{EVIL} is damaged.")
-    done = Outcome(EVIL, None, Path("x"), (), (face,))
+    wrong = UploadOutcome(EVIL, f"{EVIL} is damaged.")
+    done = UploadOutcome(EVIL, None, Path("x"), (), (face,))
     embedder = type("Named", (), {"name": EVIL})()
     shown = [
         overview_html([wrong]),
@@ -313,7 +315,7 @@ def test_verdicts_are_told_per_face_and_recogniser():
         report(verdict(0.123, "first"), verdict(0.5, "second", fitted=False)),
         report(verdict(-0.2, "first"), verdict(0.499, "second", fitted=False), psnr=np.inf),
     )
-    outcome = Outcome("a.png", None, Path("a.png"), (), faces)
+    outcome = UploadOutcome("a.png", None, Path("a.png"), (), faces)
     rows = re.findall("<tr>(.*?)</tr>", verdict_html(outcome))[1:]
     assert [parsed(row).text for row in rows] == [
         "12.6(40.0 dB)firstfooled0.123 < 0.5",
@@ -325,12 +327,12 @@ def test_verdicts_are_told_per_face_and_recogniser():
     text = parsed(overview_html([outcome])).text
     assert text.startswith("a.png: not protected. 2 faces found")
     assert "still matches 1" in text
-    assert verdict_html(Outcome("a.png", "No face.")) == ""
+    assert verdict_html(UploadOutcome("a.png", "No face.")) == ""
 
 
 def test_what_is_not_protected_is_not_called_so():
-    right = Outcome("a.png", None, Path("a"), (), (report(verdict(0.1)),))
-    wrong = Outcome("b.png", None, Path("b"), (), (report(verdict(0.9)),))
+    right = UploadOutcome("a.png", None, Path("a"), (), (report(verdict(0.1)),))
+    wrong = UploadOutcome("b.png", None, Path("b"), (), (report(verdict(0.9)),))
     head, *lines = re.findall("<p.*?</p>", overview_html([right, wrong, right]))
     assert parsed(head).text.startswith("2 of 3")
     assert "wrong" in head
@@ -365,7 +367,7 @@ def test_what_was_made_is_forgotten(studio, tmp_path):
     paths = [photo(uploads / f"{n}.png", n) for n in range(2)]
     *_, (_, done) = worked(paths, "medium", studio, own)
     assert len(list(own.iterdir())) == 2
-    forget([done[0], Outcome("b.png", "No face.")])
+    forget([done[0], UploadOutcome("b.png", "No face.")])
     assert list(own.iterdir()) == [done[1].output.parents[1]]
     forget(done)
     assert list(own.iterdir()) == []

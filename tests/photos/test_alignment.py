@@ -145,7 +145,7 @@ def test_crop_of_a_crop_is_nearly_itself(period, tolerance):
     """In levels of 255, of waves ±100; one more next to the border, where none go on."""
     pixels = photo_of(127.5 + 100 * waves(*grid(112, 112), period))
     matrix = alignment.crop_matrix(shaped(112, 112))
-    errors = np.abs(levels(alignment.crop(pixels, matrix)) - pixels)
+    errors = np.abs(levels(alignment.aligned_crop(pixels, matrix)) - pixels)
     assert errors[4:-4, 4:-4].max() <= tolerance + 1e-3
     assert errors.max() <= tolerance + 1 + 1e-3
 
@@ -155,7 +155,7 @@ def test_crop_of_a_crop_is_nearly_itself(period, tolerance):
 def test_constant_photos_stay_constant(scale, angle):
     side, matrix = room(scale, angle)
     for value in (0, 1, 127, 255):
-        found = alignment.crop(np.full((side, side, 3), value, np.uint8), matrix)
+        found = alignment.aligned_crop(np.full((side, side, 3), value, np.uint8), matrix)
         np.testing.assert_array_equal(found, np.float32(value) / 255)
 
 
@@ -167,7 +167,7 @@ def test_crop_shows_what_lies_there(scale, angle, size):
     side, matrix = room(scale, angle, size=size)
     period = 24 * max(scale, 1)
     photo = photo_of(127.5 + 100 * waves(*grid(side, side), period))
-    found = alignment.crop(photo, matrix, size)
+    found = alignment.aligned_crop(photo, matrix, size)
     assert found.shape == (size, size, 3)
     wanted = 127.5 + 100 * waves(*mapped(inverse(matrix), *grid(size, size)), period)
     errors = levels(found) - wanted
@@ -182,7 +182,7 @@ def test_patterns_finer_than_the_crop_are_averaged(scale):
     side, matrix = room(scale)
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[:, ::2] = 255
-    np.testing.assert_allclose(alignment.crop(pixels, matrix), 0.5, atol=0.06)
+    np.testing.assert_allclose(alignment.aligned_crop(pixels, matrix), 0.5, atol=0.06)
 
 
 def test_crop_is_of_eight_bits_in_range():
@@ -190,7 +190,7 @@ def test_crop_is_of_eight_bits_in_range():
     pixels = np.kron(np.random.default_rng(0).choice([0, 255], (40, 40, 3)), np.ones((7, 7, 1)))
     for scale, angle in ((0.5, 0.0), (1.3, 0.2), (2.4, -1.0)):
         matrix = placed(scale, angle, centre=(141.2, 138.7))
-        found = alignment.crop(pixels.astype(np.uint8), matrix)
+        found = alignment.aligned_crop(pixels.astype(np.uint8), matrix)
         assert found.dtype == np.float32 and found.min() == 0 and found.max() == 1
         np.testing.assert_array_equal(found, np.rint(255 * found) / np.float32(255))
 
@@ -200,7 +200,7 @@ def test_crop_is_of_eight_bits_in_range():
 def test_beyond_the_photo_is_black(scale, angle):
     height, width = int(90 * scale), int(70 * scale)
     matrix = placed(scale, angle, centre=(60.3 * scale, 20.6 * scale))
-    found = alignment.crop(np.full((height, width, 3), 255, np.uint8), matrix)
+    found = alignment.aligned_crop(np.full((height, width, 3), 255, np.uint8), matrix)
     x, y = mapped(inverse(matrix), *grid(SIZE, SIZE))
     beyond = np.maximum.reduce([-0.5 - x, x - width + 0.5, -0.5 - y, y - height + 0.5]) / scale
     assert np.any(beyond > 2.5) and np.any(beyond < -2.5)
@@ -209,7 +209,9 @@ def test_beyond_the_photo_is_black(scale, angle):
 
 @pytest.mark.parametrize("centre", [(-500, 50), (-61, -61)])
 def test_faces_beside_the_photo_are_black(centre):
-    found = alignment.crop(np.full((100, 100, 3), 255, np.uint8), placed(1.0, centre=centre))
+    found = alignment.aligned_crop(
+        np.full((100, 100, 3), 255, np.uint8), placed(1.0, centre=centre)
+    )
     np.testing.assert_array_equal(found, np.zeros((SIZE, SIZE, 3), np.float32))
 
 
@@ -221,11 +223,13 @@ def test_only_the_surroundings_are_read():
     reach = int(np.ceil(112 * (np.cos(0.5) + np.sin(0.5)))) + 10
     place = slice(470 - reach, 470 + reach), slice(430 - reach, 430 + reach)
     other[place] = pixels[place]
-    np.testing.assert_array_equal(alignment.crop(pixels, matrix), alignment.crop(other, matrix))
+    np.testing.assert_array_equal(
+        alignment.aligned_crop(pixels, matrix), alignment.aligned_crop(other, matrix)
+    )
     large = np.broadcast_to(np.uint8(90), (6000, 6000, 3))
     tracemalloc.start()
     try:
-        alignment.crop(large, matrix)
+        alignment.aligned_crop(large, matrix)
         assert tracemalloc.get_traced_memory()[1] < 10e6  # of 108 MB
     finally:
         tracemalloc.stop()
@@ -327,7 +331,9 @@ def seen(change, matrix, side):
     before = photo_of(127.5 + 30 * waves(*grid(side, side), 90, seed=4))
     after = np.rint(before + 255 * spread_over(change, matrix, (side, side)))
     assert after.min() > 0 and after.max() < 255
-    crops = [alignment.crop(photo_of(pixels), matrix, size) for pixels in (before, after)]
+    crops = [
+        alignment.aligned_crop(photo_of(pixels), matrix, size) for pixels in (before, after)
+    ]
     return levels(crops[1]) - levels(crops[0])
 
 

@@ -53,7 +53,7 @@ def test_orientation_is_applied_once(kind, orientation):
     tolerance = 4 if kind == "JPEG" else 0
     np.testing.assert_allclose(photo.pixels, upright.astype(float), atol=tolerance)
     for keep in (False, True):
-        written = files.encode(photo, photo.pixels, keep_metadata=keep)
+        written = files.encode_photo(photo, photo.pixels, keep_metadata=keep)
         with Image.open(io.BytesIO(written)) as image:
             assert image.getexif().get(0x0112, 1) == 1
             shown = np.asarray(image).astype(float)
@@ -72,7 +72,7 @@ def test_lossless_files_change_where_pixels_do_and_nowhere_else(kind, channels):
     assert photo.lossless and photo.one_channel is (channels < 3)
     pixels = photo.pixels.copy()
     pixels[3:9, 4:20] ^= 3
-    image = opened(files.encode(photo, pixels))
+    image = opened(files.encode_photo(photo, pixels))
     assert image.mode == ("L", "LA", "RGB", "RGBA")[channels - 1] and image.format == kind
     changed = levels.copy()
     changed[3:9, 4:20, : 1 if channels < 3 else 3] ^= 3
@@ -89,7 +89,7 @@ def test_one_bit_and_palettes_become_grey_and_colours(kind):
     photo = parse(encoded(palette, kind))
     assert not photo.one_channel and not photo.grey
     np.testing.assert_array_equal(photo.pixels, np.asarray(palette.convert("RGB")))
-    image = opened(files.encode(photo, photo.pixels))
+    image = opened(files.encode_photo(photo, photo.pixels))
     assert (image.format, image.mode) == (kind, "RGB")
 
 
@@ -107,7 +107,7 @@ def test_transparent_grey_of_every_depth(depth, rows, key, levels):
     photo = parse(png(4, 1, depth, 0, rows, [transparent]))
     assert photo.pixels[0, :, 1].tolist() == levels
     assert photo.alpha[0].tolist() == [0 if level == 255 else 255 for level in levels]
-    assert opened(files.encode(photo, photo.pixels)).mode == "LA"
+    assert opened(files.encode_photo(photo, photo.pixels)).mode == "LA"
 
 
 def test_transparent_colours_of_palettes_and_rgb():
@@ -120,7 +120,7 @@ def test_transparent_colours_of_palettes_and_rgb():
     photo = parse(png(2, 1, 8, 2, b"\0\1\2\3\3\2\1", [transparent]))
     assert photo.pixels.tolist() == [[[1, 2, 3], [3, 2, 1]]]
     assert photo.alpha.tolist() == [[0, 255]]
-    again = parse(files.encode(photo, photo.pixels))
+    again = parse(files.encode_photo(photo, photo.pixels))
     np.testing.assert_array_equal(again.pixels, photo.pixels)
     np.testing.assert_array_equal(again.alpha, photo.alpha)
 
@@ -132,9 +132,9 @@ def test_grey_stays_grey_in_one_channel_and_in_three(kind, channels):
     photo = parse(encoded(levels, kind))
     assert photo.grey and photo.one_channel is (channels == 1 and kind != "WEBP")
     pixels = np.clip(photo.pixels.astype(int) + 9, 0, 255).astype(np.uint8)
-    image = opened(files.encode(photo, pixels))
+    image = opened(files.encode_photo(photo, pixels))
     assert image.mode == ("L" if photo.one_channel else "RGB")
-    again = decode(files.encode(photo, pixels)).astype(int)
+    again = decode(files.encode_photo(photo, pixels)).astype(int)
     assert np.max(np.ptp(again, axis=2)) <= (1 if kind == "WEBP" else 0)
     assert not parse(encoded(picture(), kind)).grey
 
@@ -152,7 +152,7 @@ def test_jpeg_is_written_as_it_was(sampling, progressive):
     assert photo.quality == 93 and not photo.lossless
     before = opened(content)
     for quality in (None, 93):
-        written = files.encode(photo, photo.pixels, quality=quality)
+        written = files.encode_photo(photo, photo.pixels, quality=quality)
         after = opened(written)
         assert after.quantization == before.quantization
         assert after.layer == before.layer
@@ -169,11 +169,13 @@ def test_tables_of_other_encoders_stay():
     content = encoded(picture(), "JPEG", qtables=tables, subsampling=0)
     photo = parse(content)
     assert [list(table) for table in photo.tables] == tables
-    assert opened(files.encode(photo, photo.pixels)).quantization == dict(enumerate(tables))
+    assert opened(files.encode_photo(photo, photo.pixels)).quantization == dict(
+        enumerate(tables)
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     photo = parse(encoded(picture(), "JPEG", qtables=tables, subsampling=1, exif=exif))
-    turned = opened(files.encode(photo, photo.pixels))
+    turned = opened(files.encode_photo(photo, photo.pixels))
     assert turned.quantization[0] == luma.T.ravel().tolist()
     # There is no half height alone: all chroma is kept instead.
     assert [component[1:3] for component in turned.layer] == [(1, 1)] * 3
@@ -186,7 +188,7 @@ def test_quality_is_estimated_and_never_below_ninety(quality, channels):
     photo = parse(content)
     assert photo.quality == max(quality, 90)
     assert (photo.tables is None) == (quality < 90)
-    finer = opened(files.encode(photo, photo.pixels)).quantization
+    finer = opened(files.encode_photo(photo, photo.pixels)).quantization
     assert all(
         np.all(np.array(finer[n]) <= old) for n, old in opened(content).quantization.items()
     )
@@ -195,20 +197,20 @@ def test_quality_is_estimated_and_never_below_ninety(quality, channels):
 def test_quality_asked_for():
     photo = parse(encoded(picture(), "JPEG", quality=92))
     expected = opened(encoded(picture(), "JPEG", quality=97)).quantization
-    assert opened(files.encode(photo, photo.pixels, quality=97)).quantization == expected
+    assert opened(files.encode_photo(photo, photo.pixels, quality=97)).quantization == expected
     for wrong in (0, 101):
         with pytest.raises(InputError, match=f"quality must be between 1 and 100, got {wrong}"):
-            files.encode(photo, photo.pixels, quality=wrong)
+            files.encode_photo(photo, photo.pixels, quality=wrong)
 
 
 def test_pixels_of_another_kind_are_refused():
     photo = parse(encoded(picture(), "JPEG"))
     for pixels in (photo.pixels[1:], photo.pixels.astype(np.float32), photo.pixels[..., 0]):
         with pytest.raises(InputError, match=r"^pixels must be uint8\[30, 40, 3\], got "):
-            files.encode(photo, pixels)
+            files.encode_photo(photo, pixels)
     photo = parse(encoded(picture(channels=1), "PNG"))
     with pytest.raises(InputError, match="must be grey"):
-        files.encode(photo, picture())
+        files.encode_photo(photo, picture())
 
 
 # --- What is refused, and what is not ---
@@ -237,7 +239,7 @@ def test_two_hundred_odd_files(tmp_path):
             continue
         assert readable is not False, name
         for keep in (False, True):
-            again = parse(files.encode(photo, photo.pixels, keep_metadata=keep))
+            again = parse(files.encode_photo(photo, photo.pixels, keep_metadata=keep))
             kept = ("format", "grey", "one_channel", "lossless", "icc_profile")
             assert all(getattr(again, name) == getattr(photo, name) for name in kept)
             np.testing.assert_array_equal(again.alpha, photo.alpha)

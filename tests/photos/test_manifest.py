@@ -7,8 +7,7 @@ import pytest
 
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
-from deid_jax.photos.manifest import NAME, Manifest, digest_of
-from deid_jax.photos.records import (
+from deid_jax.photos.file_records import (
     FaceReport,
     FaceVerdict,
     FileRecord,
@@ -19,8 +18,9 @@ from deid_jax.photos.records import (
     read_record,
     write_record,
 )
+from deid_jax.photos.manifest import NAME, Manifest, sha256_of
 
-SOURCE = digest_of(b"source")
+SOURCE = sha256_of(b"source")
 
 
 def record(folder, file, data=b"written", source=SOURCE):
@@ -30,7 +30,7 @@ def record(folder, file, data=b"written", source=SOURCE):
         (folder / file).write_bytes(data)
     if data is None:
         return FileRecord(file, "no face found", "no face", source_sha256=source)
-    return FileRecord(file, "protected", None, file, source, digest_of(data))
+    return FileRecord(file, "protected", None, file, source, sha256_of(data))
 
 
 def lines(folder):
@@ -65,7 +65,7 @@ def test_done_means_same_source_settings_and_output(tmp_path):
         assert manifest.done("lost", "") is None
         assert manifest.done("a", SOURCE) is not None
         assert manifest.done("none", SOURCE) is not None
-        assert manifest.done("a", digest_of(b"other")) is None
+        assert manifest.done("a", sha256_of(b"other")) is None
         assert manifest.done("b", SOURCE) is None
     with Manifest(tmp_path, "t").open() as manifest:
         assert manifest.done("a", SOURCE) is None
@@ -167,7 +167,7 @@ def test_line_leads_nowhere_else(tmp_path):
     outside = tmp_path / "mine"
     outside.write_bytes(b"mine")
     folder.mkdir()
-    lie = FileRecord("a", "protected", None, "../mine", "", digest_of(b"mine"), settings="s")
+    lie = FileRecord("a", "protected", None, "../mine", "", sha256_of(b"mine"), settings="s")
     (folder / NAME).write_text(write_record(lie))
     with Manifest(folder, "s").open() as manifest:
         assert manifest.done("a", SOURCE) is None
@@ -194,7 +194,7 @@ def test_the_others_add_to_files_of_their_own(tmp_path):
 
 def test_digest_is_sha256():
     # FIPS 180-4's example.
-    assert digest_of(b"abc") == (
+    assert sha256_of(b"abc") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
 

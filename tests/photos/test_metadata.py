@@ -36,7 +36,7 @@ def test_by_default_a_jpeg_tells_nothing_but_its_colours_and_density():
         assert image.getexif().get_ifd(ExifTags.IFD.IFD1) and image.info["xmp"]
         assert image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
     photo = parse(talkative)
-    written = files.encode(photo, photo.pixels)
+    written = files.encode_photo(photo, photo.pixels)
     notes = notes_of_jpeg(written)
     assert [marker for marker, _ in notes] == [0xE0, 0xE2]
     assert notes[0][1][:5] == b"JFIF\0" and notes[0][1][12:14] == b"\0\0"  # no thumbnail
@@ -50,7 +50,7 @@ def test_by_default_a_jpeg_tells_nothing_but_its_colours_and_density():
 
 def test_kept_metadata_of_a_jpeg_are_all_but_small_copies():
     photo = parse(talkative_jpeg(picture()))
-    written = files.encode(photo, photo.pixels, keep_metadata=True)
+    written = files.encode_photo(photo, photo.pixels, keep_metadata=True)
     assert sorted(marker for marker, _ in notes_of_jpeg(written)) == [
         *(0xE0, 0xE1, 0xE1, 0xE2, 0xED, 0xFE)
     ]
@@ -74,7 +74,7 @@ def test_kept_metadata_of_a_jpeg_are_all_but_small_copies():
 def test_notes_of_the_maker_without_a_picture_stay():
     exif = exif_by_hand(maker=b"notes-of-maker, long enough")
     photo = parse(encoded(picture(), "JPEG", exif=exif))
-    written = files.encode(photo, photo.pixels, keep_metadata=True)
+    written = files.encode_photo(photo, photo.pixels, keep_metadata=True)
     kept = opened(written).getexif().get_ifd(ExifTags.IFD.Exif)
     assert kept[0x927C] == b"notes-of-maker, long enough"
 
@@ -85,26 +85,26 @@ def test_metadata_that_cannot_be_written_are_lost_and_not_the_photo():
     long = exif_by_hand(maker=b"n-" * 3500)[6:].ljust(65_500, b"\0")
     strange = '<x tiff:Orientation="6">Ann</x>'.encode("utf-16-le")
     photo = parse(encoded(levels, "JPEG", exif=b"Exif\0\0" + long, xmp=strange))
-    written = files.encode(photo, photo.pixels, keep_metadata=True)
+    written = files.encode_photo(photo, photo.pixels, keep_metadata=True)
     assert b"n-n-n-" in written and b"A\0n\0n" not in written
     # What Pillow takes at reading and not at writing.
     too_long = dataclasses.replace(photo, metadata={"exif": b"Exif\0\0" + bytes(70_000)})
-    written = files.encode(too_long, photo.pixels, keep_metadata=True)
-    assert written == files.encode(photo, photo.pixels)
+    written = files.encode_photo(too_long, photo.pixels, keep_metadata=True)
+    assert written == files.encode_photo(photo, photo.pixels)
 
 
 def test_the_directory_of_rules_stays_where_there_is_one():
     exif = Image.Exif()
     exif[ExifTags.IFD.Exif] = {0x829D: 2.5, ExifTags.IFD.Interop: {1: "R98"}}
     photo = parse(encoded(picture(), "JPEG", exif=exif))
-    kept = opened(files.encode(photo, photo.pixels, keep_metadata=True)).getexif()
+    kept = opened(files.encode_photo(photo, photo.pixels, keep_metadata=True)).getexif()
     assert kept.get_ifd(ExifTags.IFD.Exif)[0x829D] == 2.5
     assert kept.get_ifd(ExifTags.IFD.Interop)[1] == "R98"
 
 
 def test_by_default_a_png_tells_nothing_but_its_colours_and_density():
     photo = parse(talkative_png())
-    written = files.encode(photo, photo.pixels)
+    written = files.encode_photo(photo, photo.pixels)
     found = dict(png_chunks(written))
     assert set(found) == {b"IHDR", b"iCCP", b"gAMA", b"pHYs", b"IDAT", b"IEND"}
     assert zlib.decompress(found[b"iCCP"].partition(b"\0\0")[2]) == PROFILE
@@ -120,14 +120,14 @@ def test_what_only_looks_like_a_colour_chunk_goes(name, keep):
     photo = parse(
         plain[:33] + chunk(name, b"Ann was here, and more than colours!") + plain[33:]
     )
-    written = files.encode(photo, photo.pixels, keep_metadata=keep)
+    written = files.encode_photo(photo, photo.pixels, keep_metadata=keep)
     assert b"Ann" not in written
     assert name not in dict(png_chunks(written))
 
 
 def test_kept_metadata_of_a_png_are_all_but_small_copies():
     photo = parse(talkative_png())
-    written = files.encode(photo, photo.pixels, keep_metadata=True)
+    written = files.encode_photo(photo, photo.pixels, keep_metadata=True)
     image, found = opened(written), png_chunks(written)
     expected = {"Comment": "Comment-Bob", "Author": "Ann", "Title": "Ännchen", "thumbnail": ""}
     xmp = image.text.pop("XML:com.adobe.xmp")
@@ -152,7 +152,7 @@ def test_webp(lossless):
     assert photo.lossless is lossless
     pixels = photo.pixels.copy()
     pixels[3:9, 4:20] ^= 1
-    written = files.encode(photo, pixels)
+    written = files.encode_photo(photo, pixels)
     found = dict(webp_chunks(written))
     assert set(found) - {b"VP8X", b"ALPH"} == {b"ICCP", b"VP8L" if lossless else b"VP8 "}
     assert found[b"ICCP"] == PROFILE
@@ -160,7 +160,7 @@ def test_webp(lossless):
     np.testing.assert_array_equal(again.alpha, np.rot90(levels[..., 3]))
     if lossless:
         np.testing.assert_array_equal(again.pixels, pixels)
-    kept = files.encode(photo, pixels, keep_metadata=True)
+    kept = files.encode_photo(photo, pixels, keep_metadata=True)
     image = opened(kept)
     assert image.getexif()[0x010F] == "ACME" and image.getexif()[0x0112] == 1
     assert b'tiff:Orientation="1" dc:who="Ann"' in image.info["xmp"]
@@ -200,7 +200,7 @@ def test_tiff():
     assert b"GPS-there" in content and SMALL[20:320] in content
     photo = parse(content)
     np.testing.assert_array_equal(photo.pixels, levels.transpose(1, 0, 2))
-    written = files.encode(photo, photo.pixels)
+    written = files.encode_photo(photo, photo.pixels)
     tags, following = directory(written, struct.unpack_from("<I", written, 4)[0])
     assert set(tags) <= LAYOUT and following == 0
     assert not any(secret in written for secret in SECRETS)
@@ -208,7 +208,7 @@ def test_tiff():
     assert image.info["icc_profile"] == PROFILE and image.info["dpi"] == (300, 150)
     np.testing.assert_array_equal(np.asarray(image), photo.pixels)
 
-    kept = files.encode(photo, photo.pixels, keep_metadata=True)
+    kept = files.encode_photo(photo, photo.pixels, keep_metadata=True)
     tags, following = directory(kept, struct.unpack_from("<I", kept, 4)[0])
     assert set(tags) - LAYOUT == {0x010E, 0x0112, 0x013B, 700, 0x8825} and following == 0
     assert SMALL[20:320] not in kept and b"/9j/" not in kept
@@ -225,5 +225,5 @@ def test_profiles_stay_byte_for_byte(kind, size):
     photo = parse(encoded(picture(), kind, icc_profile=profile))
     assert photo.icc_profile == profile
     for keep in (False, True):
-        written = files.encode(photo, photo.pixels, keep_metadata=keep)
+        written = files.encode_photo(photo, photo.pixels, keep_metadata=keep)
         assert opened(written).info["icc_profile"] == profile
