@@ -65,23 +65,6 @@ def test_tree_is_mirrored(folders):
         assert record["output_sha256"] == hashes(output)[name.encode()]
 
 
-def test_same_command_same_bytes(folders, tmp_path):
-    source, output = folders
-    for folder in (output, tmp_path / "again"):
-        assert run(arguments(source, folder)) == 0
-    assert listing(output) == listing(tmp_path / "again")
-
-
-def test_what_lies_beside_a_photo_decides_nothing(folders, tmp_path):
-    source, output = folders
-    assert run(arguments(source, output)) == 0
-    (source / "a.png").unlink()
-    Image.fromarray(picture(9)).save(source / "aa.png")
-    assert run(arguments(source, tmp_path / "other")) == 0
-    for name in (b"b.jpg", b"deep/c.webp"):
-        assert hashes(output)[name] == hashes(tmp_path / "other")[name]
-
-
 def test_finished_files_are_not_done_again(folders, done):
     source, output = folders
     assert run(arguments(source, output)) == 0
@@ -138,15 +121,6 @@ def test_photo_that_became_none_leaves_no_output(folders):
     assert run(arguments(source, output)) == 1
     assert not (output / "a.png").exists()
     assert records_of(output)["a.png"]["status"] == "unreadable"
-
-
-def test_output_whose_original_is_gone_stays(folders, tmp_path):
-    source, output = folders
-    assert run(arguments(source, output)) == 0
-    (source / "a.png").unlink()
-    assert run(arguments(source, output)) == 0
-    assert (output / "a.png").exists()
-    assert "a.png" in records_of(output)
 
 
 def test_unreadable_file_is_looked_at_anew(folders, done):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import sys
 
 import av
 import numpy as np
@@ -11,17 +10,14 @@ import pytest
 from PIL import Image
 
 from deid_jax.errors import InputError, TransientError
-from deid_jax.photos import STRENGTHS, Face
+from deid_jax.photos import Face
 from deid_jax.photos.files import UNFINISHED
 from deid_jax.photos.verifiers import BlindError
 from deid_jax.videos import FileProtector, VideoJob
 from experiments import protect
 from tests.experiments.conftest import listing
 from tests.experiments.protect_helpers import (
-    BOX,
-    CONSTANT,
     FACES,
-    ONE,
     arguments,
     hashes,
     may_change,
@@ -31,7 +27,7 @@ from tests.experiments.protect_helpers import (
     run,
     square,
 )
-from tests.videos.video_helpers import packets, planes, psnrs_of, rgb, times, write
+from tests.videos.video_helpers import packets, rgb, times, write
 
 pytestmark = pytest.mark.usefixtures("light_attack")
 NAME = "manifest.jsonl"
@@ -131,39 +127,6 @@ def test_what_a_video_keeps(mixed, name):
     assert errors[~allowed].mean() < 4
 
 
-@pytest.mark.parametrize("name", VIDEOS)
-def test_lines_of_videos_have_stated_fields(mixed, name):
-    source, output, _ = mixed
-    record = records_of(output)[name]
-    assert record.keys() == {
-        *("file", "status", "reason", "output", "source_sha256", "output_sha256", "faces"),
-        *("settings", "faces_left", "height", "width", "num_frames", "num_face_frames"),
-    }
-    assert (record["width"], record["height"]) == SIZE
-    assert record["num_frames"] == record["num_face_frames"] == NUMBER
-    assert record["faces_left"] == 0
-    (face,) = record["faces"]
-    assert face.keys() == {
-        *("box", "first_frame", "last_frame", "num_frames", "protected", "strength_db"),
-        *("psnr", "mean_psnr", "verdicts"),
-    }
-    assert face["box"] == list(BOX)
-    assert (face["first_frame"], face["last_frame"]) == (0, NUMBER - 1)
-    assert face["num_frames"] == NUMBER and face["protected"] is True
-    assert face["strength_db"] in STRENGTHS["medium"]
-    (verdict,) = face["verdicts"]
-    assert verdict.keys() == {
-        *("recogniser", "fitted", "cosine", "threshold", "margin", "fooled", "fooled_frames")
-    }
-    assert (verdict["recogniser"], verdict["fitted"], verdict["fooled"]) == (ONE, True, True)
-    assert verdict["fooled_frames"] == 1 and verdict["cosine"] < 0.9
-    assert verdict["margin"] == pytest.approx(0.9 - verdict["cosine"], abs=2e-5)
-    psnrs = psnrs_of(rgb(source / name), rgb(output / name), [BOX] * NUMBER)
-    assert face["psnr"] == pytest.approx(min(psnrs), abs=0.02)
-    assert face["mean_psnr"] == pytest.approx(np.mean(psnrs), abs=0.02)
-    assert face["psnr"] <= face["mean_psnr"]
-
-
 @pytest.fixture
 def folders(tmp_path):
     """(input of a photo, two videos and a broken one; output that is not there yet)."""
@@ -190,36 +153,6 @@ def done(monkeypatch):
 
 
 ALL = ["a.png", "b.mp4", "deep/broken.mp4", "deep/c.mkv"]
-
-
-@pytest.mark.slow
-def test_finished_videos_are_not_done_again(folders, done, tmp_path, monkeypatch, capsys):
-    source, output = folders
-    monkeypatch.setenv("COLUMNS", "200")
-    assert run(arguments(source, output)) == 1
-    out, err = capsys.readouterr()
-    assert err == f"1 of 4 files are not protected: see {output / NAME}\n"
-    text = " ".join(out.split())
-    assert "3 of 3 faces in 4 files are protected" in text
-    assert text.count(f"60x60 at 20,15, frames 0 to {NUMBER - 1}") == 2
-    assert done == ALL
-    before, manifest = places(output), (output / NAME).read_bytes()
-    del done[:]
-    assert run(arguments(source, output)) == 1
-    assert done == [] and places(output) == before
-    assert (output / NAME).read_bytes() == manifest
-    # Changed, lost and spoilt ones are, and come out as in a new folder.
-    film(source / "b.mp4", 7)
-    (output / "deep/c.mkv").write_bytes(b"spoilt")
-    assert run(arguments(source, output)) == 1
-    assert done == ["b.mp4", "deep/c.mkv"]
-    assert run(arguments(source, tmp_path / "fresh")) == 1
-    assert listing(output) == listing(tmp_path / "fresh")
-    # A video that became none leaves no output.
-    (source / "b.mp4").write_bytes(b"no video any more")
-    assert run(arguments(source, output)) == 1
-    assert not (output / "b.mp4").exists()
-    assert records_of(output)["b.mp4"]["status"] == "unreadable"
 
 
 @pytest.mark.slow
@@ -255,18 +188,6 @@ def test_interrupted_and_killed_runs_go_on(folders, done, tmp_path, monkeypatch,
     assert listing(output) == listing(tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_one_video_alone_and_the_seed(folders, tmp_path):
-    """What lies beside a video decides nothing."""
-    source, output = folders
-    assert run(arguments(source, output)) == 1
-    assert run(arguments(source / "b.mp4", tmp_path / "file")) == 0
-    assert sorted(hashes(tmp_path / "file")) == [b"b.mp4", NAME.encode()]
-    assert hashes(tmp_path / "file")[b"b.mp4"] == hashes(output)[b"b.mp4"]
-    assert run(arguments(source / "b.mp4", tmp_path / "other", "--seed=1")) == 0
-    assert hashes(tmp_path / "other")[b"b.mp4"] != hashes(output)[b"b.mp4"]
-
-
 @pytest.fixture
 def single(tmp_path):
     """(input of one video, output that is not there yet)."""
@@ -274,38 +195,11 @@ def single(tmp_path):
     return tmp_path / "in", tmp_path / "out"
 
 
-def test_one_who_is_never_fooled_is_told(single, capsys):
-    source, output = single
-    assert run(arguments(source, output, f"--judge={CONSTANT}")) == 1
-    (record,) = records_of(output).values()
-    assert record["status"] == "not protected"
-    assert record["reason"] == "a recogniser still knows a face"
-    assert record["output"] == "b.mp4" and (output / "b.mp4").exists()
-    first, second = record["faces"][0]["verdicts"]
-    assert first["fooled"] and not second["fooled"] and second["fooled_frames"] == 0
-    assert second["cosine"] == 1 and second["fitted"] is False
-    out, err = capsys.readouterr()
-    assert "not protected" in out
-    assert err == f"1 of 1 files are not protected: see {output / NAME}\n"
-
-
-def test_metadata_stay_where_that_is_asked_for(single, tmp_path):
-    source, output = single
-    assert b"Secret" in (source / "b.mp4").read_bytes()
-    assert run(arguments(source, output)) == 0
-    assert run(arguments(source, tmp_path / "kept", "--keep_metadata")) == 0
-    assert b"Secret" not in (output / "b.mp4").read_bytes()
-    assert b"Secret" in (tmp_path / "kept/b.mp4").read_bytes()
-    for one, other in zip(
-        planes(output / "b.mp4"), planes(tmp_path / "kept/b.mp4"), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
-
-
 def without_faces(source, output, *more):
     return [one for one in arguments(source, output, *more) if one != FACES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["all", "largest"])
 def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which):
     source, output = single
@@ -350,31 +244,6 @@ def test_boxes_that_a_file_tells_are_those_of_every_frame(folders, tmp_path):
     assert not (output / "deep/c.mkv").exists()
 
 
-@pytest.mark.slow
-def test_without_pyav_videos_are_looked_at_anew_next_time(folders, done, monkeypatch):
-    source, output = folders
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "av", None)
-        assert run(arguments(source, output)) == 1
-    record = records_of(output)["b.mp4"]
-    assert record["status"] == "unreadable" and record["source_sha256"] == ""
-    assert record["reason"] == "videos need PyAV: pip install 'deid_jax[video]'"
-    assert records_of(output)["a.png"]["status"] == "protected"
-    del done[:]
-    assert run(arguments(source, output)) == 1
-    assert done == ALL[1:]
-    assert records_of(output)["b.mp4"]["status"] == "protected"
-
-
-def test_gallery_counts_for_videos_too(single, tmp_path, monkeypatch):
-    source, output = single
-    monkeypatch.setattr(protect.face_detectors, "cascade", lambda pixels: [Face(BOX)])
-    (tmp_path / "gallery").mkdir()
-    Image.fromarray(next(frames(1))).save(tmp_path / "gallery/a.png")
-    assert run(arguments(source, output, f"--gallery={tmp_path / 'gallery'}")) == 0
-    assert records_of(output)["b.mp4"]["faces"][0]["verdicts"][0]["cosine"] < 0.9
-
-
 def test_gallery_of_videos_is_refused(single, tmp_path, capsys):
     source, output = single
     (tmp_path / "gallery").mkdir()
@@ -384,6 +253,7 @@ def test_gallery_of_videos_is_refused(single, tmp_path, capsys):
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_progress_tells_what_is_done_to_a_video(single, monkeypatch):
     told = []
 

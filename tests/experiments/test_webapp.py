@@ -31,7 +31,6 @@ from experiments._webapp.uploads import (
     forget,
     marked,
     outcome_of,
-    smaller,
 )
 from tests.experiments.protect_helpers import BOX, FACES, ONE, TWO, picture
 from tests.photos.photo_bytes import SECRETS, exif_by_hand, talkative_jpeg
@@ -164,14 +163,6 @@ def test_the_amplified_difference_is_that_of_pixels():
     )
 
 
-def test_smaller_pictures_are_means_of_squares():
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 3), np.uint8)
-    means = pixels.reshape(3, 4, 2, 4, 3).mean((1, 3))
-    np.testing.assert_allclose(smaller(pixels, 4), means, atol=1)
-    np.testing.assert_array_equal(smaller(pixels, 1), pixels)
-    assert smaller(pixels[:11, :7], 4).shape == amplified_difference(pixels, pixels, 4).shape
-
-
 @pytest.mark.parametrize(
     ("box", "rows", "columns"),
     [
@@ -192,17 +183,6 @@ def test_faces_are_marked_where_they_are():
     rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (20, 50, 50, 90)
     np.testing.assert_array_equal(marked(grey, [], 1), grey)
-
-
-def test_a_difference_in_a_large_photo_is_not_averaged_away(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments._webapp.uploads.PREVIEW", 40)
-    outcome = outcome_of(photo(tmp_path / "a.png"), "medium", studio, tmp_path)
-    before, after, _ = (np.asarray(Image.open(path)) for path in outcome.previews[0])
-    assert before.shape == after.shape == (34, 37, 3)
-    face = np.asarray(Image.open(outcome.previews[1][2]))
-    whole = np.asarray(Image.open(outcome.output)).astype(int) - picture(0)
-    crop = whole[:105, :110][::3, ::3]
-    np.testing.assert_array_equal(face, np.clip(128 + 20 * crop[: len(face)], 0, 255))
 
 
 def texts(paths, studio, folder, strength="medium"):
@@ -328,20 +308,6 @@ def test_verdicts_are_told_per_face_and_recogniser():
     assert text.startswith("a.png: not protected. 2 faces found")
     assert "still matches 1" in text
     assert verdict_html(UploadOutcome("a.png", "No face.")) == ""
-
-
-def test_what_is_not_protected_is_not_called_so():
-    right = UploadOutcome("a.png", None, Path("a"), (), (report(verdict(0.1)),))
-    wrong = UploadOutcome("b.png", None, Path("b"), (), (report(verdict(0.9)),))
-    head, *lines = re.findall("<p.*?</p>", overview_html([right, wrong, right]))
-    assert parsed(head).text.startswith("2 of 3")
-    assert "wrong" in head
-    assert len(lines) == 1
-    assert "b.png: not protected" in lines[0]
-    head, *lines = re.findall("<p.*?</p>", overview_html([right, right]))
-    assert parsed(head).text.startswith("2 of 2")
-    assert "right" in head
-    assert not lines
 
 
 def test_words_on_strengths_and_recognisers():

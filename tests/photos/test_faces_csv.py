@@ -56,13 +56,6 @@ def test_landmarks_have_a_box_drawn_around_them(read, names):
     assert face.score == 1
 
 
-@pytest.mark.parametrize("names", [NUMBERED, NAMED])
-def test_boxes_and_landmarks_are_both_kept(read, names):
-    (face,) = read(f"file,{names},{BOX}", f"a.jpg,{TEXT},1,2,3,4")["a.jpg"]
-    assert face.box == (1, 2, 3, 4)
-    np.testing.assert_array_equal(face.landmarks, POINTS)
-
-
 def test_each_line_may_leave_one_of_them_empty(read):
     header = f"file,{BOX},{NUMBERED},{NAMED}"
     none = "," * 9
@@ -74,13 +67,6 @@ def test_each_line_may_leave_one_of_them_empty(read):
     )["a"]
     assert [face.landmarks is None for face in found] == [True, False, False]
     assert found[1].box == found[2].box == (10.75, 19.375, 79, 82.5)
-
-
-def test_files_may_have_many_faces_in_the_files_order(read):
-    lines = [f"{name},{n},2,3,4" for n, name in enumerate("baabc")]
-    found = read(f"file,{BOX}", *lines, "")
-    lefts = {name: [face.box[0] for face in own] for name, own in found.items()}
-    assert lefts == {"b": [0, 3], "a": [1, 2], "c": [4]} and list(lefts) == ["b", "a", "c"]
 
 
 def test_other_columns_are_free_and_any_order_will_do(read):
@@ -99,10 +85,6 @@ def test_spreadsheets_marks_and_line_ends(read, ends):
     assert list(found) == ['ä,"b".jpg']
     # Names on disk may hold line ends: they are kept as they are.
     assert list(read(b'file,left,top,width,height\n"a\r\nb",1,2,3,4\n')) == ["a\r\nb"]
-
-
-def test_files_without_lines_tell_no_faces(read):
-    assert read(f"file,{BOX}") == {}
 
 
 @pytest.mark.parametrize(
@@ -127,32 +109,12 @@ def test_lines_that_are_no_boxes_are_named(read, values, message):
     assert found == f"boxes.csv, line {line}: {message}"
 
 
-def test_lines_must_name_a_file(read):
-    found = refusal(read, f"{BOX},file", "1,2,3,4,")
-    assert found == "boxes.csv, line 2: must have a file and a value for every column"
-
-
 def test_some_columns_of_landmarks_are_not_enough(read):
     short = NUMBERED.removesuffix(",y5"), TEXT.rpartition(",")[0]
     found = refusal(read, f"file,{short[0]}", f"a,{short[1]}")
     assert found == "boxes.csv, line 2: must have left,top,width,height or x1,y1,…,y5"
     (face,) = read(f"file,{short[0]},{BOX}", f"a,{short[1]},1,2,3,4")["a"]
     assert face == Face((1.0, 2.0, 3.0, 4.0))
-
-
-@pytest.mark.parametrize("missing", BOX.split(","))
-def test_some_columns_of_a_box_are_not_enough(read, missing):
-    names = ",".join(name for name in BOX.split(",") if name != missing)
-    assert "must have left,top" in refusal(read, f"file,{names}", "a,1,2,3")
-
-
-@pytest.mark.parametrize("names", [NUMBERED, NAMED])
-def test_landmarks_are_checked_as_boxes_are(read, names):
-    for bad, message in (("x", "must be numbers"), ("", "must be numbers"), ("nan", "finite")):
-        text = TEXT.replace("42", bad)
-        assert message in refusal(read, f"file,{names}", f"a,{text}")
-    found = refusal(read, f"file,{BOX},{names}", f"a,1,2,0,4,{TEXT}")
-    assert "a box must be wider" in found
 
 
 def turned(angle, points):

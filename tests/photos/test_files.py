@@ -194,25 +194,6 @@ def test_quality_is_estimated_and_never_below_ninety(quality, channels):
     )
 
 
-def test_quality_asked_for():
-    photo = parse(encoded(picture(), "JPEG", quality=92))
-    expected = opened(encoded(picture(), "JPEG", quality=97)).quantization
-    assert opened(files.encode_photo(photo, photo.pixels, quality=97)).quantization == expected
-    for wrong in (0, 101):
-        with pytest.raises(InputError, match=f"quality must be between 1 and 100, got {wrong}"):
-            files.encode_photo(photo, photo.pixels, quality=wrong)
-
-
-def test_pixels_of_another_kind_are_refused():
-    photo = parse(encoded(picture(), "JPEG"))
-    for pixels in (photo.pixels[1:], photo.pixels.astype(np.float32), photo.pixels[..., 0]):
-        with pytest.raises(InputError, match=r"^pixels must be uint8\[30, 40, 3\], got "):
-            files.encode_photo(photo, pixels)
-    photo = parse(encoded(picture(channels=1), "PNG"))
-    with pytest.raises(InputError, match="must be grey"):
-        files.encode_photo(photo, picture())
-
-
 # --- What is refused, and what is not ---
 
 

@@ -192,13 +192,6 @@ def test_the_others_add_to_files_of_their_own(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".manifest-2.jsonl"]
 
 
-def test_digest_is_sha256():
-    # FIPS 180-4's example.
-    assert sha256_of(b"abc") == (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
-
-
 BOX = (1.234, 2.0, 30.001, 4.0)
 VERDICT = ("one", True, 0.123456, 0.3, 0.176544, True)
 FACE = FaceReport(BOX, True, 40.0, math.inf, 0.987654321, (FaceVerdict(*VERDICT),))

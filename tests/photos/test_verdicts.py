@@ -88,20 +88,6 @@ def test_boxes_found_anew_count_where_they_are_more_like(pixels):
     assert verdict(Face((2.0, 12.0, 50.0, 50.0))) == old
 
 
-def test_the_likest_of_all_that_is_known_counts(pixels):
-    left = unit(np.array([200, 128, 40]) / 255 - 0.5)
-    known = [[np.array([[1.0, 0, 0], left, [0, 0, 1.0]])]]
-    (own,) = judge(pixels, [LEFT], known, [Verifier(MEAN, 0.9, True)])
-    assert own[0].cosine == pytest.approx(1, abs=1e-5)
-    assert not own[0].fooled
-
-
-def test_directions_of_a_person_are_the_photos_own(pixels):
-    found = gallery_of(MEAN, [(pixels, LEFT), (pixels, RIGHT)])
-    each = directions(MEAN, crops_of(pixels, [crop_matrix(LEFT), crop_matrix(RIGHT)]))
-    np.testing.assert_array_equal(found, each)
-
-
 def test_photos_count_where_the_face_is_their_persons():
     photos = unit(np.array([[3.0, 4, 0], [4.0, 3, 0]]))
     mean = np.array([1, 1, 0]) / np.sqrt(2)

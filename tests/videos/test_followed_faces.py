@@ -10,7 +10,6 @@ from deid_jax.videos.followed_faces import FollowedFace, VideoAttack, VideoJudge
 from deid_jax.videos.tracks import Track
 from tests.experiments.protect_helpers import (
     KEY,
-    SECOND,
     may_change,
     protector,
     square,
@@ -172,43 +171,6 @@ def followed(box, looks, references, num_frames=1000, reach=0):
     return FollowedFace(track, [verifier()] * len(references), 0)
 
 
-def test_boxes_found_anew_count_where_they_are_more_like():
-    """At looks alone; what is found elsewhere is no look at this face."""
-    box, moved, far = (30, 40, SIZE, SIZE), (36, 44, SIZE, SIZE), (92, 44, SIZE, SIZE)
-    # Of whom the face is that is elsewhere does not matter.
-    before, after = face_frame(0, [(1, box)]), face_frame(0, [(1, moved), (1, far)])
-    known = [embedding(before, box, seed) for seed in (1, 2)]
-    likeness = {
-        place: np.array([embedding(after, place, seed) @ known[seed - 1] for seed in (1, 2)])
-        for place in (box, moved, far)
-    }
-    assert (likeness[far] > likeness[box] + 0.01).all()
-    assert (likeness[moved] > likeness[box] + 0.01).all()
-    judges = [verifier(), verifier(SECOND, 0.5, False)]
-    for found, at_looks in (([moved], moved), ([box], box), ([far], box)):
-        asked = []
-
-        def detector(pixels, found=found, asked=asked):
-            asked.append(pixels)
-            return [Face(tuple(map(float, place))) for place in found]
-
-        one = followed(box, range(0, 41, 5), known)
-        judge = VideoJudge(judges, detector, [one], 5)
-        own = []
-        judged = one.judged
-        one.judged = lambda *said, judged=judged, own=own: (own.append(said), judged(*said))
-        for number in range(41):
-            judge.see(number, before, after)
-        judge.finish()
-        assert len(asked) == 9 and all(pixels is after for pixels in asked)
-        assert [said[0] for said in own] == list(range(41))
-        wanted = [likeness[at_looks if number % 5 == 0 else box] for number in range(41)]
-        np.testing.assert_allclose([said[1] for said in own], wanted, atol=2e-3)
-        assert (one.first, one.last, one.num_frames, judge.num_face_frames) == (0, 40, 41, 41)
-        np.testing.assert_allclose(one.cosines, np.max(wanted, axis=0), atol=2e-3)
-        assert one.fooled.tolist() == np.sum(np.array(wanted) < [0.9, 0.5], axis=0).tolist()
-
-
 def test_frames_without_the_face_are_not_judged():
     pixels = face_frame(0, [(1, still(0))])
     one = followed(still(0), (5, 10), [embedding(pixels, still(0), 1)], reach=4)
@@ -222,32 +184,6 @@ def test_frames_without_the_face_are_not_judged():
     assert one.fooled.tolist() == [0] and one.cosines == pytest.approx([1.0], abs=1e-3)
     # Nothing was changed.
     assert one.lowest_psnr == 100.0 and one.sum_psnr == 1300.0
-
-
-@pytest.mark.parametrize(
-    ("frames", "fooled", "began", "may"),
-    [(3, 3, 0, False), (3, 2, 0, True), (3, 2, 1, True), (3, 2, 2, False), (0, 0, 0, False)],
-)
-def test_rounds_go_on_while_somebody_is_known_and_more_may_be_changed(
-    frames, fooled, began, may
-):
-    one = followed(still(0), (0,), [np.ones(3)])
-    done = followed(still(0), (0,), [np.ones(3)])
-    one.num_frames, one.fooled, one.began = frames, np.array([fooled]), began
-    attack = VideoAttack(protector(strength=QUICK), KEY, [one, done])
-    assert attack.may_improve() is may
-
-
-def test_frames_without_faces_are_left_alone():
-    pixels = face_frame(0, [(1, still(0))])
-    one = followed(still(0), (5, 10), [embedding(pixels, still(0), 1)])
-    attack = VideoAttack(protector(strength=QUICK), KEY, [one])
-    attack.begin(0.08)
-    assert attack.perturb(4, pixels) is None and attack.perturb(11, pixels) is None
-    assert attack.num_gradients == 0
-    before = pixels.copy()
-    assert np.any(attack.perturb(5, pixels) != pixels)
-    np.testing.assert_array_equal(pixels, before)
 
 
 def test_recognisers_are_left_behind_by_a_margin():

@@ -115,19 +115,6 @@ def test_tracks_end_with_the_video():
     assert [number for number in range(13) if track.detected(number)] == list(range(3, 9))
 
 
-def test_face_that_is_seen_once_stays_where_it_is():
-    box = line((60, 60), (9, 9))(1)
-    (track,), _ = follow(
-        lambda n: [("a", box)] if n == 10 else [],
-        (5, 10, 15),
-        every=5,
-        num_frames=50,
-        pointed=True,
-    )
-    assert (track.first, track.last) == (6, 14)
-    assert_follows(track, lambda number: box, range(6, 15), pointed=True)
-
-
 # --- Who is who ---
 
 
@@ -178,32 +165,6 @@ def test_cut_begins_new_tracks():
     assert [own is tracks[0] for (own,) in given] == [True] * 4 + [False] * 2 + [True] * 4
 
 
-def test_signs_that_are_kept_are_the_first_ones():
-    asked = []
-
-    def alike(known, new):
-        asked.append((list(known), new))
-        return True
-
-    box = line((60, 60), (0, 0))
-    (track,), _ = follow(
-        lambda n: [(n, box(n))],
-        range(0, 30, 5),
-        every=5,
-        num_frames=30,
-        alike=alike,
-        num_signs=3,
-    )
-    assert track.signs == [0, 5, 10]
-    assert asked == [
-        ([0], 5),
-        ([0, 5], 10),
-        ([0, 5, 10], 15),
-        ([0, 5, 10], 20),
-        ([0, 5, 10], 25),
-    ]
-
-
 def test_each_face_goes_to_the_track_that_it_overlaps_most():
     """Three in a row that all move by less than half of what parts them."""
 
@@ -219,40 +180,6 @@ def test_each_face_goes_to_the_track_that_it_overlaps_most():
     for number, own in zip(range(0, 40, 5), given, strict=True):
         names = [name for name, _ in places(number)]
         assert [tracks.index(track) for track in own] == ["abc".index(name) for name in names]
-
-
-@pytest.mark.parametrize(
-    ("first", "then", "tracks"),
-    [
-        # One of two is gone: the other one goes on with the track that it is nearer to.
-        ([0, 24], [3], [[0, 5], [0]]),
-        ([0, 24], [21], [[0], [0, 5]]),
-        # A second one comes: who is nearer goes on.
-        ([10], [0, 13], [[0, 5], [5]]),
-        ([10], [7, 20], [[0, 5], [5]]),
-    ],
-)
-def test_nobody_is_two(first, then, tracks):
-    places = {0: first, 5: then}
-    found, given = follow(
-        lambda n: [(left, (float(left), 0.0, 40.0, 40.0)) for left in places[n]],
-        (0, 5),
-        every=5,
-        num_frames=6,
-    )
-    assert [track.frames for track in found] == tracks
-    nearest = min(abs(one - other) for one in first for other in then)
-    (moved,) = [track for track in found if len(track.frames) == 2]
-    assert abs(moved.faces[1].box[0] - moved.faces[0].box[0]) == nearest
-    assert len(set(map(id, given[1]))) == len(then)
-
-
-def test_overlap_says_more_than_distance():
-    """A high face's middle is another's, but most of it is the first one's."""
-    low, high = (0.0, 80.0, 40.0, 40.0), (0.0, 0.0, 40.0, 200.0)
-    boxes = {0: [(0.0, 0.0, 40.0, 80.0), low], 5: [high]}
-    tracks, _ = follow(lambda n: [(n, b) for b in boxes[n]], (0, 5), every=5, num_frames=6)
-    assert [track.frames for track in tracks] == [[0, 5], [0]]
 
 
 @pytest.mark.parametrize(
@@ -288,33 +215,6 @@ def test_how_far_a_face_may_go_from_look_to_look(box, goes_on):
     assert len(tracks) == (1 if goes_on else 2)
 
 
-def test_fast_motion_is_followed_once_it_is_known():
-    """Two widths a look, gathered step by step."""
-    places = np.cumsum([0, 30, 60, 90, 90, 90, 90])
-    looks = range(0, 35, 5)
-    tracks, _ = follow(
-        lambda n: [("a", (float(places[n // 5]), 0.0, 45.0, 45.0))],
-        looks,
-        every=5,
-        num_frames=35,
-    )
-    assert [track.frames for track in tracks] == [list(looks)]
-    tracks, _ = follow(
-        lambda n: [("a", (18.0 * n, 0.0, 45.0, 45.0))], looks, every=5, num_frames=35
-    )
-    assert len(tracks) == 7
-
-
-def test_prediction_goes_on_as_from_the_last_look_but_one():
-    track = Track()
-    track.add(10, Face((0.0, 5.0, 40.0, 50.0)))
-    assert track.predicted(20) == (0.0, 5.0, 40.0, 50.0)
-    track.add(15, Face((10.0, 0.0, 44.0, 54.0)))
-    track.add(25, Face((14.0, 3.0, 48.0, 58.0)))
-    # 0.4 and 0.3 a frame over five frames; its size stays.
-    assert track.predicted(30) == pytest.approx((16.0, 4.5, 48.0, 58.0), abs=1e-12)
-
-
 # --- Smoothing ---
 
 
@@ -346,35 +246,6 @@ def test_trembling_is_smoothed_one_two_one(seed):
     # The variance of (1 : 2 : 1) / 4 of independent numbers is 3/8 of theirs.
     spread = np.square(wanted[1:-1] - [50, 60, 40, 44]).mean()
     assert spread < 0.6
-
-
-def test_uneven_looks_are_smoothed_by_what_their_neighbours_say_of_the_moment():
-    generator = np.random.default_rng(5)
-    frames = np.cumsum([0, 5, 15, 5, 10, 5, 5, 15, 10])
-    rows = 50 + generator.normal(0, 2, (9, 14))
-    track = made(frames.tolist(), rows, [True] * 9)
-    for place in range(1, 8):
-        near = np.array([place - 1, place + 1])
-        says = np.array(
-            [np.interp(frames[place], frames[near], rows[near, k]) for k in range(14)]
-        )
-        face = track.at(int(frames[place]))
-        wanted = (rows[place] + says) / 2
-        np.testing.assert_allclose(face.box, wanted[:4], atol=1e-9)
-        np.testing.assert_allclose(face.landmarks.ravel(), wanted[4:], atol=1e-9)
-    for place in (0, 8):
-        np.testing.assert_allclose(track.at(int(frames[place])).box, rows[place, :4])
-
-
-def test_landmarks_are_told_where_every_look_has_them():
-    rows = 50 + np.random.default_rng(6).normal(0, 2, (4, 14))
-    frames = [0, 5, 10, 15]
-    assert made(frames, rows, [True] * 4).at(7).landmarks.shape == (5, 2)
-    track = made(frames, rows, [True, True, False, True])
-    assert all(track.at(number).landmarks is None for number in range(16))
-    np.testing.assert_allclose(
-        track.at(5).box, (rows[0] + 2 * rows[1] + rows[2])[:4] / 4, atol=1e-9
-    )
 
 
 def test_boxes_never_vanish_where_a_face_shrinks_fast():
