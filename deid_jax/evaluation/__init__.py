@@ -1,35 +1,61 @@
 """Evaluation: one compiled batch program, runs over a data set, sweeps.
 
-Also whether attributes survive, and the records of all of these. Imports `recognisers` and what
-is below.
+Also whether attributes survive, and the records of all of these. Imports `recognisers` and
+what is below.
 """
 
-from deid_jax.evaluation.run import (
-    NUM_KEEPERS,
-    Keep,
-    Timing,
-    batch_shapes,
-    batch_size_for,
-    check_numbers,
+from deid_jax.evaluation.batch import INITS, TARGETS, Protocol, measure_float, measure_uint8
+from deid_jax.evaluation.batch_loop import Keep, Timing
+from deid_jax.evaluation.evaluating import (
+    Classifier,
+    Evaluation,
+    Examples,
     default_batch_size,
-    evaluate,
-    evaluate_spans,
-    most_steps,
-    ready_variables,
-    wanted_batch_size,
 )
+from deid_jax.evaluation.grids import Settings, grid
+from deid_jax.evaluation.measuring import Measurements, Predictions
+from deid_jax.evaluation.outputs import FORMATS, FilesOutput, ImageOutput, TfdsOutput
+from deid_jax.evaluation.records import (
+    SUFFIXES,
+    ImageMetrics,
+    ImageRecord,
+    MeanMetrics,
+    Row,
+    RunMetrics,
+    summary,
+)
+from deid_jax.evaluation.sharded_run import ProcessTiming, ShardedRun, timing_row
+from deid_jax.evaluation.sweeping import sweep
 
 __all__ = [
-    "NUM_KEEPERS",
+    "FORMATS",
+    "INITS",
+    "SUFFIXES",
+    "TARGETS",
+    "Classifier",
+    "Evaluation",
+    "Examples",
+    "FilesOutput",
+    "ImageMetrics",
+    "ImageOutput",
+    "ImageRecord",
     "Keep",
+    "MeanMetrics",
+    "Measurements",
+    "Predictions",
+    "ProcessTiming",
+    "Protocol",
+    "Row",
+    "RunMetrics",
+    "Settings",
+    "ShardedRun",
+    "TfdsOutput",
     "Timing",
-    "batch_shapes",
-    "batch_size_for",
-    "check_numbers",
     "default_batch_size",
-    "evaluate",
-    "evaluate_spans",
-    "most_steps",
-    "ready_variables",
-    "wanted_batch_size",
+    "grid",
+    "measure_float",
+    "measure_uint8",
+    "summary",
+    "sweep",
+    "timing_row",
 ]

@@ -1,12 +1,12 @@
-"""One batch, de-identified and measured: the protocol, and the program that compiles from it.
+"""One batch, de-identified and measured: how a method is run, and the compiled program.
 
-Every picture is measured twice: the attack's float32 result, and the 8-bit picture that is
-kept. This is where attacks meet `jit`.
+Every image is measured twice: the attack's float32 result, and the 8-bit image that is kept.
+This is the one place where attacks are compiled.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from deid_jax.arrays import fold_in_all, gaussian_noise
 from deid_jax.attacks import METHODS
 from deid_jax.attacks.quantizing import finish_on_grid
+from deid_jax.devices import programs, sharding
 from deid_jax.devices.precision import PRECISIONS, in_precision, products_in
 from deid_jax.devices.sharding import BATCH, over_batch
 from deid_jax.errors import InputError
@@ -29,7 +30,7 @@ from deid_jax.evaluation.measuring import (
 )
 from deid_jax.objectives import OBJECTIVES, LogitsFn
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
-from deid_jax.types import AttackResult, Batch
+from deid_jax.types import AttackResult, Batch, Config, Model, PyTree, Variables
 
 TARGETS = ("random", "least_likely", "runner_up", "none")
 INITS = ("image", "noise")
@@ -41,14 +42,14 @@ class Protocol:
 
     Attributes:
       target: which label an attack aims at: "random" (any but the true one, drawn per
-        picture), "least_likely" or "runner_up" (among the others, by the clean logits), or
+        image), "least_likely" or "runner_up" (among the others, by the clean logits), or
         "none": untargeted.
       init: the first iterate: "image", or "noise", N(0.5, 0.25²) clipped to [0, 1].
       quantize: finish on the 8-bit grid with success kept (`finish_on_grid`), so that the
         float and 8-bit figures agree; None: where the method does so by itself.
-      batch_size: pictures per compiled call; made smaller where that saves padding or the
+      batch_size: images per compiled call; made smaller where that saves padding or the
         device lacks the memory. None: what suits the device.
-      seed: decides targets and noise, per picture: no figure depends on the batch size.
+      seed: decides targets and noise, per image: nothing depends on the batch size.
       precision: what an attack's gradients are computed in; see `deid_jax.devices.precision`.
     """
 
@@ -75,10 +76,10 @@ class Protocol:
         """Whether an attack aims at a label."""
         return self.target != "none"
 
-    def program(self, model: Any, method: str, mesh: Mesh | None = None) -> "Program":
-        """What decides the compiled program of a method against a model, on some devices."""
+    def program(self, model: Model, method: str, mesh: Mesh | None = None) -> "BatchProgram":
+        """The program of a method against a model, on some devices."""
         quantize = METHODS[method].quantizes if self.quantize is None else self.quantize
-        return Program(model, method, self.target, self.init, quantize, self.precision, mesh)
+        return BatchProgram(model, method, self.target, self.init, quantize, self.precision, mesh)
 
 
 def choose_targets(
@@ -105,8 +106,8 @@ def choose_targets(
     return jnp.argmax(jnp.where(true, -jnp.inf, logits), axis=-1).astype(jnp.int32)
 
 
-class Outcome(NamedTuple):
-    """What de-identifying a batch gives.
+class BatchResult(NamedTuple):
+    """A de-identified batch, and what is measured of it.
 
     Where the config asks for S numbers of steps, `result`, `float_result`,
     `uint8_result` and `uint8` have a leading axis S.
@@ -135,11 +136,11 @@ class Outcome(NamedTuple):
         )
 
 
-class Program(NamedTuple):
-    """What decides the compiled program, beside shapes: the static argument of `run_batch`.
+class BatchProgram(NamedTuple):
+    """The static argument of `run_batch`: decides the compiled program, beside shapes.
 
     Attributes:
-      model: the recogniser's module.
+      model: the recogniser's network.
       method: a key of `METHODS`.
       target: see `Protocol`.
       init: see `Protocol`.
@@ -148,7 +149,7 @@ class Program(NamedTuple):
       mesh: the devices over which a batch is divided; None: where its arrays are.
     """
 
-    model: Any
+    model: Model
     method: str
     target: str = "random"
     init: str = "image"
@@ -158,34 +159,35 @@ class Program(NamedTuple):
 
 
 def de_identify(
-    variables: Any, batch: Batch, config: Any, key: jax.Array, *, program: Program
-) -> Outcome:
-    """De-identifies and measures one batch: what `run_batch` and `run_batch_many` compile.
+    variables: Variables, batch: Batch, config: Config, key: jax.Array, *, program: BatchProgram
+) -> BatchResult:
+    """De-identifies and measures one batch; `run_batch` and `run_batch_many` compile it.
 
     Args:
       variables: the recogniser's weights, arguments so that they are no program constants.
-      batch: the pictures.
+      batch: the images.
       config: the method's settings; another value of a leaf needs no compilation.
-      key: the run's key; picture i uses fold_in(key, i).
+      key: the run's key; image i uses fold_in(key, i).
       program: everything static.
     """
     each, several = PartitionSpec(BATCH), PartitionSpec(BATCH)
     if isinstance(getattr(config, "num_steps", None), tuple):
         several = PartitionSpec(None, BATCH)
-    results: Any = (several, each, each, several, several, several)
     alone = functools.partial(_de_identify, program=program)
-    divided = over_batch(alone, program.mesh, (False, True, False, False), Outcome(*results))
+    # A tree of specs in the place of arrays.
+    results = BatchResult(several, each, each, several, several, several)  # type: ignore[arg-type]
+    divided = over_batch(alone, program.mesh, (False, True, False, False), results)
     return divided(variables, batch, config, key)
 
 
 def _de_identify(
-    variables: Any, batch: Batch, config: Any, key: jax.Array, *, program: Program
-) -> Outcome:
-    """`de_identify` of what one device has of the batch."""
+    variables: Variables, batch: Batch, config: Config, key: jax.Array, *, program: BatchProgram
+) -> BatchResult:
+    """`de_identify` for the part of the batch on one device."""
     model, method, target, init, quantize, precision, _ = program
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
     target_key, init_key, attack_key, finish_key = (fold_in_all(keys, n) for n in range(4))
-    # Whatever the attack computes in, the recogniser that judges it is the one of float32.
+    # Whatever the attack computes in, results are measured in float32.
     logits_fn = _exactly(functools.partial(model.apply, variables))
     clean = logits_fn(batch.image)
     targeted = target != "none"
@@ -218,7 +220,7 @@ def _de_identify(
     result, (float_result, uint8_result) = (
         jax.lax.map(conclude, result) if several else conclude(result)
     )
-    return Outcome(
+    return BatchResult(
         result=result,
         targets=targets,
         clean=predict(clean, batch.label),
@@ -239,13 +241,13 @@ def _exactly(logits_fn: LogitsFn) -> LogitsFn:
 
 
 run_batch = jax.jit(de_identify, static_argnames="program")
-# The results take the place of the pictures.
+# Results reuse the memory of the batch.
 run_donated = jax.jit(de_identify, static_argnames="program", donate_argnames="batch")
 
 
 @functools.partial(jax.jit, static_argnames="program")
 def run_batch_many(
-    variables: Any, batch: Batch, configs: Any, key: jax.Array, *, program: Program
+    variables: Variables, batch: Batch, configs: Config, key: jax.Array, *, program: BatchProgram
 ) -> BatchMetrics:
     """`vmap` of `de_identify` over C settings: metrics only, no images.
 
@@ -261,7 +263,7 @@ def run_batch_many(
       of steps.
     """
 
-    def measure(config: Any) -> BatchMetrics:
+    def measure(config: Config) -> BatchMetrics:
         return de_identify(variables, batch, config, key, program=program).metrics()
 
     leaves = jax.tree.leaves(configs)
@@ -270,15 +272,87 @@ def run_batch_many(
 
 @functools.partial(jax.jit, static_argnames="model")
 def measure_float(
-    variables: Any, images: jax.Array, batch: Batch, *, model: Any
+    variables: Variables, images: jax.Array, batch: Batch, *, model: Model
 ) -> Measurements:
-    """`measure_images` in true float32 for pictures float32[B, H, W, C] in [0, 1]."""
+    """`measure_images` in true float32 for images float32[B, H, W, C] in [0, 1]."""
     return measure_images(_exactly(functools.partial(model.apply, variables)), images, batch)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def measure_uint8(
-    variables: Any, images: jax.Array, batch: Batch, *, model: Any
+    variables: Variables, images: jax.Array, batch: Batch, *, model: Model
 ) -> Measurements:
-    """`measure_float` for pictures uint8[B, H, W, C]."""
+    """`measure_float` for images uint8[B, H, W, C]."""
     return measure_float(variables, jnp.asarray(LEVELS)[images], batch, model=model)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedProgram:
+    """A compiled program and its arguments on the devices, except the batch.
+
+    Attributes:
+      jitted: `run_batch`, `run_donated` or `run_batch_many`.
+      program: its static argument; names the devices.
+      variables: the recogniser's weights.
+      config: the method's settings; a stack of them for `run_batch_many`.
+      key: the run's key.
+      image_size: height and width of the images.
+    """
+
+    jitted: jax.stages.Wrapped
+    program: BatchProgram
+    variables: Variables
+    config: Config
+    key: jax.Array
+    image_size: int
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        assert self.program.mesh is not None
+        return self.program.mesh
+
+    def compiled(self, size: int) -> jax.stages.Compiled:
+        """The program for `size` images; compiled once in this process."""
+        batch = sharding.batch_layout(batch_shapes(size, self.image_size), self.mesh)
+        return programs.compile_once(
+            self.jitted, self.variables, batch, self.config, self.key, program=self.program
+        )
+
+    def at(self, config: Config) -> "PlacedProgram":
+        """The same with other settings, or another stack of them."""
+        floats = jax.tree.map(jnp.float32, config)
+        return dataclasses.replace(self, config=sharding.place_everywhere(floats, self.mesh))
+
+    def smaller_to_fit(self, size: int, memory: int | None, *, settings: int = 1) -> int | None:
+        """A smaller number of images that should fit into memory; None where `size` does.
+
+        Args:
+          size: images per call.
+          memory: bytes that a call may take on a device; None: what is free.
+          settings: how many settings are stacked: to the device they multiply the images.
+
+        Raises:
+          InputError: not even one image fits.
+        """
+        limit = programs.free_bytes() if memory is None else memory
+        least = sharding.num_parts(self.mesh)
+        compiled = self.compiled(size)
+        return programs.smaller_to_fit(size * settings, compiled, limit, least=least)
+
+    def __call__(self, batch: Batch) -> PyTree:
+        """What `jitted` returns for a batch."""
+        placed = sharding.place_batch(batch, self.mesh)
+        return self.compiled(len(batch.label))(self.variables, placed, self.config, self.key)
+
+
+def batch_shapes(size: int, image_size: int) -> Batch:
+    """A batch of which only shapes and dtypes are there."""
+    return jax.eval_shape(
+        lambda: Batch(
+            image=jnp.zeros((size, image_size, image_size, 3)),
+            label=jnp.zeros(size, jnp.int32),
+            position=jnp.zeros(size, jnp.int32),
+            mask=jnp.zeros(size, bool),
+        )
+    )

@@ -1,0 +1,226 @@
+"""An evaluation: a method against a recogniser on a data set."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from deid_jax.attacks import METHODS
+from deid_jax.data import loader
+from deid_jax.data.dataset import FaceDataset
+from deid_jax.devices import programs, sharding
+from deid_jax.evaluation import batch as batches
+from deid_jax.evaluation.batch import BatchProgram, BatchResult, PlacedProgram
+from deid_jax.evaluation.batch_loop import BatchLoop, Keep, Timing, as_it_is, no_progress
+from deid_jax.evaluation.measuring import Predictions
+from deid_jax.evaluation.records import ImageRecord
+from deid_jax.models import prepare
+from deid_jax.types import Config, Model, Variables
+
+# Images × pixels × steps from which prepared kernels save about as much time as compiling
+# their larger program takes, a few seconds: 512 steps of an image of 64 px, say.
+_MIN_WORK_TO_PREPARE = 2**21
+
+
+class Classifier(Protocol):
+    """A network that gives logits, with its weights; `recognisers.Recogniser` is one."""
+
+    @property
+    def model(self) -> Model:
+        """The network."""
+        ...
+
+    @property
+    def variables(self) -> Variables:
+        """Its weights."""
+        ...
+
+
+class Examples(NamedTuple):
+    """Some images of an evaluation; where S numbers of steps are asked for, P becomes S, P.
+
+    Attributes:
+      images: uint8[P, H, W, 3].
+      predictions: for these; entries of [P].
+      clean: for the originals; entries of [P] in any case.
+    """
+
+    images: np.ndarray
+    predictions: Predictions
+    clean: Predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A method against a recogniser on a data set, and all that decides the result.
+
+    Attributes:
+      recogniser: the classifier that is attacked, and that judges.
+      dataset: the images.
+      method: a key of `METHODS`.
+      config: the method's settings.
+      protocol: how the method is run.
+      mesh: the devices; by default all of this process.
+      memory: bytes that a batch may take on a device; None: what is free.
+    """
+
+    recogniser: Classifier
+    dataset: FaceDataset
+    method: str
+    config: Config
+    protocol: batches.Protocol = dataclasses.field(default_factory=batches.Protocol)
+    mesh: Mesh = dataclasses.field(default_factory=sharding.local_mesh)
+    memory: int | None = None
+
+    def at(self, settings: Mapping[str, object]) -> "Evaluation":
+        """The same at other settings of the method, its defaults for those not given."""
+        return dataclasses.replace(self, config=METHODS[self.method].config(**settings))
+
+    @property
+    def program(self) -> BatchProgram:
+        """What decides the compiled program."""
+        return self.protocol.program(self.recogniser.model, self.method, self.mesh)
+
+    def placed(self, jitted: jax.stages.Wrapped, *, num_settings: int = 1) -> PlacedProgram:
+        """The program with its arguments on the devices.
+
+        Kernels are prepared where there is enough to do.
+
+        Args:
+          jitted: which function of `deid_jax.evaluation.batch`.
+          num_settings: how often the data set is attacked.
+        """
+        variables, size = self.recogniser.variables, self.dataset.image_size
+        work = len(self.dataset) * size**2 * most_steps(self.config) * num_settings
+        if work >= _MIN_WORK_TO_PREPARE:
+            variables = prepare(variables)
+        return PlacedProgram(
+            jitted=jitted,
+            program=self.program,
+            variables=sharding.place_variables(variables, self.mesh),
+            config=self.config,
+            key=sharding.place_everywhere(jax.random.key(self.protocol.seed), self.mesh),
+            image_size=size,
+        ).at(self.config)
+
+    def batch_size(self, num_images: int) -> int:
+        """Images per call on all devices together that suit these, memory permitting."""
+        size = self.protocol.batch_size
+        if size is None:
+            own = default_batch_size(self.dataset.image_size, num_images)
+            size = sharding.num_parts(self.mesh) * own
+        return self.even_batch_size(num_images, sharding.whole_parts(self.mesh, size))
+
+    def even_batch_size(self, num_images: int, size: int) -> int:
+        """The batch size near `size` with the least padding, in equal parts for devices."""
+        even = loader.even_batch_size(num_images, size)
+        return sharding.whole_parts(self.mesh, even)
+
+    def records(
+        self, *, keep: Keep = as_it_is, progress: Callable[[int, int], object] = no_progress
+    ) -> tuple[list[ImageRecord], Timing]:
+        """De-identifies the whole data set: see `over`.
+
+        Returns:
+          One record per image, in the data set's order, and the timing.
+        """
+        records: list[ImageRecord] = []
+        whole = [range(len(self.dataset))]
+        timing = self.over(
+            whole, lambda number, more: records.extend(more), keep=keep, progress=progress
+        )
+        return records, timing
+
+    def over(
+        self,
+        spans: Sequence[range],
+        finish: Callable[[int, list[ImageRecord]], object],
+        *,
+        keep: Keep = as_it_is,
+        progress: Callable[[int, int], object] = no_progress,
+        longest: int | None = None,
+    ) -> Timing:
+        """De-identifies parts of the data set, on all devices of this process.
+
+        The next batch is read and attacked while the images of the last one are kept. The
+        program is compiled once per shape and process; no more than two batches and the
+        records of one span are held in memory.
+
+        Args:
+          spans: the positions, in order; no batch reaches from one span into the next.
+          finish: called with a span's number and records, one per image that could be read,
+            once all its images are kept.
+          keep: called with every 8-bit image, in several threads; what it returns is measured.
+          progress: called with (images done, images in all).
+          longest: images in the longest span of the whole work, of which this may be a part:
+            it decides the batch size, and another one rounds differently. None: of `spans`.
+
+        Raises:
+          InputError: not even one image fits into memory, one cannot be read (and the data
+            set does not leave such out), or the recogniser gives NaN or infinity.
+
+        Warns:
+          UserWarning: a batch did not fit, and smaller ones are taken.
+        """
+        start = time.perf_counter()
+        placed = self.placed(batches.run_donated)
+        loop = BatchLoop(placed, self.dataset, spans, finish, keep, progress)
+        loop.timing = Timing(compile_seconds=time.perf_counter() - start)
+        longest = longest or max(map(len, spans), default=0)
+        parts = sharding.num_parts(self.mesh)
+        size = self.batch_size(longest)
+        while loop.left():
+            size = self.even_batch_size(longest, max(parts, size // parts * parts))
+            try:
+                with programs.watching_memory():
+                    smaller = loop.prepare_batches(size, self.memory)
+                    if smaller is None:
+                        loop.over_batches(size)
+                    else:
+                        size = smaller
+            except programs.OutOfMemoryError:
+                size = programs.half_of(size, least=parts)
+        return loop.timing
+
+    def examples(self, indices: Sequence[int]) -> Examples:
+        """Some images as `over` makes them, without the others.
+
+        Args:
+          indices: which P images; `num_steps` of the config may hold several numbers.
+        """
+        few = dataclasses.replace(self, dataset=self.dataset.take(indices))
+        size = sharding.whole_parts(self.mesh, len(indices))
+        batch = next(loader.in_order(few.dataset, size))
+        # Every image's target and noise depend on its position in the whole set.
+        batch = batch._replace(position=np.asarray(indices, np.int32)[batch.position])
+        result: BatchResult = few.placed(batches.run_batch)(batch)
+        images, predictions, clean = jax.device_get(
+            (result.uint8, result.uint8_result.predictions, result.clean)
+        )
+        count = len(indices)
+        return Examples(
+            images[..., :count, :, :, :],
+            jax.tree.map(lambda entry: entry[..., :count], predictions),
+            jax.tree.map(lambda entry: entry[:count], clean),
+        )
+
+
+def default_batch_size(image_size: int, num_images: int) -> int:
+    """Images per call and device that suit the device, memory permitting.
+
+    Few keep the cores of a CPU busy and its caches small; accelerators want many, but in four
+    batches, so that reading and writing overlap with computing.
+    """
+    if jax.default_backend() != "cpu":
+        return min(4096, max(64, -(-num_images // 4)))
+    return max(16, min(64, 2**18 // image_size**2))
+
+
+def most_steps(config: Config) -> int:
+    """The largest number of steps that a method's settings ask for; 0 without steps."""
+    steps = getattr(config, "num_steps", 0)
+    return max(steps) if isinstance(steps, tuple) else steps

@@ -1,0 +1,93 @@
+"""Where de-identified images of a data set go: PNG files, or a TFDS data set."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from deid_jax.data import FaceDataset
+from deid_jax.data.prepared_copy import PreparedCopy, subfolder
+from deid_jax.evaluation.records import ImageRecord
+from deid_jax.runs import RunFolder
+
+_IMAGES, _DATASET = "images", "dataset"
+# The names in a run folder that outputs write.
+OUTPUT_NAMES = (_IMAGES, _DATASET)
+
+
+class ImageOutput(Protocol):
+    """Keeps the images of a run, shard by shard."""
+
+    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
+        """Keeps uint8[H, W, 3]; returns it as it reads back. Called in several threads."""
+        ...
+
+    def finish(self, shard: int, records: Sequence[ImageRecord]) -> list[str]:
+        """Ends a shard whose images have all been kept; returns the names of its files."""
+        ...
+
+    def close(self) -> None:
+        """Ends the output, once all processes have finished their shards."""
+        ...
+
+
+class FilesOutput:
+    """`images/<person>/<name>.png`."""
+
+    def __init__(self, folder: RunFolder, dataset: FaceDataset, shards: Sequence[range]):
+        del shards
+        self._folder = folder
+        self._dataset = dataset
+
+    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
+        """See `ImageOutput`."""
+        return self._folder.write_png(_png(self._dataset.picture(index)), image)
+
+    def finish(self, shard: int, records: Sequence[ImageRecord]) -> list[str]:
+        """See `ImageOutput`."""
+        return [_png(record.image) for record in records]
+
+    def close(self) -> None:
+        """See `ImageOutput`."""
+
+
+class TfdsOutput:
+    """`dataset/<name>/<version>/`, as TFDS prepares data sets."""
+
+    def __init__(self, folder: RunFolder, dataset: FaceDataset, shards: Sequence[range]):
+        self._root = folder.work_path(".")
+        self._copy = PreparedCopy(self._root / _DATASET / subfolder(dataset), dataset, shards)
+        self._kept: dict[int, bytes] = {}
+
+    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
+        """See `ImageOutput`."""
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="PNG", compress_level=4)
+        self._kept[index] = file.getvalue()
+        with Image.open(file) as written:
+            return np.asarray(written.convert("RGB"))
+
+    def finish(self, shard: int, records: Sequence[ImageRecord]) -> list[str]:
+        """See `ImageOutput`."""
+        del records
+        positions = self._copy.shards[shard]
+        images = {p: self._kept.pop(p) for p in positions if p in self._kept}
+        self._copy.write(shard, images)
+        return [str(path.relative_to(self._root)) for path in self._copy.paths(shard)]
+
+    def close(self) -> None:
+        """See `ImageOutput`."""
+        self._copy.finish()
+
+
+# --output_format -> what keeps the images.
+FORMATS: Mapping[str, type[FilesOutput] | type[TfdsOutput]] = {
+    "png": FilesOutput,
+    "tfds": TfdsOutput,
+}
+
+
+def _png(image: str) -> str:
+    return f"{_IMAGES}/{image}.png"
