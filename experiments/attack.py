@@ -1,4 +1,4 @@
-"""De-identifies a data set with one method and measures what came of it.
+"""De-identifies a data set with one method and measures the results.
 
     python -m experiments.attack --method=pfgvm
 
@@ -6,55 +6,53 @@ Writes into --output_dir: `metrics.json`, `per_image.csv`, `config.json`, `sheet
 `images/<person>/<name>.png`, or with --output_format=tfds `dataset/<name>/<version>/`, which
 TFDS loads like the original; with --evolution also `evolution.png` and `evolution.gif`.
 
-The work is done shard by shard, on all devices, and by several processes if so started. A run
-that was stopped goes on where it stood when the same command is given again, by however many
-processes.
+The work is done in shards, on all devices, and by several processes if they are started. A run
+that was stopped goes on where it stopped when the same command is given again, by any number
+of processes.
 """
 
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from deid_jax import evaluation, recognisers
 from deid_jax.attacks import ATTACKS, METHODS
-from deid_jax.data import FaceDataset, loader
 from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
-from deid_jax.evaluation import Timing
-from deid_jax.evaluation.batch import Protocol
-from deid_jax.evaluation.examples import run_examples
-from deid_jax.evaluation.measuring import Predictions
-from deid_jax.evaluation.records import ImageRecord, summary
+from deid_jax.evaluation import (
+    FORMATS,
+    Evaluation,
+    Predictions,
+    ProcessTiming,
+    ShardedRun,
+    summary,
+    timing_row,
+)
+from deid_jax.evaluation.outputs import OUTPUT_NAMES
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import filmstrip, sheet
 from deid_jax.reports.tables import metrics_table, spread
-from deid_jax.runs import resuming, run_folder
-from deid_jax.runs.run_folder import RunFolder
-from experiments._attack import attack_output
-from experiments._attack.attack_output import CopyOutput, Output, PngOutput
+from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
+from deid_jax.types import Json
 from experiments._common import cli, common, scale
 from experiments._common.cli import setting
-from experiments._common.method_flags import number_or_name
 from experiments._common.machine import threads
+from experiments._common.method_flags import number_or_name
 
 _SHEET_ROWS = 8
 _CONTENTS = (
-    "images",
-    "dataset",
+    *OUTPUT_NAMES,
     "metrics.json",
     "per_image.csv",
     "sheet.png",
     "evolution.png",
     "evolution.gif",
 )
-# Frames and pictures of the evolution figure.
+# Frames and images of the evolution figure.
 _STRIP_FRAMES, _GIF_FRAMES, _FILMS = 8, 24, 4
 
 
@@ -65,322 +63,203 @@ class AttackSettings(common.MethodSettings, scale.ShardSettings):
     method: str = setting("pfgvm", "De-identification method.", choices=tuple(METHODS))
     output_format: str = setting(
         "png",
-        "png: a file for each picture; tfds: a TFDS data set (ArrayRecord) with the features "
+        "png: a file for each image; tfds: a TFDS data set (ArrayRecord) with the features "
         "of the original, to train on.",
-        choices=attack_output.FORMATS,
+        choices=tuple(FORMATS),
     )
     evolution: bool = setting(
-        False, "Also write how the first pictures come about, step by step, as PNG and GIF."
+        False, "Also draw how the first images develop, step by step, as PNG and GIF."
     )
     output_dir: str | None = setting(None, "Where to write; default: under runs/attack/.")
 
+    def check(self) -> None:
+        """Refuses values out of range, and flags that mean nothing together.
 
-def run(settings: AttackSettings) -> dict[str, Any]:
+        Raises:
+          InputError: see above.
+        """
+        super().check()
+        self.check_shards()
+        self.check_methods([self.method])
+        if self.evolution and self.method not in ATTACKS:
+            raise InputError(f"--evolution means nothing to --method={self.method}: no steps")
+
+    @property
+    def path(self) -> Path:
+        """Where to write: a folder per recogniser, split and method by default."""
+        name = f"{self.checkpoint_name}-{self.split}-{self.method}"
+        return Path(self.output_dir or Path("runs", "attack", name))
+
+
+def run(settings: AttackSettings) -> dict[str, Json]:
     """De-identifies, measures, writes, prints; returns what `metrics.json` holds.
 
     Raises:
       InputError: bad settings, data, checkpoint or output folder; nothing is written then.
     """
-    settings.check()
-    settings.check_shards()
-    settings.check_methods([settings.method])
-    config = METHODS[settings.method].config(**settings.settings_of(settings.method))
-    protocol = settings.protocol(settings.method)
-    if settings.evolution and settings.method not in ATTACKS:
-        raise InputError(f"--evolution means nothing to --method={settings.method}: no steps")
     start = time.perf_counter()
+    settings.check()
+    config = settings.config(settings.method)
     with settings.joined() as group:
         mesh = settings.local_mesh()
-        path = Path(settings.output_dir or _default_output(settings))
-        folder = RunFolder(path, _CONTENTS, group)
+        folder = RunFolder(settings.path, _CONTENTS, group)
         folder.check()
-        faces, recogniser = common.faces_and_recogniser(settings, group)
+        dataset, recogniser = common.load_or_train(settings, group)
+        protocol = settings.protocol(settings.method)
+        evaluation = Evaluation(recogniser, dataset, settings.method, config, protocol, mesh)
+        shards = shards_of(len(dataset), settings.shard_size)
         described = recogniser.describe()
-        work = _Work(settings, faces, recogniser, config, protocol, folder, group)
-        folder.going_on(work.facts(described))
+        folder.going_on(_facts(settings, evaluation, shards, described))
         with folder:
-            timing = work.attack_all(mesh, time.perf_counter() - start)
+            output = FORMATS[settings.output_format](folder, dataset, shards)
+            shown = spread(dataset.labels.tolist(), _SHEET_ROWS)
+            sharded = ShardedRun(evaluation, shards, folder, output, shown, group)
+            timings = _attack(settings, sharded, startup_seconds=time.perf_counter() - start)
             if not group.is_first:
                 return {}
-            figures = work.conclude(timing, num_devices=mesh.size * group.count)
+            metrics = _metrics(settings, sharded, timings)
+            folder.write_json("metrics.json", metrics)
+            folder.write_csv("per_image.csv", (one.to_row() for one in sharded.records()))
+            folder.write_png("sheet.png", sheet.draw(_rows(sharded), method=settings.method))
             if settings.evolution:
-                own = (settings.method, faces, recogniser, config, protocol)
-                _write_evolution(folder, *own, mesh if settings.model_parallel > 1 else None)
-            description = run_folder.describe(
-                settings.alone(), dataset=faces.provenance, recogniser=described
+                _write_evolution(folder, evaluation)
+            description = describe(
+                settings.alone(), dataset=dataset.provenance, recogniser=described
             )
-            folder.write_json(run_folder.DESCRIPTION, description)
-    _print(figures, protocol, recogniser, folder.path)
-    return figures
+            folder.write_json(DESCRIPTION, description)
+    _print(metrics, evaluation, recogniser, folder.path)
+    return metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """The shards of a run: which are finished, and what they come to."""
-
-    settings: AttackSettings
-    faces: FaceDataset
-    recogniser: Recogniser
-    config: Any
-    protocol: Protocol
-    folder: RunFolder
-    group: Group
-
-    @property
-    def shards(self) -> list[range]:
-        """The positions of each."""
-        return resuming.shards_of(len(self.faces), self.settings.shard_size)
-
-    def facts(self, recogniser: dict[str, Any]) -> dict[str, Any]:
-        """All that decides what is written."""
-        protocol = dataclasses.asdict(self.protocol)
-        del protocol["batch_size"]
-        return {
-            **scale.facts_of_pictures(self.faces, recogniser),
-            "method": [self.settings.method, dataclasses.asdict(self.config)],
-            "protocol": protocol,
-            "output format": self.settings.output_format,
-            "shards": [len(self.shards), len(self.shards[0])],
-        }
-
-    def attack_all(self, mesh: Any, spent: float) -> list[dict[str, float]]:
-        """Does this process's part of the shards that are not finished.
-
-        Args:
-          mesh: its devices.
-          spent: seconds of the run so far.
-
-        Returns:
-          The timing of every process.
-        """
-        shards, store = self.shards, self.folder.store
-        left = self.group.agree(self._unfinished() if self.group.is_first else None)
-        if len(left) < len(shards) and self.group.is_first:
-            done = len(shards) - len(left)
-            print(f"going on: {done} of {len(shards)} shards are finished", file=sys.stderr)
-        own = left[self.group.index :: self.group.count]
-        output, shown = self._output(), self._shown()
-
-        def keep(index: int, picture: np.ndarray) -> np.ndarray:
-            kept = output.keep(index, picture)
-            if index in shown:
-                self.folder.write_png(_shown_name(index), kept)
-            return kept
-
-        def finish(number: int, records: list[ImageRecord]) -> None:
-            files = output.finish(own[number], records)
-            names = [_shown_name(index) for index in shown if index in shards[own[number]]]
-            files |= self.folder.sizes(names)
-            store.write(
-                own[number],
-                {"files": files, "records": [record.to_row() for record in records]},
-            )
-
-        profiled = common.profiled(self.settings.profile_dir)
-        with profiled, quiet_pillow(), cli.progress_bar(self.settings.method) as update:
-            timing = Timing()
-            if own:
-                timing = evaluation.evaluate_spans(
-                    self.recogniser.model,
-                    self.recogniser.variables,
-                    self.faces,
-                    self.settings.method,
-                    self.config,
-                    self.protocol,
-                    [shards[number] for number in own],
-                    finish,
-                    keep=keep,
-                    progress=update,
-                    mesh=mesh,
-                    longest=len(shards[0]),
-                )
-        attacked = sum(len(shards[number]) for number in own)
-        timings = self.group.gather(
-            {**timing._asdict(), "spent": spent, "num_attacked": attacked}
-        )
-        if self.group.is_first:
-            if self._unfinished():
-                raise OSError("files of finished shards are gone or cut: run the command again")
-            output.close()
-        return timings
-
-    def _unfinished(self) -> list[int]:
-        """The shards that are not there, or no longer whole."""
-        left = []
-        for number in range(len(self.shards)):
-            piece = self.folder.store.read(number)
-            if piece is None or not attack_output.is_whole(
-                self.folder.work_path("."), piece["files"]
-            ):
-                left.append(number)
-        return left
-
-    def _output(self) -> Output:
-        if self.settings.output_format == "tfds":
-            return CopyOutput(self.folder, self.faces, self.shards)
-        return PngOutput(self.folder, self.faces)
-
-    def _shown(self) -> list[int]:
-        return spread(self.faces.labels.tolist(), _SHEET_ROWS)
-
-    def _records(self) -> Iterator[ImageRecord]:
-        """One record per picture, in the data set's order; no more than a shard in memory."""
-        for piece in self.folder.store.all_of(range(len(self.shards))):
-            for row in piece["records"]:
-                yield ImageRecord.from_row(row, "a shard")
-
-    def conclude(
-        self, timings: Sequence[Mapping[str, float]], *, num_devices: int
-    ) -> dict[str, Any]:
-        """Writes tables and sheet; returns the figures of the run."""
-        settings = self.settings
-        figures = {
-            "method": settings.method,
-            "model": settings.judge,
-            "dataset": settings.dataset,
-            "split": settings.split,
-            "num_devices": num_devices,
-            **summary(self._records()).to_row(),
-            **_times(timings),
-            "shard_size": len(self.shards[0]),
-            "config": dataclasses.asdict(self.config),
-        }
-        left_out = len(self.faces) - figures["num_images"]
-        if left_out:
-            pictures = "picture" if left_out == 1 else "pictures"
-            print(f"left out {left_out} unreadable {pictures}", file=sys.stderr)
-        self.folder.write_json("metrics.json", figures)
-        self.folder.write_csv("per_image.csv", (record.to_row() for record in self._records()))
-        rows = self._rows()
-        self.folder.write_png("sheet.png", sheet.draw(rows, method=settings.method))
-        return figures
-
-    def _rows(self) -> list[sheet.Row]:
-        """What the sheet shows."""
-        wanted = {self.faces.picture(index): index for index in self._shown()}
-        rows = []
-        for record in self._records():
-            index = wanted.get(record.image)
-            if index is not None:
-                rows.append(
-                    sheet.Row(
-                        original=self.faces.read(index),
-                        modified=self.folder.read_png(_shown_name(index)),
-                        true_name=record.person,
-                        before=(record.clean_prediction, record.clean_confidence),
-                        after=(record.uint8_result.prediction, record.uint8_result.confidence),
-                    )
-                )
-        return rows
-
-
-def _shown_name(index: int) -> str:
-    """Where a picture of the sheet waits for it."""
-    return f"shown/{index}.png"
-
-
-def _times(timings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The timing fields of `metrics.json`: of the slowest process, or summed over threads."""
-    slowest = {name: max(timing[name] for timing in timings) for name in timings[0]}
-    summed = {name: sum(timing[name] for timing in timings) for name in timings[0]}
-    attacked = int(summed["num_attacked"])
+def _facts(
+    settings: AttackSettings,
+    evaluation: Evaluation,
+    shards: Sequence[range],
+    recogniser: Mapping[str, Json],
+) -> dict[str, object]:
+    """All that decides what is written."""
+    protocol = dataclasses.asdict(evaluation.protocol)
+    del protocol["batch_size"]
     return {
-        "num_processes": len(timings),
-        "num_attacked": attacked,
-        "seconds": slowest["seconds"],
-        "images_per_second": attacked / slowest["seconds"] if attacked else 0.0,
-        "compile_seconds": slowest["compile_seconds"],
-        "attack_seconds": slowest["attack_seconds"],
-        "startup_seconds": slowest["spent"] + slowest["compile_seconds"],
-        "read_seconds": summed["read_seconds"],
-        "read_threads": loader.NUM_THREADS,
-        "write_seconds": summed["keep_seconds"],
-        "write_threads": evaluation.NUM_KEEPERS,
-        "host_cores": threads(),
+        **scale.facts_of_images(evaluation.dataset, recogniser),
+        "method": [settings.method, dataclasses.asdict(evaluation.config)],
+        "protocol": protocol,
+        "output format": settings.output_format,
+        "shards": [len(shards), len(shards[0])],
     }
 
 
-def _write_evolution(
-    folder: RunFolder,
-    method: str,
-    faces: FaceDataset,
-    recogniser: Recogniser,
-    config: Any,
-    protocol: Protocol,
-    mesh: Any,
-) -> None:
-    """The filmstrip and the GIF of the first pictures of as many persons."""
-    indices = spread(faces.labels, _FILMS)
-    kinds = [filmstrip.moments(config.num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES)]
-    steps = tuple(sorted({step for kind in kinds for step in kind}))
-    pictures, naming, clean = run_examples(
-        recogniser.model,
-        recogniser.variables,
-        faces,
-        method,
-        dataclasses.replace(config, num_steps=steps),
-        protocol,
-        indices,
-        mesh=mesh,
-    )
+def _attack(
+    settings: AttackSettings, sharded: ShardedRun, *, startup_seconds: float
+) -> list[ProcessTiming]:
+    """The attack itself, behind a progress bar."""
+    with (
+        common.profiled(settings.profile_dir),
+        quiet_pillow(),
+        cli.progress_bar(settings.method) as update,
+    ):
+        return sharded.attack(update, startup_seconds=startup_seconds)
+
+
+def _metrics(
+    settings: AttackSettings, sharded: ShardedRun, timings: Sequence[ProcessTiming]
+) -> dict[str, Json]:
+    """What `metrics.json` holds."""
+    evaluation = sharded.evaluation
+    means = summary(sharded.records())
+    common.say_skipped(len(evaluation.dataset) - means.num_images)
+    return {
+        "method": settings.method,
+        "model": settings.judge,
+        "dataset": settings.dataset,
+        "split": settings.split,
+        "num_devices": evaluation.mesh.size * sharded.group.count,
+        **means.to_row(),
+        **timing_row(timings),
+        "host_cores": threads(),
+        "shard_size": len(sharded.shards[0]),
+        "config": dataclasses.asdict(evaluation.config),
+    }
+
+
+def _rows(sharded: ShardedRun) -> list[sheet.Row]:
+    """The rows of the sheet."""
+    dataset = sharded.evaluation.dataset
+    wanted = {dataset.picture(index): index for index in sharded.shown}
+    return [
+        sheet.Row(
+            original=dataset.read(wanted[record.image]),
+            modified=sharded.read_shown(wanted[record.image]),
+            true_name=record.person,
+            before=(record.clean_prediction, record.clean_confidence),
+            after=(record.uint8_result.prediction, record.uint8_result.confidence),
+        )
+        for record in sharded.records()
+        if record.image in wanted
+    ]
+
+
+def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
+    """The filmstrip and the GIF of the first images of as many persons."""
+    dataset, num_steps = evaluation.dataset, evaluation.num_steps
+    indices = spread(dataset.labels.tolist(), _FILMS)
+    strip, gif = (filmstrip.moments(num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES))
+    steps = tuple(sorted({*strip, *gif}))
+    settings = dataclasses.asdict(evaluation.config) | {"num_steps": steps}
+    examples = evaluation.at(settings).examples(indices)
+
+    def frame(
+        image: np.ndarray, predictions: Predictions, place: int | tuple[int, int]
+    ) -> filmstrip.Frame:
+        person = dataset.persons[predictions.label[place]]
+        return filmstrip.Frame(image, person, float(predictions.confidence[place]))
+
+    def film(place: int, index: int, chosen: Sequence[int]) -> filmstrip.Film:
+        return filmstrip.Film(
+            person=dataset.persons[dataset.labels[index]],
+            original=frame(dataset.read(index), examples.clean, place),
+            frames=[
+                frame(examples.images[moment, place], examples.predictions, (moment, place))
+                for moment in map(steps.index, chosen)
+            ],
+        )
 
     def films(chosen: Sequence[int]) -> list[filmstrip.Film]:
-        def frame(picture: np.ndarray, named: Predictions, place: Any) -> filmstrip.Frame:
-            name = faces.persons[named.label[place]]
-            return filmstrip.Frame(picture, name, float(named.confidence[place]))
+        return [film(place, index, chosen) for place, index in enumerate(indices)]
 
-        return [
-            filmstrip.Film(
-                person=faces.persons[faces.labels[index]],
-                original=frame(faces.read(index), clean, place),
-                frames=[
-                    frame(pictures[moment, place], naming, (moment, place))
-                    for moment in map(steps.index, chosen)
-                ],
-            )
-            for place, index in enumerate(indices)
-        ]
-
-    strip, gif = kinds
     folder.write_png("evolution.png", filmstrip.draw(films(strip), strip))
     folder.write_bytes("evolution.gif", filmstrip.animate(films(gif), gif))
 
 
-def _default_output(settings: AttackSettings) -> Path:
-    """One folder per recogniser, split and method, named like the default checkpoint."""
-    options = settings.options("train")
-    name = recognisers.default_path(settings.judge, settings.dataset, options).name
-    return Path("runs", "attack", f"{name}-{settings.split}-{settings.method}")
-
-
-def _by_whom(figures: Mapping[str, Any]) -> str:
-    devices, processes = figures["num_devices"], figures["num_processes"]
-    text = f" on {devices} devices" if devices > 1 else ""
-    return text + (f" of {processes} processes" if processes > 1 else "")
+def _by_whom(metrics: Mapping[str, Json]) -> str:
+    devices, processes = metrics["num_devices"], metrics["num_processes"]
+    text = f" on {devices} devices" if devices != 1 else ""
+    return text + (f" of {processes} processes" if processes != 1 else "")
 
 
 def _print(
-    figures: Mapping[str, Any], protocol: Protocol, recogniser: Recogniser, path: Path
+    metrics: Mapping[str, Json], evaluation: Evaluation, recogniser: Recogniser, path: Path
 ) -> None:
-    settings = [f"{name} {number_or_name(value)}" for name, value in figures["config"].items()]
-    if figures["method"] in ATTACKS:
+    from rich.console import Console
+
+    config, protocol = dataclasses.asdict(evaluation.config), evaluation.protocol
+    settings = [f"{name} {number_or_name(value)}" for name, value in config.items()]
+    if evaluation.method in ATTACKS:
         settings += [f"target {protocol.target}", f"init {protocol.init}"]
     print(
-        f"{figures['method']} against {figures['model']}: {figures['num_images']} pictures "
-        f"of {figures['dataset']}, split {figures['split']}\n{', '.join(settings)}"
+        f"{evaluation.method} against {metrics['model']}: {metrics['num_images']} images "
+        f"of {metrics['dataset']}, split {metrics['split']}\n{', '.join(settings)}"
     )
-    Console().print(metrics_table(figures))
-    if protocol.init == "noise" and "penalty_weight" in figures["config"]:
-        config = figures["config"]
+    Console().print(metrics_table(metrics))
+    if protocol.init == "noise" and "penalty_weight" in config:
         kept = abs(1 - config["step_size"] * config["penalty_weight"])
-        left = kept ** config["num_steps"]
-        print(f"Of the noise (1 - αλ)^N = {left:.1%} is left.")
+        print(f"Of the noise (1 - αλ)^N = {kept ** config['num_steps']:.1%} is left.")
     print(
-        f"{figures['seconds']:.1f} s ({figures['images_per_second']:.1f} pictures/s"
-        f"{_by_whom(figures)}), {figures['attack_seconds']:.1f} s of them in the compiled "
-        f"attack;\n{figures['compile_seconds']:.1f} s of compiling before.\n"
+        f"{metrics['seconds']:.1f} s ({metrics['images_per_second']:.1f} images/s"
+        f"{_by_whom(metrics)}), {metrics['attack_seconds']:.1f} s of them in the compiled "
+        f"attack;\n{metrics['compile_seconds']:.1f} s of compiling before.\n"
         f"{common.accuracy_line(recogniser)}\n"
-        f"Pictures, sheet and figures: {path}"
+        f"Images, sheet and metrics: {path}"
     )
 
 
