@@ -22,7 +22,7 @@ from deid_jax.reports.comparison import Table
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import RunFolder
 from experiments._common import cli
-from experiments._common.cli import setting
+from experiments._common.flags import setting
 
 _CONTENTS = ("table.md", "table.csv", "report.html")
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.data.images import quiet_pillow
-from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import (
     FORMATS,
@@ -29,6 +28,7 @@ from deid_jax.evaluation import (
     Predictions,
     ProcessTiming,
     ShardedRun,
+    facts_of_data,
     summary,
     timing_row,
 )
@@ -36,12 +36,15 @@ from deid_jax.evaluation.outputs import OUTPUT_NAMES
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import filmstrip, sheet
 from deid_jax.reports.tables import metrics_table, spread
-from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
+from deid_jax.runs.resuming import shards_of
+from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
 from deid_jax.types import Json
-from experiments._common import cli, common, scale
-from experiments._common.cli import setting
+from experiments._common import cli, loading
+from experiments._common.flags import setting
 from experiments._common.machine import threads
-from experiments._common.method_flags import number_or_name
+from experiments._common.method_settings import MethodSettings, number_or_name
+from experiments._common.process_settings import ShardSettings
+from experiments._common.terminal import progress_bar
 
 _SHEET_ROWS = 8
 _CONTENTS = (
@@ -57,7 +60,7 @@ _STRIP_FRAMES, _GIF_FRAMES, _FILMS = 8, 24, 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackSettings(common.MethodSettings, scale.ShardSettings):
+class AttackSettings(MethodSettings, ShardSettings):
     """Settings of `experiments.attack`."""
 
     method: str = setting("pfgvm", "De-identification method.", choices=tuple(METHODS))
@@ -104,7 +107,11 @@ def run(settings: AttackSettings) -> dict[str, Json]:
         mesh = settings.local_mesh()
         folder = RunFolder(settings.path, _CONTENTS, group)
         folder.check()
-        dataset, recogniser = common.load_or_train(settings, group)
+        split = loading.load_split(settings, group)
+        recogniser = loading.load_or_train_recogniser(
+            settings, split, group, model_parallel=settings.model_parallel
+        )
+        dataset = settings.chosen(split)
         protocol = settings.protocol(settings.method)
         evaluation = Evaluation(recogniser, dataset, settings.method, config, protocol, mesh)
         shards = shards_of(len(dataset), settings.shard_size)
@@ -141,7 +148,7 @@ def _facts(
     protocol = dataclasses.asdict(evaluation.protocol)
     del protocol["batch_size"]
     return {
-        **scale.facts_of_images(evaluation.dataset, recogniser),
+        **facts_of_data(evaluation.dataset, recogniser),
         "method": [settings.method, dataclasses.asdict(evaluation.config)],
         "protocol": protocol,
         "output format": settings.output_format,
@@ -154,9 +161,9 @@ def _attack(
 ) -> list[ProcessTiming]:
     """The attack itself, behind a progress bar."""
     with (
-        common.profiled(settings.profile_dir),
+        loading.profiled(settings.profile_dir),
         quiet_pillow(),
-        cli.progress_bar(settings.method) as update,
+        progress_bar(settings.method) as update,
     ):
         return sharded.attack(update, startup_seconds=startup_seconds)
 
@@ -167,7 +174,7 @@ def _metrics(
     """What `metrics.json` holds."""
     evaluation = sharded.evaluation
     means = summary(sharded.records())
-    common.say_skipped(len(evaluation.dataset) - means.num_images)
+    loading.say_left_out(len(evaluation.dataset) - means.num_images)
     return {
         "method": settings.method,
         "model": settings.judge,
@@ -258,7 +265,7 @@ def _print(
         f"{metrics['seconds']:.1f} s ({metrics['images_per_second']:.1f} images/s"
         f"{_by_whom(metrics)}), {metrics['attack_seconds']:.1f} s of them in the compiled "
         f"attack;\n{metrics['compile_seconds']:.1f} s of compiling before.\n"
-        f"{common.accuracy_line(recogniser)}\n"
+        f"{loading.accuracy_line(recogniser)}\n"
         f"Images, sheet and metrics: {path}"
     )
 

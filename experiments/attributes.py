@@ -27,8 +27,8 @@ from deid_jax.recognisers.training import EpochRecord
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import RunFolder
 from experiments._attributes.attribute_runs import Run, read_runs
-from experiments._common import cli, common
-from experiments._common.cli import setting
+from experiments._common import cli, data_settings, terminal
+from experiments._common.flags import setting
 
 _CONTENTS = ("attributes.csv", "attributes.md")
 
@@ -80,7 +80,7 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
 def _options(run: Run) -> DataOptions:
     """What the loader of the run's data set is asked for."""
     data = {name: value for name, value in run.data.items() if name != "split"}
-    return common.DataSettings(**data).options(run.data["split"])
+    return data_settings.DataSettings(**data).options(run.data["split"])
 
 
 def _originals(run: Run, options: DataOptions) -> FaceDataset:
@@ -110,9 +110,9 @@ def _classifier(originals: FaceDataset, options: DataOptions) -> AttributeClassi
         f"No attribute classifier at {path} yet: training one on other persons now.",
         file=sys.stderr,
     )
-    with cli.progress_bar("reading other persons") as update:
+    with terminal.progress_bar("reading other persons") as update:
         others = other_faces(originals, options, update)
-    with cli.progress_bar("training the classifier") as update:
+    with terminal.progress_bar("training the classifier") as update:
 
         def show(done: int, total: int, history: Sequence[EpochRecord]) -> None:
             held_out = f"{history[-1].test_accuracy:.1%}" if history else "–"
@@ -190,7 +190,7 @@ def _compare(
     truth = attributes.encode(info.attributes, originals)
     before = classifier.classify(originals)
     rows = []
-    with cli.progress_bar("comparing") as update:
+    with terminal.progress_bar("comparing") as update:
         for done, one in enumerate(runs, start=1):
             after = classifier.classify(dataclasses.replace(originals, read=one.read))
             records = attributes.compare(info.attributes, truth, before, after)

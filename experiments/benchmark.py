@@ -34,8 +34,8 @@ from experiments._benchmark.results import (
     Times,
     describe_machine,
 )
-from experiments._common import cli, machine
-from experiments._common.cli import setting
+from experiments._common import cli, machine, terminal
+from experiments._common.flags import setting
 from experiments._peers.problem import (
     MOBILEFACENETS,
     Case,
@@ -181,7 +181,7 @@ def time_cases(
     """Times whole attacks."""
     rate = timing.matrix_product_rate(settings.precision, max(5, settings.repeats))
     rows, notes = [], []
-    with cli.progress_bar("benchmark") as update:
+    with terminal.progress_bar("benchmark") as update:
         for number, case in enumerate(cases):
             update(number, len(cases), str(case))
             problem = make_problem(case, settings.num_steps, settings.seed, settings.precision)

@@ -23,13 +23,13 @@ from deid_jax import recognisers
 from deid_jax.attacks import ATTACKS, LeastChange, of_kind
 from deid_jax.data import load_dataset
 from deid_jax.errors import InputError
-from deid_jax.evaluation.batch import TARGETS
+from deid_jax.evaluation import TARGETS
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import distortion_plot
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
-from experiments._common import cli, common, machine
-from experiments._common.cli import setting
+from experiments._common import cli, data_settings, loading, machine, terminal
+from experiments._common.flags import setting
 from experiments._common.lists import read_counts, read_names
 from experiments._compare import compare_tables
 from experiments._compare.compare_tables import TrialSummary
@@ -55,7 +55,7 @@ _ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_WAIT_POLICY": "PA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareSettings(common.EvaluationSettings):
+class CompareSettings(data_settings.EvaluationSettings):
     """Settings of `experiments.compare`."""
 
     methods: str = setting(
@@ -121,7 +121,9 @@ def run(settings: CompareSettings) -> list[TrialSummary]:
     folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
     folder.check()
     _check_data(settings, plan)
-    faces, recogniser = common.faces_and_recogniser(settings)
+    split = loading.load_split(settings)
+    recogniser = loading.load_or_train_recogniser(settings, split)
+    faces = settings.chosen(split)
     with folder:
         compared = Comparison(
             plan=plan,
@@ -133,8 +135,8 @@ def run(settings: CompareSettings) -> list[TrialSummary]:
             batch_size=settings.batch_size,
             images=folder if settings.keep_images else None,
         )
-        profiled = common.profiled(settings.profile_dir)
-        with profiled, cli.progress_bar("compare") as update:
+        profiled = loading.profiled(settings.profile_dir)
+        with profiled, terminal.progress_bar("compare") as update:
             trials = compared.trials(update)
         rows = compare_tables.summaries_of(trials, settings.judge, plan.reference)
         _write(folder, settings, compared, trials, rows)
@@ -244,7 +246,7 @@ def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> 
         for method in dict.fromkeys(row.trial.method for row in own):
             table.add_row(method, *(_cell(row) for row in own if row.trial.method == method))
         console.print(table)
-    print(f"{common.accuracy_line(recogniser)}\nTables, curves and figures: {path}")
+    print(f"{loading.accuracy_line(recogniser)}\nTables, curves and figures: {path}")
 
 
 def _cell(row: TrialSummary) -> str:

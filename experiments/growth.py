@@ -23,8 +23,8 @@ from deid_jax.models import MODELS, create_model
 from deid_jax.reports.growth_plot import Curve, draw_growth
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
 from deid_jax.types import Json
-from experiments._common import cli, machine
-from experiments._common.cli import setting
+from experiments._common import cli, machine, terminal
+from experiments._common.flags import setting
 from experiments._common.lists import read_counts
 from experiments._growth import workloads
 from experiments._growth.workloads import NUM_CLASSES, Usage, Workload, WorkloadError
@@ -180,7 +180,7 @@ def _measured(planned: dict[str, dict[int, Workload]], settings: GrowthSettings)
     """Measures; prints the reason where that fails."""
     growth = Growth(planned, {}, {})
     todo = distinct_workloads(planned)
-    with cli.progress_bar("growth") as update:
+    with terminal.progress_bar("growth") as update:
         for number, workload in enumerate(todo):
             update(number, len(todo), str(workload))
             try:

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from deid_jax.devices import sharding
+from deid_jax.devices import device_threads, sharding
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.photos import STRENGTHS, FaceChoice, FileRecord, Manifest, Protector, Strength
@@ -33,14 +33,14 @@ from deid_jax.photos.faces import parse_faces, read_faces
 from deid_jax.photos.file_records import PROTECTED
 from deid_jax.photos.manifest import NAME, sha256_of
 from deid_jax.videos import FileProtector, content, folders, listed, with_gallery
-from experiments._common import cli, scale
-from experiments._common.cli import setting
+from experiments._common import cli, process_settings, terminal
+from experiments._common.flags import setting
 from experiments._protect.protection_table import print_protection
 from experiments._protect.protector_settings import ProtectorSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProtectSettings(ProtectorSettings, scale.ModelParallelSettings):
+class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings):
     """Settings of `experiments.protect`."""
 
     input: str = setting("", "Required: a photo, a video, or a folder; folders below it count.")
@@ -162,7 +162,7 @@ def _protect_all(
     """Protects files, as many at once as there are rows of devices."""
     turn, began = threading.Lock(), time.monotonic()
     ended = faces = 0
-    with cli.progress_bar("protect") as update:
+    with terminal.progress_bar("protect") as update:
 
         def say(text: str) -> None:
             rate = faces / (time.monotonic() - began)
@@ -180,7 +180,7 @@ def _protect_all(
                 ended += 1
             say("")
 
-        scale.on_all_devices(do, names, mesh)
+        device_threads.on_all_devices(do, names, mesh)
 
 
 main = cli.binary(run, ProtectSettings)

@@ -25,13 +25,13 @@ from deid_jax.checks import count
 from deid_jax.errors import InputError
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import RunFolder
-from experiments._common import cli, common
-from experiments._common.cli import setting
+from experiments._common import cli, flags, loading, method_settings, terminal
+from experiments._common.flags import setting
 from experiments._common.machine import threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScalingSettings(common.MethodSettings):
+class ScalingSettings(method_settings.MethodSettings):
     """Settings of `experiments.scaling`."""
 
     method: str = setting("pfgvm", "De-identification method.", choices=tuple(METHODS))
@@ -79,9 +79,10 @@ def run(settings: ScalingSettings) -> list[dict[str, Any]]:
     folder = RunFolder(Path(settings.output_dir), ["scaling.csv"])
     folder.check()
     # Trains the recogniser if need be, and refuses what the processes would.
-    common.faces_and_recogniser(settings)
+    loading.load_or_train_recogniser(settings, loading.load_split(settings))
     lines: list[dict[str, Any]] = []
-    with folder, tempfile.TemporaryDirectory() as scratch, cli.progress_bar("runs") as update:
+    bar = terminal.progress_bar("runs")
+    with folder, tempfile.TemporaryDirectory() as scratch, bar as update:
         total = settings.repeats * len(numbers)
         for turn in range(settings.repeats):
             for number in numbers:
@@ -148,10 +149,10 @@ def _refuse_failed(process: subprocess.Popen, said: Any) -> None:
 def _arguments(settings: ScalingSettings) -> list[str]:
     """What `experiments.attack` is given."""
     own = {field.name for field in dataclasses.fields(ScalingSettings)} - {
-        field.name for field in dataclasses.fields(common.MethodSettings)
+        field.name for field in dataclasses.fields(method_settings.MethodSettings)
     }
     given = dict(settings.method_settings)
-    for name, flag in cli.flags_of(ScalingSettings).items():
+    for name, flag in flags.flags_of(ScalingSettings).items():
         value = getattr(settings, name, flag.default)
         if name not in own - {"method"} and value != flag.default:
             given[name] = value

@@ -25,8 +25,8 @@ from deid_jax.recognisers import Recogniser, checkpointing, weights
 from deid_jax.recognisers.training import TrainConfig
 from deid_jax.recognisers.vggface_files import Pretrained, load_vggface
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
-from experiments._common import cli, common, scale
-from experiments._common.cli import setting
+from experiments._common import cli, data_settings, loading, process_settings
+from experiments._common.flags import setting
 
 # The model whose layers `--pretrained` has, and the published weights that are such.
 _PRETRAINED_MODEL = "vgg16"
@@ -35,7 +35,7 @@ _PRETRAINED = tuple(name for name, row in weights.WEIGHTS.items() if row.convert
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSettings(common.DataSettings, scale.ModelParallelSettings):
+class TrainSettings(data_settings.DataSettings, process_settings.ModelParallelSettings):
     """Settings of `experiments.train`."""
 
     split: str = setting("train", "What to train on.", choices=("train", "all"))
@@ -100,9 +100,9 @@ def _train(
     checkpointing.check_target(path, overwrite=settings.overwrite or again)
     faces, held_out = recognisers.load_train_and_test(settings.dataset, options)
     if group.is_first:
-        common.say_skipped(faces)
+        loading.say_skipped(faces)
     with folder, quiet_pillow():
-        recogniser, history = common.trained(
+        recogniser, history = loading.fit_with_bar(
             settings.model,
             faces,
             held_out,
@@ -117,7 +117,7 @@ def _train(
         folder.write_csv("history.csv", [record._asdict() for record in history])
         described = describe(settings.alone(), recogniser=recogniser.describe())
         folder.write_json(DESCRIPTION, described)
-    print(common.accuracy_line(recogniser))
+    print(loading.accuracy_line(recogniser))
     print(f"Checkpoint: {path}\nHistory: {folder.path / 'history.csv'}")
     return recogniser
 
@@ -144,7 +144,7 @@ def _pretrained(settings: TrainSettings) -> Pretrained | None:
             f"pretrained must be a file or of {', '.join(_PRETRAINED)}, got {given}, which "
             f"holds no weights of {_PRETRAINED_MODEL}"
         )
-    path = cli.fetch_weights(given, settings.sha256)
+    path = loading.fetch_weights_with_bar(given, settings.sha256)
     return load_vggface(path, image_size=settings.image_size)
 
 

@@ -31,8 +31,8 @@ from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
 from deid_jax.transfer import Faces, Judge
 from deid_jax.transforms.processing import PROCESSING
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS
-from experiments._common import cli, common
-from experiments._common.cli import setting
+from experiments._common import cli, loading, terminal
+from experiments._common.flags import setting
 from experiments._transfer import transfer_tables
 from experiments._transfer.transfer_classifiers import train_classifiers
 from experiments._transfer.transfer_plan import OFFERED, Plan, Row, Run
@@ -248,9 +248,10 @@ def run(settings: TransferSettings) -> list[Row]:
     folder = RunFolder(Path(settings.output_dir), _CONTENTS)
     folder.check()
     dataset = load_dataset(settings.dataset, options)
-    common.say_skipped(dataset)
+    loading.say_skipped(dataset)
     embedders = {
-        name: cli.load_recogniser(text, settings.image_size) for name, text in written.items()
+        name: loading.load_embedder_with_bar(text, settings.image_size)
+        for name, text in written.items()
     }
     images = np.stack([dataset.read(place) for place in range(len(dataset))])
     dataset = dataclasses.replace(dataset, read=images.__getitem__)
@@ -258,7 +259,7 @@ def run(settings: TransferSettings) -> list[Row]:
     positions = lists.positions(dataset)
     _check(plan, embedders, positions)
     faces = Faces(images, dataset.labels, positions)
-    with folder, cli.progress_bar("transfer") as update:
+    with folder, terminal.progress_bar("transfer") as update:
         naming = train_classifiers(classifiers, dataset, faces, settings.seed)
         judges = Judges(_judges(embedders, faces, plan), naming)
         keep = _keeper(folder, dataset, faces) if settings.keep_images else None

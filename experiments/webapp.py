@@ -31,7 +31,7 @@ from deid_jax.checks import count
 from deid_jax.errors import InputError
 from deid_jax.photos import Protector, Strength, load_detector
 from experiments._common import cli
-from experiments._common.cli import setting
+from experiments._common.flags import setting
 from experiments._protect.protector_settings import ProtectorSettings
 from experiments._webapp.page import page, style
 

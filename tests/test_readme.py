@@ -12,7 +12,7 @@ from PIL import Image
 from deid_jax.attacks import ATTACKS, BASELINES
 from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
-from deid_jax.evaluation.batch import TARGETS
+from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
 from deid_jax.photos import detectors
 from deid_jax.photos.alignment import crop_matrix
@@ -32,7 +32,7 @@ from experiments import (
     transfer,
     webapp,
 )
-from experiments._common import cli
+from experiments._common import flags
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -62,14 +62,14 @@ def test_links_lead_somewhere():
 @pytest.mark.parametrize("command", re.findall(r"python -m experiments\.(\w+.*)", README))
 def test_commands_have_the_flags_that_they_are_given(command):
     name, *words = command.replace("`", " ").replace("|", " ").split()
-    known = cli.flags_of(SETTINGS[name])
+    known = flags.flags_of(SETTINGS[name])
     for word in words:
         if word.startswith("--"):
             assert word[2:].partition("=")[0] in known, command
 
 
 def test_flags_in_the_text_exist():
-    known = {name for settings in SETTINGS.values() for name in cli.flags_of(settings)}
+    known = {name for settings in SETTINGS.values() for name in flags.flags_of(settings)}
     known |= {"no-deps", "help"}
     assert set(re.findall(r"`--(\w[\w-]*)", README)) <= known
 

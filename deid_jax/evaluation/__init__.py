@@ -10,7 +10,9 @@ from deid_jax.evaluation.evaluating import (
     Classifier,
     Evaluation,
     Examples,
+    WeightedModel,
     default_batch_size,
+    facts_of_data,
 )
 from deid_jax.evaluation.grids import Settings, grid
 from deid_jax.evaluation.measuring import Measurements, Predictions
@@ -51,7 +53,9 @@ __all__ = [
     "ShardedRun",
     "TfdsOutput",
     "Timing",
+    "WeightedModel",
     "default_batch_size",
+    "facts_of_data",
     "grid",
     "measure_float",
     "measure_uint8",

@@ -79,7 +79,9 @@ class Protocol:
     def program(self, model: Model, method: str, mesh: Mesh | None = None) -> "BatchProgram":
         """The program of a method against a model, on some devices."""
         quantize = METHODS[method].quantizes if self.quantize is None else self.quantize
-        return BatchProgram(model, method, self.target, self.init, quantize, self.precision, mesh)
+        return BatchProgram(
+            model, method, self.target, self.init, quantize, self.precision, mesh
+        )
 
 
 def choose_targets(
@@ -247,7 +249,12 @@ run_donated = jax.jit(de_identify, static_argnames="program", donate_argnames="b
 
 @functools.partial(jax.jit, static_argnames="program")
 def run_batch_many(
-    variables: Variables, batch: Batch, configs: Config, key: jax.Array, *, program: BatchProgram
+    variables: Variables,
+    batch: Batch,
+    configs: Config,
+    key: jax.Array,
+    *,
+    program: BatchProgram,
 ) -> BatchMetrics:
     """`vmap` of `de_identify` over C settings: metrics only, no images.
 

@@ -19,6 +19,7 @@ from deid_jax.evaluation.batch_loop import BatchLoop, Keep, Timing, as_it_is, no
 from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord
 from deid_jax.models import prepare
+from deid_jax.runs.run_folder import describe
 from deid_jax.types import Config, Model, Variables
 
 # Images × pixels × steps from which prepared kernels save about as much time as compiling
@@ -38,6 +39,18 @@ class Classifier(Protocol):
     def variables(self) -> Variables:
         """Its weights."""
         ...
+
+
+class WeightedModel(NamedTuple):
+    """A `Classifier` of which nothing else is known.
+
+    Attributes:
+      model: the network.
+      variables: its weights.
+    """
+
+    model: Model
+    variables: Variables
 
 
 class Examples(NamedTuple):
@@ -85,6 +98,12 @@ class Evaluation:
         """What decides the compiled program."""
         return self.protocol.program(self.recogniser.model, self.method, self.mesh)
 
+    @property
+    def num_steps(self) -> int:
+        """The largest number of steps that the config asks for; 0 without steps."""
+        steps = getattr(self.config, "num_steps", 0)
+        return max(steps) if isinstance(steps, tuple) else steps
+
     def placed(self, jitted: jax.stages.Wrapped, *, num_settings: int = 1) -> PlacedProgram:
         """The program with its arguments on the devices.
 
@@ -95,7 +114,7 @@ class Evaluation:
           num_settings: how often the data set is attacked.
         """
         variables, size = self.recogniser.variables, self.dataset.image_size
-        work = len(self.dataset) * size**2 * most_steps(self.config) * num_settings
+        work = len(self.dataset) * size**2 * self.num_steps * num_settings
         if work >= _MIN_WORK_TO_PREPARE:
             variables = prepare(variables)
         return PlacedProgram(
@@ -192,8 +211,11 @@ class Evaluation:
         Args:
           indices: which P images; `num_steps` of the config may hold several numbers.
         """
-        few = dataclasses.replace(self, dataset=self.dataset.take(indices))
-        size = sharding.whole_parts(self.mesh, len(indices))
+        # One device is enough, unless the recogniser is divided over several.
+        alone = self.mesh.shape[sharding.MODEL] == 1
+        mesh = sharding.narrowed(self.mesh, 1) if alone else self.mesh
+        few = dataclasses.replace(self, dataset=self.dataset.take(indices), mesh=mesh)
+        size = sharding.whole_parts(mesh, len(indices))
         batch = next(loader.in_order(few.dataset, size))
         # Every image's target and noise depend on its position in the whole set.
         batch = batch._replace(position=np.asarray(indices, np.int32)[batch.position])
@@ -209,6 +231,21 @@ class Evaluation:
         )
 
 
+def facts_of_data(dataset: FaceDataset, recogniser: Mapping[str, object]) -> dict[str, object]:
+    """What decides a record beside method and protocol, JSON-able.
+
+    Args:
+      dataset: the images.
+      recogniser: from `recognisers.Recogniser.describe`.
+    """
+    return {
+        "versions": describe()["versions"],
+        "recogniser": recogniser,
+        "images": dataset.fingerprint(),
+        "data set": [dataset.name, dataset.split, dataset.provenance],
+    }
+
+
 def default_batch_size(image_size: int, num_images: int) -> int:
     """Images per call and device that suit the device, memory permitting.
 
@@ -218,9 +255,3 @@ def default_batch_size(image_size: int, num_images: int) -> int:
     if jax.default_backend() != "cpu":
         return min(4096, max(64, -(-num_images // 4)))
     return max(16, min(64, 2**18 // image_size**2))
-
-
-def most_steps(config: Config) -> int:
-    """The largest number of steps that a method's settings ask for; 0 without steps."""
-    steps = getattr(config, "num_steps", 0)
-    return max(steps) if isinstance(steps, tuple) else steps

@@ -13,7 +13,7 @@ from deid_jax.evaluation.batch_loop import NUM_KEEPERS, Timing
 from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.outputs import ImageOutput
 from deid_jax.evaluation.records import ImageRecord, Row
-from deid_jax.runs import RunFolder
+from deid_jax.runs.run_folder import RunFolder
 
 
 class ProcessTiming(NamedTuple):
@@ -68,7 +68,9 @@ class ShardedRun:
         left = self.group.agree(self._unfinished() if self.group.is_first else None)
         if len(left) < len(self.shards) and self.group.is_first:
             done = len(self.shards) - len(left)
-            print(f"going on: {done} of {len(self.shards)} shards are finished", file=sys.stderr)
+            print(
+                f"going on: {done} of {len(self.shards)} shards are finished", file=sys.stderr
+            )
         own = left[self.group.index :: self.group.count]
         timing = Timing()
         if own:
@@ -83,14 +85,14 @@ class ShardedRun:
         gathered = self.group.gather([num_attacked, timing, startup_seconds])
         if self.group.is_first:
             if self._unfinished():
-                raise OSError("files of finished shards have disappeared: run the command again")
+                raise OSError("files of finished shards are gone or cut: run the command again")
             self.output.close()
         return [ProcessTiming(count, Timing(*spent), start) for count, spent, start in gathered]
 
     def records(self) -> Iterator[ImageRecord]:
         """One record per image, in the data set's order; at most a shard in memory."""
-        for rows in self.folder.store.all_of(range(len(self.shards))):
-            for row in rows:
+        for piece in self.folder.store.all_of(range(len(self.shards))):
+            for row in piece["records"]:
                 yield ImageRecord.from_row(row, "a stored record")
 
     def read_shown(self, index: int) -> np.ndarray:
@@ -98,7 +100,11 @@ class ShardedRun:
         return self.folder.read_png(_shown_name(index))
 
     def _unfinished(self) -> list[int]:
-        return [n for n in range(len(self.shards)) if not self.folder.store.done(n)]
+        return [n for n in range(len(self.shards)) if not self._is_finished(n)]
+
+    def _is_finished(self, number: int) -> bool:
+        piece = self.folder.store.read(number)
+        return piece is not None and self.folder.sizes(piece["files"]) == piece["files"]
 
     def _keep(self, index: int, image: np.ndarray) -> np.ndarray:
         kept = self.output.keep(index, image)
@@ -109,7 +115,9 @@ class ShardedRun:
     def _finish(self, number: int, records: Sequence[ImageRecord]) -> None:
         files = self.output.finish(number, records)
         files += [_shown_name(index) for index in self.shown if index in self.shards[number]]
-        self.folder.store.write(number, [record.to_row() for record in records], files)
+        rows = [record.to_row() for record in records]
+        piece = {"files": self.folder.sizes(files), "records": rows}
+        self.folder.store.write(number, piece)
 
 
 def _shown_name(index: int) -> str:

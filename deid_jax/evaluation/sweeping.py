@@ -21,7 +21,7 @@ from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.grids import ProgramPoints, Settings, by_program
 from deid_jax.evaluation.measuring import BatchMetrics
 from deid_jax.evaluation.records import ImageRecord, records_of
-from deid_jax.runs import Store
+from deid_jax.runs.resuming import Store, digest_of
 from deid_jax.types import Batch
 
 Records: TypeAlias = list[ImageRecord]
@@ -84,10 +84,8 @@ def sweep(
     )
     if spans is None:
         spans = loader.divided([range(len(evaluation.dataset))], size)
-    kept = Store() if store is None else store
-    calls = [
-        call.fitted(longest) for call in _calls(evaluation, points, size, per_call, kept)
-    ]
+    kept = _MemoryStore() if store is None else store
+    calls = [call.fitted(longest) for call in _calls(evaluation, points, size, per_call, kept)]
     # What suits the device with least, so that all processes divide the work alike.
     sizes = group.gather([(call.width, call.size) for call in calls])
     calls = [
@@ -107,7 +105,11 @@ def sweep(
 
 
 def _calls(
-    evaluation: Evaluation, points: Sequence[Settings], size: int, per_call: int, store: Store
+    evaluation: Evaluation,
+    points: Sequence[Settings],
+    size: int,
+    per_call: int,
+    store: "Store | _MemoryStore",
 ) -> list["_Call"]:
     """A call for every program that the points need; weights are placed once for all."""
     groups = by_program(evaluation.method, points)
@@ -135,6 +137,25 @@ def _do(
         progress(done, total)
 
 
+class _MemoryStore:
+    """A `Store` in memory."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, object] = {}
+
+    def read(self, key: PieceKey) -> object:
+        """The piece of a key; None if there is none."""
+        return self._pieces.get(digest_of(key))
+
+    def write(self, key: PieceKey, piece: object) -> None:
+        """Keeps a piece."""
+        self._pieces[digest_of(key)] = piece
+
+    def all_of(self, keys: Sequence[PieceKey]) -> Iterator[object]:
+        """The pieces of keys, in their order."""
+        return map(self.read, keys)
+
+
 @dataclasses.dataclass(frozen=True)
 class _StoredRecords:
     """The records of a point; one piece of the store in memory.
@@ -144,7 +165,7 @@ class _StoredRecords:
       pieces: in the data set's order, the key of each and the place of the point in it.
     """
 
-    store: Store
+    store: "Store | _MemoryStore"
     pieces: Sequence[tuple[PieceKey, int]]
 
     def __iter__(self) -> Iterator[ImageRecord]:
@@ -163,7 +184,7 @@ class _Call:
     group: ProgramPoints
     width: int
     size: int
-    store: Store
+    store: "Store | _MemoryStore"
 
     @property
     def chunks(self) -> list[list[Settings]]:
@@ -178,9 +199,7 @@ class _Call:
           longest: images in the longest span.
         """
         program = self._program(self.group.leaves[:1])
-        smaller = program.smaller_to_fit(
-            self.size, self.evaluation.memory, settings=self.width
-        )
+        smaller = program.smaller_to_fit(self.size, self.evaluation.memory, settings=self.width)
         if smaller is None:
             return self
         if self.width > 1:
@@ -195,7 +214,7 @@ class _Call:
     def do(self, span: range, chosen: Sequence[Settings]) -> None:
         """Computes and stores a span at `width` settings at most, unless it is stored."""
         keys = self._keys(span, chosen)
-        if all(self.store.done(key) for key in keys):
+        if all(self.store.read(key) is not None for key in keys):
             return
         per_setting: list[list[Records]] = [
             [[] for _ in self.group.points(leaves)] for leaves in chosen

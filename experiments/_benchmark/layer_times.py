@@ -16,7 +16,7 @@ from deid_jax.types import PyTree, Variables
 from experiments._benchmark import timing
 from experiments._benchmark.results import Layer, LayerResult, Times
 from experiments._benchmark.timing import Run
-from experiments._common import cli
+from experiments._common import terminal
 from experiments._peers import naive
 from experiments._peers.problem import NUM_CLASSES, Case
 
@@ -70,7 +70,7 @@ def time_layers(cases: Iterable[Case], settings: LayerSettings) -> list[LayerRes
     """Median ms of every layer, forward and backward, beside XLA's and PyTorch's."""
     rows = []
     found = distinct_layers(cases)
-    with cli.progress_bar("layers") as update:
+    with terminal.progress_bar("layers") as update:
         for number, layer in enumerate(found):
             update(number, len(found), str(layer))
             # The gradient of pooling depends on the images: it includes the forward pass.

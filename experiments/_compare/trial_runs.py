@@ -15,15 +15,21 @@ import numpy as np
 
 from deid_jax.attacks import ATTACKS
 from deid_jax.data import FaceDataset, loader
-from deid_jax.evaluation import Keep, default_batch_size, evaluate
-from deid_jax.evaluation.batch import Protocol, measure_float, measure_uint8
+from deid_jax.evaluation import (
+    Evaluation,
+    Keep,
+    Protocol,
+    default_batch_size,
+    measure_float,
+    measure_uint8,
+)
 from deid_jax.evaluation.records import ImageMetrics, ImageRecord, image_metrics
 from deid_jax.pixels import to_uint8
 from deid_jax.recognisers import Recogniser
 from deid_jax.runs.run_folder import RunFolder
 from deid_jax.types import Batch, NumpyArray
 from experiments._common import machine
-from experiments._common.cli import Update
+from experiments._common.terminal import Update
 from experiments._compare.trials import Attempt, Goal, Trial
 from experiments._peers.least_distortion import PEERS, import_libraries
 
@@ -110,16 +116,9 @@ class Comparison:
         protocol = Protocol(
             target=target, quantize=self.quantize, batch_size=self.batch_size, seed=self.seed
         )
-        records, timing = evaluate(
-            self.recogniser.model,
-            self.recogniser.variables,
-            self.faces,
-            name,
-            ATTACKS[name].config(num_steps=num_steps),
-            protocol,
-            keep=keep,
-            progress=progress,
-        )
+        config = ATTACKS[name].config(num_steps=num_steps)
+        evaluation = Evaluation(self.recogniser, self.faces, name, config, protocol)
+        records, timing = evaluation.records(keep=keep, progress=progress)
         return records, timing.attack_seconds
 
     @contextlib.contextmanager

@@ -21,8 +21,7 @@ from deid_jax.attacks import PFGVMConfig
 from deid_jax.data import FaceDataset
 from deid_jax.data.loader import even_batch_size
 from deid_jax.errors import one_line
-from deid_jax.evaluation import Timing, evaluate
-from deid_jax.evaluation.batch import Protocol
+from deid_jax.evaluation import Evaluation, Protocol, Timing, WeightedModel
 from deid_jax.models import create_model, prepare
 from deid_jax.runs.run_folder import RunFolder
 
@@ -97,8 +96,8 @@ def measure_here(workload: Workload, folder: Path, *, repeats: int, seed: int) -
     size = workload.image_size
     model = create_model(workload.model, num_classes=NUM_CLASSES, image_size=size)
     initial = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
-    # For every workload alike: `evaluate` would not prepare where there is little to do.
-    variables = jax.block_until_ready(prepare(initial))
+    # For every workload alike: `Evaluation` would not prepare where there is little to do.
+    network = WeightedModel(model, jax.block_until_ready(prepare(initial)))
     config = PFGVMConfig(num_steps=workload.num_steps)
     protocol = Protocol(batch_size=workload.batch_size, seed=seed)
 
@@ -106,14 +105,8 @@ def measure_here(workload: Workload, folder: Path, *, repeats: int, seed: int) -
         faces = unread_noise(num_images, size, seed)
         names = faces.pictures
         with RunFolder(folder, ["images"]) as kept:
-            _, timing = evaluate(
-                model,
-                variables,
-                faces,
-                "pfgvm",
-                config,
-                protocol,
-                keep=lambda index, pixels: kept.write_png(f"images/{names[index]}.png", pixels),
+            _, timing = Evaluation(network, faces, "pfgvm", config, protocol).records(
+                keep=lambda index, pixels: kept.write_png(f"images/{names[index]}.png", pixels)
             )
         return timing
 

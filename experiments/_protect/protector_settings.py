@@ -4,8 +4,8 @@ import dataclasses
 
 from deid_jax.checks import count
 from deid_jax.photos import Verifier, load_verifiers
-from experiments._common import cli
-from experiments._common.cli import setting
+from experiments._common import loading
+from experiments._common.flags import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,4 +50,6 @@ class ProtectorSettings:
         Raises:
           InputError: see `load_verifiers`.
         """
-        return load_verifiers(self.recogniser, self.judge, self.threshold, cli.load_recogniser)
+        return load_verifiers(
+            self.recogniser, self.judge, self.threshold, loading.load_embedder_with_bar
+        )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from deid_jax.evaluation.examples import run_examples
 
 from deid_jax import evaluation
 from deid_jax.attacks import METHODS, PFGVMConfig
@@ -20,7 +21,6 @@ from deid_jax.evaluation.batch import (
     run_batch,
     run_donated,
 )
-from deid_jax.evaluation.examples import run_examples
 from deid_jax.evaluation.records import ImageRecord, summary
 from tests.helpers import let_batches_above_run_out_of_memory, noise_faces, small_model
 

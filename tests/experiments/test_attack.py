@@ -10,7 +10,6 @@ from deid_jax.attacks import METHODS
 from deid_jax.pixels import LEVELS
 from deid_jax.runs.run_folder import RunFolder
 from experiments import attack
-from experiments._common import cli
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
 CONTRACT = {
@@ -162,7 +161,7 @@ def test_quantised_attacks_succeed_in_the_files_they_write(
 @pytest.mark.parametrize("method", METHODS)
 def test_quantize_is_each_methods_own_unless_given(method):
     def protocol(*flags):
-        settings = cli.parse(attack.AttackSettings, [f"--method={method}", *flags])
+        settings = flags.parse(attack.AttackSettings, [f"--method={method}", *flags])
         config = METHODS[method].config(**settings.settings_of(method))
         quantize = settings.protocol(method).quantize
         assert getattr(config, "quantize", quantize) == quantize

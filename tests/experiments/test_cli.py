@@ -24,8 +24,8 @@ from experiments import (
     transfer,
     webapp,
 )
-from experiments._common import cli, method_flags
-from experiments._common.cli import Flag, setting
+from experiments._common import cli, flags, method_settings, terminal
+from experiments._common.flags import Flag, setting
 from tests.experiments.conftest import REPOSITORY
 
 BINARIES = {
@@ -58,7 +58,7 @@ class Settings:
 
 
 def test_defaults_hold_where_nothing_is_given():
-    assert cli.parse(Settings, []) == Settings()
+    assert flags.parse(Settings, []) == Settings()
 
 
 def test_flags_have_the_types_of_the_annotations():
@@ -66,22 +66,22 @@ def test_flags_have_the_types_of_the_annotations():
     expected = Settings(
         name="b", count=3, rate=1.0, folder="x", loud=True, others={"alpha": 2.0}
     )
-    parsed = cli.parse(Settings, given)
+    parsed = flags.parse(Settings, given)
     assert parsed == expected
     assert isinstance(parsed.rate, float)
     assert isinstance(parsed.others["alpha"], float)
 
 
 def test_tuples_are_given_one_by_one():
-    assert cli.parse(Settings, ["--tags=a,b", "--tags=c"]).tags == ("a,b", "c")
-    assert cli.parse(Settings, []).tags == ()
+    assert flags.parse(Settings, ["--tags=a,b", "--tags=c"]).tags == ("a,b", "c")
+    assert flags.parse(Settings, []).tags == ()
     with pytest.raises(InputError, match="--tags is empty"):
-        cli.parse(Settings, ["--tags="])
+        flags.parse(Settings, ["--tags="])
 
 
 def test_parsing_twice_starts_from_the_defaults():
-    cli.parse(Settings, ["--count=3", "--alpha=1"])
-    assert cli.parse(Settings, []) == Settings()
+    flags.parse(Settings, ["--count=3", "--alpha=1"])
+    assert flags.parse(Settings, []) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_parsing_twice_starts_from_the_defaults():
 )
 def test_bad_arguments_are_refused_by_name(arguments, words):
     with pytest.raises(InputError) as caught:
-        cli.parse(Settings, arguments)
+        flags.parse(Settings, arguments)
     assert words in str(caught.value)
 
 
@@ -137,7 +137,7 @@ def test_help_of_every_binary_shows_each_flag_with_a_description(module, capsys)
     assert out.startswith(module.__doc__.strip().splitlines()[0])
     lines = out.partition("Flags:\n")[2].splitlines()
     names = [line for line in lines if line.startswith("  --")]
-    assert len(names) == len(cli.flags_of(BINARIES[module]))
+    assert len(names) == len(flags.flags_of(BINARIES[module]))
     for name in names:
         description = lines[lines.index(name) + 1]
         assert description.startswith(" " * 6)
@@ -147,7 +147,7 @@ def test_help_of_every_binary_shows_each_flag_with_a_description(module, capsys)
 
 def test_every_setting_of_a_method_is_explained():
     for name in attack.AttackSettings.__dataclass_fields__["method_settings"].metadata["flags"]:
-        assert name in method_flags.MEANINGS, name
+        assert name in method_settings.MEANINGS, name
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_warnings_for_users_are_one_line_and_others_are_silent(capsys):
 
 
 def test_no_progress_bar_where_there_is_no_terminal(capsys):
-    with cli.progress_bar("work") as update:
+    with terminal.progress_bar("work") as update:
         update(1, 2, "text")
     assert capsys.readouterr() == ("", "")
 
@@ -205,7 +205,7 @@ def test_progress_bar_fits_80_columns_on_a_terminal(monkeypatch, capsys):
     for name, value in {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with cli.progress_bar("training model_a") as update:
+    with terminal.progress_bar("training model_a") as update:
         update(14, 480, "epoch 2, held-out accuracy 66.7%")
     out, err = capsys.readouterr()
     assert out == ""
@@ -218,7 +218,7 @@ def test_progress_bar_fits_80_columns_on_a_terminal(monkeypatch, capsys):
 def test_compiled_programs_are_kept_for_the_next_run(tmp_path):
     """In a process of its own: JAX settles where its cache is when it first compiles."""
     code = (
-        "import jax; from experiments import cli; cli.keep_compiled_programs(); "
+        "import jax; from experiments._common import cli; cli.keep_compiled_programs(); "
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); "
         "jax.jit(lambda x: x + 1)(1)"
     )

@@ -16,7 +16,7 @@ from deid_jax.data import load_dataset
 from deid_jax.evaluation.records import ImageMetrics
 from deid_jax.reports import trial_statistics
 from experiments import compare
-from experiments._common import common, machine
+from experiments._common import data_settings, machine
 from experiments._compare import compare_tables
 from experiments._compare.compare_tables import summaries_of
 from experiments._compare.trials import Attempt, Trial, TrialRecord
@@ -265,7 +265,7 @@ def test_images_are_kept_where_asked(workplace, arguments):
     assert written == {line["picture"] + ".png" for line in lines}
     assert len(written) == 18
     # The distances are those of the files.
-    settings = compare.cli.parse(compare.CompareSettings, arguments)
+    settings = compare.flags.parse(compare.CompareSettings, arguments)
     faces = load_dataset("folder", settings.options("all"))
     for line in lines:
         original = faces.read(faces.pictures.index(line["picture"]))
@@ -320,13 +320,13 @@ def test_searches_share_the_gradients(num_steps, split):
 def test_samples_are_drawn_evenly_by_the_seed():
     faces = noise_faces()  # Of five persons three pictures of the first and two of the others.
     for size in (1, 5, 7, 10):
-        counts = np.bincount(common.sampled(faces, size, 0).labels, minlength=5)
+        counts = np.bincount(data_settings.sampled(faces, size, 0).labels, minlength=5)
         assert counts.sum() == size
         assert counts.max() - counts.min() <= 1
-    drawn = [common.sampled(faces, 5, seed).pictures for seed in range(4)]
+    drawn = [data_settings.sampled(faces, 5, seed).pictures for seed in range(4)]
     assert len(set(drawn)) > 1
-    assert drawn[0] == common.sampled(faces, 5, 0).pictures
-    assert common.sampled(faces, 11, 3).pictures == faces.pictures
+    assert drawn[0] == data_settings.sampled(faces, 5, 0).pictures
+    assert data_settings.sampled(faces, 11, 3).pictures == faces.pictures
 
 
 def test_peers_that_are_not_installed_are_named_at_once(
@@ -338,7 +338,7 @@ def test_peers_that_are_not_installed_are_named_at_once(
         "peers need eagerpy, adv-lib: pip install --no-deps -r tests/requirements-peers.txt, "
         "or leave them out with --peers=none"
     )
-    monkeypatch.setattr(compare.common, "faces_and_recogniser", None)
+    monkeypatch.setattr(compare.loading, "load_split", None)
     assert_refused(compare.main, [*arguments, "--methods=pfgvm"], message, workplace, capsys)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deid_jax.devices import device_threads
 from experiments import protect
-from experiments._common import scale
 from tests.experiments import scale_helpers
 from tests.experiments.conftest import finish, listing, process
 from tests.experiments.protect_helpers import arguments, picture
@@ -96,12 +96,12 @@ def test_what_one_piece_raises_ends_the_others():
         time.sleep(0.1)
 
     with pytest.raises(ValueError, match="broken"):
-        scale.on_all_devices(do, "abcdefghij", mesh)
+        device_threads.on_all_devices(do, "abcdefghij", mesh)
     assert len(begun) < 10
     done = []
-    scale.on_all_devices(done.append, "abcdef", mesh)
+    device_threads.on_all_devices(done.append, "abcdef", mesh)
     assert sorted(done) == list("abcdef")
-    scale.on_all_devices(done.append, "", mesh)
+    device_threads.on_all_devices(done.append, "", mesh)
     assert len(done) == 6
 
 

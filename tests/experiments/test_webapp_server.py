@@ -16,7 +16,7 @@ import pytest
 
 from deid_jax.errors import InputError
 from experiments import protect, webapp
-from experiments._common import cli
+from experiments._common import flags
 from tests.experiments.conftest import REPOSITORY, finish, process
 from tests.experiments.protect_helpers import ONE
 
@@ -45,7 +45,7 @@ def test_bad_settings_are_refused(settings, message):
 
 
 def test_settings_mean_what_they_mean_to_protect():
-    own, others = cli.flags_of(webapp.WebappSettings), cli.flags_of(protect.ProtectSettings)
+    own, others = flags.flags_of(webapp.WebappSettings), flags.flags_of(protect.ProtectSettings)
     assert own.pop("port").default == 7860
     assert own == {name: others[name] for name in own}
 

@@ -1,21 +1,15 @@
-"""Settings of binaries that run on many devices and machines."""
+"""Settings of commands that run on many devices and machines."""
 
 import contextlib
 import dataclasses
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Self
 
-import jax
 from jax.sharding import Mesh
 
 from deid_jax.checks import count
-from deid_jax.data import FaceDataset
 from deid_jax.devices import processes, sharding
 from deid_jax.devices.processes import Group
-from deid_jax.runs.run_folder import describe
-from experiments._common.cli import setting
+from experiments._common.flags import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,56 +70,3 @@ class ShardSettings(ModelParallelSettings):
         """
         if self.shard_size is not None:
             count("shard_size", self.shard_size, least=1)
-
-
-def facts_of_pictures(faces: FaceDataset, recogniser: dict[str, Any]) -> dict[str, Any]:
-    """What decides a record beside method and protocol, JSON-able."""
-    return {
-        "versions": describe()["versions"],
-        "recogniser": recogniser,
-        "pictures": faces.fingerprint(),
-        "data set": [faces.name, faces.split, faces.provenance],
-    }
-
-
-def on_all_devices(do: Callable[[str], None], names: Sequence[str], mesh: Mesh) -> None:
-    """Does pieces of work at once, one on each device of this process.
-
-    A piece is done on one device, so that how many there are changes no bit of it; or on those
-    over which dense layers are divided.
-
-    Args:
-      do: does one, in a thread whose devices are its own.
-      names: of the pieces.
-      mesh: the devices; a row for each thread.
-
-    Raises:
-      Exception: what one of them raised; no further ones are begun then.
-    """
-    rows = mesh.devices[: len(names)]
-    left = iter(names)
-    turn, stop = threading.Lock(), threading.Event()
-
-    def work(devices: Sequence[jax.Device]) -> None:
-        with sharding.working_on(devices):
-            while not stop.is_set():
-                with turn:
-                    name = next(left, None)
-                if name is None:
-                    return
-                try:
-                    do(name)
-                except BaseException:
-                    stop.set()
-                    raise
-
-    if len(rows) < 2:
-        for devices in rows:
-            work(devices)
-        return
-    with ThreadPoolExecutor(len(rows)) as pool:
-        try:
-            for _ in pool.map(work, rows):
-                pass
-        finally:
-            stop.set()

@@ -1,0 +1,53 @@
+"""Work in threads, one for each device."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+from jax.sharding import Mesh
+
+from deid_jax.devices import sharding
+
+
+def on_all_devices(do: Callable[[str], None], names: Sequence[str], mesh: Mesh) -> None:
+    """Does pieces of work at once, one on each device of this process.
+
+    A piece is done on one device, so that how many there are changes no bit of it; or on those
+    over which dense layers are divided.
+
+    Args:
+      do: does one, in a thread whose devices are its own.
+      names: of the pieces.
+      mesh: the devices; a row for each thread.
+
+    Raises:
+      Exception: what one of them raised; no further ones are begun then.
+    """
+    rows = mesh.devices[: len(names)]
+    left = iter(names)
+    turn, stop = threading.Lock(), threading.Event()
+
+    def work(devices: Sequence[jax.Device]) -> None:
+        with sharding.working_on(devices):
+            while not stop.is_set():
+                with turn:
+                    name = next(left, None)
+                if name is None:
+                    return
+                try:
+                    do(name)
+                except BaseException:
+                    stop.set()
+                    raise
+
+    if len(rows) < 2:
+        for devices in rows:
+            work(devices)
+        return
+    with ThreadPoolExecutor(len(rows)) as pool:
+        try:
+            for _ in pool.map(work, rows):
+                pass
+        finally:
+            stop.set()

@@ -1,0 +1,164 @@
+"""Settings of data sets, and of the recogniser that they are evaluated with."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from deid_jax import recognisers
+from deid_jax.checks import count, folder_to_write
+from deid_jax.data import DATASETS, SPLITS, DataOptions, FaceDataset
+from deid_jax.data.images import CROPS
+from deid_jax.errors import InputError
+from deid_jax.metrics import SSIM_WINDOW
+from deid_jax.models import MODELS, create_model
+from deid_jax.recognisers.embedders import name_of
+from deid_jax.recognisers.gallery_classifier import OUTPUTS
+from deid_jax.reports.tables import spread
+from experiments._common.flags import setting
+
+_LARGEST_IMAGE = 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which pictures and which recogniser."""
+
+    dataset: str = setting("synthetic", "Data set.", choices=tuple(DATASETS))
+    data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
+    image_size: int = setting(64, "Height and width in pixels that pictures are brought to.")
+    crop: str | None = setting(
+        None,
+        "Which part of a picture file is the face; auto: CelebA's aligned face box for "
+        "pictures of 178x218, else the largest centred square; arcface: the template of "
+        "recognisers of 112 px. Default: auto.",
+        choices=CROPS,
+    )
+    skip_unreadable: bool = setting(
+        False, "Leave out pictures that cannot be read, and count them, instead of stopping."
+    )
+    model: str = setting("model_a", "Recogniser.", choices=tuple(MODELS))
+    seed: int = setting(0, "Decides every random choice: persons, split, weights, targets.")
+
+    def options(self, split: str) -> DataOptions:
+        """What the data set's loader is asked for.
+
+        Raises:
+          InputError: a value out of range, or a flag that the data set ignores.
+        """
+        count("image_size", self.image_size, least=1, most=_LARGEST_IMAGE)
+        count("seed", self.seed, most=2**31 - 1)
+        self.check_recogniser()
+        if self.dataset == "synthetic":
+            for name in ("data_dir", "crop", "skip_unreadable"):
+                value = getattr(self, name)
+                if value:
+                    raise InputError(f"--{name}={value} means nothing to --dataset=synthetic")
+        return DataOptions(
+            image_size=self.image_size,
+            split=split,
+            seed=self.seed,
+            data_dir=self.data_dir,
+            skip_unreadable=self.skip_unreadable,
+            crop=self.crop or DataOptions.crop,
+        )
+
+    def check_recogniser(self) -> None:
+        """Refuses pictures that the recogniser cannot take, as far as its name tells."""
+        create_model(self.model, num_classes=2, image_size=self.image_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(DataSettings):
+    """Which pictures a trained recogniser is measured on."""
+
+    split: str = setting("test", "Which pictures to de-identify.", choices=SPLITS)
+    max_images: int | None = setting(None, "Only the first N pictures of the split.")
+    sample: int | None = setting(
+        None, "Only N pictures of the split, drawn by the seed, of as many persons as possible."
+    )
+    batch_size: int | None = setting(
+        None, "Pictures per compiled call; default: what suits the device and its memory."
+    )
+    checkpoint: str | None = setting(
+        None, "The recogniser's weights; default: under checkpoints/, trained if missing."
+    )
+    recogniser: str | None = setting(
+        None,
+        "One's own in the place of --model and --checkpoint: NAME, NAME:FILE or "
+        "package.module:function, from RGB pictures in [0, 1] to embeddings, by whose gallery "
+        "of training photos persons are named, or to logits.",
+    )
+    recogniser_output: str | None = setting(
+        None, "What --recogniser gives. Default: embeddings.", choices=OUTPUTS
+    )
+    profile_dir: str | None = setting(
+        None, "Write a trace of JAX's profiler there, for XProf, TensorBoard or Perfetto."
+    )
+
+    def check(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+          InputError: see above.
+        """
+        self.options(self.split)
+        if self.recogniser is None and self.recogniser_output is not None:
+            raise InputError(
+                f"--recogniser_output={self.recogniser_output} means nothing without "
+                "--recogniser"
+            )
+        if self.recogniser is not None and self.checkpoint is not None:
+            raise InputError("recogniser and checkpoint both say who judges: give one of them")
+        # Structural similarity needs the room of its window.
+        count("image_size", self.image_size, least=SSIM_WINDOW)
+        if self.batch_size is not None:
+            count("batch_size", self.batch_size, least=1)
+        for name in ("max_images", "sample"):
+            if getattr(self, name) is not None:
+                count(name, getattr(self, name), least=1)
+        if self.max_images is not None and self.sample is not None:
+            raise InputError("sample and max_images both say which pictures: give one of them")
+        if self.profile_dir is not None:
+            folder_to_write("profile_dir", Path(self.profile_dir))
+
+    def check_recogniser(self) -> None:
+        """Refuses what `DataSettings` does, where the recogniser is one of the project's."""
+        if self.recogniser is None:
+            super().check_recogniser()
+
+    @property
+    def judge(self) -> str:
+        """What the recogniser is called in tables and folders."""
+        return self.model if self.recogniser is None else name_of(self.recogniser)
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The name of the default checkpoint, and so of folders for the recogniser."""
+        options = self.options("train")
+        return recognisers.default_path(self.judge, self.dataset, options).name
+
+    def chosen(self, faces: FaceDataset) -> FaceDataset:
+        """The images of a split that are asked for.
+
+        Raises:
+          InputError: there are too few to sample from.
+        """
+        if self.sample is not None:
+            return sampled(faces, self.sample, self.seed)
+        return faces.take(range(len(faces))[: self.max_images]) if self.max_images else faces
+
+
+def sampled(faces: FaceDataset, size: int, seed: int) -> FaceDataset:
+    """Images drawn by the seed, of as many persons as possible, in the data set's order.
+
+    Raises:
+      InputError: there are too few.
+    """
+    if size > len(faces):
+        raise InputError(
+            f"sample must be at most {len(faces)}, the images of the split, got {size}"
+        )
+    shuffled = np.random.default_rng(seed).permutation(len(faces))
+    chosen = spread(faces.labels[shuffled].tolist(), size)
+    return faces.take(np.sort(shuffled[chosen]))

@@ -1,0 +1,191 @@
+"""Loading images and recognisers for a command, with progress bars.
+
+Loading never trains; `load_or_train_recogniser` is the one function that trains a default
+recogniser where its checkpoint is missing.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from deid_jax import recognisers
+from deid_jax.data import FaceDataset, load_dataset
+from deid_jax.devices.processes import ALONE, Group
+from deid_jax.recognisers import Recogniser, checkpointing, storage, weights
+from deid_jax.recognisers.embedders import Embedder, load_embedder
+from deid_jax.recognisers.gallery_classifier import OUTPUTS, from_embedder
+from deid_jax.recognisers.training import EpochRecord, TrainConfig
+from deid_jax.recognisers.vggface_files import Pretrained
+from experiments._common.data_settings import EvaluationSettings
+from experiments._common.terminal import progress_bar
+
+
+def load_split(settings: EvaluationSettings, group: Group = ALONE) -> FaceDataset:
+    """All images of the split asked for.
+
+    Raises:
+      InputError: the images cannot be used; or the checkpoint is damaged or made for something
+        else, which is noticed before any image is read.
+    """
+    path = _checkpoint(settings)
+    if settings.recogniser is None:
+        if settings.checkpoint is not None or storage.exists(path):
+            recognisers.load_info(path, settings.model, settings.dataset, settings.image_size)
+        else:
+            checkpointing.check_target(path, overwrite=False)
+    faces = load_dataset(settings.dataset, settings.options(settings.split))
+    if group.is_first:
+        say_skipped(faces)
+    return faces
+
+
+def load_or_train_recogniser(
+    settings: EvaluationSettings,
+    faces: FaceDataset,
+    group: Group = ALONE,
+    *,
+    model_parallel: int = 1,
+) -> Recogniser:
+    """The recogniser that a split is evaluated with.
+
+    That is the user-supplied one, the one at `settings.checkpoint`, or the default one, which
+    all processes of the group train together if it is missing.
+
+    Args:
+      settings: name it.
+      faces: all images of the split asked for.
+      group: the processes.
+      model_parallel: over how many devices its dense layers are divided.
+
+    Raises:
+      InputError: the checkpoint is missing, damaged or made for something else.
+    """
+    if settings.recogniser is not None:
+        return _user_supplied(settings, settings.recogniser, faces, model_parallel)
+    path = _checkpoint(settings)
+    if group.agree(settings.checkpoint is None and not storage.exists(path)):
+        _train_default(settings, path, faces, group, model_parallel)
+    return recognisers.load(path, settings.model, faces)
+
+
+def _checkpoint(settings: EvaluationSettings) -> Path:
+    options = settings.options("train")
+    default = recognisers.default_path(settings.model, settings.dataset, options)
+    return Path(settings.checkpoint or default)
+
+
+def _train_default(
+    settings: EvaluationSettings,
+    path: Path,
+    faces: FaceDataset,
+    group: Group,
+    model_parallel: int,
+) -> None:
+    if group.is_first:
+        print(f"No checkpoint at {path} yet: training {settings.model} now.", file=sys.stderr)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    group.check_shared(path.parent, f"checkpoint {path}, which is trained now,")
+    config = recognisers.train_config(settings.model, settings.dataset, seed=settings.seed)
+    test = faces if settings.split == "test" else None
+    data = recognisers.load_train_and_test(
+        settings.dataset, settings.options("train"), test=test
+    )
+    recogniser, _ = fit_with_bar(
+        settings.model, *data, config, path, group=group, model_parallel=model_parallel
+    )
+    if group.is_first:
+        print(accuracy_line(recogniser), file=sys.stderr)
+
+
+def _user_supplied(
+    settings: EvaluationSettings, recogniser: str, faces: FaceDataset, model_parallel: int
+) -> Recogniser:
+    embedder = load_embedder_with_bar(recogniser, settings.image_size)
+    train, test = (
+        faces
+        if settings.split == split
+        else load_dataset(settings.dataset, settings.options(split))
+        for split in ("train", "test")
+    )
+    output = settings.recogniser_output or OUTPUTS[0]
+    return from_embedder(embedder, output, train, test, model_parallel=model_parallel)
+
+
+def fit_with_bar(
+    model: str,
+    faces: FaceDataset,
+    held_out: FaceDataset | None,
+    config: TrainConfig,
+    path: Path,
+    pretrained: Pretrained | None = None,
+    *,
+    group: Group = ALONE,
+    model_parallel: int = 1,
+) -> tuple[Recogniser, list[EpochRecord]]:
+    """`recognisers.fit` behind a progress bar: trains a recogniser and saves it at `path`."""
+    with progress_bar(f"training {model}") as update:
+        first_call = True
+
+        def progress(done: int, total: int, history: Sequence[EpochRecord]) -> None:
+            nonlocal first_call
+            if first_call and history and group.is_first:
+                print(f"going on after epoch {len(history)}, where it stopped", file=sys.stderr)
+            first_call = False
+            text = f"epoch {len(history) + 1}"
+            if history:
+                text += f", held-out accuracy {history[-1].test_accuracy:.1%}"
+            update(done, total, text)
+
+        return recognisers.fit(
+            model,
+            faces,
+            config,
+            path,
+            held_out=held_out,
+            pretrained=pretrained,
+            progress=progress,
+            group=group,
+            model_parallel=model_parallel,
+        )
+
+
+def load_embedder_with_bar(text: str, image_size: int) -> Embedder:
+    """`embedders.load_embedder` with a progress bar while it downloads."""
+    with progress_bar("weights", at_once=False) as update:
+        return load_embedder(text, image_size=image_size, progress=update)
+
+
+def fetch_weights_with_bar(name: str, sha256: str | None) -> Path:
+    """`weights.fetch` with a progress bar while it downloads."""
+    with progress_bar("weights", at_once=False) as update:
+        return weights.fetch(name, sha256=sha256, progress=update)
+
+
+def say_skipped(faces: FaceDataset) -> None:
+    """Prints how many images of a data set could not be read, if that is known already."""
+    say_left_out(faces.provenance.get("num_unreadable", 0))
+
+
+def say_left_out(count: int) -> None:
+    """Prints that images could not be read, if there are any."""
+    if count:
+        images = "image" if count == 1 else "images"
+        print(f"left out {count} unreadable {images}", file=sys.stderr)
+
+
+def accuracy_line(recogniser: Recogniser) -> str:
+    """A sentence with the accuracy of a recogniser."""
+    accuracy = ", ".join(
+        f"{share:.1%} on the {split} split" for split, share in recogniser.info.accuracy.items()
+    )
+    return f"{recogniser.info.model} predicts rightly {accuracy}."
+
+
+def profiled(profile_dir: str | None) -> contextlib.AbstractContextManager[None]:
+    """Traces the block with JAX's profiler, where a folder is given."""
+    if profile_dir is None:
+        return contextlib.nullcontext()
+    return jax.profiler.trace(profile_dir)

@@ -1,0 +1,138 @@
+"""Settings of methods: flags that several methods share, and those of single methods."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from deid_jax.attacks import ATTACKS, METHODS
+from deid_jax.devices.precision import PRECISIONS
+from deid_jax.errors import InputError
+from deid_jax.evaluation import INITS, TARGETS, Protocol, Settings
+from deid_jax.types import Config
+from experiments._common.data_settings import EvaluationSettings
+from experiments._common.flags import Flag, Value, setting, settings_of_others
+
+# What --help says of the methods' settings.
+MEANINGS = {
+    "step_size": "α, how far one step goes.",
+    "shrink": "β₀, the share of the change that the first penalty step takes back.",
+    "max_step": "The longest step, in L2.",
+    "penalty": "What is held small beside the loss.",
+    "penalty_weight": "λ, the weight of the 'realism' term; α·λ >= 2 diverges.",
+    "num_steps": "Number of gradient steps.",
+    "epsilon": "ε, the largest change of a pixel, of a range of 1; in pgd_l2 of a picture.",
+    "momentum": "μ, the share of the direction so far that a step keeps.",
+    "reach": "How many ε all steps together would go along one line.",
+    "init_epsilon": "ε₀, the size in L2 of the first change.",
+    "gamma": "γ, the share by which the size allowed grows or shrinks, below 1.",
+    "initial_const": "c of the first search: what success weighs against the change.",
+    "confidence": "κ, how far beyond the boundary to go, in logits.",
+    "binary_search_steps": "Number of searches for c, which share num_steps.",
+    "blur_sigma": "Standard deviation of the blur, a fraction of the picture's height.",
+    "num_blocks": "Number of blocks across and down the picture.",
+    "mask_size": "Height and width of the mask, a fraction of the picture's.",
+    "noise_stddev": "Standard deviation of the noise, for pixels of a range of 1.",
+}
+
+
+def method_flags() -> dict[str, Flag]:
+    """One flag per setting of any method; where it is not given, the method's default holds."""
+    found: dict[str, Flag] = {}
+    for name, method in METHODS.items():
+        for field in dataclasses.fields(method.config):
+            if field.name == "quantize":  # A flag that all methods share.
+                continue
+            default = f"{name} {number_or_name(field.default)}"
+            if field.name in found:
+                text = f"{found[field.name].help.removesuffix('.')}, {default}."
+            else:
+                text = f"{MEANINGS.get(field.name, '')} Default: {default}.".strip()
+            choices = field.metadata.get("choices")
+            found[field.name] = Flag(type(field.default), None, text, choices)
+    return found
+
+
+def number_or_name(value: object) -> str:
+    """A setting's value as people write it: 0.1, 50, l2, True."""
+    return f"{value:g}" if type(value) in (int, float) else str(value)
+
+
+def _quantizing_methods() -> str:
+    """Which methods quantize by themselves, in words."""
+    names = [name for name, method in METHODS.items() if method.quantizes]
+    return f"on for {', '.join(names)}, off for the others" if names else "off"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodSettings(EvaluationSettings):
+    """How methods are run; `method_settings` are those that belong to a method alone."""
+
+    target: str | None = setting(
+        None, "Label that an attack aims at; none = untargeted. Default: random.", TARGETS
+    )
+    init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
+    quantize: bool | None = setting(
+        None,
+        "Finish on the 8-bit grid with success kept: roundings that the attack does not "
+        f"survive are mended. Default: {_quantizing_methods()}.",
+    )
+    precision: str | None = setting(
+        None,
+        "What the attack computes in; the verdict stays float32. On CPUs tf32 is float32. "
+        "Default: float32.",
+        choices=PRECISIONS,
+    )
+    method_settings: Mapping[str, Value] = settings_of_others(method_flags())
+
+    def check_methods(self, methods: Sequence[str]) -> None:
+        """Refuses flags that mean nothing to any of the methods.
+
+        Raises:
+          InputError: there is such a flag.
+        """
+        asked = f"--method={','.join(methods)}"
+        if not any(name in ATTACKS for name in methods):
+            for flag in ("target", "init", "precision"):
+                value = getattr(self, flag)
+                if value is not None:
+                    raise InputError(f"--{flag}={value} means nothing to {asked}")
+        known = dict.fromkeys(own for name in methods for own in METHODS[name].settings())
+        for flag, value in self.method_settings.items():
+            if flag not in known:
+                raise InputError(
+                    f"--{flag}={value} means nothing to {asked}, which takes "
+                    + ", ".join(f"--{own}" for own in known)
+                )
+
+    def config(self, method: str) -> Config:
+        """A method's settings as given, its defaults for the others.
+
+        Raises:
+          InputError: the method refuses a value.
+        """
+        return METHODS[method].config(**self.settings_of(method))
+
+    def settings_of(self, method: str) -> Settings:
+        """The settings given for a method, `quantize` among them."""
+        known = METHODS[method].settings()
+        given = {**self.method_settings, "quantize": self.quantizes(method)}
+        return {name: value for name, value in given.items() if name in known}
+
+    def quantizes(self, method: str) -> bool:
+        """Whether a method finishes on the 8-bit grid."""
+        return METHODS[method].quantizes if self.quantize is None else self.quantize
+
+    def protocol(self, method: str) -> Protocol:
+        """How a method is run; ad-hoc methods know neither target nor first iterate.
+
+        Raises:
+          InputError: a bad value.
+        """
+        aims = method in ATTACKS
+        return Protocol(
+            target=(self.target or "random") if aims else "none",
+            init=(self.init or "image") if aims else "image",
+            quantize=self.quantizes(method),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            precision=self.precision or "float32",
+        )

@@ -1,0 +1,54 @@
+"""The terminal: a progress bar."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Update(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """Shows `done` of `total`, and a text beside the bar."""
+        ...
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, *, at_once: bool = True) -> Iterator[Update]:
+    """A bar while the block runs: on standard error if that is a terminal, or in a notebook.
+
+    Args:
+      description: stands before the bar.
+      at_once: whether it shows before it first moves.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    # In notebooks rich draws through ipywidgets, which Colab has and others may lack.
+    shown = bool(console.is_terminal)
+    if console.is_jupyter:
+        shown = importlib.util.find_spec("ipywidgets") is not None
+    with Progress(*columns, console=console, disable=not shown) as progress:
+        task = progress.add_task(description, total=None, text="", visible=at_once)
+
+        def update(done: int, total: int, text: str = "") -> None:
+            progress.update(task, completed=done, total=total, text=text, visible=True)
+
+        yield update
