@@ -23,14 +23,12 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deid_jax import evaluation
 from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.devices import programs, sharding
 from deid_jax.devices.sharding import BATCH, MODEL
 from deid_jax.errors import InputError
-from deid_jax.evaluation import sweeping
-from deid_jax.evaluation.batch import Protocol, run_donated
-from deid_jax.evaluation.examples import run_examples
+from deid_jax.evaluation import Evaluation, Protocol, WeightedModel, grid, sweep
+from deid_jax.evaluation.batch import run_donated
 from deid_jax.recognisers import predicting, training
 from deid_jax.recognisers.embedders import Embedder
 from tests.helpers import (
@@ -150,6 +148,13 @@ def _protocol(method="pfgvm", **options):
     return Protocol(target="random" if method in ATTACKS else "none", **options)
 
 
+def _evaluation(mesh, method="pfgvm", faces=None, **options):
+    recogniser = WeightedModel(*_recogniser())
+    protocol = _protocol(method, **options)
+    faces = faces or noise_faces(SIZE)
+    return Evaluation(recogniser, faces, method, _config(method), protocol, mesh)
+
+
 def _evaluate(mesh, method="pfgvm", faces=None, **options):
     """(records, uint8[N, H, W, 3]) of a data set."""
     faces = faces or noise_faces(SIZE)
@@ -161,17 +166,10 @@ def _evaluate(mesh, method="pfgvm", faces=None, **options):
         kept[index] = picture
         return picture
 
-    records, _ = evaluation.evaluate(
-        *_recogniser(),
-        faces,
-        method,
-        _config(method),
-        _protocol(method, **options),
-        keep=keep,
-        mesh=mesh,
-    )
+    records, _ = _evaluation(mesh, method, faces, **options).records(keep=keep)
     assert sorted(kept) == list(range(len(faces)))
-    return records, np.stack([kept[index] for index in range(len(faces))])
+    rows = [record.to_row() for record in records]
+    return rows, np.stack([kept[index] for index in range(len(faces))])
 
 
 @functools.cache
@@ -181,15 +179,7 @@ def _on_one(method="pfgvm"):
 
 def _compiled(mesh, method="pfgvm", size=COUNT):
     """The program of `_evaluate`."""
-    model, variables = _recogniser()
-    return programs.compile_once(
-        run_donated,
-        sharding.place_variables(variables, mesh),
-        sharding.batch_layout(evaluation.batch_shapes(size, SIZE), mesh),
-        sharding.place_everywhere(jax.tree.map(jnp.float32, _config(method)), mesh),
-        sharding.place_everywhere(jax.random.key(0), mesh),
-        program=_protocol(method).program(model, method, mesh),
-    )
+    return _evaluation(mesh, method).placed(run_donated).compiled(size)
 
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
@@ -422,15 +412,13 @@ def test_functions_of_batches_see_their_own_part():
 
 @on_eight_devices
 def test_examples_are_those_of_one_device():
-    faces = noise_faces(SIZE)
-    config = METHODS["pfgvm"].config(num_steps=(2, 4))
     alone, together = (
-        run_examples(*_recogniser(), faces, "pfgvm", config, _protocol(), [7, 2, 5], mesh=mesh)
-        for mesh in (None, mesh_of(4))
+        _evaluation(mesh).at({"num_steps": (2, 4)}).examples([7, 2, 5])
+        for mesh in (mesh_of(1), mesh_of(4))
     )
-    assert together.pictures.shape == (2, 3, SIZE, SIZE, 3)
-    assert_near(together.pictures, alone.pictures)
-    assert_near(together.pictures[1], _on_one()[1][[7, 2, 5]])
+    assert together.images.shape == (2, 3, SIZE, SIZE, 3)
+    assert_near(together.images, alone.images)
+    assert_near(together.images[1], _on_one()[1][[7, 2, 5]])
     for ours, theirs in zip(
         jax.tree.leaves(together[1:]), jax.tree.leaves(alone[1:]), strict=True
     ):
@@ -439,11 +427,9 @@ def test_examples_are_those_of_one_device():
 
 
 def _sweep(mesh, **options):
-    points = sweeping.grid("pfgvm", {"penalty_weight": [0.2, 0.5, 1.0]}, {"num_steps": 4})
-    faces = noise_faces(SIZE)
-    return sweeping.sweep(
-        *_recogniser(), faces, "pfgvm", points, _protocol(**options), mesh=mesh
-    )
+    points = grid("pfgvm", {"penalty_weight": [0.2, 0.5, 1.0]}, {"num_steps": 4})
+    swept = sweep(_evaluation(mesh, **options), points)
+    return [[record.to_row() for record in records] for records in swept]
 
 
 @on_eight_devices

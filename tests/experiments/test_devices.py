@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import evaluation
+from deid_jax.evaluation.batch_loop import BatchLoop
 from deid_jax.models import mobilefacenet
 from deid_jax.photos import crop_attack
 from deid_jax.recognisers import checkpointing
@@ -188,7 +188,7 @@ def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Embedder, "embed", note(Embedder.embed))
         patch.setattr(crop_attack, "find_perturbation", note(crop_attack.find_perturbation))
-        patch.setattr(evaluation._Run, "_collect", note(evaluation._Run._collect))
+        patch.setattr(BatchLoop, "_collect", note(BatchLoop._collect))
         assert binary.main(given) in (0, 1)
     assert len(held) > 1
     assert any((depth, width // 2) in shapes for shapes in held)
@@ -202,5 +202,5 @@ def test_a_user_sees_devices_named(trained, faces, workplace):
         started = process("attack", *flags, "--output_dir=out", cwd=workplace)
     status, out, err = finish(started)
     assert (status, err) == (0, "")
-    assert "pictures/s on 4 devices)" in " ".join(out.split())
+    assert "images/s on 4 devices)" in " ".join(out.split())
     assert metrics_of(workplace / "out")["num_devices"] == 4

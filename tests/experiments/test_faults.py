@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax import evaluation
+from deid_jax.evaluation import Evaluation
 from deid_jax.data import pictures
 from deid_jax.recognisers import checkpointing
 from deid_jax.runs.resuming import Store
@@ -293,14 +293,14 @@ def test_file_that_breaks_after_loading(
     picture = workplace / "faces/person_2/02.png"
     given = [*arguments, "--data_dir=faces"]
     monkeypatch.setattr(pictures, "MAX_CACHED_BYTES", 0)
-    whole = evaluation.evaluate_spans
+    whole = Evaluation.over
 
-    def evaluate_spans(*args, **named):
+    def over(*args, **named):
         damage(picture)
         return whole(*args, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate_spans", evaluate_spans)
+        patch.setattr(Evaluation, "over", over)
         line = fails(given, capsys)
     assert line.startswith("error: faces/person_2/02.png ")
     assert reason in line

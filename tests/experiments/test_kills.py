@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from deid_jax import evaluation
+from deid_jax.evaluation.batch_loop import BatchLoop
 from deid_jax.recognisers import checkpointing
 from deid_jax.runs.resuming import Store
 from experiments import attack, train
@@ -324,18 +324,18 @@ def test_the_last_and_smaller_shard_is_computed_alike_alone(
     arguments = [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--split=all"]
     arguments += ["--shard_size=4", "--num_steps=3", "--output_dir=out"]
     sizes = []
-    real_shapes, real_write = evaluation.batch_shapes, Store.write
+    real_prepare, real_write = BatchLoop.prepare_batches, Store.write
 
-    def batch_shapes(size, image_size):
+    def prepare_batches(loop, size, memory):
         sizes.append(size)
-        return real_shapes(size, image_size)
+        return real_prepare(loop, size, memory)
 
     def write(store, number, piece):
         if number == 4:
             raise KeyboardInterrupt
         real_write(store, number, piece)
 
-    monkeypatch.setattr(evaluation, "batch_shapes", batch_shapes)
+    monkeypatch.setattr(BatchLoop, "prepare_batches", prepare_batches)
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", write)
         assert attack.main(arguments) == 130

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deid_jax.recognisers import checkpointing
+from deid_jax.evaluation import Evaluation
 from experiments import attack, sweep, train
 from tests.devices.test_processes import free_port
 from tests.experiments.conftest import COMMON, REPOSITORY, finish, listing, process
@@ -155,15 +156,14 @@ for name, arguments in json.loads(plan):
 
 def _begin_an_attack(flags, place):
     """Two shards, then the disk is full."""
-    real = attack.evaluation.evaluate_spans
+    real = Evaluation.over
 
-    def half(*args, **kwargs):
-        *before, spans, done = args
-        real(*before, spans[:2], done, **kwargs)
+    def half(evaluation, spans, finish, **options):
+        real(evaluation, spans[:2], finish, **options)
         raise OSError(28, "No space left on device")
 
     with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attack.evaluation, "evaluate_spans", half)
+        patch.setattr(Evaluation, "over", half)
         assert attack.main(flags) == 2
 
 
