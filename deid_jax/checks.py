@@ -27,10 +27,10 @@ def non_negative(name: str, value: object) -> None:
 
 def fraction(name: str, value: object) -> None:
     """Refuses everything but numbers in (0, 1]."""
-    if _is_concrete_number(value) and not (
-        np.all(np.asarray(value) > 0) and np.all(np.asarray(value) <= 1)
-    ):
-        raise InputError(f"{name} must be a number > 0 and <= 1, got {value}")
+    if _is_concrete_number(value):
+        numbers = np.asarray(value)
+        if not np.all((numbers > 0) & (numbers <= 1)):
+            raise InputError(f"{name} must be a number > 0 and <= 1, got {value}")
 
 
 def finite_non_negative(name: str, value: object) -> None:

@@ -188,7 +188,7 @@ def random_noise(images: jax.Array, key: jax.Array, *, stddev: float = 0.02) -> 
 def random_jpeg(
     images: jax.Array, key: jax.Array, *, lowest: int = 50, highest: int = 95
 ) -> jax.Array:
-    """JPEG (`deid_jax.transforms.jpeg`) of a quality uniform over the integers in [lowest, highest].
+    """JPEG of a quality uniform over the integers in [lowest, highest]; see `transforms.jpeg`.
 
     Args:
       images: float[B, H, W, 3] in [0, 1].
