@@ -48,7 +48,7 @@ class FaceChoice:
 
     Attributes:
       which: `all` or `largest`, or boxes that are the same in every photo.
-      listed: faces by the files' names; None: `which` or the detector tells.
+      listed: faces by the files' names; None: given by `which` or the detector.
       detector: finds the faces; None where the user gives them.
     """
 

@@ -1,4 +1,4 @@
-"""Records: what became of a file and of each face in it; the lines of `manifest.jsonl`.
+"""Records of files and of each face in them: the lines of `manifest.jsonl`.
 
 Boxes are left, top, width, height in pixels; PSNR is in dB. Numbers are rounded when they are
 written, by the digits of their fields.
@@ -144,7 +144,7 @@ class VideoFigures:
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """What became of one file.
+    """The outcome of one file.
 
     Attributes:
       file: its name below the input folder.
@@ -153,7 +153,7 @@ class FileRecord:
       output: its name below the output folder; None where nothing was written.
       source_sha256: of its content; empty where that could not be read.
       output_sha256: of what was written.
-      faces: what became of each face.
+      faces: one report for each face.
       figures: of the written file.
       settings: digest of everything that decides what is written, beside the file.
     """

@@ -1,7 +1,7 @@
 """Protects the faces of one photo, and judges the encoded file as it will be seen.
 
 The strength rises face by face until every recogniser is fooled in the encoded file, or the cap
-is reached; then the strongest try is kept, and reported as what it is.
+is reached; then the strongest try is kept, and reported as not protected.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class ProtectedPhoto(NamedTuple):
       data: the file's content.
       pixels: uint8[H, W, 3], as the file shows them.
       quality: the file's quality, of JPEG and WebP; None of lossless formats.
-      faces: what became of each face.
+      faces: one report for each face.
     """
 
     data: bytes

@@ -64,7 +64,7 @@ class TimedFrame(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """What the header and the first frame say.
+    """Properties from the header and the first frame.
 
     Attributes:
       width: of an upright frame in pixels.

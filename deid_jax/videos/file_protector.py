@@ -18,20 +18,18 @@ from deid_jax.photos.file_records import (
     NOT_PROTECTED,
     PROTECTED,
     UNREADABLE,
-    FaceReport,
     FileRecord,
     PhotoFigures,
-    TrackReport,
     VideoFigures,
 )
 from deid_jax.photos.manifest import sha256_of, sha256_of_file
-from deid_jax.photos.protector import Protector
+from deid_jax.photos.protector import ProtectedPhoto, Protector
 from deid_jax.photos.verifiers import BlindError, directions, probes
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.types import NumpyArray
-from deid_jax.videos.video import VideoJob
+from deid_jax.videos.video import VideoJob, VideoReport
 
-# Told the progress of a file that takes long.
+# Shows the progress of a file that takes long.
 Say = Callable[[str], None]
 _NO_FACE = "no face was found: nothing was written"
 
@@ -56,7 +54,7 @@ class FileProtector:
         """A digest of everything that decides what is written, beside the file itself.
 
         Args:
-          settings: those of them that are settings of the command.
+          settings: the command's settings among them.
         """
         verifiers = self.protector.verifiers
         parts = [json.dumps(settings, sort_keys=True)]
@@ -78,7 +76,7 @@ class FileProtector:
           name: below the input folder.
           content: of the file, or what is wrong with it; None for videos.
           digest: SHA-256 of its content.
-          say: told its progress.
+          say: called with its progress.
         """
         if isinstance(content, InputError):
             return FileRecord(name, UNREADABLE, str(content), source_sha256=digest)
@@ -124,7 +122,7 @@ class FileProtector:
         files.write_whole(self.output / name, done.data)
         height, width = done.pixels.shape[:2]
         figures = PhotoFigures(left, height, width, done.quality)
-        return self._written(name, digest, done.faces, figures)
+        return self._written(name, digest, done, figures)
 
     def _video(self, name: str, digest: str, say: Say) -> FileRecord:
         most_left = 0
@@ -147,24 +145,23 @@ class FileProtector:
             return FileRecord(name, NO_FACE, _NO_FACE, source_sha256=digest)
         size = (done.height, done.width)
         figures = VideoFigures(most_left, *size, done.num_frames, done.num_face_frames)
-        return self._written(name, digest, done.tracks, figures)
+        return self._written(name, digest, done, figures)
 
     def _written(
         self,
         name: str,
         digest: str,
-        faces: tuple[FaceReport | TrackReport, ...],
+        done: ProtectedPhoto | VideoReport,
         figures: PhotoFigures | VideoFigures,
     ) -> FileRecord:
-        protected = bool(faces) and all(face.protected for face in faces)
         return FileRecord(
             file=name,
-            status=PROTECTED if protected else NOT_PROTECTED,
-            reason=None if protected else "a recogniser still knows a face",
+            status=PROTECTED if done.protected else NOT_PROTECTED,
+            reason=None if done.protected else "a recogniser still knows a face",
             output=name,
             source_sha256=digest,
             output_sha256=sha256_of_file(self.output / name),
-            faces=faces,
+            faces=done.faces,
             figures=figures,
         )
 

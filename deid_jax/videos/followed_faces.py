@@ -95,7 +95,6 @@ class VideoAttack:
         self._key = key
         self._followed = followed
         self._margin = 0.0
-        self.num_gradients = 0
 
     def begin(self, margin: float, *, last: bool = False) -> None:
         """Begins a round with the first frame, to pass thresholds by a cosine of `margin`.
@@ -196,7 +195,6 @@ class VideoAttack:
                 keys=jnp.stack([jax.random.fold_in(key, number) for key in keys]),
                 num_steps=num_steps,
             )
-            self.num_gradients += num_steps * len(faces)
             for one, perturbation in zip(faces, found, strict=True):
                 one.perturbation = perturbation
 

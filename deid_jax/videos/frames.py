@@ -28,7 +28,7 @@ FrameChange = Callable[[int, NumpyArray], NumpyArray | None]
 
 
 def display_matrix(frame: "VideoFrame") -> NumpyArray | None:
-    """int32[9], the transform to the frame as it is shown; None: it is shown as it is."""
+    """int32[9], the transform from the stored frame to the shown one; None: identity."""
     found = frame.side_data.get("DISPLAYMATRIX")
     # PyAV types it `object`.
     return None if found is None else np.frombuffer(bytes(found), np.int32)  # type: ignore[call-overload]

@@ -44,7 +44,7 @@ VideoProgress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class VideoReport:
-    """What became of a video.
+    """The outcome of a video.
 
     Attributes:
       written: whether there is a file; not if no face was found.
@@ -52,8 +52,7 @@ class VideoReport:
       height: likewise.
       num_frames: of the video.
       num_face_frames: frames with a face.
-      num_gradients: gradient steps, of all faces and frames.
-      tracks: what became of each face.
+      faces: one report for each face.
     """
 
     written: bool
@@ -61,13 +60,12 @@ class VideoReport:
     height: int
     num_frames: int
     num_face_frames: int = 0
-    num_gradients: int = 0
-    tracks: tuple[TrackReport, ...] = ()
+    faces: tuple[TrackReport, ...] = ()
 
     @property
     def protected(self) -> bool:
         """Whether there is a face, and all faces fool every recogniser in every frame."""
-        return bool(self.tracks) and all(track.protected for track in self.tracks)
+        return bool(self.faces) and all(face.protected for face in self.faces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,7 @@ class VideoJob:
       target: the file to write, of one of them by its suffix.
       name: of the file; it decides the random choices.
       detector: finds the faces to protect.
-      progress: told how far it is.
+      progress: called after every frame.
     """
 
     protector: Protector
@@ -123,7 +121,7 @@ class VideoJob:
         finally:
             unfinished.unlink(missing_ok=True)
         tracks = tuple(self._report(one) for one in followed if one.num_frames)
-        return VideoReport(True, *size, num_face_frames, attack.num_gradients, tracks)
+        return VideoReport(True, *size, num_face_frames, tracks)
 
     def _find(self, num_frames: int) -> tuple[list[FollowedFace], int]:
         """The faces of the video, and its number of frames."""

@@ -28,7 +28,7 @@ AMPLIFICATION = 20
 
 @dataclasses.dataclass(frozen=True)
 class UploadOutcome:
-    """What became of one upload.
+    """The outcome of one upload.
 
     Attributes:
       name: the file's name.
@@ -36,7 +36,7 @@ class UploadOutcome:
       output: the protected file.
       previews: files of before, after and the amplified difference: of the whole photo, and
         of each face.
-      faces: what became of each face.
+      faces: one report for each face.
     """
 
     name: str
@@ -52,7 +52,7 @@ class UploadOutcome:
 
 
 def refusal(paths: Sequence[str | Path]) -> str | None:
-    """What is wrong with a choice of files as a whole, or None."""
+    """Why a choice of files is refused as a whole, or None."""
     if not paths:
         return "No photo was chosen."
     if len(paths) > MAX_FILES:

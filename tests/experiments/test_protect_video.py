@@ -91,6 +91,7 @@ def mixed(tmp_path_factory, light_attack):
 VIDEOS = ["d.webm", "deep/b.mp4", "deep/er/c.MOV", "e.mkv"]
 
 
+@pytest.mark.slow
 def test_videos_lie_beside_photos(mixed):
     source, output, bad = mixed
     found = records_of(output)
@@ -105,6 +106,7 @@ def test_videos_lie_beside_photos(mixed):
     assert not list(output.rglob(f".*{UNFINISHED}"))
 
 
+@pytest.mark.slow
 def test_bad_videos_are_listed_and_left_out(mixed):
     _, output, bad = mixed
     for name, reason in bad.items():
@@ -114,6 +116,7 @@ def test_bad_videos_are_listed_and_left_out(mixed):
         assert record["reason"].endswith(reason) and "\n" not in record["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIDEOS)
 def test_what_a_video_keeps(mixed, name):
     source, output, _ = mixed

@@ -16,7 +16,7 @@ from PIL import Image
 from experiments import protect
 from experiments._webapp.uploads import MAX_PIXELS
 from tests.experiments.conftest import process
-from tests.experiments.protect_helpers import CONSTANT, ONE, TWO, records_of
+from tests.experiments.protect_helpers import ONE, TWO, records_of
 from tests.photos.photo_bytes import SECRETS, talkative_jpeg
 
 pytestmark = pytest.mark.slow

@@ -97,7 +97,7 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
             likeness[seed] = np.array(
                 [embedding(after[n], way(n), seed) @ known for n in range(NUMBER)]
             )
-        (track,) = report.tracks
+        (track,) = report.faces
         assert (track.first_frame, track.last_frame, track.num_frames) == (
             0,
             NUMBER - 1,
@@ -193,15 +193,14 @@ def test_frames_go_on_from_the_last_ones_change(source, tmp_path, tried):
     assert tried[0][2] is None
     for one, other in itertools.pairwise(tried):
         np.testing.assert_array_equal(other[2], one[3])
-    assert report.num_gradients == STEPS + (NUMBER - 1) * NEXT < NUMBER * STEPS
-    (track,) = report.tracks
+    (track,) = report.faces
     assert track.strength_db == 42.0
 
 
 def assert_known(report, fitted):
     """The last witness is fooled by no frame, and it is said."""
     assert report.written and not report.protected
-    last = report.tracks[0].verdicts[-1]
+    last = report.faces[0].verdicts[-1]
     assert (last.recogniser, last.fitted, last.fooled_frames) == ("constant", fitted, 0)
     assert last.cosine == pytest.approx(1)
 
@@ -216,8 +215,7 @@ def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended
     further = [(38.0, NEXT, True), (38.0, STEPS, True)] * (NUMBER - 1)
     # The next round begins where this one ended.
     assert kinds == [*first, *further, (38.0, STEPS, False), *further]
-    assert report.tracks[0].strength_db == 38.0
-    assert report.num_gradients == sum(steps for _, steps, _ in kinds)
+    assert report.faces[0].strength_db == 38.0
 
 
 @pytest.mark.slow
@@ -226,10 +224,9 @@ def test_one_who_is_not_known_to_the_attack_and_never_fooled_is_told(source, tmp
     judge = verifier(NEVER, is_surrogate=False)
     report = run(source, tmp_path / "out.mp4", verifier(), judge)
     assert_known(report, False)
-    assert report.tracks[0].verdicts[0].fooled
+    assert report.faces[0].verdicts[0].fooled
     assert [one[0] for one in tried if one[2] is None] == [42.0, 40.0, 38.0]
-    assert len(MARGINS) == 3 and report.tracks[0].strength_db == 38.0
-    assert report.num_gradients == sum(steps for _, steps, _, _ in tried)
+    assert len(MARGINS) == 3 and report.faces[0].strength_db == 38.0
 
 
 @pytest.mark.slow
@@ -255,12 +252,12 @@ def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
     assert embedding(before[0], still(0), 1) @ embedding(before[9], still(0), 1) < 0.8
     report = run(source, tmp_path / "out.mp4", detector=Told(lambda number: [still(0)]))
     assert report.protected
-    spans = [(track.first_frame, track.last_frame, track.num_frames) for track in report.tracks]
+    spans = [(track.first_frame, track.last_frame, track.num_frames) for track in report.faces]
     assert spans == [(0, 7, 8), (8, 15, 8)]
     assert [steps for _, steps, _, _ in tried] == ([STEPS] + [NEXT] * 7) * 2
     assert [one[2] is None for one in tried] == ([True] + [False] * 7) * 2
     after = rgb(tmp_path / "out.mp4")
-    for track, looks in zip(report.tracks, ((0, 5), (10, 15)), strict=True):
+    for track, looks in zip(report.faces, ((0, 5), (10, 15)), strict=True):
         known = np.sum([embedding(before[n], still(0), 1) for n in looks], axis=0)
         known = known / np.linalg.norm(known)
         own = range(track.first_frame, track.last_frame + 1)
