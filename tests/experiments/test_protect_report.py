@@ -30,7 +30,7 @@ def test_bar_tells_faces_a_second(tmp_path, monkeypatch):
     def bar(description, **options):
         yield lambda done, total, text="": told.append((description, done, total, text))
 
-    monkeypatch.setattr(protect.cli, "progress_bar", bar)
+    monkeypatch.setattr(protect.terminal, "progress_bar", bar)
     write_photos(tmp_path / "in")
     assert run(arguments(tmp_path / "in", tmp_path / "out")) == 0
     assert [one[:3] for one in told] == [("protect", n + 1, 4) for n in range(4)]

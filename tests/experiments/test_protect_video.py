@@ -264,7 +264,7 @@ def test_progress_tells_what_is_done_to_a_video(single, monkeypatch):
     def bar(description, **options):
         yield lambda number, total, text="": told.append((description, number, total, text))
 
-    monkeypatch.setattr(protect.cli, "progress_bar", bar)
+    monkeypatch.setattr(protect.terminal, "progress_bar", bar)
     source, output = single
     assert run(arguments(source, output)) == 0
     said = [text.partition("faces/s ")[2] for name, _, _, text in told if name == "protect"]
