@@ -17,8 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.data.images import quiet_pillow
 from deid_jax.errors import InputError
@@ -33,6 +31,7 @@ from deid_jax.evaluation import (
     timing_row,
 )
 from deid_jax.evaluation.outputs import OUTPUT_NAMES
+from deid_jax.pixels import Pixels
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import filmstrip, sheet
 from deid_jax.reports.tables import metrics_table, spread
@@ -216,7 +215,7 @@ def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
     examples = evaluation.at(settings).examples(indices)
 
     def frame(
-        image: np.ndarray, predictions: Predictions, place: int | tuple[int, int]
+        image: Pixels, predictions: Predictions, place: int | tuple[int, int]
     ) -> filmstrip.Frame:
         person = dataset.persons[predictions.label[place]]
         return filmstrip.Frame(image, person, float(predictions.confidence[place]))

@@ -39,6 +39,7 @@ from deid_jax.reports.comparison import Point
 from deid_jax.reports.tables import spread
 from deid_jax.runs.resuming import shards_of
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from deid_jax.types import PyTree
 from experiments._common import cli, loading
 from experiments._common.flags import setting
 from experiments._common.method_settings import MethodSettings, number_or_name
@@ -126,8 +127,8 @@ class SweepSettings(MethodSettings, ShardSettings):
 
     def _sweeps(self) -> dict[str, list[float | str]]:
         """Setting -> values, from the texts given."""
-        defaults = {
-            field.name: field.default
+        kinds: dict[str, type[PyTree]] = {
+            field.name: type(field.default)
             for method in METHODS.values()
             for field in dataclasses.fields(method.config)
         }
@@ -141,7 +142,7 @@ class SweepSettings(MethodSettings, ShardSettings):
             if name in sweeps:
                 raise InputError(f"--sweep={name} is given twice: name all its values in one")
             try:
-                kind = type(defaults.get(name, 0.0))
+                kind = kinds.get(name, float)
                 sweeps[name] = [kind(value) for value in values.split(",")]
             except ValueError as error:
                 raise InputError(

@@ -20,16 +20,17 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation.batch import BatchResult, PlacedProgram, measure_uint8
 from deid_jax.evaluation.measuring import BatchMetrics
 from deid_jax.evaluation.records import ImageRecord, records_of
+from deid_jax.pixels import Pixels
 from deid_jax.types import Batch
 
 # (position in the data set, uint8[H, W, 3]) -> the image as read back from its file.
-Keep: TypeAlias = Callable[[int, np.ndarray], np.ndarray]
+Keep: TypeAlias = Callable[[int, Pixels], Pixels]
 
 # Threads that keep images: compressing one takes longer than a small attack on it.
 NUM_KEEPERS = 8
 
 
-def as_it_is(index: int, image: np.ndarray) -> np.ndarray:
+def as_it_is(index: int, image: Pixels) -> Pixels:
     """Keeps no image."""
     del index
     return image
@@ -134,7 +135,7 @@ class BatchLoop:
         images = np.array(written)
         real = np.flatnonzero(batch.mask)
 
-        def keep(index: int, image: np.ndarray) -> np.ndarray:
+        def keep(index: int, image: Pixels) -> Pixels:
             with keeping:
                 return self.keep(index, image)
 

@@ -19,6 +19,7 @@ from deid_jax.evaluation.batch_loop import BatchLoop, Keep, Timing, as_it_is, no
 from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord
 from deid_jax.models import prepare
+from deid_jax.pixels import Pixels
 from deid_jax.runs.run_folder import describe
 from deid_jax.types import Config, Model, Variables
 
@@ -62,7 +63,7 @@ class Examples(NamedTuple):
       clean: for the originals; entries of [P] in any case.
     """
 
-    images: np.ndarray
+    images: Pixels
     predictions: Predictions
     clean: Predictions
 

@@ -10,6 +10,7 @@ from PIL import Image
 from deid_jax.data import FaceDataset
 from deid_jax.data.prepared_copy import PreparedCopy, subfolder
 from deid_jax.evaluation.records import ImageRecord
+from deid_jax.pixels import Pixels
 from deid_jax.runs.run_folder import RunFolder
 
 _IMAGES, _DATASET = "images", "dataset"
@@ -20,7 +21,7 @@ OUTPUT_NAMES = (_IMAGES, _DATASET)
 class ImageOutput(Protocol):
     """Keeps the images of a run, shard by shard."""
 
-    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
+    def keep(self, index: int, image: Pixels) -> Pixels:
         """Keeps uint8[H, W, 3]; returns it as it reads back. Called in several threads."""
         ...
 
@@ -41,7 +42,7 @@ class FilesOutput:
         self._folder = folder
         self._dataset = dataset
 
-    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
+    def keep(self, index: int, image: Pixels) -> Pixels:
         """See `ImageOutput`."""
         return self._folder.write_png(_png(self._dataset.picture(index)), image)
 
@@ -61,7 +62,7 @@ class TfdsOutput:
         self._copy = PreparedCopy(self._root / _DATASET / subfolder(dataset), dataset, shards)
         self._kept: dict[int, bytes] = {}
 
-    def keep(self, index: int, image: np.ndarray) -> np.ndarray:
+    def keep(self, index: int, image: Pixels) -> Pixels:
         """See `ImageOutput`."""
         file = io.BytesIO()
         Image.fromarray(image).save(file, format="PNG", compress_level=4)

@@ -5,14 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from deid_jax.data import loader
 from deid_jax.devices.processes import Group
 from deid_jax.evaluation.batch_loop import NUM_KEEPERS, Timing
 from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.outputs import ImageOutput
 from deid_jax.evaluation.records import ImageRecord, Row
+from deid_jax.pixels import Pixels
 from deid_jax.runs.run_folder import RunFolder
 
 
@@ -95,7 +94,7 @@ class ShardedRun:
             for row in piece["records"]:
                 yield ImageRecord.from_row(row, "a stored record")
 
-    def read_shown(self, index: int) -> np.ndarray:
+    def read_shown(self, index: int) -> Pixels:
         """The de-identified image at one of the positions `shown`, uint8[H, W, 3]."""
         return self.folder.read_png(_shown_name(index))
 
@@ -106,7 +105,7 @@ class ShardedRun:
         piece = self.folder.store.read(number)
         return piece is not None and self.folder.sizes(piece["files"]) == piece["files"]
 
-    def _keep(self, index: int, image: np.ndarray) -> np.ndarray:
+    def _keep(self, index: int, image: Pixels) -> Pixels:
         kept = self.output.keep(index, image)
         if index in self.shown:
             self.folder.write_png(_shown_name(index), kept)

@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from deid_jax.errors import InputError
+from deid_jax.types import PyTree
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = typing.TypeVar("T")
 S = typing.TypeVar("S", bound="DataclassInstance")
-# The value of a flag.
-Value: typing.TypeAlias = bool | int | float | str | list[str] | None
-_Parsed: typing.TypeAlias = Value | tuple[str, ...] | dict[str, Value]
+# The default of a flag.
+Value: typing.TypeAlias = bool | int | float | str | tuple[str, ...] | None
 
 _WIDTH = 80
 
@@ -37,7 +37,7 @@ class Flag(typing.NamedTuple):
     """
 
     kind: type
-    default: object
+    default: Value
     help: str
     choices: Sequence[str] | None = None
 
@@ -47,7 +47,7 @@ def setting(default: T, help: str, choices: Sequence[str] | None = None) -> T:
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def settings_of_others(settings: Mapping[str, Flag]) -> dict[str, Value]:
+def settings_of_others(settings: Mapping[str, Flag]) -> dict[str, float | str]:
     """A field that maps the names of flags to their values, of those that were given."""
     return dataclasses.field(default_factory=dict, metadata={"flags": settings})
 
@@ -58,7 +58,8 @@ def flags_of(settings: type["DataclassInstance"]) -> dict[str, Flag]:
     found: dict[str, Flag] = {}
     for field in dataclasses.fields(settings):
         if "help" in field.metadata:
-            found[field.name] = Flag(_kind(hints[field.name]), field.default, **field.metadata)
+            default = typing.cast(Value, field.default)
+            found[field.name] = Flag(_kind(hints[field.name]), default, **field.metadata)
         found |= field.metadata.get("flags", {})
     return found
 
@@ -89,7 +90,8 @@ def parse(settings: type[S], arguments: Sequence[str]) -> S:
         raise InputError(f"{error}; --help lists the flags") from error
     if strays:
         raise InputError(f"unexpected argument {strays[0]!r}: settings are given as --flags")
-    given: dict[str, _Parsed] = {}
+    # Of the types of the fields, which absl has checked.
+    given: dict[str, PyTree] = {}
     for field in dataclasses.fields(settings):
         if "help" in field.metadata:
             value = values[field.name].value
@@ -100,13 +102,13 @@ def parse(settings: type[S], arguments: Sequence[str]) -> S:
     empty = [name for name, value in given.items() if value == "" or value == ("",)]
     if empty:
         raise InputError(f"--{empty[0]} is empty")
-    return settings(**given)  # type: ignore[arg-type]  # Their kinds are those of the fields.
+    return settings(**given)
 
 
 def _define(values: flags.FlagValues, name: str, flag: Flag) -> None:
     if flag.choices:
-        choices = list(flag.choices)
-        flags.DEFINE_enum(name, flag.default, choices, flag.help, flag_values=values)
+        default = None if flag.default is None else str(flag.default)
+        flags.DEFINE_enum(name, default, list(flag.choices), flag.help, flag_values=values)
         return
     defines = {
         bool: flags.DEFINE_bool,
@@ -115,7 +117,9 @@ def _define(values: flags.FlagValues, name: str, flag: Flag) -> None:
         str: flags.DEFINE_string,
         tuple: flags.DEFINE_multi_string,
     }
-    defines[flag.kind](name, flag.default, flag.help, flag_values=values)
+    # The kind tells the function and is that of the default, which mypy cannot follow.
+    define = defines[flag.kind]
+    define(name, flag.default, flag.help, flag_values=values)  # type: ignore[operator]
 
 
 def help_text(docstring: str, settings: type["DataclassInstance"]) -> str:

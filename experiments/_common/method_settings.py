@@ -9,7 +9,7 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import INITS, TARGETS, Protocol, Settings
 from deid_jax.types import Config
 from experiments._common.data_settings import EvaluationSettings
-from experiments._common.flags import Flag, Value, setting, settings_of_others
+from experiments._common.flags import Flag, setting, settings_of_others
 
 # What --help says of the methods' settings.
 MEANINGS = {
@@ -81,7 +81,7 @@ class MethodSettings(EvaluationSettings):
         "Default: float32.",
         choices=PRECISIONS,
     )
-    method_settings: Mapping[str, Value] = settings_of_others(method_flags())
+    method_settings: Mapping[str, float | str] = settings_of_others(method_flags())
 
     def check_methods(self, methods: Sequence[str]) -> None:
         """Refuses flags that mean nothing to any of the methods.

@@ -4,107 +4,79 @@ import jax
 import numpy as np
 import pytest
 
-from deid_jax import evaluation, metrics
+from deid_jax import metrics
 from deid_jax.attacks import METHODS
-from deid_jax.attacks.baselines import PixelateConfig
-from deid_jax.devices import programs, sharding
+from deid_jax.devices import programs
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
-from deid_jax.evaluation import sweeping
-from deid_jax.evaluation.batch import Protocol
-from deid_jax.evaluation.records import ImageRecord, summary
+from deid_jax.evaluation import grid, summary, sweep, sweeping
+from deid_jax.evaluation.batch import run_batch_many
 from deid_jax.runs.resuming import Store
-from tests import helpers
-from tests.helpers import noise_faces, pictures, small_model
+from tests.helpers import let_batches_above_run_out_of_memory, pictures
 
-SIZE = 16
 LAMBDAS = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5]
 
 
-@pytest.fixture(scope="module")
-def faces():
-    return noise_faces(SIZE)
+def points_of(weights=LAMBDAS, **sweeps):
+    fixed = {} if "num_steps" in sweeps else {"num_steps": 6}
+    return grid("pfgvm", {"penalty_weight": weights, **sweeps}, fixed)
+
+
+def swept(evaluation, points, **options):
+    return [list(records) for records in sweep(evaluation, points, **options)]
 
 
 @pytest.fixture(scope="module")
-def recogniser():
-    _, model, variables = small_model(size=SIZE, num_classes=5)
-    return model, variables
+def evaluation(evaluation_of):
+    return evaluation_of(batch_size=4)
 
 
-def _grid(**sweeps):
-    return sweeping.grid("pfgvm", sweeps, {} if "num_steps" in sweeps else {"num_steps": 6})
+@pytest.fixture(scope="module")
+def whole(evaluation):
+    """The first four weights, two at a time."""
+    return swept(evaluation, points_of(LAMBDAS[:4]), settings_per_call=2)
 
 
-def _sweep(recogniser, faces, points, method="pfgvm", protocol=None, **options):
-    protocol = protocol or Protocol(batch_size=4)
-    swept = sweeping.sweep(*recogniser, faces, method, points, protocol, **options)
-    return [[record.to_row() for record in records] for records in swept]
+def assert_same(ours, theirs):
+    """Same images, targets and predictions; distances as near as two compilations round."""
+    for own, other in zip(ours, theirs, strict=True):
+        assert own.image == other.image
+        assert own.target == other.target
+        assert own.clean_prediction == other.clean_prediction
+        assert own.num_gradients == other.num_gradients
+    means, expected = summary(ours), summary(theirs)
+    assert means.clean_error == expected.clean_error
+    for name in ("float_result", "uint8_result"):
+        result, other = getattr(means, name), getattr(expected, name)
+        assert (result.mr, result.target_rate) == (other.mr, other.target_rate)
+        np.testing.assert_allclose(result.l2, other.l2, rtol=1e-4)
+        np.testing.assert_allclose(result.mssim, other.mssim, rtol=1e-4)
 
 
-def _alone(recogniser, faces, point, method="pfgvm", protocol=None):
-    config = METHODS[method].config(**point)
-    protocol = protocol or Protocol(batch_size=4)
-    records, _ = evaluation.evaluate(*recogniser, faces, method, config, protocol)
-    return [record.to_row() for record in records]
-
-
-def _means(rows):
-    return summary(ImageRecord.from_row(row, "test") for row in rows).to_row()
-
-
-def _assert_same(swept, alone):
-    """Same pictures, targets and verdicts; distances as near as two compilations round."""
-    for ours, theirs in zip(swept, alone, strict=True):
-        assert list(ours) == list(theirs)
-        for name in ("person", "name", "target", "clean_prediction", "num_gradients"):
-            assert ours[name] == theirs[name]
-    ours, theirs = (_means(rows) for rows in (swept, alone))
-    for name in ("l2", "l2_uint8", "mssim", "mssim_uint8"):
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4)
-    for name in ("mr", "mr_uint8", "target_rate", "clean_error"):
-        assert ours[name] == theirs[name]
-
-
-def test_eight_weights_equal_eight_runs_in_one_compilation(recogniser, faces):
-    points = _grid(penalty_weight=LAMBDAS)
+def test_eight_weights_equal_eight_runs_in_one_compilation(evaluation, whole):
+    points = points_of()
     before = programs.num_compiled()
-    swept = _sweep(recogniser, faces, points, settings_per_call=3)
+    found = swept(evaluation, points, settings_per_call=3)
     assert programs.num_compiled() == before + 1
-    assert [point["penalty_weight"] for point in points] == LAMBDAS
-    for place in (0, 4, 7):
-        _assert_same(swept[place], _alone(recogniser, faces, points[place]))
-    distances = [np.mean([r["l2"] for r in records]) for records in swept]
+    for place in (0, 7):
+        assert_same(found[place], evaluation.at(points[place]).records()[0])
+    for ours, theirs in zip(found[:4], whole, strict=True):
+        assert_same(ours, theirs)
+    distances = [summary(records).float_result.l2 for records in found]
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 1.2 * distances[-1]
 
 
-@pytest.mark.parametrize("per_call", [4, 100])
-def test_how_many_settings_share_a_call_changes_nothing(recogniser, faces, per_call):
-    points = _grid(penalty_weight=LAMBDAS[:3], step_size=[0.05, 0.5])
-    swept = _sweep(recogniser, faces, points, settings_per_call=per_call)
-    one_by_one = [_sweep(recogniser, faces, [point])[0] for point in points]
-    for ours, theirs in zip(swept, one_by_one, strict=True):
-        _assert_same(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    "protocol", [{"target": "none"}, {"init": "noise"}, {"quantize": True}]
-)
-def test_steps_come_from_one_trajectory(recogniser, faces, protocol):
-    protocol = Protocol(batch_size=6, **protocol)
-    points = _grid(num_steps=[10, 2, 5], penalty_weight=[0.1, 0.5])
+def test_steps_come_from_one_trajectory(evaluation_of, faces):
+    evaluation = evaluation_of(batch_size=6, target="none", init="noise", quantize=True)
+    points = points_of([0.1, 0.5], num_steps=[5, 2])
     calls = []
-    swept = _sweep(
-        recogniser, faces, points, protocol=protocol, progress=lambda *at: calls.append(at)
-    )
-    # Two settings, not six: the pictures are attacked once per weight.
+    found = swept(evaluation, points, progress=lambda *at: calls.append(at))
+    # Two settings, not four: the images are attacked once per weight.
     assert calls[-1] == (2 * len(faces), 2 * len(faces))
-    for point, records in zip(points, swept, strict=True):
-        assert records[0]["num_gradients"] == point["num_steps"]
-    for place in (1, 2):
-        alone = _alone(recogniser, faces, points[place], protocol=protocol)
-        _assert_same(swept[place], alone)
+    for point, records in zip(points, found, strict=True):
+        assert records[0].num_gradients == point["num_steps"]
+    assert_same(found[1], evaluation.at(points[1]).records()[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,7 +87,7 @@ def test_every_method_has_a_grid_from_less_to_more(method):
 
     has_steps = "num_steps" in METHODS[method].settings()
     fixed = {"num_steps": 40} if has_steps and "num_steps" not in METHODS[method].grid else {}
-    points = sweeping.grid(method, METHODS[method].grid, fixed)
+    points = grid(method, METHODS[method].grid, fixed)
     assert len(points) >= 5
     images, key = pictures(2), jax.random.key(0)
     distances = []
@@ -127,109 +99,89 @@ def test_every_method_has_a_grid_from_less_to_more(method):
     assert distances[-1] > distances[0]
 
 
-def test_settings_that_change_the_program_equal_single_runs(recogniser, faces):
-    points = sweeping.grid("pixelate", {"num_blocks": [8, 3]})
-    protocol = Protocol(target="none")
-    swept = _sweep(recogniser, faces, points, "pixelate", protocol)
-    for point, records in zip(points, swept, strict=True):
-        assert METHODS["pixelate"].config(**point) == PixelateConfig(point["num_blocks"])
-        _assert_same(records, _alone(recogniser, faces, point, "pixelate", protocol))
+def test_settings_that_change_the_program_equal_single_runs(evaluation_of):
+    evaluation = evaluation_of("pixelate", target="none", batch_size=4)
+    points = grid("pixelate", {"num_blocks": [8, 3]})
+    for point, records in zip(points, swept(evaluation, points), strict=True):
+        assert_same(records, evaluation.at(point).records()[0])
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 5])
-def test_stopped_sweep_goes_on_and_ends_alike(
-    recogniser, faces, tmp_path, monkeypatch, stop_after
-):
-    points = _grid(penalty_weight=LAMBDAS[:4])
-    undisturbed = _sweep(recogniser, faces, points, settings_per_call=2)
+def test_stopped_sweep_goes_on_and_ends_alike(evaluation, whole, tmp_path, monkeypatch):
     computed = []
     real = sweeping._Call._compute
     monkeypatch.setattr(sweeping._Call, "_compute", lambda *a: computed.append(1) or real(*a))
 
     def stop(done, total):
-        if len(computed) == stop_after:
+        if len(computed) == 4:
             raise KeyboardInterrupt
 
-    store = Store(tmp_path / "pieces")
+    points, store = points_of(LAMBDAS[:4]), Store(tmp_path / "pieces")
     with pytest.raises(KeyboardInterrupt):
-        _sweep(recogniser, faces, points, settings_per_call=2, store=store, progress=stop)
-    assert len(store) == 2 * stop_after
+        swept(evaluation, points, settings_per_call=2, store=store, progress=stop)
+    assert len(store) == 8
     # More points are asked for than before: what is done is not done again.
-    points += _grid(penalty_weight=[2.5, 3.0])
-    resumed = _sweep(recogniser, faces, points, settings_per_call=2, store=store)
+    points += points_of([2.5, 3.0])
+    resumed = swept(evaluation, points, settings_per_call=2, store=store)
     assert len(computed) == 3 * 3  # Three batches, three pairs of settings.
-    assert resumed[:4] == undisturbed
+    assert resumed[:4] == whole
 
 
 def test_records_of_a_store_are_read_a_piece_at_a_time(
-    recogniser, faces, tmp_path, monkeypatch
+    evaluation, faces, whole, tmp_path, monkeypatch
 ):
-    points = _grid(penalty_weight=LAMBDAS[:2])
-    alone = _sweep(recogniser, faces, points)
     store = Store(tmp_path / "pieces")
-    parts = [range(4), range(4, len(faces))]
-    swept = sweeping.sweep(
-        *recogniser, faces, "pfgvm", points, Protocol(), store=store, spans=parts
-    )
+    options = {"spans": [range(4), range(4, len(faces))], "settings_per_call": 2}
+    found = sweep(evaluation, points_of(LAMBDAS[:2]), store=store, **options)
     read, real = [], Store.read
     monkeypatch.setattr(Store, "read", lambda *given: read.append(given[1]) or real(*given))
-    for ours, theirs in zip(swept, alone, strict=True):
-        _assert_same([record.to_row() for record in ours], theirs)
+    for ours, theirs in zip(found, whole, strict=False):
+        assert_same(list(ours), theirs)
         assert list(ours) == list(ours)
         read.clear()
-        records = iter(ours)
-        for _ in range(4):
-            next(records)
+        next(iter(ours))
         assert len(read) == 1
     for path in (tmp_path / "pieces").iterdir():
         path.unlink()
     with pytest.raises(OSError, match=r"\.json is missing or damaged: run the command again"):
-        list(swept[0])
+        list(found[0])
 
 
-def test_a_stack_that_does_not_fit_is_split_and_gives_the_same(recogniser, faces):
-    points = _grid(penalty_weight=LAMBDAS[:4])
-    whole = _sweep(recogniser, faces, points, settings_per_call=4)
-    one = programs.required_bytes(_compiled_for(recogniser, faces, width=1, size=4))
-    four = programs.required_bytes(_compiled_for(recogniser, faces, width=4, size=4))
+def test_a_stack_that_does_not_fit_is_split_and_gives_the_same(evaluation_of, whole):
+    points = points_of(LAMBDAS[:4])
+    (group,) = sweeping.by_program("pfgvm", points)
+    placed = evaluation_of(batch_size=4).placed(run_batch_many)
+    one, four = (
+        programs.required_bytes(placed.at(group.config(group.leaves[:width])).compiled(4))
+        for width in (1, 4)
+    )
     assert one < four
+    tight = evaluation_of(batch_size=4, memory=(one + four) // 2)
     with pytest.warns(UserWarning, match=r"a batch of 16 needs .* going on with batches of"):
-        split = _sweep(recogniser, faces, points, settings_per_call=4, memory=(one + four) // 2)
-    for ours, theirs in zip(split, whole, strict=True):
-        _assert_same(ours, theirs)
+        found = swept(tight, points, settings_per_call=4)
+    for ours, theirs in zip(found, whole, strict=True):
+        assert_same(ours, theirs)
     with (
-        pytest.warns(UserWarning, match=r"going on with batches"),
+        pytest.warns(UserWarning, match="going on with batches"),
         pytest.raises(InputError, match=r"one picture needs .* of memory"),
     ):
-        _sweep(recogniser, faces, points, memory=1000)
+        swept(evaluation_of(batch_size=4, memory=1000), points)
 
 
-def _compiled_for(recogniser, faces, width, size):
-    model, variables = recogniser
-    job = sweeping._Job({}, (6,), [{"step_size": 0.1, "penalty_weight": 0.1}] * width)
-    own = (model, variables, faces, "pfgvm", Protocol(), sharding.local_mesh())
-    call = sweeping._Call(*own, job, width, size, None)
-    return call._program(size)
-
-
-def test_memory_that_runs_out_halves_the_batch(recogniser, faces, monkeypatch):
-    points = _grid(penalty_weight=LAMBDAS[:2])
-    whole = _sweep(recogniser, faces, points)
-    helpers.let_batches_above_run_out_of_memory(monkeypatch, 2)
+def test_memory_that_runs_out_halves_the_batch(evaluation, whole, monkeypatch):
+    let_batches_above_run_out_of_memory(monkeypatch, 2)
     with pytest.warns(UserWarning, match="a batch of 4 needs more memory than there is"):
-        split = _sweep(recogniser, faces, points)
-    for ours, theirs in zip(split, whole, strict=True):
-        _assert_same(ours, theirs)
+        found = swept(evaluation, points_of(LAMBDAS[:2]), settings_per_call=2)
+    for ours, theirs in zip(found, whole, strict=False):
+        assert_same(ours, theirs)
 
 
-def test_pieces_of_another_method_are_not_taken(recogniser, faces, tmp_path):
+def test_pieces_of_another_method_are_not_taken(evaluation_of, tmp_path):
     store = Store(tmp_path / "pieces")
-    fixed = {"num_steps": 3, "step_size": 0.1}
-    both = []
+    found = []
     for method in ("ifgvm", "ifgsm"):
-        points = sweeping.grid(method, {"epsilon": [0.1]}, fixed)
-        both += _sweep(recogniser, faces, points, method, store=store)
-    assert both[0] != both[1]
+        points = grid(method, {"epsilon": [0.1]}, {"num_steps": 3, "step_size": 0.1})
+        found += swept(evaluation_of(method, batch_size=4), points, store=store)
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize(
@@ -245,11 +197,11 @@ def test_pieces_of_another_method_are_not_taken(recogniser, faces, tmp_path):
 )
 def test_bad_grids_are_refused(sweeps, fixed, message):
     with pytest.raises(InputError, match=message):
-        sweeping.grid("pfgvm", sweeps, fixed)
+        grid("pfgvm", sweeps, fixed)
 
 
 def test_grid_lists_every_combination_with_all_settings():
-    points = sweeping.grid("pfgvm", {"penalty_weight": [1.0, 2.0], "step_size": [0.1, 0.2]})
+    points = grid("pfgvm", {"penalty_weight": [1.0, 2.0], "step_size": [0.1, 0.2]})
     pairs = [(point["penalty_weight"], point["step_size"]) for point in points]
     assert pairs == [(1.0, 0.1), (1.0, 0.2), (2.0, 0.1), (2.0, 0.2)]
     assert all(point["num_steps"] == 50 for point in points)
@@ -265,14 +217,18 @@ class _Two(Group):
         pass
 
 
-def test_processes_of_unequal_memory_leave_nothing_undone(recogniser, faces, tmp_path):
-    points = _grid(penalty_weight=LAMBDAS[:4])
-    alone = _sweep(recogniser, faces, points)
+def test_processes_of_unequal_memory_leave_nothing_undone(evaluation, whole, tmp_path):
     store = Store(tmp_path / "pieces")
     ends = [
-        _sweep(recogniser, faces, points, store=store, group=_Two(i, 2), settings_per_call=n)
-        for i, n in ((1, 1), (0, 4))
+        swept(
+            evaluation,
+            points_of(LAMBDAS[:4]),
+            store=store,
+            group=_Two(index, 2),
+            settings_per_call=count,
+        )
+        for index, count in ((1, 1), (0, 4))
     ]
     assert ends[0] == []
-    for ours, theirs in zip(ends[1], alone, strict=True):
-        _assert_same(ours, theirs)
+    for ours, theirs in zip(ends[1], whole, strict=True):
+        assert_same(ours, theirs)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import pytest
 
@@ -28,7 +27,7 @@ from experiments._common import cli, flags, method_settings, terminal
 from experiments._common.flags import Flag, setting
 from tests.experiments.conftest import REPOSITORY
 
-BINARIES = {
+COMMANDS = {
     aggregate: aggregate.AggregateSettings,
     attack: attack.AttackSettings,
     attributes: attributes.AttributesSettings,
@@ -52,7 +51,7 @@ class Settings:
     folder: str | None = setting(None, "Where.")
     loud: bool = setting(False, "Say more.")
     tags: tuple[str, ...] = setting((), "Words; as often as one likes.")
-    others: Mapping[str, Any] = cli.settings_of_others(
+    others: Mapping[str, float | str] = flags.settings_of_others(
         {"alpha": Flag(float, None, "A step."), "steps": Flag(int, None, "Steps.")}
     )
 
@@ -130,14 +129,14 @@ def test_help_shows_defaults_that_are_some(capsys):
     assert out.count("Default") == 1
 
 
-@pytest.mark.parametrize("module", BINARIES)
-def test_help_of_every_binary_shows_each_flag_with_a_description(module, capsys):
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_of_every_command_shows_each_flag_with_a_description(module, capsys):
     assert module.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(module.__doc__.strip().splitlines()[0])
     lines = out.partition("Flags:\n")[2].splitlines()
     names = [line for line in lines if line.startswith("  --")]
-    assert len(names) == len(flags.flags_of(BINARIES[module]))
+    assert len(names) == len(flags.flags_of(COMMANDS[module]))
     for name in names:
         description = lines[lines.index(name) + 1]
         assert description.startswith(" " * 6)
@@ -215,6 +214,7 @@ def test_progress_bar_fits_80_columns_on_a_terminal(monkeypatch, capsys):
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_for_the_next_run(tmp_path):
     """In a process of its own: JAX settles where its cache is when it first compiles."""
     code = (

@@ -82,8 +82,10 @@ def attacked(trained, dataset, data_dir, output, *flags):
     return files
 
 
-@pytest.mark.parametrize("split", ["all", "test"])
-@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize(
+    ("kind", "split"),
+    [("zip", "all"), pytest.param("tfds", "test", marks=pytest.mark.slow)],
+)
 def test_streams_are_attacked_like_a_folder(trained, faces, workplace, capsys, kind, split):
     dataset, pack = SETS[kind]
     flag = f"--split={split}"
@@ -114,7 +116,8 @@ def examples_of(folder):
     return pixels, splits
 
 
-@pytest.mark.parametrize("kind", ["folder", "tar", "tfds"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tar", "tfds"])
 def test_copy_holds_the_pictures_of_the_files(trained, faces, workplace, capsys, kind):
     dataset, pack = SETS.get(kind, ("folder", lambda faces, target: faces))
     data_dir = pack(faces, workplace)
