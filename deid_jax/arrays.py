@@ -57,7 +57,7 @@ def fold_in_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
 
 
 def normal(images: jax.Array, key: jax.Array) -> jax.Array:
-    """N(0, 1) per pixel and channel, each picture's from its own key.
+    """N(0, 1) per pixel and channel, each image's from its own key.
 
     Args:
       images: float[B, H, W, C], read for shape and dtype only.
@@ -71,7 +71,7 @@ def normal(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
-    """A first iterate without any of the picture: N(0.5, 0.25²) per pixel, clipped to [0, 1].
+    """A first iterate without any of the image: N(0.5, 0.25²) per pixel, cut to [0, 1].
 
     Args:
       images: float[B, H, W, C], read for shape and dtype only.
@@ -81,32 +81,32 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def per_image(values: jax.Array) -> jax.Array:
-    """[B] -> [B, 1, 1, 1], to go with pictures."""
+    """[B] -> [B, 1, 1, 1], to be multiplied with images."""
     return values[:, None, None, None]
 
 
 def norms(images: jax.Array) -> jax.Array:
-    """‖·‖₂ of each picture: [B, H, W, C] -> [B]."""
+    """‖·‖₂ of each image: [B, H, W, C] -> [B]."""
     return jnp.sqrt(jnp.sum(jnp.square(images), axis=(1, 2, 3)))
 
 
 def unit(images: jax.Array) -> jax.Array:
-    """Every picture over its ‖·‖₂; zero stays zero."""
+    """Every image over its ‖·‖₂; zero stays zero."""
     size = norms(images)
     return images / per_image(jnp.where(size > 0, size, 1))
 
 
 def largest_change(images: jax.Array) -> jax.Array:
-    """‖·‖₂ of the largest change that keeps a picture in [0, 1]: [B, H, W, C] -> [B]."""
+    """‖·‖₂ of the largest perturbation that [0, 1] allows: [B, H, W, C] -> [B]."""
     return norms(jnp.maximum(images, 1 - images))
 
 
-def scaled_to(change: jax.Array, radius: jax.Array) -> jax.Array:
+def scaled_to(perturbation: jax.Array, radius: jax.Array) -> jax.Array:
     """δ·r/‖δ‖₂, with r [B]; zero stays zero."""
-    size = norms(change)
-    return change * per_image(radius / jnp.where(size > 0, size, 1))
+    size = norms(perturbation)
+    return perturbation * per_image(radius / jnp.where(size > 0, size, 1))
 
 
-def projected(change: jax.Array, radius: jax.Array) -> jax.Array:
-    """δ·min(1, r/‖δ‖₂), with r [B] ≥ 0: the nearest change of the ball; zero stays zero."""
-    return scaled_to(change, jnp.minimum(norms(change), radius))
+def projected(perturbation: jax.Array, radius: jax.Array) -> jax.Array:
+    """δ·min(1, r/‖δ‖₂), with r [B] ≥ 0: the nearest point of the ball; zero stays zero."""
+    return scaled_to(perturbation, jnp.minimum(norms(perturbation), radius))

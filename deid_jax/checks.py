@@ -91,7 +91,7 @@ def images(name: str, value: object) -> None:
         raise InputError(f"{name} must be floating point in [0, 1], got dtype {array.dtype}")
     if isinstance(array, jax.core.Tracer) or array.size == 0:
         return
-    # Concrete pictures may be closed over by a function that is being traced.
+    # Concrete images may be closed over by a function that is being traced.
     with jax.ensure_compile_time_eval():
         low, high = float(array.min()), float(array.max())
     if math.isnan(low) or math.isnan(high):

@@ -14,12 +14,12 @@ import numpy.typing as npt
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 # The 256 values of a pixel as float32. A table, because compiled programs may divide by 255
-# differently in the last bit, and then a picture would differ from itself.
+# differently in the last bit, and then an image would differ from itself.
 LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-    """round(255 x), of pictures in [0, 1]."""
+    """round(255 x), of images in [0, 1]."""
     return jnp.round(255 * images).astype(jnp.uint8)
 
 
@@ -33,6 +33,6 @@ _LOW = np.float32(1 / 255 - float(_HIGH))
 
 
 def on_grid(images: jax.Array) -> jax.Array:
-    """Pictures in [0, 1] as they read back from an 8-bit file, bit for bit."""
+    """Images in [0, 1] as they read back from an 8-bit file, bit for bit."""
     levels = jnp.round(255 * images).astype(jnp.float32)
     return (levels * _HIGH + levels * _LOW).astype(images.dtype)

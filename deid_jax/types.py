@@ -40,12 +40,12 @@ class Model(Protocol):
 
 
 class Batch(NamedTuple):
-    """One padded batch of pictures.
+    """One padded batch of images.
 
     Attributes:
-      image: float32[B, H, W, C] in [0, 1]; padding repeats the last picture.
+      image: float32[B, H, W, C] in [0, 1]; padding repeats the last image.
       label: int32[B], the person's class index.
-      position: int32[B], the picture's position in its data set.
+      position: int32[B], the image's position in its data set.
       mask: bool[B], False where an entry is padding.
     """
 
@@ -79,7 +79,7 @@ class AttackResult(NamedTuple):
     """What an attack returns.
 
     Attributes:
-      images: float32[B, H, W, C] in [0, 1], the de-identified pictures.
+      images: float32[B, H, W, C] in [0, 1], the de-identified images.
       loss: float32[B], the objective's loss at `images`.
       success: bool[B], the objective's verdict at `images`.
       num_gradients: int32[B], gradient evaluations spent on each image.
@@ -121,7 +121,7 @@ class Attack(Protocol):
           The result; `images` has the originals' shape and dtype and lies in [0, 1].
 
         Raises:
-          InputError: `images` or `initial` is not a batch of pictures (values are checked
+          InputError: `images` or `initial` is not a batch of images (values are checked
             where they are concrete, shapes and dtypes always).
         """
         ...

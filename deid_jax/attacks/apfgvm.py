@@ -1,7 +1,9 @@
-"""A-PFGVM, adaptive P-FGVM: the paper's step with a penalty weight per image and step.
+"""A-PFGVM, adaptive P-FGVM: x̂ ← clip₀₁( x̂ − αₙ ( ∇l(x̂) + λₙ (x̂ − x) ) ).
 
-`pfgvm` holds one λ for all pictures: easy ones are changed too much, hard ones not enough.
-Here every picture's λ follows its own attack, and the nearest success is kept.
+The paper's step with a penalty weight per image and step; this project's own.
+
+`pfgvm` holds one λ for all images: easy ones are perturbed too much, hard ones too
+little. Here every image's λ follows its own attack, and the nearest success is kept.
 """
 
 import dataclasses
@@ -44,11 +46,11 @@ class APFGVMConfig:
     Attributes:
       shrink: β₀ in [0, 1], the share of the change that the first penalty step takes back;
         falls to 0 as (1 − n/N)^1.5.
-      max_step: the longest step, ‖x̂ₙ₊₁ − x̂ₙ‖₂, ≥ 0, before the picture is cut to [0, 1].
+      max_step: the longest step, ‖x̂ₙ₊₁ − x̂ₙ‖₂, ≥ 0, before the image is cut to [0, 1].
       num_steps: number of gradient steps; several, increasing: one run each, since β depends
         on where it ends.
       penalty: what is held small, a name of `penalties.PENALTIES`.
-      quantize: whether iterates are judged on the grid of 8-bit pictures, and the result is
+      quantize: whether iterates are judged on the grid of 8-bit images, and the result is
         one.
 
     Raises:
@@ -83,7 +85,7 @@ def apfgvm(
     *,
     initial: jax.Array | None = None,
 ) -> AttackResult:
-    """x̂ ← clip₀₁( x̂ − αₙ ( g + λₙ (x̂ − x) ) ), with αₙ and λₙ = βₙ/αₙ of each picture.
+    """x̂ ← clip₀₁( x̂ − αₙ ( g + λₙ (x̂ − x) ) ), with αₙ and λₙ = βₙ/αₙ of each image.
 
     g is ∇l(x̂ₙ). P-FGVM's step, read for a loss l that is zero at the recogniser's boundary
     (`objectives.margin`): of its two parts the penalty takes back the share αλ = βₙ of the
@@ -94,10 +96,10 @@ def apfgvm(
 
     At β = 1 that is the least change which the linearised loss asks for, anew at every step;
     with β falling, more and more of the changes found before stays in it, and their bends
-    average out. So λ rises while a picture is fooled (l < 0), without end where α comes to zero
+    average out. So λ rises while an image is fooled (l < 0), without end where α comes to zero
     and the step is but the pull (α < 0 goes back uphill), and falls while it is not fooled.
     Where the iteration rests, δ = −g/λ lies on the boundary: the penalised problem l +
-    (λ/2)‖δ‖² solved at the picture's own λ. Where nothing succeeded in three quarters
+    (λ/2)‖δ‖² solved at the image's own λ. Where nothing succeeded in three quarters
     of the steps β is 0 until something does. κ is 1 % of |⟨g, δ⟩| at first and less in long
     runs, s is 1.05, and more where nothing succeeded yet. For another penalty g and δ in the
     step are replaced by its metric's `direction` and `pull` (see `penalties`). Where g is zero
@@ -107,11 +109,11 @@ def apfgvm(
     is judged, too, and six forward passes then pull the success towards x by bisection; where
     there was none they look for one farther out first, at 1.5 δ, 1.5² δ and so on. Beside these
     one pass judges the last iterate and one the result. With `quantize` what is judged is
-    always the 8-bit picture round(255 x̂), so rounding loses nothing: for a change −μg, as it
+    always the 8-bit image round(255 x̂), so rounding loses nothing: for a change −μg, as it
     is where the iteration rests, nearest rounding is the cheapest choice of levels for what it
     gains.
 
-    Returns the success, or the last iterate where there was none. From x̂₀ = x, pictures that
+    Returns the success, or the last iterate where there was none. From x̂₀ = x, images that
     succeed as they are stay as they are (on the grid, with `quantize`). Zero steps return x̂₀.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
@@ -227,5 +229,5 @@ def _search(
 
 
 def _inner(one: jax.Array, other: jax.Array) -> jax.Array:
-    """⟨·, ·⟩ of each picture: [B]."""
+    """⟨·, ·⟩ of each image: [B]."""
     return jnp.sum(one * other, axis=(1, 2, 3))

@@ -1,7 +1,7 @@
-"""The ad-hoc methods that de-identification began with: blur, pixelation, masks and noise.
+"""The ad-hoc methods of early de-identification: blur, pixelation, masks and noise.
 
-They have the attacks' signature, so that one command and one table serve both; they look at
-no recogniser and spend no gradients. Lengths are fractions of the picture's height and width,
+They have the attacks' signature, so that one command and one table serve both, but look at no
+recogniser and spend no gradients. Lengths are fractions of the image's height and width,
 so that a setting means the same at every size. None of them has a first iterate: `initial`
 must be None.
 """
@@ -27,7 +27,7 @@ def _static(default: float) -> float:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlurConfig:
-    """Settings of `blur`: σ of the Gaussian as a fraction of the picture's height, > 0."""
+    """Settings of `blur`: σ of the Gaussian as a fraction of the image's height, > 0."""
 
     blur_sigma: float = _static(0.05)
 
@@ -38,7 +38,7 @@ class BlurConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PixelateConfig:
-    """Settings of `pixelate`: the number of blocks across and down the picture, ≥ 1."""
+    """Settings of `pixelate`: the number of blocks across and down the image, ≥ 1."""
 
     num_blocks: int = dataclasses.field(default=10, metadata={"static": True})
 
@@ -49,7 +49,7 @@ class PixelateConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskConfig:
-    """Settings of `mask`: height and width of the mask as a fraction of the picture's."""
+    """Settings of `mask`: height and width of the mask as a fraction of the image's."""
 
     mask_size: float = _static(0.5)
 
@@ -116,7 +116,7 @@ def mask(
     *,
     initial: jax.Array | None = None,
 ) -> AttackResult:
-    """A black rectangle, centred, of `mask_size` of the picture's height and width."""
+    """A black rectangle, centred, of `mask_size` of the image's height and width."""
     _check(images, initial)
     inside = [
         jnp.abs(jnp.arange(size) - (size - 1) / 2) < config.mask_size * size / 2

@@ -1,6 +1,6 @@
-"""Changes of a given size: PSNR and the L2 that it allows, held by the 8-bit picture.
+"""Perturbations of a given size: PSNR, the L2 that it allows, and 8-bit images that keep to it.
 
-PSNR = −10 log₁₀( mean((x̂ − x)²) ) in dB, for pixels in [0, 1], over all values of a picture.
+PSNR = −10 log₁₀( mean((x̂ − x)²) ) in dB, for pixels in [0, 1], over all values of an image.
 """
 
 import functools
@@ -28,7 +28,7 @@ def l2_of_psnr(psnr: float | jax.Array, num_values: int) -> jax.Array:
 
 
 def psnr_of_l2(l2: jax.Array, num_values: int) -> jax.Array:
-    """The inverse of `l2_of_psnr`: float32[B] of float32[B]; infinite where nothing changed."""
+    """The inverse of `l2_of_psnr`: float32[B] of float32[B]; infinite for 0."""
     return -20 * jnp.log10(l2 / math.sqrt(num_values))
 
 
@@ -39,16 +39,16 @@ def at_budget(
     *,
     dither_key: jax.Array | None = None,
 ) -> jax.Array:
-    """The change as long as it may be, up to twice: round(x + t (x̂ − x)) on the 8-bit grid.
+    """round(x + t (x̂ − x)) on the 8-bit grid, with the largest t ≤ 2 that keeps to the budget.
 
-    t is found by bisection in [0, 2]; the result's ‖x̂ − x‖₂ is at most `size`, which 0 always
-    is. Rounding adds about a twelfth of a level squared per value, which is what makes a
+    t is found by bisection; t = 0 always keeps to it. Rounding adds about a
+    twelfth of a level squared per value, which is what makes a
     ball's own bound miss a budget.
 
     Args:
       images: float32[B, H, W, C] on the 8-bit grid, x.
       changed: float32[B, H, W, C], x̂.
-      size: float32[] or [B], the longest change in L2.
+      size: float32[] or [B], the largest ‖x̂ − x‖₂.
       dither_key: key[B]; rounds v to ⌊v + u⌋ with one draw u in [0, 1) per value. Changes of
         one size everywhere, as of sign steps, would else leave the grid's levels all at once
         and so miss the budget by up to half a level.

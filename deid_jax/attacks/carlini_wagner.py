@@ -1,4 +1,6 @@
-"""The attack of Carlini and Wagner in L2: a peer that seeks the least change.
+"""Carlini and Wagner in L2: min ‖x̂ − x‖₂² + c max(l(x̂) + κ, 0), with a search for c.
+
+A peer that seeks the least perturbation.
 
 Carlini, Wagner: "Towards Evaluating the Robustness of Neural Networks", IEEE Symposium on
 Security and Privacy 2017.
@@ -96,7 +98,7 @@ def carlini_wagner(
 ) -> AttackResult:
     """Minimises ‖x̂ − x‖₂² + c max(l(x̂) + κ, 0) over w by Adam, where x̂ = (tanh w + 1)/2.
 
-    Every search starts at x̂₀ with its own c for each picture: ten times the last one until a
+    Every search starts at x̂₀ with its own c for each image: ten times the last one until a
     search succeeds, from then on the middle between the largest c that failed and the least
     that succeeded. l is to be zero at the boundary, as `objectives.margin` is; an iterate
     counts where it succeeds and, for κ > 0, l ≤ −κ. Returns the one nearest to x of all

@@ -1,4 +1,6 @@
-"""DDN, Decoupling Direction and Norm: a peer that seeks the least change.
+"""DDN, Decoupling Direction and Norm: x̂ ← clip₀₁( x + ε δ/‖δ‖₂ ), ε smaller after a success.
+
+A peer that seeks the least perturbation.
 
 Rony, Hafemann, Oliveira, Ben Ayed, Sabourin, Granger: "Decoupling Direction and Norm for
 Efficient Gradient-Based L2 Adversarial Attacks and Defenses", CVPR 2019.
@@ -56,8 +58,8 @@ def ddn(
     """x̂ ← clip₀₁( x + ε δ/‖δ‖₂ ) with δ = x̂ − αₙ ∇l(x̂)/‖∇l(x̂)‖₂ − x.
 
     Before, ε ← ε(1 − γ) where x̂ succeeds, else ε(1 + γ): direction and norm are decoupled.
-    αₙ falls from α to α/100, ε never exceeds the largest change that [0, 1] allows. Returns
-    the successful iterate nearest to x, the last one included; where none succeeded, the last
+    αₙ falls from α to α/100, ε never exceeds what [0, 1] allows. Returns the successful
+    iterate nearest to x, the last one included; where none succeeded, the last
     one. As in foolbox, and unlike in the paper, iterates are not rounded to 8 bits; unlike in
     foolbox, no random direction stands in for a gradient that is zero. Beside gradients it
     spends two forward passes.

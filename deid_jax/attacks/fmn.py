@@ -1,4 +1,6 @@
-"""FMN, the Fast Minimum-Norm attack in L2: a peer that seeks the least change.
+"""FMN, the Fast Minimum-Norm attack: x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ), ε from l/‖∇l‖.
+
+A peer that seeks the least perturbation in L2.
 
 Pintor, Roli, Brendel, Biggio: "Fast Minimum-norm Adversarial Attacks through Adaptive Norm
 Constraints", NeurIPS 2021.
@@ -72,8 +74,8 @@ def fmn(
     ε ← min(ε(1 − γₙ), the least distance of a success) where x̂ succeeds; else ε(1 + γₙ)
     where an iterate before succeeded; else ‖x̂ − x‖₂ + |l(x̂)|/‖∇l(x̂)‖₂, where the boundary
     would be if l were linear: l is to be zero there, as `objectives.margin` is. αₙ falls from
-    α to α/100; ε never exceeds the largest change that [0, 1] allows. It starts at x without
-    the paper's search along a line to a picture that succeeds. Returns the successful iterate
+    α to α/100; ε never exceeds what [0, 1] allows. It starts at x without the paper's search along a line to
+    an image that succeeds. Returns the successful iterate
     nearest to x, the last one included; where none succeeded, the last one. Beside gradients
     it spends two forward passes.
 

@@ -1,4 +1,6 @@
-"""I-FGSM, the Iterative Fast Gradient Sign Method (also BIM): a baseline of the paper.
+"""I-FGSM: x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(∇l(x̂)) ) ).
+
+The Iterative Fast Gradient Sign Method (also BIM), a baseline of the paper.
 
 Kurakin, Goodfellow, Bengio: "Adversarial examples in the physical world", 2016.
 """
@@ -19,8 +21,8 @@ class IFGSMConfig:
     """Settings of `ifgsm`.
 
     Attributes:
-      step_size: α ≥ 0, the change of every pixel in one step.
-      epsilon: ε ≥ 0, the largest change of a pixel; infinity means no bound.
+      step_size: α ≥ 0, how far every pixel moves in one step.
+      epsilon: ε ≥ 0, the largest perturbation of a pixel; infinity means no bound.
       num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
     Raises:

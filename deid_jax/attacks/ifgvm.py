@@ -1,4 +1,9 @@
-"""I-FGVM, the Iterative Fast Gradient Value Method: a baseline of the paper."""
+"""I-FGVM: x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α ∇l(x̂) ) ).
+
+The Iterative Fast Gradient Value Method, a baseline of the paper.
+
+Chatzikyriakidis, Papaioannidis, Pitas: "Adversarial Face De-Identification", ICIP 2019.
+"""
 
 import dataclasses
 
@@ -17,7 +22,7 @@ class IFGVMConfig:
 
     Attributes:
       step_size: α ≥ 0.
-      epsilon: ε ≥ 0, the largest change of a pixel; infinity means no bound.
+      epsilon: ε ≥ 0, the largest perturbation of a pixel; infinity means no bound.
       num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
     Raises:

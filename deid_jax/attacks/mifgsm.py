@@ -1,4 +1,6 @@
-"""MI-FGSM, the Momentum Iterative Fast Gradient Sign Method: a peer.
+"""MI-FGSM: x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(d) ) ), d the running gradient.
+
+The Momentum Iterative Fast Gradient Sign Method, a peer.
 
 Dong, Liao, Pang, Su, Zhu, Hu, Li: "Boosting Adversarial Attacks with Momentum", CVPR 2018.
 """
@@ -19,8 +21,8 @@ class MIFGSMConfig:
     """Settings of `mifgsm`.
 
     Attributes:
-      step_size: α ≥ 0, the change of every pixel in one step.
-      epsilon: ε ≥ 0, the largest change of a pixel; infinity means no bound.
+      step_size: α ≥ 0, how far every pixel moves in one step.
+      epsilon: ε ≥ 0, the largest perturbation of a pixel; infinity means no bound.
       momentum: μ ≥ 0, the share of the direction so far that a step keeps.
       num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
@@ -51,7 +53,7 @@ def mifgsm(
     """x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(d) ) ), d ← μ d + ∇l(x̂)/mean|∇l(x̂)| before.
 
     d starts at zero; a gradient of zero adds nothing. The paper divides by ‖∇l(x̂)‖₁, which
-    only scales d and so gives the same pictures. With μ = 0 it is I-FGSM.
+    only scales d and so gives the same images. With μ = 0 it is I-FGSM.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """

@@ -1,9 +1,9 @@
-"""MI-FGVM: steps along the running gradient's values within a ball of L2.
+"""MI-FGVM: x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ), δ one step along the running gradient.
 
-For recognisers that were never seen: a change of given size whose direction has averaged over
-many gradients carries over where the least change that fools one recogniser does not. Momentum
-is MI-FGSM's (Dong et al.: "Boosting Adversarial Attacks with Momentum", CVPR 2018), values in
-the place of signs are the paper's.
+For recognisers that were not fitted on: a perturbation of given size, averaged over many
+gradients, transfers to them where the least one that fools a single recogniser does not.
+Momentum is MI-FGSM's (Dong et al.: "Boosting Adversarial Attacks with Momentum", CVPR 2018),
+values in the place of signs are the paper's.
 """
 
 import dataclasses

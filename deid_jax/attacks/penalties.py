@@ -3,7 +3,7 @@
 The paper's is ½‖δ‖², δ = x̂ − x. All but one of these are quadratic, R = ½⟨δ, Mδ⟩ with a
 metric M that costs more where people see more: then the cheapest way to gain on a loss of
 gradient g is −M⁻¹g (`direction`), and R falls fastest, in that metric, along −M⁻¹∇R = −δ
-(`pull`). Pictures are float32[B, H, W, C] in [0, 1].
+(`pull`). Images are float32[B, H, W, C] in [0, 1].
 """
 
 from collections.abc import Callable, Mapping
@@ -62,9 +62,9 @@ def smooth_penalty(images: jax.Array) -> Penalty:
     rows, columns = (jnp.asarray(_cosines(n), images.dtype) for n in images.shape[1:3])
     cost = 1 + _ROUGHNESS * (_stiffness(len(rows))[:, None] + _stiffness(len(columns)))
 
-    def scaled(pictures: jax.Array, factor: NumpyArray) -> jax.Array:
-        spectrum = jnp.einsum("kh,bhwc,lw->bklc", rows, pictures, columns, precision="highest")
-        spectrum = spectrum * jnp.asarray(factor, pictures.dtype)[None, :, :, None]
+    def scaled(batch: jax.Array, factor: NumpyArray) -> jax.Array:
+        spectrum = jnp.einsum("kh,bhwc,lw->bklc", rows, batch, columns, precision="highest")
+        spectrum = spectrum * jnp.asarray(factor, batch.dtype)[None, :, :, None]
         return jnp.einsum("kh,bklc,lw->bhwc", rows, spectrum, columns, precision="highest")
 
     return Penalty(
@@ -78,15 +78,15 @@ def luminance_penalty(images: jax.Array) -> Penalty:
     """Light costs more than colour: R = ½(‖δ‖² + 3·|Y|⁻²‖⟨Y, δ⟩‖²), Y the luma weights.
 
     A change along Y = (0.299, 0.587, 0.114) costs four times what one across it costs. Of
-    pictures of other than three channels all channels weigh the same.
+    images of other than three channels all channels weigh the same.
     """
     weights = _RED_GREEN_BLUE if images.shape[-1] == 3 else np.ones(images.shape[-1])
     along = np.outer(weights, weights) / float(np.sum(weights**2))
     across = np.eye(len(weights)) - along
 
-    def scaled(pictures: jax.Array, factor: float) -> jax.Array:
-        matrix = jnp.asarray(across + factor * along, pictures.dtype)
-        return jnp.einsum("bhwc,cd->bhwd", pictures, matrix, precision="highest")
+    def scaled(batch: jax.Array, factor: float) -> jax.Array:
+        matrix = jnp.asarray(across + factor * along, batch.dtype)
+        return jnp.einsum("bhwc,cd->bhwd", batch, matrix, precision="highest")
 
     return Penalty(
         value=lambda adversarial: norms(scaled(adversarial - images, _LUMINANCE**0.5)),
@@ -107,7 +107,7 @@ def texture_penalty(images: jax.Array) -> Penalty:
 def ssim_penalty(images: jax.Array) -> Penalty:
     """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated), with mirrored rims.
 
-    The metric's windows lie inside the picture and hardly see its border, where a change would
+    The metric's windows lie inside the image and hardly see its border, where a change would
     gather; mirrored by half a window, every pixel counts alike.
 
     M is diag(w), w = 1/(2σ² + C₂) over its mean, at least 0.2, with the variance σ² of the
@@ -115,11 +115,11 @@ def ssim_penalty(images: jax.Array) -> Penalty:
     its own mean in the window zero.
 
     Raises:
-      InputError: pictures are smaller than SSIM's window.
+      InputError: images are smaller than SSIM's window.
     """
     if min(images.shape[1:3]) < metrics.SSIM_WINDOW:
         raise InputError(
-            f"penalty ssim needs pictures of at least {metrics.SSIM_WINDOW} pixels each way, "
+            f"penalty ssim needs images of at least {metrics.SSIM_WINDOW} pixels each way, "
             f"got {images.shape[1]}x{images.shape[2]}"
         )
     variance = _variance(images)
@@ -130,7 +130,7 @@ def ssim_penalty(images: jax.Array) -> Penalty:
         return 1 - metrics.mssim(_mirrored(adversarial), _mirrored(images))
 
     def pull(adversarial: jax.Array) -> jax.Array:
-        slope = jax.grad(lambda pictures: lost(pictures).sum())(adversarial)
+        slope = jax.grad(lambda batch: lost(batch).sum())(adversarial)
         return metric.direction(slope) * (0.5 * num_windows) / mean_cost
 
     # MSSIM is a mean over windows: δ costs about Σ δ²/(2σ² + C₂) over their number.
@@ -146,7 +146,7 @@ def _mirrored(images: jax.Array) -> jax.Array:
 
 
 def _diagonal(images: jax.Array, cost: jax.Array) -> Penalty:
-    """M = diag(cost over its mean), of each picture."""
+    """M = diag(cost over its mean), of each image."""
     relative = cost / jnp.mean(cost, axis=(1, 2, 3), keepdims=True)
     relative = jnp.maximum(relative, _LEAST_COST)
     return Penalty(
@@ -160,8 +160,8 @@ def _variance(images: jax.Array) -> jax.Array:
     """Per channel, in SSIM's Gaussian window around each pixel, cut off at the border."""
     rows, columns = (jnp.asarray(_windows(size), images.dtype) for size in images.shape[1:3])
 
-    def mean(pictures: jax.Array) -> jax.Array:
-        return jnp.einsum("ih,bhwc,jw->bijc", rows, pictures, columns, precision="highest")
+    def mean(batch: jax.Array) -> jax.Array:
+        return jnp.einsum("ih,bhwc,jw->bijc", rows, batch, columns, precision="highest")
 
     return jnp.maximum(mean(jnp.square(images)) - jnp.square(mean(images)), 0)
 

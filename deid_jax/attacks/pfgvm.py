@@ -1,4 +1,6 @@
-"""P-FGVM, the Penalized Fast Gradient Value Method: the paper's attack.
+"""P-FGVM: x̂ ← clip₀₁( x̂ − α ( ∇l(x̂) + λ (x̂ − x) ) ).
+
+The Penalized Fast Gradient Value Method, the paper's attack.
 
 Chatzikyriakidis, Papaioannidis, Pitas: "Adversarial Face De-Identification", ICIP 2019.
 """

@@ -1,4 +1,6 @@
-"""PGD, projected gradient descent from a random start, in L∞ and in L2: peers.
+"""PGD: x̂ ← Π( x̂ − α d ), Π onto the ball of size ε and to [0, 1], from a random start.
+
+Projected gradient descent in L∞ (d the gradient's signs) and in L2 (d = ∇l/‖∇l‖₂): peers.
 
 Madry, Makelov, Schmidt, Tsipras, Vladu: "Towards Deep Learning Models Resistant to
 Adversarial Attacks", ICLR 2018.
@@ -21,8 +23,8 @@ class PGDConfig:
     """Settings of `pgd`.
 
     Attributes:
-      step_size: α ≥ 0, the change of every pixel in one step.
-      epsilon: ε ≥ 0, the largest change of a pixel.
+      step_size: α ≥ 0, how far every pixel moves in one step.
+      epsilon: ε ≥ 0, the largest perturbation of a pixel.
       num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
     Raises:
@@ -73,7 +75,7 @@ def pgd(
 ) -> AttackResult:
     """x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(∇l(x̂)) ) ), from clip₀₁(x + U[−ε, ε]).
 
-    The start is drawn for each picture from its own key; `initial` takes its place, and with
+    The start is drawn for each image from its own key; `initial` takes its place, and with
     `initial=images` it is I-FGSM. Zero steps draw none: they return `initial` or x.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
@@ -110,7 +112,7 @@ def pgd_l2(
 ) -> AttackResult:
     """x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ) with δ = x̂ − α ∇l(x̂)/‖∇l(x̂)‖₂ − x.
 
-    It starts at clip₀₁(x + u), u uniform in the ball ‖u‖₂ ≤ ε, drawn for each picture from
+    It starts at clip₀₁(x + u), u uniform in the ball ‖u‖₂ ≤ ε, drawn for each image from
     its own key; `initial` takes its place. Zero steps draw none: they return `initial` or x.
 
     See `deid_jax.types.Attack` for arguments, result and errors.

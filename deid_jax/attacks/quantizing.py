@@ -1,8 +1,8 @@
-"""Results on the grid of 8-bit pictures, with success kept.
+"""Results on the grid of 8-bit images, with success kept.
 
-A least change ends just beyond the recogniser's boundary, and rounding to the 256 levels that
-a file holds takes many pictures back behind it. Pictures are float32[B, H, W, C] in [0, 1];
-the levels are those of `deid_jax.data.dataset.LEVELS`, bit for bit what a file reads back as.
+A least perturbation ends just beyond the recogniser's boundary, and rounding to the 256 levels
+of a file takes many images back behind it. Images are float32[B, H, W, C] in [0, 1];
+the levels are `deid_jax.pixels.LEVELS`, bit for bit what a file reads back as.
 """
 
 import functools
@@ -72,19 +72,19 @@ def finish_on_grid(
     """Puts a result on the 8-bit grid: q = round(255 x̂)/255, or a farther one that succeeds.
 
     Where the result succeeded and q does not, other roundings are tried: first outwards,
-    q(t) = round(255 (x + t(x̂ − x)))/255 with the least t > 1 that succeeds. For a change
-    x̂ − x = −μ∇l, as least changes are, q(t) minimises ‖q − x‖² + 2tμ⟨∇l, q⟩ over the grid: no
+    q(t) = round(255 (x + t(x̂ − x)))/255 with the least t > 1 that succeeds. For a perturbation
+    x̂ − x = −μ∇l, as the least ones are, q(t) minimises ‖q − x‖² + 2tμ⟨∇l, q⟩ over the grid: no
     rounding that lowers the linearised loss as much is cheaper. Where no t succeeds, gradient
-    steps of growing length follow from x̂; each of up to 20 gradients also judges the picture
+    steps of growing length follow from x̂; each of up to 20 gradients also judges the image
     on the grid that it is taken at. Where these do not help either, q is returned, and success
     is False.
 
-    Every picture is charged what was spent on it: one forward pass where q is kept, beside it
-    one per t, or one gradient per step. Where no picture of the batch needs it, nothing beyond
-    q's forward pass is computed; what becomes of a picture hangs on no other one.
+    Evaluations are counted per image: one forward pass where q is kept, beside it
+    one per t, or one gradient per step. Where no image of the batch needs it, nothing beyond
+    q's forward pass is computed; an image's result depends on no other image.
 
     Args:
-      objective: judges the pictures on the grid, at the same keys throughout.
+      objective: judges the images on the grid, at the same keys throughout.
       images: float32[B, H, W, C] in [0, 1], the originals x.
       result: of an attack, for one number of steps.
       key: one key or key[B].

@@ -28,8 +28,8 @@ def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
     """Mean structural similarity, the paper's SI.
 
     11×11 Gaussian window of σ = 1.5, K₁ = 0.01, K₂ = 0.03, data range 1, windows that lie
-    wholly inside the picture, mean over channels. Wang, Bovik, Sheikh, Simoncelli: "Image
-    Quality Assessment", 2004. Pictures must be at least 11 pixels wide and high.
+    wholly inside the image, mean over channels. Wang, Bovik, Sheikh, Simoncelli: "Image
+    Quality Assessment", 2004. Images must be at least 11 pixels wide and high.
     """
     from dm_pix import ssim
 
@@ -37,8 +37,8 @@ def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
     # on the CPU, a tenth of the whole time of a ten-step attack.
     rows, columns = (jnp.asarray(_gaussian_windows(size)) for size in images.shape[1:3])
 
-    def blur(pictures: jax.Array) -> jax.Array:
-        return jnp.einsum("ih,bhwc,jw->bijc", rows, pictures, columns, precision="highest")
+    def blur(batch: jax.Array) -> jax.Array:
+        return jnp.einsum("ih,bhwc,jw->bijc", rows, batch, columns, precision="highest")
 
     return ssim(images, originals, filter_fn=blur)
 

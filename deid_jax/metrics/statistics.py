@@ -1,9 +1,9 @@
-"""How sure a mean or a rate over pictures is: confidence intervals.
+"""Confidence intervals of means and rates over images.
 
 Rates have Wilson intervals; means, and gains of one mean over another, bootstrap intervals over
-pictures by the percentile method, which needs no special case where values repeat. What they
-cover is the choice of pictures, not another recogniser or another draw of targets. Where
-pictures come in groups, as several of one person do, `bootstrap_groups` covers the choice of
+images by the percentile method, which needs no special case where values repeat. What they
+cover is the choice of images, not another recogniser or another draw of targets. Where
+images come in groups, as several of one person do, `bootstrap_groups` covers the choice of
 groups.
 """
 
@@ -96,12 +96,12 @@ def bootstrap_gain(
 ) -> Interval:
     """Percentile bootstrap interval of `gain` between two means, over pairs.
 
-    A resample draws pictures, and takes both methods' values of each: what makes a picture
+    A resample draws images, and takes both methods' values of each: what makes an image
     hard for both cancels.
 
     Args:
       ours: finite numbers, [N].
-      other: the other method's, of the same pictures in the same order.
+      other: the other method's, of the same images in the same order.
       lower_is_better: see `gain`.
       confidence: between 0 and 1.
       seed: decides the resamples, and nothing else does.

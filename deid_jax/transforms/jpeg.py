@@ -1,8 +1,8 @@
-"""JPEG as a function that gradients pass: what a picture becomes as a file and back.
+"""JPEG as a function that gradients pass: what an image becomes as a file and back.
 
 Baseline JPEG as libjpeg writes it by default: YCbCr, chroma at half the height and width
 (4:2:0), 8×8 DCT, the tables of ITU-T T.81, Annex K, scaled by quality; read back with
-triangle-filtered chroma, libjpeg's "fancy upsampling". Pictures are float[B, H, W, 3] in
+triangle-filtered chroma, libjpeg's "fancy upsampling". Images are float[B, H, W, 3] in
 [0, 1]; within, levels are float32 from 0 to 255.
 """
 
@@ -47,10 +47,10 @@ _TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136286, -0.714136286], [1, 1.772, 0
 
 
 def jpeg(images: jax.Array, quality: int | jax.Array) -> jax.Array:
-    """The pictures, written as JPEG and read back.
+    """The images, written as JPEG and read back.
 
     Forward, every rounding of the way is done, from 8-bit pixels to 8-bit pixels: what Pillow
-    makes of the same picture, but for the last bits of its integer DCT: on photos of 112 pixels
+    makes of the same image, but for the last bits of its integer DCT: on photos of 112 pixels
     0.07 to 0.16 of 255 levels in the mean at qualities 50 to 95. Backward, rounding and
     clipping count as the identity (Bengio et al. 2013; Athalye et al. 2018): the derivative is
     that of the linear rest, which is the identity on luma and the blur of chroma by halving
@@ -64,7 +64,7 @@ def jpeg(images: jax.Array, quality: int | jax.Array) -> jax.Array:
       The same shape and dtype, on the 8-bit grid.
 
     Raises:
-      InputError: `images` is no batch of colour pictures, or `quality` is out of range.
+      InputError: `images` is no batch of colour images, or `quality` is out of range.
     """
     checks.images("images", images)
     images = jnp.asarray(images)
@@ -74,14 +74,14 @@ def jpeg(images: jax.Array, quality: int | jax.Array) -> jax.Array:
         (np.asarray(quality) >= 1) & (np.asarray(quality) <= 100)
     ):
         raise InputError(f"quality must be between 1 and 100, got {quality}")
-    per_picture = jnp.broadcast_to(jnp.asarray(quality, jnp.float32), images.shape[:1])
-    written = _write_and_read(images.astype(jnp.float32), per_picture)
+    qualities = jnp.broadcast_to(jnp.asarray(quality, jnp.float32), images.shape[:1])
+    written = _write_and_read(images.astype(jnp.float32), qualities)
     return written.astype(images.dtype)
 
 
 @jax.custom_jvp
 def _write_and_read(images: jax.Array, quality: jax.Array) -> jax.Array:
-    """float32[B, H, W, 3] in [0, 1] and float32[B] -> the pictures as read back."""
+    """float32[B, H, W, 3] in [0, 1] and float32[B] -> the images as read back."""
     H, W = images.shape[1:3]
     halves = -(-H // 2), -(-W // 2)
     luma, chroma = (_table(table, quality) for table in (_LUMINANCE, _CHROMINANCE))
@@ -208,7 +208,7 @@ def _doubling(size: int, *, triangle: bool) -> NumpyArray:
 
 def _doubled(plane: jax.Array, H: int, W: int) -> jax.Array:
     """Chroma at the full size, rounded; ties go up and down in turn."""
-    # libjpeg leaves very narrow pictures unfiltered.
+    # libjpeg leaves very narrow images unfiltered.
     rows, columns = (_doubling(size, triangle=W > 4) for size in (H, W))
     return jnp.floor(_resampled(plane, rows, columns) + _in_turn(W, 8 / 16, 7 / 16))
 

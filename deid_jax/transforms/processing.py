@@ -18,117 +18,117 @@ from deid_jax import checks
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-# uint8[N, H, W, 3] -> the processed pictures, likewise.
+# uint8[N, H, W, 3] -> the processed images, likewise.
 Processing = Callable[[NumpyArray], NumpyArray]
 
 
-def none(pictures: NumpyArray) -> NumpyArray:
-    """The pictures as they are."""
-    return _checked(pictures).copy()
+def none(images: NumpyArray) -> NumpyArray:
+    """The images as they are."""
+    return _checked(images).copy()
 
 
-def pillow_jpeg(pictures: NumpyArray, *, quality: int = 75) -> NumpyArray:
+def pillow_jpeg(images: NumpyArray, *, quality: int = 75) -> NumpyArray:
     """Written as JPEG by Pillow and read back, chroma at half the height and width.
 
     Args:
-      pictures: uint8[N, H, W, 3].
+      images: uint8[N, H, W, 3].
       quality: 1 to 100.
     """
     from PIL import Image
 
     checks.count("quality", quality, least=1, most=100)
 
-    def write_and_read(picture: NumpyArray) -> NumpyArray:
+    def write_and_read(image: NumpyArray) -> NumpyArray:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+        Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
         return np.asarray(Image.open(file))
 
-    return _each(write_and_read, pictures)
+    return _each(write_and_read, images)
 
 
-def half_size(pictures: NumpyArray) -> NumpyArray:
+def half_size(images: NumpyArray) -> NumpyArray:
     """Resized to half the height and width, rounded up, and back: Pillow's Lanczos, twice.
 
     Args:
-      pictures: uint8[N, H, W, 3].
+      images: uint8[N, H, W, 3].
     """
     from PIL import Image
 
-    def there_and_back(picture: NumpyArray) -> NumpyArray:
-        image = Image.fromarray(picture)
+    def there_and_back(pixels: NumpyArray) -> NumpyArray:
+        image = Image.fromarray(pixels)
         half = (image.width + 1) // 2, (image.height + 1) // 2
         small = image.resize(half, Image.Resampling.LANCZOS)
         return np.asarray(small.resize(image.size, Image.Resampling.LANCZOS))
 
-    return _each(there_and_back, pictures)
+    return _each(there_and_back, images)
 
 
-def gaussian_blur(pictures: NumpyArray, *, sigma: float = 1 / 112) -> NumpyArray:
+def gaussian_blur(images: NumpyArray, *, sigma: float = 1 / 112) -> NumpyArray:
     """Gaussian blur, cut off at 4 σ, edges repeated: SciPy's.
 
     Args:
-      pictures: uint8[N, H, W, 3].
+      images: uint8[N, H, W, 3].
       sigma: σ as a fraction of the height, at least 0; by default one pixel of 112.
     """
     from scipy.ndimage import gaussian_filter
 
     checks.finite_non_negative("sigma", sigma)
     # float64, or SciPy rounds down between the two directions.
-    levels = _checked(pictures).astype(np.float64)
+    levels = _checked(images).astype(np.float64)
     pixels = sigma * levels.shape[1]
     return _rounded(gaussian_filter(levels, (0, pixels, pixels, 0), mode="nearest"))
 
 
-def depth(pictures: NumpyArray, *, bits: int = 5) -> NumpyArray:
+def depth(images: NumpyArray, *, bits: int = 5) -> NumpyArray:
     """Fewer levels a channel: round(255 round(m x/255)/m), m = 2^bits − 1.
 
     Bit depth reduction of Xu, Evans, Qi: "Feature Squeezing", 2018.
 
     Args:
-      pictures: uint8[N, H, W, 3].
-      bits: 1 to 8; 8 leaves the pictures as they are.
+      images: uint8[N, H, W, 3].
+      bits: 1 to 8; 8 leaves the images as they are.
     """
     checks.count("bits", bits, least=1, most=8)
     steps = 2**bits - 1
     table = _rounded(np.rint(np.arange(256) * steps / 255) * 255 / steps)
-    return table[_checked(pictures)]
+    return table[_checked(images)]
 
 
-def seeded_noise(pictures: NumpyArray, *, stddev: float = 0.02, seed: int = 0) -> NumpyArray:
+def seeded_noise(images: NumpyArray, *, stddev: float = 0.02, seed: int = 0) -> NumpyArray:
     """Adds n from N(0, σ²) to every pixel and channel, rounded and clipped to 8 bits.
 
-    A picture's noise is drawn from `seed` and the picture's bytes: its place in the batch
-    does not matter, and the same picture gets the same noise.
+    An image's noise is drawn from `seed` and the image's bytes: its place in the batch
+    does not matter, and the same image gets the same noise.
 
     Args:
-      pictures: uint8[N, H, W, 3].
+      images: uint8[N, H, W, 3].
       stddev: σ as a fraction of 255, at least 0.
       seed: an integer, at least 0.
     """
     checks.finite_non_negative("stddev", stddev)
     checks.count("seed", seed)
 
-    def add(picture: NumpyArray) -> NumpyArray:
-        random = np.random.default_rng([seed, zlib.crc32(picture.tobytes())])
-        return _rounded(picture + 255 * stddev * random.normal(size=picture.shape))
+    def add(image: NumpyArray) -> NumpyArray:
+        random = np.random.default_rng([seed, zlib.crc32(image.tobytes())])
+        return _rounded(image + 255 * stddev * random.normal(size=image.shape))
 
-    return _each(add, pictures)
+    return _each(add, images)
 
 
-def median(pictures: NumpyArray, *, size: int = 3) -> NumpyArray:
+def median(images: NumpyArray, *, size: int = 3) -> NumpyArray:
     """The median over size × size pixels, channel by channel, edges repeated: SciPy's.
 
     Args:
-      pictures: uint8[N, H, W, 3].
+      images: uint8[N, H, W, 3].
       size: of the window in pixels, at least 1.
     """
     from scipy.ndimage import median_filter
 
     checks.count("size", size, least=1)
-    return median_filter(_checked(pictures), size=(1, size, size, 1), mode="nearest")
+    return median_filter(_checked(images), size=(1, size, size, 1), mode="nearest")
 
 
-def denoise(pictures: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
+def denoise(images: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
     """Non-local means: every pixel becomes a mean over pixels with surroundings alike.
 
     Patches of 5×5 pixels, compared within 6 pixels each way, all channels at once, weighted by
@@ -136,7 +136,7 @@ def denoise(pictures: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
     Buades, Coll, Morel: "A Non-Local Algorithm for Image Denoising", 2005.
 
     Args:
-      pictures: uint8[N, H, W, 3].
+      images: uint8[N, H, W, 3].
       strength: h > 0, as a fraction of 255; the default is about ten levels.
 
     Raises:
@@ -151,9 +151,9 @@ def denoise(pictures: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
 
     checks.fraction("strength", strength)
 
-    def filtered(picture: NumpyArray) -> NumpyArray:
+    def filtered(image: NumpyArray) -> NumpyArray:
         means = denoise_nl_means(
-            picture / 255,
+            image / 255,
             patch_size=5,
             patch_distance=6,
             h=strength,
@@ -162,21 +162,21 @@ def denoise(pictures: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
         )
         return _rounded(255 * means)
 
-    return _each(filtered, pictures)
+    return _each(filtered, images)
 
 
-def _checked(pictures: NumpyArray) -> NumpyArray:
-    array = np.asarray(pictures)
+def _checked(images: NumpyArray) -> NumpyArray:
+    array = np.asarray(images)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
         raise InputError(
-            "pictures must be uint8[N, H, W, 3] with at least one pixel, "
+            "images must be uint8[N, H, W, 3] with at least one pixel, "
             f"got {array.dtype}{list(array.shape)}"
         )
     return array
 
 
-def _each(function: Callable[[NumpyArray], NumpyArray], pictures: NumpyArray) -> NumpyArray:
-    return np.stack([function(picture) for picture in _checked(pictures)])
+def _each(function: Callable[[NumpyArray], NumpyArray], images: NumpyArray) -> NumpyArray:
+    return np.stack([function(image) for image in _checked(images)])
 
 
 def _rounded(levels: NumpyArray) -> NumpyArray:

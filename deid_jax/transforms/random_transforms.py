@@ -1,13 +1,13 @@
-"""Random transformations of pictures that gradients pass.
+"""Random transformations of images that gradients pass.
 
-An objective's expectation over them is what an attack must lower for its pictures to survive
+An objective's expectation over them is what an attack must lower for its images to survive
 such changes: expectation over transformation, Athalye, Engstrom, Ilyas, Kwok: "Synthesizing
 Robust Adversarial Examples", 2018.
 
 All share one signature, (images float[B, H, W, C] in [0, 1], key) -> the same shape and dtype
-in [0, 1]; `key` is one key or key[B]. What becomes of a picture depends on it and its own key
+in [0, 1]; `key` is one key or key[B]. What becomes of an image depends on it and its own key
 alone. Shapes are static, all is traceable, and resampling is two matrix products: within
-`lax.scan` that is fast on the CPU in both directions. Lengths are fractions of the picture's
+`lax.scan` that is fast on the CPU in both directions. Lengths are fractions of the image's
 height and width, so that a setting means the same at every size.
 
 Clipping what a transformation moves beyond [0, 1] stops the gradient there, as it must; where
@@ -35,7 +35,7 @@ def resize_pad_flip(
     """Diverse inputs: shrinks, pads with black at a random place, perhaps mirrors.
 
     Of Xie, Zhang, Zhou, Bai, Wang, Ren, Yuille: "Improving Transferability of Adversarial
-    Examples with Input Diversity", 2019, and a mirroring beside it. There the padded picture
+    Examples with Input Diversity", 2019, and a mirroring beside it. There the padded image
     is larger than the original, 330 pixels for 299; here it keeps its size. The new height
     and width are the rounded share of the old, uniform in [smallest, 1]; the place is uniform
     over whole pixels. Bilinear, the filter widened as it shrinks.
@@ -125,7 +125,7 @@ def crop_jitter(
 def random_blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.01) -> jax.Array:
     """Gaussian blur with σ uniform in [0, largest_sigma] of the height.
 
-    Near an edge the weights inside the picture are scaled to sum to one.
+    Near an edge the weights inside the image are scaled to sum to one.
 
     Args:
       images: float[B, H, W, C] in [0, 1].
@@ -137,7 +137,7 @@ def random_blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.0
     """
     checks.finite_non_negative("largest_sigma", largest_sigma)
     (share,) = _uniform(_keys(images, key), 1)
-    # A thousandth of a pixel leaves every picture as it is.
+    # A thousandth of a pixel leaves every image as it is.
     sigma = jnp.maximum(largest_sigma * images.shape[1] * share, 1e-3)[:, None, None]
     matrices = []
     for size in images.shape[1:3]:
@@ -218,7 +218,7 @@ def compose(*functions: Transformation) -> Transformation:
 
 
 def sometimes(probability: float, function: Transformation) -> Transformation:
-    """`function` for each picture with a probability in [0, 1], else the picture as it is.
+    """`function` for each image with a probability in [0, 1], else the image as it is.
 
     Raises:
       InputError: the probability is out of range.
@@ -296,7 +296,7 @@ def _zoom(
 
 
 def _resampled(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Each picture as rows @ image @ columnsᵀ; float32[B, H, H] and float32[B, W, W]."""
+    """Each image as rows @ image @ columnsᵀ; float32[B, H, H] and float32[B, W, W]."""
     once = jnp.einsum("bih,bhwc->biwc", rows, images, precision="highest")
     twice = jnp.einsum("bjw,biwc->bijc", columns, once, precision="highest")
     return _back_in_range(twice).astype(images.dtype)

@@ -170,20 +170,20 @@ def test_denoise_says_what_it_needs(monkeypatch, photos):
     ],
 )
 def test_other_arrays_are_refused(name, pictures, said):
-    with pytest.raises(InputError, match=rf"pictures must be uint8.*got {said}"):
+    with pytest.raises(InputError, match=rf"images must be uint8.*got {said}"):
         PROCESSING[name](pictures)
 
 
 @pytest.mark.parametrize(
     "name, setting, value",
     [
-        ("jpeg", "quality", 0),
-        ("jpeg", "quality", 101),
-        ("blur", "sigma", -1),
+        ("pillow_jpeg", "quality", 0),
+        ("pillow_jpeg", "quality", 101),
+        ("gaussian_blur", "sigma", -1),
         ("depth", "bits", 0),
         ("depth", "bits", 9),
-        ("noise", "stddev", float("nan")),
-        ("noise", "seed", -1),
+        ("seeded_noise", "stddev", float("nan")),
+        ("seeded_noise", "seed", -1),
         ("median", "size", 0),
         ("denoise", "strength", 0),
     ],
