@@ -11,18 +11,18 @@ from deid_jax.devices import sharding
 
 
 def on_all_devices(do: Callable[[str], None], names: Sequence[str], mesh: Mesh) -> None:
-    """Does pieces of work at once, one on each device of this process.
+    """Does pieces of work at the same time, one on each device of this process.
 
-    A piece is done on one device, so that how many there are changes no bit of it; or on those
-    over which dense layers are divided.
+    A piece is done on one device, so that the number of devices changes no bit of the result;
+    or on the devices over which dense layers are divided.
 
     Args:
-      do: does one, in a thread whose devices are its own.
-      names: of the pieces.
+      do: does one piece, in a thread with its own devices.
+      names: the pieces.
       mesh: the devices; a row for each thread.
 
     Raises:
-      Exception: what one of them raised; no further ones are begun then.
+      Exception: what a piece raised; no further pieces are begun then.
     """
     rows = mesh.devices[: len(names)]
     left = iter(names)

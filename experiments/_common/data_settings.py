@@ -22,26 +22,26 @@ _LARGEST_IMAGE = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which pictures and which recogniser."""
+    """The data set and the recogniser."""
 
     dataset: str = setting("synthetic", "Data set.", choices=tuple(DATASETS))
     data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
-    image_size: int = setting(64, "Height and width in pixels that pictures are brought to.")
+    image_size: int = setting(64, "Height and width in pixels that images are resized to.")
     crop: str | None = setting(
         None,
-        "Which part of a picture file is the face; auto: CelebA's aligned face box for "
-        "pictures of 178x218, else the largest centred square; arcface: the template of "
+        "The part of an image file that is the face; auto: CelebA's aligned face box for "
+        "images of 178x218, else the largest centred square; arcface: the template of "
         "recognisers of 112 px. Default: auto.",
         choices=CROPS,
     )
     skip_unreadable: bool = setting(
-        False, "Leave out pictures that cannot be read, and count them, instead of stopping."
+        False, "Leave out images that cannot be read, and count them, instead of stopping."
     )
     model: str = setting("model_a", "Recogniser.", choices=tuple(MODELS))
     seed: int = setting(0, "Decides every random choice: persons, split, weights, targets.")
 
     def options(self, split: str) -> DataOptions:
-        """What the data set's loader is asked for.
+        """The options for loading the data set.
 
         Raises:
           InputError: a value out of range, or a flag that the data set ignores.
@@ -64,36 +64,36 @@ class DataSettings:
         )
 
     def check_recogniser(self) -> None:
-        """Refuses pictures that the recogniser cannot take, as far as its name tells."""
+        """Refuses images that the recogniser cannot take, as far as its name tells."""
         create_model(self.model, num_classes=2, image_size=self.image_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(DataSettings):
-    """Which pictures a trained recogniser is measured on."""
+    """The images that a trained recogniser is evaluated on."""
 
-    split: str = setting("test", "Which pictures to de-identify.", choices=SPLITS)
-    max_images: int | None = setting(None, "Only the first N pictures of the split.")
+    split: str = setting("test", "Which images to de-identify.", choices=SPLITS)
+    max_images: int | None = setting(None, "Only the first N images of the split.")
     sample: int | None = setting(
-        None, "Only N pictures of the split, drawn by the seed, of as many persons as possible."
+        None, "Only N images of the split, drawn by the seed, of as many persons as possible."
     )
     batch_size: int | None = setting(
-        None, "Pictures per compiled call; default: what suits the device and its memory."
+        None, "Images per compiled call; default: what suits the device and its memory."
     )
     checkpoint: str | None = setting(
         None, "The recogniser's weights; default: under checkpoints/, trained if missing."
     )
     recogniser: str | None = setting(
         None,
-        "One's own in the place of --model and --checkpoint: NAME, NAME:FILE or "
-        "package.module:function, from RGB pictures in [0, 1] to embeddings, by whose gallery "
-        "of training photos persons are named, or to logits.",
+        "User-supplied recogniser instead of --model and --checkpoint: NAME, NAME:FILE or "
+        "package.module:function, from RGB images in [0, 1] to logits or to embeddings; for "
+        "embeddings a gallery of the training images predicts persons.",
     )
     recogniser_output: str | None = setting(
-        None, "What --recogniser gives. Default: embeddings.", choices=OUTPUTS
+        None, "The output of --recogniser. Default: embeddings.", choices=OUTPUTS
     )
     profile_dir: str | None = setting(
-        None, "Write a trace of JAX's profiler there, for XProf, TensorBoard or Perfetto."
+        None, "Folder for a trace of JAX's profiler, for XProf, TensorBoard or Perfetto."
     )
 
     def check(self) -> None:
@@ -109,8 +109,8 @@ class EvaluationSettings(DataSettings):
                 "--recogniser"
             )
         if self.recogniser is not None and self.checkpoint is not None:
-            raise InputError("recogniser and checkpoint both say who judges: give one of them")
-        # Structural similarity needs the room of its window.
+            raise InputError("recogniser and checkpoint exclude each other: give one of them")
+        # Structural similarity needs at least its window.
         count("image_size", self.image_size, least=SSIM_WINDOW)
         if self.batch_size is not None:
             count("batch_size", self.batch_size, least=1)
@@ -118,18 +118,18 @@ class EvaluationSettings(DataSettings):
             if getattr(self, name) is not None:
                 count(name, getattr(self, name), least=1)
         if self.max_images is not None and self.sample is not None:
-            raise InputError("sample and max_images both say which pictures: give one of them")
+            raise InputError("sample and max_images exclude each other: give one of them")
         if self.profile_dir is not None:
             folder_to_write("profile_dir", Path(self.profile_dir))
 
     def check_recogniser(self) -> None:
-        """Refuses what `DataSettings` does, where the recogniser is one of the project's."""
+        """Refuses what `DataSettings` refuses, unless the recogniser is user-supplied."""
         if self.recogniser is None:
             super().check_recogniser()
 
     @property
     def judge(self) -> str:
-        """What the recogniser is called in tables and folders."""
+        """The recogniser's name in tables and folders."""
         return self.model if self.recogniser is None else name_of(self.recogniser)
 
     @property

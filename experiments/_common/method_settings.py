@@ -11,31 +11,32 @@ from deid_jax.types import Config
 from experiments._common.data_settings import EvaluationSettings
 from experiments._common.flags import Flag, setting, settings_of_others
 
-# What --help says of the methods' settings.
+# The help text of each setting.
 MEANINGS = {
-    "step_size": "α, how far one step goes.",
-    "shrink": "β₀, the share of the change that the first penalty step takes back.",
+    "step_size": "α, the size of one step.",
+    "shrink": "β₀, the share of the perturbation that the first penalty step removes.",
     "max_step": "The longest step, in L2.",
-    "penalty": "What is held small beside the loss.",
+    "penalty": "The quantity that is kept small together with the loss.",
     "penalty_weight": "λ, the weight of the 'realism' term; α·λ >= 2 diverges.",
     "num_steps": "Number of gradient steps.",
-    "epsilon": "ε, the largest change of a pixel, of a range of 1; in pgd_l2 of a picture.",
-    "momentum": "μ, the share of the direction so far that a step keeps.",
-    "reach": "How many ε all steps together would go along one line.",
-    "init_epsilon": "ε₀, the size in L2 of the first change.",
-    "gamma": "γ, the share by which the size allowed grows or shrinks, below 1.",
-    "initial_const": "c of the first search: what success weighs against the change.",
-    "confidence": "κ, how far beyond the boundary to go, in logits.",
+    "epsilon": "ε, the largest perturbation of a pixel, of a range of 1; in pgd_l2 and mifgvm "
+    "of an image.",
+    "momentum": "μ, the share of the previous direction that a step keeps.",
+    "reach": "Length of all steps together along one line, in ε.",
+    "init_epsilon": "ε₀, the size in L2 of the first perturbation.",
+    "gamma": "γ, the share by which the allowed size grows or shrinks, below 1.",
+    "initial_const": "c of the first search: the weight of success against the perturbation.",
+    "confidence": "κ, the margin beyond the decision boundary, in logits.",
     "binary_search_steps": "Number of searches for c, which share num_steps.",
-    "blur_sigma": "Standard deviation of the blur, a fraction of the picture's height.",
-    "num_blocks": "Number of blocks across and down the picture.",
-    "mask_size": "Height and width of the mask, a fraction of the picture's.",
-    "noise_stddev": "Standard deviation of the noise, for pixels of a range of 1.",
+    "blur_sigma": "Standard deviation of the blur, a fraction of the image's height.",
+    "num_blocks": "Number of blocks across and down the image.",
+    "mask_size": "Height and width of the mask, a fraction of the image's.",
+    "noise_stddev": "Standard deviation of the noise, for pixels in a range of 1.",
 }
 
 
 def method_flags() -> dict[str, Flag]:
-    """One flag per setting of any method; where it is not given, the method's default holds."""
+    """One flag per setting of any method; if it is not given, the method's default holds."""
     found: dict[str, Flag] = {}
     for name, method in METHODS.items():
         for field in dataclasses.fields(method.config):
@@ -52,19 +53,19 @@ def method_flags() -> dict[str, Flag]:
 
 
 def number_or_name(value: object) -> str:
-    """A setting's value as people write it: 0.1, 50, l2, True."""
+    """A setting's value as text: 0.1, 50, l2, True."""
     return f"{value:g}" if type(value) in (int, float) else str(value)
 
 
 def _quantizing_methods() -> str:
-    """Which methods quantize by themselves, in words."""
+    """The methods that quantize by default, as text."""
     names = [name for name, method in METHODS.items() if method.quantizes]
     return f"on for {', '.join(names)}, off for the others" if names else "off"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSettings(EvaluationSettings):
-    """How methods are run; `method_settings` are those that belong to a method alone."""
+    """How methods are run; `method_settings` are those of single methods."""
 
     target: str | None = setting(
         None, "Label that an attack aims at; none = untargeted. Default: random.", TARGETS
@@ -72,12 +73,12 @@ class MethodSettings(EvaluationSettings):
     init: str | None = setting(None, "First iterate of an attack. Default: image.", INITS)
     quantize: bool | None = setting(
         None,
-        "Finish on the 8-bit grid with success kept: roundings that the attack does not "
-        f"survive are mended. Default: {_quantizing_methods()}.",
+        "Finish on the 8-bit grid and keep success: roundings that undo it are "
+        f"corrected. Default: {_quantizing_methods()}.",
     )
     precision: str | None = setting(
         None,
-        "What the attack computes in; the verdict stays float32. On CPUs tf32 is float32. "
+        "Precision of the attack; results are measured in float32. On CPUs tf32 is float32. "
         "Default: float32.",
         choices=PRECISIONS,
     )
@@ -122,7 +123,7 @@ class MethodSettings(EvaluationSettings):
         return METHODS[method].quantizes if self.quantize is None else self.quantize
 
     def protocol(self, method: str) -> Protocol:
-        """How a method is run; ad-hoc methods know neither target nor first iterate.
+        """How a method is run; baselines have neither target nor first iterate.
 
         Raises:
           InputError: a bad value.

@@ -14,22 +14,22 @@ from experiments._common.flags import setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessSettings:
-    """The processes of a run. Each has devices of its own; all share the output folder."""
+    """The processes of a run: each has its own devices; all share the output folder."""
 
     coordinator_address: str | None = setting(
         None,
         "HOST:PORT of the first of several processes that share the work. Not needed on TPU "
-        "pod slices, under Slurm, Open MPI and on GKE: these tell.",
+        "pod slices, under Slurm, Open MPI and on GKE, which provide it.",
     )
     num_processes: int | None = setting(None, "How many processes share the work.")
-    process_id: int | None = setting(None, "Which of them this is, from 0.")
+    process_id: int | None = setting(None, "The number of this process, from 0.")
 
     def joined(self) -> contextlib.AbstractContextManager[Group]:
         """The processes of the run: `processes.joined` of the flags."""
         return processes.joined(self.coordinator_address, self.num_processes, self.process_id)
 
     def alone(self) -> Self:
-        """The same without what decides nothing but who does the work."""
+        """The same without what only says who does the work."""
         return dataclasses.replace(
             self, coordinator_address=None, num_processes=None, process_id=None
         )
@@ -37,10 +37,10 @@ class ProcessSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelParallelSettings(ProcessSettings):
-    """The same where a recogniser may be too large for one device."""
+    """Also how many devices share a recogniser that is too large for one."""
 
     model_parallel: int = setting(
-        1, "Over how many devices dense layers are divided, where one has no room for them."
+        1, "Number of devices over which dense layers are divided, if one is too small."
     )
 
     def local_mesh(self) -> Mesh:
@@ -54,11 +54,11 @@ class ModelParallelSettings(ProcessSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardSettings(ModelParallelSettings):
-    """The same where pictures are done shard by shard."""
+    """Also the size of shards."""
 
     shard_size: int | None = setting(
         None,
-        "Pictures in a shard: what a run that was stopped need not do again. Default: what "
+        "Images in a shard; a stopped run repeats unfinished shards only. Default: what "
         "suits the device, 32 to 256 on CPUs.",
     )
 

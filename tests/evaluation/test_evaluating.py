@@ -99,13 +99,15 @@ def test_attacks_reach_their_goals(evaluation_of, target, rate):
     assert (records[0].target is None) == (rate is None)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_quantised_results_keep_their_success(evaluation_of, precision):
-    """Attacks of the least change end just beyond the boundary, where rounding undoes it."""
+def test_quantised_results_keep_their_success(evaluation_of):
+    """Attacks of the least change end just beyond the boundary, where rounding undoes it.
+
+    Success counts in float32, whatever the attack computes in.
+    """
     plain, finished = (
-        evaluation_of(
-            "fmn", {"num_steps": 20}, precision=precision, quantize=quantize
-        ).records()[0]
+        evaluation_of("fmn", {"num_steps": 20}, precision="bf16", quantize=quantize).records()[
+            0
+        ]
         for quantize in (False, True)
     )
     hits = [sum(r.uint8_result.hit_target for r in run) for run in (plain, finished)]

@@ -79,7 +79,13 @@ def test_steps_come_from_one_trajectory(evaluation_of, faces):
     assert_same(found[1], evaluation.at(points[1]).records()[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK_METHODS = ("pfgvm", "ifgsm", "noise")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m if m in QUICK_METHODS else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
+)
 def test_every_method_has_a_grid_from_less_to_more(method):
     def darkness(images, key):
         loss = images.sum(axis=(1, 2, 3))
