@@ -1,4 +1,4 @@
-"""Shared strictness: no silent rank promotion, and no skip where CI forbids it."""
+"""Shared strictness: no rank promotion, no slow unmarked test, no skip where CI forbids it."""
 
 import os
 import shutil
@@ -10,8 +10,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Workers and binaries started by tests share what any of them has compiled. Made anew for every
-# session, so that nothing old is tested.
+# Workers and the commands they start share one compilation cache, new in every session.
 _OWN_CACHE = "DEID_JAX_TEST_CACHE" not in os.environ
 if _OWN_CACHE:
     os.environ["DEID_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="deid_jax_tests_")
@@ -22,6 +21,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # CI sets it: there every peer and all data are at hand, so that a skip means a broken set-up.
 NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
+
+
+# A test that is not marked slow may take as long.
+MOST_SECONDS = 10
 
 
 def pytest_unconfigure():
@@ -38,12 +41,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Compiled programs go with their module.
-
-    Each maps memory several times, and Linux ends a process that maps too often.
-    """
+    """Drops compiled programs near the limit of memory mappings, at which Linux ends a process."""
     yield
-    jax.clear_caches()
+    limit, maps = Path("/proc/sys/vm/max_map_count"), Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > int(limit.read_text()) / 2:
+        jax.clear_caches()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,6 +54,10 @@ def pytest_runtest_makereport(item, call):
     if NO_SKIPS and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped although DEID_JAX_TEST_NO_SKIPS=1: {report.longrepr[2]}"
+    slow = item.get_closest_marker("slow") or item.config.option.usepdb
+    if report.passed and call.duration > MOST_SECONDS and not slow:
+        report.outcome = "failed"
+        report.longrepr = f"{call.when} took {call.duration:.0f} s: make it faster or mark it slow"
     return report
 
 
