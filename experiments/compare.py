@@ -33,12 +33,12 @@ from experiments._common.flags import setting
 from experiments._common.lists import read_counts, read_names
 from experiments._compare import compare_tables
 from experiments._compare.compare_tables import TrialSummary
-from experiments._compare.trial_runs import Comparison, Plan
+from experiments._compare.trial_runs import Comparison, ComparisonPlan
 from experiments._compare.trials import Trial
 from experiments._peers.least_distortion import (
     PEERS,
     check_peers,
-    check_persons,
+    check_persons_for,
     search_split,
 )
 
@@ -81,7 +81,7 @@ class CompareSettings(data_settings.EvaluationSettings):
     output_dir: str | None = setting(None, "Where to write; default: under runs/compare/.")
 
 
-def plan_of(settings: CompareSettings) -> Plan:
+def comparison_plan(settings: CompareSettings) -> ComparisonPlan:
     """Reads the lists of the settings.
 
     Raises:
@@ -99,14 +99,14 @@ def plan_of(settings: CompareSettings) -> Plan:
     if reference not in (*methods, *peers):
         known = ", ".join((*methods, *peers))
         raise InputError(f"reference must be one of those compared ({known}), got {reference}")
-    return Plan(methods, peers, num_steps, targets, reference)
+    return ComparisonPlan(methods, peers, num_steps, targets, reference)
 
 
-def _check_data(settings: CompareSettings, plan: Plan) -> None:
+def _check_data(settings: CompareSettings, plan: ComparisonPlan) -> None:
     """Refuses data that are too few, before a recogniser is trained where none is yet."""
     if plan.peers:
         whole = load_dataset(settings.dataset, settings.options(settings.split))
-        check_persons(plan.peers, len(whole.persons))
+        check_persons_for(plan.peers, len(whole.persons))
 
 
 def run(settings: CompareSettings) -> list[TrialSummary]:
@@ -117,7 +117,7 @@ def run(settings: CompareSettings) -> list[TrialSummary]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    plan = plan_of(settings)
+    plan = comparison_plan(settings)
     folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
     folder.check()
     _check_data(settings, plan)
@@ -172,7 +172,9 @@ def _write(
     }
     title = f"{len(faces)} pictures of {settings.dataset}, {settings.judge}, {most} gradients"
     folder.write_csv("compare.csv", [row.to_row() for row in rows])
-    folder.write_text("compare.md", compare_tables.markdown(rows, heading, notes_on(plan)))
+    folder.write_text(
+        "compare.md", compare_tables.compare_markdown(rows, heading, notes_on(plan))
+    )
     folder.write_bytes("compare.png", distortion_plot.draw_success_curves(panels, title=title))
     folder.write_csv("per_image.csv", [row for trial in trials for row in trial.rows()])
     folder.write_csv("timing.csv", compare_tables.timing_of(trials))
@@ -191,7 +193,7 @@ def _panel(target: str) -> str:
     return "untargeted: misnamed" if target == "none" else f"named as a {target} target"
 
 
-def notes_on(plan: Plan) -> list[str]:
+def notes_on(plan: ComparisonPlan) -> list[str]:
     """What a reader of the tables must know of the peers compared."""
     if not plan.peers:
         return []

@@ -17,7 +17,7 @@ from experiments._benchmark import timing
 from experiments._benchmark.results import Layer, LayerResult, Times
 from experiments._benchmark.timing import Run
 from experiments._common import terminal
-from experiments._peers import naive
+from experiments._peers.naive import naive_convolve, naive_max_pool
 from experiments._peers.problem import NUM_CLASSES, Case
 
 # Times that a layer runs in one loop.
@@ -133,9 +133,9 @@ def _draw(layer: Layer, random: np.random.Generator) -> Variables:
 def _applies(layer: Layer, dtype: DTypeLike) -> tuple[Apply, Apply]:
     """(variables, images) -> outputs: this project's way and XLA's."""
     if not layer.size:
-        return lambda _, x: layers.max_pool(x), lambda _, x: naive.max_pool(x)
+        return lambda _, x: layers.max_pool(x), lambda _, x: naive_max_pool(x)
     own = layers.conv(layer.features, layer.size, "conv", dtype).apply
-    return cast("Apply", own), naive.convolve
+    return cast("Apply", own), naive_convolve
 
 
 def _loop(

@@ -300,7 +300,9 @@ _TABLES: tuple[tuple[str, str, Callable[[TrialSummary], str]], ...] = (
 )
 
 
-def markdown(summaries: Sequence[TrialSummary], heading: str, notes: Sequence[str]) -> str:
+def compare_markdown(
+    summaries: Sequence[TrialSummary], heading: str, notes: Sequence[str]
+) -> str:
     """`compare.md`.
 
     Args:

@@ -37,7 +37,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What is compared: ours, peers, numbers of gradients, targets, the reference."""
 
     methods: tuple[str, ...]
@@ -68,7 +68,7 @@ class Comparison:
       images: where images are kept; nowhere if None.
     """
 
-    plan: Plan
+    plan: ComparisonPlan
     faces: FaceDataset
     recogniser: Recogniser
     model: str

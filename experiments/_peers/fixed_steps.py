@@ -18,7 +18,7 @@ from experiments._peers.twins import fold_batch_norms, to_torch, torch_device, t
 Run: TypeAlias = Callable[[], object]
 
 
-def descend(
+def torch_descent(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
@@ -110,7 +110,9 @@ def plain_loop(problem: Problem, variant: LoopVariant) -> Run:
         return adversarial - alpha * (gradient + penalty * (adversarial - images))
 
     steps = problem.num_steps
-    return until_ready(lambda: descend(model, images, labels, update=update, num_steps=steps))
+    return until_ready(
+        lambda: torch_descent(model, images, labels, update=update, num_steps=steps)
+    )
 
 
 def torchattacks_bim(problem: Problem) -> Run:

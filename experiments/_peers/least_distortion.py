@@ -176,7 +176,7 @@ def check_peers(names: Sequence[str], model: str, num_steps: int) -> None:
             raise InputError("PyTorch has no CUDA device here, as JAX has: give --peers=none")
 
 
-def check_persons(names: Sequence[str], num_persons: int) -> None:
+def check_persons_for(names: Sequence[str], num_persons: int) -> None:
     """Refuses peers that need more persons than the recogniser knows.
 
     Raises:

@@ -31,7 +31,7 @@ class NaiveModelA(nn.Module):
         x = images - 0.5
         for number, features in enumerate((32, 64), start=1):
             x = nn.Conv(features, (5, 5), dtype=self.dtype, name=f"conv{number}")(x)
-            x = max_pool(nn.relu(_normalise(x, f"bn{number}", self.dtype)))
+            x = naive_max_pool(nn.relu(_normalise(x, f"bn{number}", self.dtype)))
         x = nn.Dense(512, dtype=self.dtype, name="fc1")(x.reshape(len(x), -1))
         x = nn.relu(_normalise(x, "bn3", self.dtype))
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="fc2")(x)
@@ -57,7 +57,7 @@ class NaiveVGG16(nn.Module):
             for layer in range(1, depth + 1):
                 name = f"conv{block}_{layer}"
                 x = nn.relu(nn.Conv(features, (3, 3), dtype=self.dtype, name=name)(x))
-            x = max_pool(x)
+            x = naive_max_pool(x)
         x = x.reshape(len(x), -1)
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(4096, dtype=self.dtype, name=name)(x))
@@ -70,7 +70,7 @@ class NaiveVGG16(nn.Module):
 NAIVE_MODELS = {"model_a": NaiveModelA, "vgg16": NaiveVGG16}
 
 
-def convolve(variables: Variables, images: jax.Array) -> jax.Array:
+def naive_convolve(variables: Variables, images: jax.Array) -> jax.Array:
     """Stride-1 convolution with 'same' padding and bias, in the images' dtype."""
     parameters = jax.tree.map(lambda leaf: leaf.astype(images.dtype), variables["params"])
     dimensions = ("NHWC", "HWIO", "NHWC")
@@ -80,7 +80,7 @@ def convolve(variables: Variables, images: jax.Array) -> jax.Array:
     return outputs + parameters["bias"][None, None, None]
 
 
-def max_pool(images: jax.Array) -> jax.Array:
+def naive_max_pool(images: jax.Array) -> jax.Array:
     """2×2 max-pooling of stride 2."""
     return nn.max_pool(images, (2, 2), strides=(2, 2))
 

@@ -74,7 +74,7 @@ SETTINGS = {
 def test_attacks_equal_a_plain_pytorch_loop(name):
     """In float64, where rounding does not push ReLUs and maxima over their kinks."""
     from experiments._peers import twins
-    from experiments._peers.fixed_steps import descend
+    from experiments._peers.fixed_steps import torch_descent
 
     settings = SETTINGS[name]
     _, model, variables = small_model()
@@ -91,7 +91,7 @@ def test_attacks_equal_a_plain_pytorch_loop(name):
 
     twin = twins.twin("model_a", variables).double()
     labels = torch.from_numpy(LABELS)
-    theirs = twins.to_numpy(descend(twin, inputs, labels, update=update, num_steps=STEPS))
+    theirs = twins.to_numpy(torch_descent(twin, inputs, labels, update=update, num_steps=STEPS))
     method = ATTACKS[name]
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)

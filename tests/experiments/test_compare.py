@@ -155,7 +155,7 @@ def test_summaries_of_failures_hold_no_nan():
     row = summary.to_row()
     assert (row["success_rate"], row["l2_mean"], row["mssim_uint8"]) == (0, "", "")
     assert (row["auc_uint8"], row["best_peer"], row["ratio_to_best_peer"]) == (0, "", "")
-    text = compare_tables.markdown([summary], "heading", [])
+    text = compare_tables.compare_markdown([summary], "heading", [])
     assert "| ours | 0 % |" in text
     assert "here none" in text
     trials = [trial("ours", [None, 1.0]), trial("peer", [1.0, None])]
@@ -188,7 +188,9 @@ def test_markdown_has_a_table_per_target_and_statistic():
         trial("peer", [1.0, None], library="foolbox", num_steps=2),
         trial("peer", [1.0, 2.0], library="foolbox"),
     ]
-    text = compare_tables.markdown(summaries_of(trials, "model_a", "ours"), "What.", ["a", "b"])
+    text = compare_tables.compare_markdown(
+        summaries_of(trials, "model_a", "ours"), "What.", ["a", "b"]
+    )
     assert text.count("\n## ") == 1
     assert text.count("\n| method | 2 | 4 |\n|---|---|---|\n") == text.count("\n### ") == 8
     assert "| ours | 2.000 (2.000) 100 % | 1.250 (1.250) 100 % |" in text

@@ -61,12 +61,12 @@ def set_parameters(notebook, values):
 
 
 def imports_of(cell):
-    """The modules that a cell imports."""
+    """The modules that a cell imports, each with the names imported from it."""
     for node in ast.walk(ast.parse(TransformerManager().transform_cell(cell.source))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            yield node.module, [alias.name for alias in node.names]
 
 
 def text_of(cell):
@@ -77,7 +77,7 @@ def text_of(cell):
     )
 
 
-def pictures_of(cell):
+def images_of(cell):
     """Media type -> the files that a cell displayed."""
     found = {}
     for output in cell.outputs:
@@ -115,10 +115,6 @@ def executed(tmp_path_factory):
     return execute
 
 
-def test_there_are_two():
-    assert sorted(VALUES) == NAMES
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_is_stored_clean(name):
     path = FOLDER / f"{name}.ipynb"
@@ -141,13 +137,17 @@ def test_notebook_is_stored_clean(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_imports_this_project_and_what_colab_has(name):
     allowed = ALLOWED | sys.stdlib_module_names
-    found = [module for cell in code_cells(read(name)) for module in imports_of(cell)]
-    assert "experiments" in found
-    strangers = [m for m in found if not {m, m.partition(".")[0]} & allowed]
-    assert not strangers
+    found = [entry for cell in code_cells(read(name)) for entry in imports_of(cell)]
+    assert "experiments" in {module for module, _ in found}
+    for module, names in found:
+        root = module.partition(".")[0]
+        assert {module, root} & allowed, module
+        if root in ("deid_jax", "experiments"):
+            for entry in names:
+                inside = hasattr(importlib.import_module(module), entry)
+                assert inside or importlib.util.find_spec(f"{module}.{entry}"), entry
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("repository", "is_clone", "expected"),
     [
@@ -157,27 +157,25 @@ def test_notebook_imports_this_project_and_what_colab_has(name):
     ],
     ids=["address", "clone", "folder"],
 )
-def test_install_cell_finds_the_package(
-    tmp_path, monkeypatch, name, repository, is_clone, expected
-):
+def test_install_cell_finds_the_package(tmp_path, monkeypatch, repository, is_clone, expected):
     monkeypatch.chdir(FOLDER if is_clone else tmp_path)
-    calls, names = run_install_cell(name, repository, monkeypatch)
+    calls, names = run_install_cell(repository, monkeypatch)
     assert calls == [("pip", expected)]
     if "clone" in expected:
         assert names["clone"] == REPOSITORY.resolve()
 
 
-@pytest.mark.parametrize("repository", ["", "nowhere"], ids=["none", "wrong"])
-def test_install_cell_says_what_is_missing(tmp_path, monkeypatch, repository):
+def test_install_cell_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="is no clone of it: give its address"):
-        run_install_cell("first_attack", repository, monkeypatch)
+        run_install_cell("nowhere", monkeypatch)
 
 
-def run_install_cell(name, repository, monkeypatch):
+def run_install_cell(repository, monkeypatch):
     """Runs the cell where deid_jax is not installed; returns magics called and variables."""
-    cell = code_cells(read(name))[0]
-    source = cell.source.replace('repository = ""', f"repository = {repository!r}")
+    source, other = (code_cells(read(name))[0].source for name in NAMES)
+    assert source == other
+    source = source.replace('repository = ""', f"repository = {repository!r}")
     calls = []
     shell = types.SimpleNamespace(run_line_magic=lambda *call: calls.append(call))
     names = {"get_ipython": lambda: shell}
@@ -187,19 +185,20 @@ def run_install_cell(name, repository, monkeypatch):
     return calls, names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_runs_and_shows_sheet_and_frontier(executed, name):
     cells, out = executed(name)
     assert text_of(cells["install"]) == "deid_jax is installed.\n"
     assert re.match(r"CPU: \d+ x \w+\nno accelerator", text_of(cells["accelerator"]))
     assert "misclassified (MR)" in text_of(cells["attack"])
-    (sheet,) = pictures_of(cells["sheet"])["image/png"]
+    (sheet,) = images_of(cells["sheet"])["image/png"]
     assert sheet == (out / "attack/sheet.png").read_bytes()
     for cell in cells.values():
-        for files in pictures_of(cell).values() if cell.cell_type == "code" else ():
+        for files in images_of(cell).values() if cell.cell_type == "code" else ():
             for file in files:
-                with Image.open(io.BytesIO(file)) as picture:
-                    assert min(picture.size) > 100
+                with Image.open(io.BytesIO(file)) as image:
+                    assert min(image.size) > 100
     assert len(list((out / "attack/images").rglob("*.png"))) == 3
     assert text_of(cells["download"]) == f"All results: {name}\n"
     assert [path.name for path in (out.parent / "checkpoints").iterdir()] == [
@@ -207,23 +206,25 @@ def test_notebook_runs_and_shows_sheet_and_frontier(executed, name):
     ]
 
 
+@pytest.mark.slow
 def test_first_attack_shows_how_a_face_comes_about(executed):
     cells, out = executed("first_attack")
-    shown = pictures_of(cells["evolution"])
+    shown = images_of(cells["evolution"])
     assert shown == {
         "image/png": [(out / "from_noise/evolution.png").read_bytes()],
         "image/gif": [(out / "from_noise/evolution.gif").read_bytes()],
     }
-    (frontier,) = pictures_of(cells["sweep"])["image/png"]
+    (frontier,) = images_of(cells["sweep"])["image/png"]
     assert frontier == (out / "sweep/frontier.png").read_bytes()
     assert len((out / "sweep/sweep.csv").read_text().splitlines()) == 1 + 2
 
 
+@pytest.mark.slow
 def test_sweep_chooses_and_compares(executed):
     cells, out = executed("lambda_sweep")
-    (frontier,) = pictures_of(cells["frontier"])["image/png"]
+    (frontier,) = images_of(cells["frontier"])["image/png"]
     assert frontier == (out / "pfgvm/frontier.png").read_bytes()
-    (both,) = pictures_of(cells["frontiers"])["image/png"]
+    (both,) = images_of(cells["frontiers"])["image/png"]
     assert both not in (frontier, (out / "baselines/frontier.png").read_bytes())
     assert len((out / "pfgvm/sweep.csv").read_text().splitlines()) == 1 + 2 * 2
     assert re.search(r"'penalty_weight': [\d.]+.*misclassified", text_of(cells["choice"]))
