@@ -122,8 +122,8 @@ def run(settings: CompareSettings) -> list[TrialSummary]:
     folder.check()
     _check_data(settings, plan)
     split = loading.load_split(settings)
-    recogniser = loading.load_or_train_recogniser(settings, split)
     faces = settings.chosen(split)
+    recogniser = loading.load_or_train_recogniser(settings, split)
     with folder:
         compared = Comparison(
             plan=plan,

@@ -63,6 +63,8 @@ def _only_run(name, case):
 
 def test_every_peer_is_timed(tmp_path, capsys, monkeypatch):
     _needs(*LIBRARIES)
+    # It takes seconds to compile prepared kernels.
+    monkeypatch.setattr(candidates, "prepare", lambda variables: variables)
     monkeypatch.setattr(benchmark, "make_problem", lambda *_: small_problem(num_steps=2))
     assert run_benchmark(tmp_path, *TINY, "--peers=all") == 0
     figures = figures_in(tmp_path)

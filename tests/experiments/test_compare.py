@@ -17,6 +17,7 @@ from deid_jax.evaluation.records import ImageMetrics
 from deid_jax.reports import trial_statistics
 from experiments import compare
 from experiments._common import data_settings, machine
+from experiments._common.flags import parse
 from experiments._compare import compare_tables
 from experiments._compare.compare_tables import summaries_of
 from experiments._compare.trials import Attempt, Trial, TrialRecord
@@ -267,7 +268,7 @@ def test_images_are_kept_where_asked(workplace, arguments):
     assert written == {line["picture"] + ".png" for line in lines}
     assert len(written) == 18
     # The distances are those of the files.
-    settings = compare.flags.parse(compare.CompareSettings, arguments)
+    settings = parse(compare.CompareSettings, arguments)
     faces = load_dataset("folder", settings.options("all"))
     for line in lines:
         original = faces.read(faces.pictures.index(line["picture"]))
@@ -352,7 +353,7 @@ def test_peers_that_are_not_installed_are_named_at_once(
         ("--num_steps=20,10", "num_steps must increase, got 20,10"),
         ("--peers=foolbox", "peers must be of foolbox_ddn, "),
         ("--reference=ddd", "reference must be one of those compared (pfgvm, ifgvm), got ddd"),
-        ("--sample=19", "sample must be at most 18, the pictures of the split, got 19"),
+        ("--sample=19", "sample must be at most 18, the images of the split, got 19"),
         ("--checkpoint=nowhere", "nowhere"),
     ],
 )
