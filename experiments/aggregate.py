@@ -3,11 +3,11 @@
     python -m experiments.aggregate --runs=runs/attack
     python -m experiments.aggregate --runs=runs/sweep/a,runs/attack/b --min_mr=0.99
 
-A run is a folder that experiments.attack or experiments.sweep has written; of other folders,
-all runs below them are taken. Runs of other pictures, targets, seeds or recognisers are
-refused: they cannot be compared. Where a method has several settings, it stands at the least L2
-that reaches the misclassification rate asked for. Writes into --output_dir: `table.md`,
-`table.csv` (a line per kind of picture, rate, model and method) and `report.html`.
+A run is a folder that experiments.attack or experiments.sweep has written; in other folders,
+all runs below are found. Runs with different images, targets, seeds or recognisers cannot be
+compared and are refused. A method with several settings is shown at the least L2 that reaches
+the misclassification rate asked for. Writes into --output_dir: `table.md`, `table.csv` (a line
+per kind of image, rate, model and method) and `report.html`.
 """
 
 import dataclasses
@@ -17,9 +17,13 @@ from pathlib import Path
 from deid_jax.checks import count
 from deid_jax.errors import InputError
 from deid_jax.metrics import statistics
-from deid_jax.reports import comparison, finished_runs, report
-from deid_jax.reports.comparison import Table
+from deid_jax.reports import report_files
+from deid_jax.reports.comparable import check_comparable
+from deid_jax.reports.comparison import ComparisonTable, tables_of
+from deid_jax.reports.finished_runs import find_runs, kind_of, read_attributes, read_run
+from deid_jax.reports.report import ComparisonReport
 from deid_jax.runs import run_folder
+from deid_jax.runs.reading import number_in
 from deid_jax.runs.run_folder import RunFolder
 from experiments._common import cli
 from experiments._common.flags import setting
@@ -31,18 +35,18 @@ _CONTENTS = ("table.md", "table.csv", "report.html")
 class AggregateSettings:
     """Settings of `experiments.aggregate`."""
 
-    runs: str | None = setting(None, "Folders of runs, by commas; needed.")
+    runs: str | None = setting(None, "Folders of runs, separated by commas; required.")
     min_mr: str | None = setting(
         None,
-        "Misclassification rates, by commas: a table for each, every method at the least L2 "
-        "that reaches it. Default: 0.99,0.995 where methods have several settings, else the "
-        "runs as they are.",
+        "Misclassification rates, separated by commas: a table for each, with every method at "
+        "the least L2 that reaches it. Default: 0.99,0.995 if a method has several settings, "
+        "else one table of the runs as they are.",
     )
-    confidence: float = setting(0.95, "How often an interval is to hold the true value.")
+    confidence: float = setting(0.95, "Share of intervals that contain the true value.")
     seed: int = setting(0, "Decides the bootstrap's resamples.")
     output_dir: str = setting("runs/aggregate", "Where to write.")
 
-    def thresholds(self) -> list[float] | None:
+    def rates(self) -> list[float] | None:
         """The rates of --min_mr; None where it is not given.
 
         Raises:
@@ -52,7 +56,7 @@ class AggregateSettings:
             return None
         rates = []
         for text in self.min_mr.split(","):
-            rate = finished_runs.number_in(text)
+            rate = number_in(text)
             if rate is None or not 0 <= rate <= 1:
                 raise InputError(
                     f"min_mr must be numbers from 0 to 1 by commas, got {self.min_mr}"
@@ -61,7 +65,7 @@ class AggregateSettings:
         return list(dict.fromkeys(rates))
 
     def folders(self) -> list[Path]:
-        """The folders of --finished_runs.
+        """The folders of --runs.
 
         Raises:
           InputError: there is none, one is empty, or no folder.
@@ -76,7 +80,7 @@ class AggregateSettings:
         return [Path(name) for name in names]
 
 
-def run(settings: AggregateSettings) -> list[Table]:
+def run(settings: AggregateSettings) -> list[ComparisonTable]:
     """Reads, compares, writes, prints; returns the tables.
 
     Raises:
@@ -85,42 +89,32 @@ def run(settings: AggregateSettings) -> list[Table]:
     """
     from rich.console import Console
 
-    from deid_jax.reports import frontier
+    from deid_jax.reports.frontier import draw_frontier
 
-    thresholds, folders = settings.thresholds(), settings.folders()
+    rates, folders = settings.rates(), settings.folders()
     statistics.check_confidence(settings.confidence)
     count("seed", settings.seed)
     output = RunFolder(Path(settings.output_dir), _CONTENTS)
     output.check()
-    found = finished_runs.find(folders)
+    found = find_runs(folders)
     if output.path.resolve() in (folder.resolve() for folder in found):
         raise InputError(f"output_dir {output.path} is one of the runs: name another folder")
-    finished = [
-        finished_runs.read_run(folder) for folder in found if finished_runs.kind_of(folder)
-    ]
-    common = comparison.check_comparable(finished)
-    points = [point for run in finished for point in run.points]
-    attributes = finished_runs.read_attributes(found, common.facts)
-    tables = comparison.compare(
-        points, min_mr=thresholds, confidence=settings.confidence, seed=settings.seed
-    )
-    shown = report.Report(
-        tables,
-        finished,
-        common,
-        settings.confidence,
-        settings.seed,
-        attributes,
-    )
-    page = report.html(shown, frontier=frontier.draw(points))
+    runs = [read_run(folder) for folder in found if kind_of(folder)]
+    points = [point for run in runs for point in run.points]
+    shared = check_comparable(runs)
+    attributes = read_attributes(found, shared)
+    confidence, seed = settings.confidence, settings.seed
+    tables = tables_of(points, min_mr=rates, confidence=confidence, seed=seed)
+    report = ComparisonReport(tables, runs, shared, confidence, seed, attributes)
+    page = report_files.html(report, frontier=draw_frontier(points))
     with output:
-        output.write_text("table.md", report.markdown(shown))
-        output.write_csv("table.csv", report.records(shown))
+        output.write_text("table.md", report_files.markdown(report))
+        output.write_csv("table.csv", report_files.csv_rows(report))
         output.write_text("report.html", page)
-        description = run_folder.describe(settings, runs=[run.source for run in finished])
+        description = run_folder.describe(settings, runs=[run.source for run in runs])
         output.write_json(run_folder.DESCRIPTION, description)
-    Console().print(report.terminal(tables[0]))
-    print(f"Runs: {len(finished)}, points: {len(points)}. Tables and report: {output.path}")
+    Console().print(report_files.for_terminal(tables[0]))
+    print(f"Runs: {len(runs)}, points: {len(points)}. Tables and report: {output.path}")
     return tables
 
 

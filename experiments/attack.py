@@ -25,6 +25,7 @@ from deid_jax.evaluation import (
     Evaluation,
     Predictions,
     ProcessTiming,
+    RunMetrics,
     ShardedRun,
     facts_of_data,
     summary,
@@ -33,8 +34,10 @@ from deid_jax.evaluation import (
 from deid_jax.evaluation.outputs import OUTPUT_NAMES
 from deid_jax.pixels import Pixels
 from deid_jax.recognisers import Recogniser
-from deid_jax.reports import filmstrip, sheet
-from deid_jax.reports.tables import metrics_table, spread
+from deid_jax.reports import filmstrip
+from deid_jax.reports.filmstrip import Film, FilmFrame
+from deid_jax.reports.sheet import SheetRow, draw_sheet
+from deid_jax.reports.tables import metrics_table, spread_over_persons
 from deid_jax.runs.resuming import shards_of
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
 from deid_jax.types import Json
@@ -118,7 +121,7 @@ def run(settings: AttackSettings) -> dict[str, Json]:
         folder.going_on(_facts(settings, evaluation, shards, described))
         with folder:
             output = FORMATS[settings.output_format](folder, dataset, shards)
-            shown = spread(dataset.labels.tolist(), _SHEET_ROWS)
+            shown = spread_over_persons(dataset.labels.tolist(), _SHEET_ROWS)
             sharded = ShardedRun(evaluation, shards, folder, output, shown, group)
             timings = _attack(settings, sharded, startup_seconds=time.perf_counter() - start)
             if not group.is_first:
@@ -126,7 +129,7 @@ def run(settings: AttackSettings) -> dict[str, Json]:
             metrics = _metrics(settings, sharded, timings)
             folder.write_json("metrics.json", metrics)
             folder.write_csv("per_image.csv", (one.to_row() for one in sharded.records()))
-            folder.write_png("sheet.png", sheet.draw(_rows(sharded), method=settings.method))
+            folder.write_png("sheet.png", draw_sheet(_rows(sharded), method=settings.method))
             if settings.evolution:
                 _write_evolution(folder, evaluation)
             description = describe(
@@ -188,12 +191,12 @@ def _metrics(
     }
 
 
-def _rows(sharded: ShardedRun) -> list[sheet.Row]:
+def _rows(sharded: ShardedRun) -> list[SheetRow]:
     """The rows of the sheet."""
     dataset = sharded.evaluation.dataset
     wanted = {dataset.picture(index): index for index in sharded.shown}
     return [
-        sheet.Row(
+        SheetRow(
             original=dataset.read(wanted[record.image]),
             modified=sharded.read_shown(wanted[record.image]),
             true_name=record.person,
@@ -208,7 +211,7 @@ def _rows(sharded: ShardedRun) -> list[sheet.Row]:
 def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
     """The filmstrip and the GIF of the first images of as many persons."""
     dataset, num_steps = evaluation.dataset, evaluation.num_steps
-    indices = spread(dataset.labels.tolist(), _FILMS)
+    indices = spread_over_persons(dataset.labels.tolist(), _FILMS)
     strip, gif = (filmstrip.moments(num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES))
     steps = tuple(sorted({*strip, *gif}))
     settings = dataclasses.asdict(evaluation.config) | {"num_steps": steps}
@@ -216,12 +219,12 @@ def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
 
     def frame(
         image: Pixels, predictions: Predictions, place: int | tuple[int, int]
-    ) -> filmstrip.Frame:
+    ) -> FilmFrame:
         person = dataset.persons[predictions.label[place]]
-        return filmstrip.Frame(image, person, float(predictions.confidence[place]))
+        return FilmFrame(image, person, float(predictions.confidence[place]))
 
-    def film(place: int, index: int, chosen: Sequence[int]) -> filmstrip.Film:
-        return filmstrip.Film(
+    def film(place: int, index: int, chosen: Sequence[int]) -> Film:
+        return Film(
             person=dataset.persons[dataset.labels[index]],
             original=frame(dataset.read(index), examples.clean, place),
             frames=[
@@ -230,11 +233,11 @@ def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
             ],
         )
 
-    def films(chosen: Sequence[int]) -> list[filmstrip.Film]:
+    def films(chosen: Sequence[int]) -> list[Film]:
         return [film(place, index, chosen) for place, index in enumerate(indices)]
 
-    folder.write_png("evolution.png", filmstrip.draw(films(strip), strip))
-    folder.write_bytes("evolution.gif", filmstrip.animate(films(gif), gif))
+    folder.write_png("evolution.png", filmstrip.draw_filmstrip(films(strip), strip))
+    folder.write_bytes("evolution.gif", filmstrip.draw_animation(films(gif), gif))
 
 
 def _by_whom(metrics: Mapping[str, Json]) -> str:
@@ -256,7 +259,7 @@ def _print(
         f"{evaluation.method} against {metrics['model']}: {metrics['num_images']} images "
         f"of {metrics['dataset']}, split {metrics['split']}\n{', '.join(settings)}"
     )
-    Console().print(metrics_table(metrics))
+    Console().print(metrics_table(RunMetrics.from_row(metrics, "metrics.json")))
     if protocol.init == "noise" and "penalty_weight" in config:
         kept = abs(1 - config["step_size"] * config["penalty_weight"])
         print(f"Of the noise (1 - αλ)^N = {kept ** config['num_steps']:.1%} is left.")

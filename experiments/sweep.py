@@ -34,9 +34,10 @@ from deid_jax.evaluation import (
     sweep,
 )
 from deid_jax.recognisers import Recogniser
-from deid_jax.reports import comparison, frontier, sheet
-from deid_jax.reports.comparison import Point
-from deid_jax.reports.tables import spread
+from deid_jax.reports.frontier import draw_frontier
+from deid_jax.reports.measured import MeasuredPoint, best_point
+from deid_jax.reports.sheet import SheetRow, draw_sheet
+from deid_jax.reports.tables import spread_over_persons
 from deid_jax.runs.resuming import shards_of
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
 from deid_jax.types import PyTree
@@ -151,7 +152,7 @@ class SweepSettings(MethodSettings, ShardSettings):
         return sweeps
 
 
-def run(settings: SweepSettings) -> list[Point]:
+def run(settings: SweepSettings) -> list[MeasuredPoint]:
     """Sweeps, writes, prints; returns one point per line of `sweep.csv`.
 
     Raises:
@@ -249,26 +250,19 @@ class _Sweeper:
         self,
         grids: Mapping[str, Sequence[Settings]],
         records: Mapping[str, Sequence[Iterable[ImageRecord]]],
-    ) -> list[Point]:
+    ) -> list[MeasuredPoint]:
         """Every point with its metrics."""
         own = self.settings
-        num_devices = own.local_mesh().size * self.group.count
-        points = []
-        for method, of_method in grids.items():
-            for settings, of_point in zip(of_method, records[method], strict=True):
-                figures = {
-                    "method": method,
-                    "model": own.judge,
-                    "dataset": own.dataset,
-                    "split": own.split,
-                    "num_devices": num_devices,
-                    **summary(of_point).to_row(),
-                }
-                points.append(Point(method, own.judge, settings, figures))
-        return points
+        return [
+            MeasuredPoint(
+                method, own.judge, own.dataset, own.split, settings, summary(of_point)
+            )
+            for method, of_method in grids.items()
+            for settings, of_point in zip(of_method, records[method], strict=True)
+        ]
 
     def write_tables(
-        self, points: Sequence[Point], records: Sequence[Iterable[ImageRecord]]
+        self, points: Sequence[MeasuredPoint], records: Sequence[Iterable[ImageRecord]]
     ) -> None:
         """`sweep.csv`, `per_image.csv` and `frontier.png`."""
         lines = (
@@ -276,14 +270,16 @@ class _Sweeper:
             for point, own in zip(points, records, strict=True)
             for record in own
         )
-        self.folder.write_csv("sweep.csv", [_row(point, points) for point in points])
+        num_devices = self.settings.local_mesh().size * self.group.count
+        rows = [_row(point, points, num_devices) for point in points]
+        self.folder.write_csv("sweep.csv", rows)
         self.folder.write_csv("per_image.csv", lines)
-        self.folder.write_bytes("frontier.png", frontier.draw(points))
+        self.folder.write_bytes("frontier.png", draw_frontier(points))
 
-    def write_sheets(self, points: Sequence[Point]) -> dict[str, Settings]:
+    def write_sheets(self, points: Sequence[MeasuredPoint]) -> dict[str, Settings]:
         """Draws each method's images at its best point; returns method -> that point."""
         dataset = self.dataset
-        indices = spread(dataset.labels.tolist(), _SHEET_ROWS)
+        indices = spread_over_persons(dataset.labels.tolist(), _SHEET_ROWS)
 
         def predicted(predictions: Predictions, place: int) -> tuple[str, float]:
             person = dataset.persons[predictions.label[place]]
@@ -292,10 +288,10 @@ class _Sweeper:
         shown = {}
         for method in dict.fromkeys(point.method for point in points):
             own = [point for point in points if point.method == method]
-            shown[method] = comparison.best(own, "uint8", _MIN_MR).settings
+            shown[method] = best_point(own, "uint8", _MIN_MR).settings
             examples = self.evaluation(method).at(shown[method]).examples(indices)
             rows = [
-                sheet.Row(
+                SheetRow(
                     original=dataset.read(index),
                     modified=examples.images[place],
                     true_name=dataset.persons[dataset.labels[index]],
@@ -304,25 +300,34 @@ class _Sweeper:
                 )
                 for place, index in enumerate(indices)
             ]
-            self.folder.write_png(f"sheets/{method}.png", sheet.draw(rows, method=method))
+            self.folder.write_png(f"sheets/{method}.png", draw_sheet(rows, method=method))
         return shown
 
 
-def _key(point: Point, points: Sequence[Point]) -> Row:
+def _key(point: MeasuredPoint, points: Sequence[MeasuredPoint]) -> Row:
     """The method and every setting of any method; empty where this one has no such."""
     names = dict.fromkeys(name for other in points for name in other.settings)
     return {"method": point.method, **{name: point.settings.get(name, "") for name in names}}
 
 
-def _row(point: Point, points: Sequence[Point]) -> Row:
-    """One line of `sweep.csv`: what was measured, the settings, the figures."""
-    what = ("method", "model", "dataset", "split", "num_images", "num_devices")
-    row = {name: point.figures[name] for name in what} | _key(point, points)
-    figures = {name: value for name, value in point.figures.items() if name not in what}
-    return row | {name: "" if value is None else value for name, value in figures.items()}
+def _row(point: MeasuredPoint, points: Sequence[MeasuredPoint], num_devices: int) -> Row:
+    """One line of `sweep.csv`: the data, the settings, the metrics."""
+    metrics = point.metrics.to_row()
+    row: Row = {
+        "method": point.method,
+        "model": point.model,
+        "dataset": point.dataset,
+        "split": point.split,
+        "num_images": metrics.pop("num_images"),
+        "num_devices": num_devices,
+        **_key(point, points),
+    }
+    return row | {name: "" if value is None else value for name, value in metrics.items()}
 
 
-def _print(points: Sequence[Point], recogniser: Recogniser, seconds: float, path: Path) -> None:
+def _print(
+    points: Sequence[MeasuredPoint], recogniser: Recogniser, seconds: float, path: Path
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -330,37 +335,37 @@ def _print(points: Sequence[Point], recogniser: Recogniser, seconds: float, path
     for heading in ("L2", "MSSIM", "MR"):
         table.add_column(heading, justify="right")
     for point in points:
-        figures = point.figures
+        means = point.metrics.uint8_result
         table.add_row(
             point.method,
             ", ".join(
                 f"{name} {number_or_name(value)}" for name, value in point.settings.items()
             ),
-            f"{figures['l2_uint8']:.3f}",
-            f"{figures['mssim_uint8']:.4f}",
-            f"{figures['mr_uint8']:.1%}",
+            f"{means.l2:.3f}",
+            f"{means.mssim:.4f}",
+            f"{means.mr:.1%}",
         )
     Console().print(table)
     for method in dict.fromkeys(point.method for point in points):
         own = [point for point in points if point.method == method]
-        print(_best_line(comparison.best(own, "uint8", _MIN_MR)))
-    first = points[0].figures
+        print(_best_line(best_point(own, "uint8", _MIN_MR)))
+    first = points[0]
     print(
-        f"{first['num_images']} images of {first['dataset']}, split {first['split']}, clean "
-        f"error {first['clean_error']:.1%}; {len(points)} points in {seconds:.1f} s, compiling "
-        f"included.\n{loading.accuracy_line(recogniser)}\n"
+        f"{first.metrics.num_images} images of {first.dataset}, split {first.split}, clean "
+        f"error {first.metrics.clean_error:.1%}; {len(points)} points in {seconds:.1f} s, "
+        f"compiling included.\n{loading.accuracy_line(recogniser)}\n"
         f"Table, frontier and metrics: {path}"
     )
 
 
-def _best_line(point: Point) -> str:
+def _best_line(point: MeasuredPoint) -> str:
     """What a method costs where it protects enough."""
-    figures = point.figures
-    reached = figures["mr_uint8"] >= _MIN_MR
+    means = point.metrics.uint8_result
+    reached = means.mr >= _MIN_MR
     what = f"least L2 with MR >= {_MIN_MR:.0%}" if reached else f"never reaches {_MIN_MR:.0%}"
     return (
-        f"{point.method}: {what}; L2 {figures['l2_uint8']:.3f}, MSSIM "
-        f"{figures['mssim_uint8']:.4f}, MR {figures['mr_uint8']:.1%} at "
+        f"{point.method}: {what}; L2 {means.l2:.3f}, MSSIM "
+        f"{means.mssim:.4f}, MR {means.mr:.1%} at "
         + ", ".join(f"{name} {number_or_name(value)}" for name, value in point.settings.items())
     )
 

@@ -1,4 +1,4 @@
-"""What the sheet and the filmstrip share: measures in pixels, colours, text in pictures."""
+"""Shared by the sheet and the filmstrip: sizes in pixels, colours, text in images."""
 
 import functools
 import unicodedata
@@ -14,7 +14,7 @@ WRONG = (176, 0, 32)
 PAPER = (255, 255, 255)
 
 
-def write(
+def write_line(
     pen: ImageDraw.ImageDraw,
     corner: tuple[int, int],
     text: str,
@@ -24,7 +24,7 @@ def write(
     size: int = 13,
     width: int = TILE,
 ) -> None:
-    """Writes one line no wider than `width`, `text` cut with "..." if it must be."""
+    """Writes one line no wider than `width`; `text` is cut with "..." where it is too long."""
     font = _font(size)
     text = _drawable(text)
     shown, length = text + ending, len(text)
@@ -35,9 +35,8 @@ def write(
 
 
 def _drawable(text: str) -> str:
-    """The text in ASCII, all that the font has: without accents, "?" for what is left."""
-    parts = unicodedata.normalize("NFKD", text)
-    plain = "".join(part for part in parts if not unicodedata.combining(part))
+    """The text in ASCII, as the font has no more: without accents, "?" for other characters."""
+    plain = [c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)]
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in plain)
 
 

@@ -1,17 +1,18 @@
-"""The evolution figure: how an attack's pictures come about, as a filmstrip and as a GIF.
+"""The evolution figure: how an attack's images change step by step, as a filmstrip and a GIF.
 
-Pictures are uint8[H, W, 3]. Below each frame stands whom the recogniser names in it, and with
-which probability: dark the true person, red another.
+Images are uint8[H, W, 3]. Below each frame stands the person that the recogniser predicts, and
+the probability: dark if it is the true person, else red.
 """
 
+import dataclasses
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from deid_jax.reports.drawing import GAP, HEADING, INK, LINE, PAPER, WRONG, write
+from deid_jax.pixels import Pixels
+from deid_jax.reports.drawing import GAP, HEADING, INK, LINE, PAPER, WRONG, write_line
 
 _FRAME = 136
 _CAPTION = 2 * LINE + 8
@@ -19,38 +20,40 @@ _MILLISECONDS = 160
 _LAST_MILLISECONDS = 2500
 
 
-class Frame(NamedTuple):
-    """One picture at one moment.
+@dataclasses.dataclass(frozen=True)
+class FilmFrame:
+    """An image after some steps.
 
     Attributes:
-      picture: uint8[H, W, 3].
-      named: whom the recogniser names.
-      probability: the softmax probability of that name.
+      image: uint8[H, W, 3].
+      prediction: the person that the recogniser predicts.
+      probability: the softmax probability of that.
     """
 
-    picture: np.ndarray
-    named: str
+    image: Pixels
+    prediction: str
     probability: float
 
 
-class Film(NamedTuple):
-    """The moments of one picture.
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """The frames of one image.
 
     Attributes:
-      person: who is shown.
-      original: the picture itself.
-      frames: one per moment.
+      person: the person shown.
+      original: the image before the attack.
+      frames: one per number of steps.
     """
 
     person: str
-    original: Frame
-    frames: Sequence[Frame]
+    original: FilmFrame
+    frames: Sequence[FilmFrame]
 
 
 def moments(num_steps: int, count: int) -> tuple[int, ...]:
     """Up to `count` numbers of steps from 0 to `num_steps`, evenly spaced on a log scale.
 
-    What noise is left shrinks by a factor a step: evenly spaced moments would show it in
+    Remaining noise shrinks by a factor in each step: evenly spaced moments would show it in
     the first two frames only.
     """
     if num_steps == 0 or count < 2:
@@ -59,8 +62,8 @@ def moments(num_steps: int, count: int) -> tuple[int, ...]:
     return (0, *(int(n) for n in np.unique(spaced)))
 
 
-def draw(films: Sequence[Film], steps: Sequence[int]) -> np.ndarray:
-    """Draws the filmstrip: a row per picture, a column per moment, the original last.
+def draw_filmstrip(films: Sequence[Film], steps: Sequence[int]) -> Pixels:
+    """Draws the filmstrip: a row per image, a column per moment, the original last.
 
     Args:
       films: at least one; each has a frame per entry of `steps`.
@@ -71,40 +74,37 @@ def draw(films: Sequence[Film], steps: Sequence[int]) -> np.ndarray:
     """
     columns = len(steps) + 1
     row_height = _FRAME + _CAPTION
-    size = (
-        columns * (_FRAME + GAP) + 3 * GAP,
-        GAP + HEADING + len(films) * row_height,
-    )
+    size = (columns * (_FRAME + GAP) + 3 * GAP, GAP + HEADING + len(films) * row_height)
     strip = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(strip)
     lefts = [GAP + column * (_FRAME + GAP) for column in range(columns)]
     lefts[-1] += GAP
     headings = [*(f"{n} step{'s' * (n != 1)}" for n in steps), "original"]
     for left, heading in zip(lefts, headings, strict=True):
-        write(pen, (left, GAP), heading, size=15, width=_FRAME)
+        write_line(pen, (left, GAP), heading, size=15, width=_FRAME)
     for row, film in enumerate(films):
         top = GAP + HEADING + row * row_height
         for left, frame in zip(lefts, [*film.frames, film.original], strict=True):
-            _draw_frame(strip, pen, film.person, frame, (left, top))
+            _draw_frame(strip, film.person, frame, (left, top))
     return np.asarray(strip)
 
 
-def animate(films: Sequence[Film], steps: Sequence[int]) -> bytes:
+def draw_animation(films: Sequence[Film], steps: Sequence[int]) -> bytes:
     """The films side by side as a GIF that repeats, with a pause at the end.
 
     Args:
-      films: see `draw`.
-      steps: see `draw`.
+      films: see `draw_filmstrip`.
+      steps: see `draw_filmstrip`.
     """
     size = (len(films) * (_FRAME + GAP) + GAP, GAP + HEADING + _FRAME + _CAPTION)
     images = []
     for moment, number in enumerate(steps):
         image = Image.new("RGB", size, PAPER)
         pen = ImageDraw.Draw(image)
-        write(pen, (GAP, GAP), f"step {number} of {steps[-1]}", size=15, width=size[0])
+        write_line(pen, (GAP, GAP), f"step {number} of {steps[-1]}", size=15, width=size[0])
         for column, film in enumerate(films):
             corner = (GAP + column * (_FRAME + GAP), GAP + HEADING)
-            _draw_frame(image, pen, film.person, film.frames[moment], corner)
+            _draw_frame(image, film.person, film.frames[moment], corner)
         images.append(image.quantize(256, method=Image.Quantize.MEDIANCUT))
     file = io.BytesIO()
     images[0].save(
@@ -119,17 +119,13 @@ def animate(films: Sequence[Film], steps: Sequence[int]) -> bytes:
 
 
 def _draw_frame(
-    canvas: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    person: str,
-    frame: Frame,
-    corner: tuple[int, int],
+    canvas: Image.Image, person: str, frame: FilmFrame, corner: tuple[int, int]
 ) -> None:
-    left, top = corner
-    size = (_FRAME, _FRAME)
+    pen, (left, top) = ImageDraw.Draw(canvas), corner
     # Nearest: noise is to look like noise.
-    canvas.paste(Image.fromarray(frame.picture).resize(size, Image.Resampling.NEAREST), corner)
-    ink = INK if frame.named == person else WRONG
-    write(pen, (left, top + _FRAME + 3), frame.named, ink=ink, width=_FRAME)
+    image = Image.fromarray(frame.image).resize((_FRAME, _FRAME), Image.Resampling.NEAREST)
+    canvas.paste(image, corner)
+    ink = INK if frame.prediction == person else WRONG
+    write_line(pen, (left, top + _FRAME + 3), frame.prediction, ink=ink, width=_FRAME)
     text = f"{frame.probability:.0%}"
-    write(pen, (left, top + _FRAME + 3 + LINE), text, ink=ink, width=_FRAME)
+    write_line(pen, (left, top + _FRAME + 3 + LINE), text, ink=ink, width=_FRAME)

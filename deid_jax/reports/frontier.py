@@ -1,24 +1,26 @@
-"""The frontier: what each method's distortion buys, as a picture.
+"""The frontier: misclassification against distortion, for every method and setting.
 
 One row of panels per recogniser: MR against L2 and against MSSIM, both stretched where methods
-differ. Up and to the left is better in both; lines lead through the points that no other of
-the same method beats, solid for the 8-bit pictures, dashed for the float results. Rings mark
+differ. Up and to the left is better in both. A line connects the points of a method that none
+of its others beats: solid for the 8-bit images, dashed for the float results. Rings mark
 each method's least L2 at an MR of 99 % and of 99.5 %.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.models import MODELS
 from deid_jax.reports import plotting
-from deid_jax.reports.comparison import MIN_MR, Point, choose, in_order
+from deid_jax.reports.comparison import MIN_MR
+from deid_jax.reports.measured import KINDS, MeasuredPoint, choose, known_first
 from deid_jax.reports.report import name_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 # Then some of Tol's, which the colour-blind can tell apart, too; grey after them.
 _COLOURS = (
@@ -26,26 +28,22 @@ _COLOURS = (
     *("#661100", "#6699CC", "#DDCC77"),
 )
 _MARKERS = "osD^vPXp<>hd8sDo"
-_KINDS = (("_uint8", "-", "full"), ("", "--", "none"))
-# What tells 99 from 99.5 %: distances to a hair above 100 %, on a log scale.
+# What separates 99 from 99.5 %: distances to just above 100 %, on a log scale.
 _ABOVE = 0.003
 _RATES = (0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 1)
 _LEAST = 1e-4
 
 
-def draw(points: Sequence[Point]) -> bytes:
+def draw_frontier(points: Sequence[MeasuredPoint]) -> bytes:
     """Draws the frontier.
 
     Args:
-      points: at least one, of one or several recognisers, measured on the same pictures.
+      points: at least one, of one or several recognisers, measured on the same images.
 
     Returns:
       A PNG file.
     """
-    from matplotlib.lines import Line2D
-
-    models = in_order((point.model for point in points), MODELS)
-    methods = in_order((point.method for point in points), METHODS)
+    models = known_first((point.model for point in points), MODELS)
     figure = plotting.new_figure(11, 1.1 + 4.3 * len(models))
     axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
     for row, model in zip(axes, models, strict=True):
@@ -53,13 +51,24 @@ def draw(points: Sequence[Point]) -> bytes:
         for axis, metric in zip(row, ("l2", "mssim"), strict=True):
             for method in dict.fromkeys(point.method for point in own):
                 _draw_method(axis, [p for p in own if p.method == method], metric)
-            _dress(axis, own, metric)
+            _draw_axes(axis, own, metric)
         row[0].set_ylabel(f"{model}: misclassified (MR)")
-    handles = [
-        Line2D([], [], color=_style(method)[0], marker=_style(method)[1], label=name_of(method))
-        for method in methods
-    ]
-    handles += [
+    handles = _legend(known_first((point.method for point in points), METHODS))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
+    first = points[0]
+    figure.suptitle(
+        f"Distortion against misclassification: {first.metrics.num_images} pictures of "
+        f"{first.dataset}, split {first.split}"
+    )
+    return plotting.png_of(figure)
+
+
+def _legend(methods: Sequence[str]) -> list["Line2D"]:
+    from matplotlib.lines import Line2D
+
+    styles = [(name_of(method), *_style(method)) for method in methods]
+    return [
+        *(Line2D([], [], color=colour, marker=m, label=name) for name, colour, m in styles),
         Line2D([], [], color="0.4", linestyle="-", marker="o", label="8-bit picture"),
         Line2D(
             [], [], color="0.4", linestyle="--", marker="o", fillstyle="none", label="float"
@@ -75,63 +84,57 @@ def draw(points: Sequence[Point]) -> bytes:
             label="least L2 at MR ≥ 99, 99.5 %",
         ),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
-    first = points[0].figures
-    figure.suptitle(
-        f"Distortion against misclassification: {first.get('num_images', '?')} pictures of "
-        f"{first.get('dataset', '?')}, split {first.get('split', '?')}"
-    )
-    return plotting.png_of(figure)
 
 
 def _style(method: str) -> tuple[str, str]:
-    """Colour and marker, the same in every picture."""
+    """Colour and marker, the same in every figure."""
     looks = dict(zip(METHODS, zip(_COLOURS, _MARKERS, strict=True), strict=False))
     return looks.get(method, ("#777777", "*"))
 
 
-def _zorder(points: Sequence[Point]) -> int:
-    """Attacks lie above the ad-hoc methods."""
-    return 4 if points[0].method in ATTACKS else 3
+def _place(point: MeasuredPoint, kind: str, metric: str) -> tuple[float, float]:
+    """Where a point stands: L2 or 1 − MSSIM, at least what a log scale can show, and MR."""
+    means = point.means(kind)
+    return max(means.l2 if metric == "l2" else 1 - means.mssim, _LEAST), means.mr
 
 
-def _distortion(point: Point, metric: str) -> float:
-    """What the horizontal axis shows: L2, or 1 − MSSIM; no less than a log scale can show."""
-    value = point.figures[metric]
-    return max(1 - value if metric.startswith("mssim") else value, _LEAST)
-
-
-def _draw_method(axis: "Axes", points: Sequence[Point], metric: str) -> None:
+def _draw_method(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> None:
     """A marker for every point, a line through those on the frontier, rings at the goals."""
     colour, marker = _style(points[0].method)
-    for suffix, line, fill in _KINDS:
-        pairs = [(_distortion(p, metric + suffix), p.figures["mr" + suffix]) for p in points]
-        look: dict[str, Any] = {"color": colour, "clip_on": False, "zorder": _zorder(points)}
+    # Attacks lie above the baselines.
+    zorder = 4 if points[0].method in ATTACKS else 3
+    for kind in KINDS:
+        is_kept = kind == "uint8"
+        places = [_place(point, kind, metric) for point in points]
         axis.plot(
-            *zip(*frontier(pairs), strict=True),
-            linestyle=line,
-            linewidth=1.6 if suffix else 1.0,
-            **look,
+            *zip(*unbeaten(places), strict=True),
+            linestyle="-" if is_kept else "--",
+            linewidth=1.6 if is_kept else 1.0,
+            color=colour,
+            clip_on=False,
+            zorder=zorder,
         )
         axis.plot(
-            *zip(*pairs, strict=True),
+            *zip(*places, strict=True),
             linestyle="",
             marker=marker,
-            markersize=5 if suffix else 8,
-            fillstyle=fill,
-            **look,
+            markersize=5 if is_kept else 8,
+            fillstyle="full" if is_kept else "none",
+            color=colour,
+            clip_on=False,
+            zorder=zorder,
         )
     for goal in MIN_MR:
         chosen = choose(points, "uint8", goal)
         if chosen:
-            place = ([_distortion(chosen, metric + "_uint8")], [chosen.figures["mr_uint8"]])
+            x, y = _place(chosen, "uint8", metric)
             axis.plot(
-                *place, "o", color="black", fillstyle="none", markersize=13, clip_on=False
+                [x], [y], "o", color="black", fillstyle="none", markersize=13, clip_on=False
             )
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (distortion, MR) than which no other is better in both, by distortion."""
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (distortion, MR) that no other beats in both, by distortion."""
     best: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if not best or point[1] > best[-1][1]:
@@ -139,7 +142,7 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best
 
 
-def _dress(axis: "Axes", points: Sequence[Point], metric: str) -> None:
+def _draw_axes(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> None:
     """Axes, grid, and the line of the clean error."""
     axis.set_yscale(
         "function",
@@ -152,7 +155,7 @@ def _dress(axis: "Axes", points: Sequence[Point], metric: str) -> None:
     rates = [f"{rate:.1%}".replace(".0", "") for rate in _RATES]
     plotting.set_ticks(axis.yaxis, _RATES, rates)
     axis.grid(color=plotting.GRID)
-    clean = points[0].figures.get("clean_error")
+    clean = points[0].metrics.clean_error
     if clean:
         axis.axhline(clean, color="0.5", linewidth=0.9, linestyle=":", zorder=1)
         axis.annotate(
@@ -164,9 +167,9 @@ def _dress(axis: "Axes", points: Sequence[Point], metric: str) -> None:
             fontsize=8,
             color="0.4",
         )
-    values = [_distortion(point, metric + suffix) for point in points for suffix, *_ in _KINDS]
-    axis.set_xscale("log")
+    values = [_place(point, kind, metric)[0] for point in points for kind in KINDS]
     low, high = min(values) / 1.3, max(values) * 1.3
+    axis.set_xscale("log")
     axis.set_xlim(low, high)
     shown = plotting.round_ticks(low, high, (plotting.HALVES, plotting.FINE), least=3)
     similarity = metric == "mssim"

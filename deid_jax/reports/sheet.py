@@ -1,61 +1,66 @@
-"""The sheet of a run: original | de-identified | perturbation ×k, one row a picture.
+"""The sheet of a run: original | de-identified | perturbation ×k, a row per image.
 
-Pictures are uint8[H, W, 3].
+Images are uint8[H, W, 3].
 """
 
+import dataclasses
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from deid_jax.reports.drawing import GAP, HEADING, INK, LINE, PAPER, TILE, WRONG, write
+from deid_jax.pixels import Pixels
+from deid_jax.reports.drawing import GAP, HEADING, INK, LINE, PAPER, TILE, WRONG, write_line
 
 _CAPTION = 2 * LINE + 10
 
 
-class Row(NamedTuple):
-    """One picture of the sheet.
+@dataclasses.dataclass(frozen=True)
+class SheetRow:
+    """One image of the sheet.
 
     Attributes:
       original: uint8[H, W, 3].
       modified: uint8[H, W, 3].
       true_name: the person shown.
-      before: (name, probability) that the recogniser gives the original.
-      after: the same for the modified picture.
+      before: the person that the recogniser predicts for the original, and the probability.
+      after: the same for the modified image.
     """
 
-    original: np.ndarray
-    modified: np.ndarray
+    original: Pixels
+    modified: Pixels
     true_name: str
     before: tuple[str, float]
     after: tuple[str, float]
 
+    @property
+    def perturbation(self) -> npt.NDArray[np.float64]:
+        """x̂ − x in grey levels, float64[H, W, 3]."""
+        return self.modified.astype(float) - self.original
 
-def amplification(rows: Sequence[Row]) -> int:
-    """The k of 1, 2, 5, 10, 20, 50, 100 that best fills the grey scale without clipping much.
+
+def amplification(rows: Sequence[SheetRow]) -> int:
+    """The k of 1, 2, 5, 10, 20, 50, 100 that best fills the grey scale without much clipping.
 
     The 99th percentile of |x̂ − x| over all rows, times k, stays within half the range.
     """
-    changes = np.concatenate(
-        [np.abs(row.modified.astype(float) - row.original).ravel() for row in rows]
-    )
-    strong = max(float(np.percentile(changes, 99)), 1.0)
+    levels = np.concatenate([np.abs(row.perturbation).ravel() for row in rows])
+    strong = max(float(np.percentile(levels, 99)), 1.0)
     return max([k for k in (1, 2, 5, 10, 20, 50, 100) if k * strong <= 127.5], default=1)
 
 
-def amplified(row: Row, factor: int) -> np.ndarray:
+def amplified(row: SheetRow, factor: int) -> Pixels:
     """Mid-grey plus k·(x̂ − x), clipped: uint8[H, W, 3]."""
-    change = row.modified.astype(float) - row.original
-    return np.clip(np.round(127.5 + factor * change), 0, 255).astype(np.uint8)
+    return np.clip(np.round(127.5 + factor * row.perturbation), 0, 255).astype(np.uint8)
 
 
-def draw(rows: Sequence[Row], *, method: str) -> np.ndarray:
+def draw_sheet(rows: Sequence[SheetRow], *, method: str) -> Pixels:
     """Draws the sheet.
 
     Args:
-      rows: at least one picture.
+      rows: at least one image.
       method: the method's name, for the heading.
 
     Returns:
@@ -75,36 +80,28 @@ def draw(rows: Sequence[Row], *, method: str) -> np.ndarray:
         left, top = 2 * GAP + block * block_width, GAP + HEADING + line * row_height
         if line == 0:
             for column, heading in enumerate(headings):
-                x = left + column * (TILE + GAP)
-                write(pen, (x, GAP), heading, size=15)
-        _draw_row(sheet, pen, row, (left, top), factor)
+                write_line(pen, (left + column * (TILE + GAP), GAP), heading, size=15)
+        _draw_row(sheet, row, (left, top), factor)
     return np.asarray(sheet)
 
 
-def _draw_row(
-    sheet: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    row: Row,
-    corner: tuple[int, int],
-    factor: int,
-) -> None:
-    """Draws three tiles side by side; below them who it is and whom the recogniser names."""
-    left, top = corner
-    tiles = (row.original, row.modified, amplified(row, factor))
-    for column, tile in enumerate(tiles):
+def _draw_row(sheet: Image.Image, row: SheetRow, corner: tuple[int, int], factor: int) -> None:
+    """Draws three tiles side by side; below them the person and the predictions."""
+    pen, (left, top) = ImageDraw.Draw(sheet), corner
+    for column, tile in enumerate((row.original, row.modified, amplified(row, factor))):
         scale = Image.Resampling.NEAREST if column == 2 else Image.Resampling.BICUBIC
-        picture = Image.fromarray(tile).resize((TILE, TILE), scale)
-        sheet.paste(picture, (left + column * (TILE + GAP), top))
+        image = Image.fromarray(tile).resize((TILE, TILE), scale)
+        sheet.paste(image, (left + column * (TILE + GAP), top))
     below = top + TILE + 3
-    write(pen, (left, below), row.true_name)
+    write_line(pen, (left, below), row.true_name)
     for column, (name, probability) in enumerate((row.before, row.after)):
-        corner = (left + column * (TILE + GAP), below + LINE)
+        place = (left + column * (TILE + GAP), below + LINE)
         ink = INK if name == row.true_name else WRONG
-        write(pen, corner, f"named {name}", f" {probability:.0%}", ink=ink)
+        write_line(pen, place, f"named {name}", f" {probability:.0%}", ink=ink)
 
 
 def as_webp(png: bytes) -> bytes:
-    """A PNG's picture in a tenth of the bytes; what is lost is not seen."""
+    """A PNG file as WebP: a tenth of the bytes, without a visible loss."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         image.save(file, format="WebP", quality=85)

@@ -1,15 +1,19 @@
-"""Tables for the terminal, and which images to show."""
+"""A run's metrics for the terminal, and which of its images to show."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from deid_jax.evaluation.records import RunMetrics
 
-def metrics_table(figures: Mapping[str, Any]) -> Any:
-    """A run's figures as a table for the terminal: float result beside 8-bit file."""
+if TYPE_CHECKING:
     from rich.table import Table
 
-    table = Table()
-    table.add_column("")
+
+def metrics_table(metrics: RunMetrics) -> "Table":
+    """A run's metrics as a table for the terminal: float result beside 8-bit file."""
+    from rich.table import Table
+
+    table = Table("")
     table.add_column("float", justify="right")
     table.add_column("8-bit file", justify="right")
     for name, label, form in (
@@ -17,16 +21,18 @@ def metrics_table(figures: Mapping[str, Any]) -> Any:
         ("linf", "L∞", "{:.4f}"),
         ("mssim", "MSSIM", "{:.4f}"),
         ("mr", "misclassified (MR)", "{:.1%}"),
-        ("target_rate", "named as the target", "{:.1%}"),
+        ("target_rate", "predicted as the target", "{:.1%}"),
     ):
-        cells = [figures[name], figures[name + "_uint8"]]
-        table.add_row(label, *("–" if cell is None else form.format(cell) for cell in cells))
-    table.add_row("clean error", f"{figures['clean_error']:.1%}", "")
+        values = [getattr(of, name) for of in (metrics.float_result, metrics.uint8_result)]
+        table.add_row(
+            label, *("–" if value is None else form.format(value) for value in values)
+        )
+    table.add_row("clean error", f"{metrics.clean_error:.1%}", "")
     return table
 
 
-def spread(labels: Iterable[int], count: int) -> list[int]:
-    """Positions of up to `count` pictures, of as many persons as possible, in order."""
+def spread_over_persons(labels: Iterable[int], count: int) -> list[int]:
+    """Positions of up to `count` images, of as many persons as possible, in order."""
     turns: dict[int, int] = {}
     ranked = []
     for position, label in enumerate(labels):

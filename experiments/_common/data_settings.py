@@ -14,7 +14,7 @@ from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
 from deid_jax.recognisers.embedders import name_of
 from deid_jax.recognisers.gallery_classifier import OUTPUTS
-from deid_jax.reports.tables import spread
+from deid_jax.reports.tables import spread_over_persons
 from experiments._common.flags import setting
 
 _LARGEST_IMAGE = 1024
@@ -160,5 +160,5 @@ def sampled(faces: FaceDataset, size: int, seed: int) -> FaceDataset:
             f"sample must be at most {len(faces)}, the images of the split, got {size}"
         )
     shuffled = np.random.default_rng(seed).permutation(len(faces))
-    chosen = spread(faces.labels[shuffled].tolist(), size)
+    chosen = spread_over_persons(faces.labels[shuffled].tolist(), size)
     return faces.take(np.sort(shuffled[chosen]))

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from deid_jax.reports import drawing, filmstrip
-from deid_jax.reports.filmstrip import Film, Frame
+from deid_jax.reports.filmstrip import Film, FilmFrame, draw_animation, draw_filmstrip
 
 
 def frame(value, named="Ada", probability=0.5):
-    return Frame(np.full((8, 8, 3), value, np.uint8), named, probability)
+    return FilmFrame(np.full((8, 8, 3), value, np.uint8), named, probability)
 
 
 def film(values, person="Ada", original=200):
@@ -33,7 +33,7 @@ def test_moments_are_spaced_by_factors(num_steps, count, expected):
 
 def test_strip_has_a_tile_per_frame_and_the_original():
     values = (10, 60, 110)
-    strip = filmstrip.draw([film(values), film((5, 55, 105))], (0, 5, 50))
+    strip = draw_filmstrip([film(values), film((5, 55, 105))], (0, 5, 50))
     side = filmstrip._FRAME
     for value in (*values, 5, 55, 105):
         assert np.sum(np.all(strip == value, axis=2)) >= side * side
@@ -43,12 +43,12 @@ def test_strip_has_a_tile_per_frame_and_the_original():
 @pytest.mark.parametrize(("named", "red"), [("Ada", False), ("Bob", True)])
 def test_another_name_is_red(named, red):
     wrong = Film("Ada", frame(90), [frame(90, named)])
-    strip = filmstrip.draw([wrong], (0,))
+    strip = draw_filmstrip([wrong], (0,))
     assert np.any(np.all(strip == drawing.WRONG, axis=2)) == red
 
 
 def test_animation_has_a_frame_per_moment_and_rests_on_the_last():
-    data = filmstrip.animate([film((10, 60, 110)), film((20, 70, 120))], (0, 5, 50))
+    data = draw_animation([film((10, 60, 110)), film((20, 70, 120))], (0, 5, 50))
     with Image.open(io.BytesIO(data)) as gif:
         assert gif.n_frames == 3
         durations = []
@@ -60,4 +60,4 @@ def test_animation_has_a_frame_per_moment_and_rests_on_the_last():
             durations.append(gif.info["duration"])
         assert durations[2] > 5 * durations[0]
         assert gif.info["loop"] == 0
-    assert data == filmstrip.animate([film((10, 60, 110)), film((20, 70, 120))], (0, 5, 50))
+    assert data == draw_animation([film((10, 60, 110)), film((20, 70, 120))], (0, 5, 50))

@@ -6,14 +6,17 @@ from PIL import Image
 
 from deid_jax.attacks import METHODS
 from deid_jax.reports import frontier
-from deid_jax.reports.comparison import Point
+from deid_jax.reports.frontier import draw_frontier
+from tests.reports.runs_helpers import point as any_point
 
 
-def point(method, l2, mr, model="model_a", **figures):
-    values = {"l2": l2, "mssim": 1 - l2 / 50, "mr": mr}
-    values |= {f"{name}_uint8": value for name, value in values.items()}
-    values |= {"clean_error": 0.05, "num_images": 40, "dataset": "folder", "split": "all"}
-    return Point(method, model, {}, values | figures)
+def point(method, l2, mr, model="model_a"):
+    return any_point(method, model, l2=l2, mssim=1 - l2 / 50, mr=mr, clean_error=0.05)
+
+
+def drawn(points):
+    with Image.open(io.BytesIO(draw_frontier(points))) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize(
@@ -26,7 +29,7 @@ def point(method, l2, mr, model="model_a", **figures):
     ],
 )
 def test_frontier_is_what_nothing_beats(points, expected):
-    assert frontier.frontier(points) == expected
+    assert frontier.unbeaten(points) == expected
 
 
 def test_rings_mark_the_goals_that_are_reached():
@@ -36,11 +39,6 @@ def test_rings_mark_the_goals_that_are_reached():
     missed = [point("pfgvm", 1.0, 0.98), point("pfgvm", 2.0, 0.985)]
     reached = [point("pfgvm", 1.0, 0.98), point("pfgvm", 2.0, 0.992)]
     assert black(reached) > black(missed) + 50
-
-
-def drawn(points):
-    with Image.open(io.BytesIO(frontier.draw(points))) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def test_every_method_is_drawn_in_its_colour():
@@ -56,17 +54,6 @@ def test_every_method_is_drawn_in_its_colour():
 
 def test_same_points_same_bytes_and_a_row_per_recogniser():
     points = [point("pfgvm", 1.0, 0.9), point("pfgvm", 2.0, 1.0)]
-    assert frontier.draw(points) == frontier.draw(points)
-    both = [*points, point("pfgvm", 1.5, 0.9, model="vgg16")]
+    assert draw_frontier(points) == draw_frontier(points)
+    both = [*points, point("pfgvm", 0.0, 0.9, model="vgg16")]
     assert drawn(both).shape[0] > 1.6 * drawn(points).shape[0]
-
-
-@pytest.mark.parametrize("l2", [0.0, 1e-4, 40.0])
-def test_any_distance_can_be_drawn(l2):
-    assert drawn([point("pfgvm", l2, 0.5), point("mask", 30.0, 0.6)]).shape[2] == 3
-
-
-def test_figures_that_are_not_there_are_no_obstacle():
-    lonely = point("pfgvm", 1.0, 0.9)
-    figures = {k: v for k, v in lonely.figures.items() if k.startswith(("l2", "mssim", "mr"))}
-    assert drawn([Point("pfgvm", "model_a", {}, figures)]).ndim == 3
