@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from deid_jax.reports import frontier
+from deid_jax.reports.comparison import Estimate
 from experiments import aggregate
 from tests.experiments.conftest import COMMON, finish, listing, process
 
@@ -46,7 +47,15 @@ def per_image(figures, seed=0):
     noise /= noise.mean()
     return [
         {
-            "person": f"p{i % 4}", "name": f"{i:03d}", "misclassified": True,
+            "person": f"p{i % 4}", "name": f"{i:03d}", "target": "", "clean_prediction": "x",
+            "clean_confidence": 0.5, "clean_misclassified": False, "loss": 0.0,
+            "num_gradients": 50, "num_forwards": 1,
+            **{
+                name + suffix: value
+                for suffix in ("", "_uint8")
+                for name, value in (("prediction", "x"), ("confidence", 0.5), ("linf", 0.03),
+                                    ("misclassified", True), ("hit_target", ""))
+            },
             **{
                 name: figures[name] * (noise[i] if "l2" in name else 0.5 + 0.5 * noise[i])
                 for name in ("l2", "mssim", "l2_uint8", "mssim_uint8")
@@ -128,7 +137,7 @@ def drawn(monkeypatch):
         asked.append(list(points))
         return PICTURE_PNG
 
-    monkeypatch.setattr(frontier, "draw", draw)
+    monkeypatch.setattr(frontier, "draw_frontier", draw)
     return asked
 
 
@@ -334,9 +343,8 @@ def test_run_returns_the_tables_and_needs_only_metrics(runs, workplace, drawn):
     settings = aggregate.AggregateSettings(runs="runs", output_dir="out")
     eight, real = aggregate.run(settings)
     assert (eight.kind, real.kind) == ("uint8", "float")
-    ours = real.entries["pfgvm", "model_a"].figures["l2"]
-    assert ours == (2.0, None, None)
-    assert real.gains["ifgvm", "model_a"]["l2"] == (0.5, None, None)
+    assert real.entries["pfgvm", "model_a"].estimates.l2 == Estimate(2.0)
+    assert real.gains["ifgvm", "model_a"].l2 == Estimate(0.5)
     text = (workplace / "out/table.md").read_text("utf-8")
     assert "pictures, image_size, seed, quantize, crop, data_dir" in text
     assert "(in runs/ours)." in text
@@ -365,6 +373,7 @@ def test_earlier_tables_are_replaced_and_strangers_are_left_alone(runs, workplac
     assert (workplace / "out/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_what_the_other_commands_write_is_read(trained, faces, workplace, capsys):
     """The whole way as a user goes it: attack, sweep, aggregate."""
     from experiments import attack, sweep

@@ -12,6 +12,7 @@ from deid_jax.errors import InputError
 from deid_jax.reports.tables import metrics_table, spread_over_persons
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
+from tests.reports.runs_helpers import means
 
 CONTENTS = ["images", "metrics.json"]
 PICTURE = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
