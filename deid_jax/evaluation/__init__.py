@@ -7,9 +7,9 @@ what is below.
 from deid_jax.evaluation.batch import INITS, TARGETS, Protocol, measure_float, measure_uint8
 from deid_jax.evaluation.batch_loop import Keep, Timing
 from deid_jax.evaluation.evaluating import (
-    Classifier,
     Evaluation,
-    Examples,
+    ExampleImages,
+    LogitsModel,
     WeightedModel,
     default_batch_size,
     facts_of_data,
@@ -34,14 +34,14 @@ __all__ = [
     "INITS",
     "SUFFIXES",
     "TARGETS",
-    "Classifier",
     "Evaluation",
-    "Examples",
+    "ExampleImages",
     "FilesOutput",
     "ImageMetrics",
     "ImageOutput",
     "ImageRecord",
     "Keep",
+    "LogitsModel",
     "MeanMetrics",
     "Measurements",
     "Predictions",

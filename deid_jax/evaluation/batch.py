@@ -26,7 +26,7 @@ from deid_jax.evaluation.measuring import (
     Predictions,
     measure_both,
     measure_images,
-    predict,
+    predictions_of,
 )
 from deid_jax.objectives import OBJECTIVES, LogitsFn
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
@@ -225,7 +225,7 @@ def _de_identify(
     return BatchResult(
         result=result,
         targets=targets,
-        clean=predict(clean, batch.label),
+        clean=predictions_of(clean, batch.label),
         float_result=float_result,
         uint8_result=uint8_result,
         uint8=to_uint8(result.images),

@@ -36,7 +36,7 @@ def as_it_is(index: int, image: Pixels) -> Pixels:
     return image
 
 
-def no_progress(done: int, total: int) -> None:
+def show_nothing(done: int, total: int) -> None:
     """Shows nothing."""
 
 

@@ -15,7 +15,7 @@ from deid_jax.data.dataset import FaceDataset
 from deid_jax.devices import programs, sharding
 from deid_jax.evaluation import batch as batches
 from deid_jax.evaluation.batch import BatchProgram, BatchResult, PlacedProgram
-from deid_jax.evaluation.batch_loop import BatchLoop, Keep, Timing, as_it_is, no_progress
+from deid_jax.evaluation.batch_loop import BatchLoop, Keep, Timing, as_it_is, show_nothing
 from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord
 from deid_jax.models import prepare
@@ -28,7 +28,7 @@ from deid_jax.types import Config, Model, Variables
 _MIN_WORK_TO_PREPARE = 2**21
 
 
-class Classifier(Protocol):
+class LogitsModel(Protocol):
     """A network that gives logits, with its weights; `recognisers.Recogniser` is one."""
 
     @property
@@ -43,7 +43,7 @@ class Classifier(Protocol):
 
 
 class WeightedModel(NamedTuple):
-    """A `Classifier` of which nothing else is known.
+    """A `LogitsModel` of which nothing else is known.
 
     Attributes:
       model: the network.
@@ -54,7 +54,7 @@ class WeightedModel(NamedTuple):
     variables: Variables
 
 
-class Examples(NamedTuple):
+class ExampleImages(NamedTuple):
     """Some images of an evaluation; where S numbers of steps are asked for, P becomes S, P.
 
     Attributes:
@@ -82,7 +82,7 @@ class Evaluation:
       memory: bytes that a batch may take on a device; None: what is free.
     """
 
-    recogniser: Classifier
+    recogniser: LogitsModel
     dataset: FaceDataset
     method: str
     config: Config
@@ -141,7 +141,7 @@ class Evaluation:
         return sharding.whole_parts(self.mesh, even)
 
     def records(
-        self, *, keep: Keep = as_it_is, progress: Callable[[int, int], object] = no_progress
+        self, *, keep: Keep = as_it_is, progress: Callable[[int, int], object] = show_nothing
     ) -> tuple[list[ImageRecord], Timing]:
         """De-identifies the whole data set: see `over`.
 
@@ -161,7 +161,7 @@ class Evaluation:
         finish: Callable[[int, list[ImageRecord]], object],
         *,
         keep: Keep = as_it_is,
-        progress: Callable[[int, int], object] = no_progress,
+        progress: Callable[[int, int], object] = show_nothing,
         longest: int | None = None,
     ) -> Timing:
         """De-identifies parts of the data set, on all devices of this process.
@@ -206,7 +206,7 @@ class Evaluation:
                 size = programs.half_of(size, least=parts)
         return loop.timing
 
-    def examples(self, indices: Sequence[int]) -> Examples:
+    def examples(self, indices: Sequence[int]) -> ExampleImages:
         """Some images as `over` makes them, without the others.
 
         Args:
@@ -225,7 +225,7 @@ class Evaluation:
             (result.uint8, result.uint8_result.predictions, result.clean)
         )
         count = len(indices)
-        return Examples(
+        return ExampleImages(
             images[..., :count, :, :, :],
             jax.tree.map(lambda entry: entry[..., :count], predictions),
             jax.tree.map(lambda entry: entry[:count], clean),

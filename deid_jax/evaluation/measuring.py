@@ -92,7 +92,7 @@ class BatchMetrics(NamedTuple):
         )
 
 
-def predict(logits: jax.Array, labels: jax.Array) -> Predictions:
+def predictions_of(logits: jax.Array, labels: jax.Array) -> Predictions:
     """The most probable label by logits float32[B, K], beside the true one, int32[B]."""
     return Predictions(
         label=jnp.argmax(logits, axis=-1).astype(jnp.int32),
@@ -120,5 +120,5 @@ def _measured(images: jax.Array, logits: jax.Array, batch: Batch) -> Measurement
         l2=metrics.l2(images, originals),
         linf=metrics.linf(images, originals),
         mssim=metrics.mssim(images, originals),
-        predictions=predict(logits, batch.label),
+        predictions=predictions_of(logits, batch.label),
     )

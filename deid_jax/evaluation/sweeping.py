@@ -16,7 +16,7 @@ from deid_jax.data import loader
 from deid_jax.devices import programs, sharding
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.evaluation.batch import PlacedProgram, run_batch_many
-from deid_jax.evaluation.batch_loop import check_numbers, no_progress
+from deid_jax.evaluation.batch_loop import check_numbers, show_nothing
 from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.grids import ProgramPoints, Settings, by_program
 from deid_jax.evaluation.measuring import BatchMetrics
@@ -27,6 +27,9 @@ from deid_jax.types import Batch
 Records: TypeAlias = list[ImageRecord]
 # What a piece is stored under: method, span and settings.
 PieceKey: TypeAlias = dict[str, object]
+
+# A span at some settings, and the program for it.
+Unit: TypeAlias = tuple["_Call", range, Sequence[Settings]]
 
 # Pixels × settings in one compiled call. CPU cores have enough to do with a batch at one
 # setting; accelerators want more at once, as far as their memory goes.
@@ -46,7 +49,7 @@ def sweep(
     *,
     settings_per_call: int | None = None,
     store: Store | None = None,
-    progress: Callable[[int, int], object] = no_progress,
+    progress: Callable[[int, int], object] = show_nothing,
     spans: Sequence[range] | None = None,
     group: Group = ALONE,
 ) -> Sequence[Iterable[ImageRecord]]:
@@ -95,13 +98,7 @@ def sweep(
     units = [(call, span, chosen) for call in calls for span in spans for chosen in call.chunks]
     _do(units[group.index :: group.count], progress)
     group.wait()
-    if not group.is_first:
-        return []
-    pieces: dict[frozenset[tuple[str, float | str]], list[tuple[PieceKey, int]]] = {}
-    for call, span, chosen in units:
-        for point, piece in call.pieces(span, chosen):
-            pieces.setdefault(frozenset(point.items()), []).append(piece)
-    return [_StoredRecords(kept, pieces[frozenset(point.items())]) for point in points]
+    return _results(units, points, kept) if group.is_first else []
 
 
 def _calls(
@@ -124,8 +121,19 @@ def _calls(
     ]
 
 
+def _results(
+    units: Sequence[Unit], points: Sequence[Settings], store: "Store | _MemoryStore"
+) -> list["_StoredRecords"]:
+    """Where the records of each point are."""
+    pieces: dict[frozenset[tuple[str, float | str]], list[tuple[PieceKey, int]]] = {}
+    for call, span, chosen in units:
+        for point, piece in call.pieces(span, chosen):
+            pieces.setdefault(frozenset(point.items()), []).append(piece)
+    return [_StoredRecords(store, pieces[frozenset(point.items())]) for point in points]
+
+
 def _do(
-    units: Sequence[tuple["_Call", range, Sequence[Settings]]],
+    units: Sequence[Unit],
     progress: Callable[[int, int], object],
 ) -> None:
     """Does the units of one process: spans at some settings, unless they are stored."""

@@ -13,7 +13,7 @@ from absl import logging
 
 from deid_jax.devices import processes
 from deid_jax.errors import InputError, one_line
-from experiments._common.flags import help_text, parse
+from experiments._common.flags import help_text, parse_flags
 
 if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,7 +48,7 @@ def binary(run: Callable[[S], object], settings: type[S]) -> Callable[[Sequence[
         keep_compiled_programs()
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            status = _status_of(lambda: run(parse(settings, arguments)))
+            status = _status_of(lambda: run(parse_flags(settings, arguments)))
         processes.end(status)
         return status
 

@@ -71,7 +71,7 @@ def _kind(hint: object) -> type:
     return typing.get_origin(kind) or kind
 
 
-def parse(settings: type[S], arguments: Sequence[str]) -> S:
+def parse_flags(settings: type[S], arguments: Sequence[str]) -> S:
     """An instance of a settings dataclass.
 
     Args:

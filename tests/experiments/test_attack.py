@@ -10,7 +10,7 @@ from deid_jax.attacks import METHODS
 from deid_jax.pixels import LEVELS
 from deid_jax.runs.run_folder import RunFolder
 from experiments import attack
-from experiments._common.flags import parse
+from experiments._common.flags import parse_flags
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
 CONTRACT = {
@@ -163,7 +163,7 @@ def test_quantised_attacks_succeed_in_the_files_they_write(
 @pytest.mark.parametrize("method", ["pfgvm", "apfgvm", "blur"])
 def test_quantize_is_each_methods_own_unless_given(method):
     def protocol(*flags):
-        settings = parse(attack.AttackSettings, [f"--method={method}", *flags])
+        settings = parse_flags(attack.AttackSettings, [f"--method={method}", *flags])
         config = METHODS[method].config(**settings.settings_of(method))
         quantize = settings.protocol(method).quantize
         assert getattr(config, "quantize", quantize) == quantize

@@ -57,7 +57,7 @@ class Settings:
 
 
 def test_defaults_hold_where_nothing_is_given():
-    assert flags.parse(Settings, []) == Settings()
+    assert flags.parse_flags(Settings, []) == Settings()
 
 
 def test_flags_have_the_types_of_the_annotations():
@@ -65,22 +65,22 @@ def test_flags_have_the_types_of_the_annotations():
     expected = Settings(
         name="b", count=3, rate=1.0, folder="x", loud=True, others={"alpha": 2.0}
     )
-    parsed = flags.parse(Settings, given)
+    parsed = flags.parse_flags(Settings, given)
     assert parsed == expected
     assert isinstance(parsed.rate, float)
     assert isinstance(parsed.others["alpha"], float)
 
 
 def test_tuples_are_given_one_by_one():
-    assert flags.parse(Settings, ["--tags=a,b", "--tags=c"]).tags == ("a,b", "c")
-    assert flags.parse(Settings, []).tags == ()
+    assert flags.parse_flags(Settings, ["--tags=a,b", "--tags=c"]).tags == ("a,b", "c")
+    assert flags.parse_flags(Settings, []).tags == ()
     with pytest.raises(InputError, match="--tags is empty"):
-        flags.parse(Settings, ["--tags="])
+        flags.parse_flags(Settings, ["--tags="])
 
 
 def test_parsing_twice_starts_from_the_defaults():
-    flags.parse(Settings, ["--count=3", "--alpha=1"])
-    assert flags.parse(Settings, []) == Settings()
+    flags.parse_flags(Settings, ["--count=3", "--alpha=1"])
+    assert flags.parse_flags(Settings, []) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_parsing_twice_starts_from_the_defaults():
 )
 def test_bad_arguments_are_refused_by_name(arguments, words):
     with pytest.raises(InputError) as caught:
-        flags.parse(Settings, arguments)
+        flags.parse_flags(Settings, arguments)
     assert words in str(caught.value)
 
 

@@ -17,7 +17,7 @@ from deid_jax.evaluation.records import ImageMetrics
 from deid_jax.reports import trial_statistics
 from experiments import compare
 from experiments._common import data_settings, machine
-from experiments._common.flags import parse
+from experiments._common.flags import parse_flags
 from experiments._compare import compare_tables
 from experiments._compare.compare_tables import summaries_of
 from experiments._compare.trials import Attempt, Trial, TrialRecord
@@ -268,7 +268,7 @@ def test_images_are_kept_where_asked(workplace, arguments):
     assert written == {line["picture"] + ".png" for line in lines}
     assert len(written) == 18
     # The distances are those of the files.
-    settings = parse(compare.CompareSettings, arguments)
+    settings = parse_flags(compare.CompareSettings, arguments)
     faces = load_dataset("folder", settings.options("all"))
     for line in lines:
         original = faces.read(faces.pictures.index(line["picture"]))

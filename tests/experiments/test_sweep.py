@@ -10,7 +10,7 @@ from PIL import Image
 from deid_jax.attacks import METHODS
 from deid_jax.reports import finished_runs
 from experiments import attack, sweep
-from experiments._common.flags import parse
+from experiments._common.flags import parse_flags
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
 
 TIMING = {"seconds", "images_per_second", "compile_seconds", "attack_seconds", "config"}
@@ -47,7 +47,7 @@ def test_sweep_writes_what_single_runs_measure(arguments, workplace, capsys):
     for row in rows[3:]:
         flags = [f"--{name}={row[name]}" for name in ("penalty_weight", "num_steps")]
         alone = attack.run(
-            parse(attack.AttackSettings, [*arguments[:-1], "--output_dir=alone", *flags])
+            parse_flags(attack.AttackSettings, [*arguments[:-1], "--output_dir=alone", *flags])
         )
         for name in alone.keys() & row.keys() - TIMING:
             if isinstance(alone[name], float):
