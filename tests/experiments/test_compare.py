@@ -363,7 +363,7 @@ def test_bad_input_is_named(workplace, arguments, capsys, flag, message):
 
 def test_two_ways_to_choose_pictures_are_one_too_many(workplace, arguments, capsys):
     flags = [*arguments, *QUICK, "--sample=3", "--max_images=3"]
-    assert_refused(compare.main, flags, "sample and max_images both say", workplace, capsys)
+    assert_refused(compare.main, flags, "sample and max_images exclude each other", workplace, capsys)
 
 
 @pytest.mark.skipif(machine.version("adv-lib") is None, reason="adv-lib, a peer, is missing")
