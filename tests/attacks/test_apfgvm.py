@@ -95,7 +95,7 @@ def _oracle(problem, num_steps, *, shrink, max_step, quantize):
 
 
 @pytest.mark.parametrize("quantize", [False, True])
-@pytest.mark.parametrize("num_steps", [1, 3, 12, 40])
+@pytest.mark.parametrize("num_steps", [1, 12])
 def test_equals_the_float64_loop(num_steps, quantize):
     problem = Bent()
     settings = {"shrink": 0.9, "max_step": 0.6}
@@ -114,7 +114,7 @@ def _plane(batch=6):
     return problem, problem.margin / _norms(problem.slope)
 
 
-@pytest.mark.parametrize("num_steps, tolerance", [(2, 0.05), (5, 2e-3), (20, 1e-3)])
+@pytest.mark.parametrize("num_steps, tolerance", [(2, 0.05), (20, 1e-3)])
 def test_finds_the_distance_to_a_plane(num_steps, tolerance):
     """|l|/‖∇l‖ in closed form; the final search leaves less than 2 % of 6 halvings."""
     problem, distances = _plane()
@@ -128,8 +128,7 @@ def test_finds_the_distance_to_a_plane(num_steps, tolerance):
     assert np.all(ratio <= 1 + tolerance + 1 / 2**6)
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
-def test_each_penalty_finds_its_own_least_point_of_a_plane(penalty):
+def test_each_penalty_finds_its_own_least_point_of_a_plane():
     """The least ⟨δ, Mδ⟩ with ⟨g, δ⟩ = −l is δ = −l M⁻¹g/⟨g, M⁻¹g⟩; SSIM's is near it."""
     random = np.random.default_rng(2)
     images = jnp.asarray(random.uniform(0.3, 0.7, size=(3, 16, 16, 3)), jnp.float32)
@@ -140,28 +139,27 @@ def test_each_penalty_finds_its_own_least_point_of_a_plane(penalty):
         loss = 0.5 + jnp.sum(slope * (x - images), axis=(1, 2, 3))
         return loss, loss < 0
 
-    config = APFGVMConfig(num_steps=60, penalty=penalty, quantize=False)
-    found = apfgvm(objective, images, config, KEY)
-    assert found.success.all()
-    terms = PENALTIES[penalty](images)
-    direction = terms.direction(slope)
-    scale = -0.5 / jnp.sum(slope * direction, axis=(1, 2, 3), keepdims=True)
-    closed = terms.value(images + scale * direction)
-    ratio = terms.value(found.images) / closed
-    if penalty == "ssim":
-        # Its M⁻¹ is an approximation: following 1 − MSSIM itself ends lower.
-        assert np.all(ratio < 1.0)
-    else:
-        np.testing.assert_allclose(ratio, 1, atol=0.02)
-    others = [
-        apfgvm(objective, images, APFGVMConfig(num_steps=60, penalty=p, quantize=False), KEY)
-        for p in PENALTIES
-        if p != penalty
-    ]
-    for other in others:
-        assert np.all(terms.value(found.images) < terms.value(other.images))
+    found = {}
+    for name in PENALTIES:
+        config = APFGVMConfig(num_steps=60, penalty=name, quantize=False)
+        found[name] = apfgvm(objective, images, config, KEY)
+        assert found[name].success.all()
+    for name, penalty in PENALTIES.items():
+        terms = penalty(images)
+        direction = terms.direction(slope)
+        scale = -0.5 / jnp.sum(slope * direction, axis=(1, 2, 3), keepdims=True)
+        closed = terms.value(images + scale * direction)
+        values = {other: terms.value(result.images) for other, result in found.items()}
+        if name == "ssim":
+            # Its M⁻¹ is an approximation: following 1 − MSSIM itself ends lower.
+            assert np.all(values[name] < closed)
+        else:
+            np.testing.assert_allclose(values[name] / closed, 1, atol=0.02)
+        for other in set(PENALTIES) - {name}:
+            assert np.all(values[name] < values[other])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targeted", [True, False])
 def test_quantised_results_are_8_bit_pictures_that_succeed(targeted):
     logits_fn, _, _ = small_model()
@@ -185,6 +183,7 @@ def test_quantised_results_are_8_bit_pictures_that_succeed(targeted):
     assert not objective(on_grid(exact.images), KEY)[1].all()
 
 
+@pytest.mark.slow
 def test_changes_less_than_ddn_and_any_fixed_penalty_weight():
     logits_fn, _, _ = small_model()
     images = pictures(16)
@@ -233,7 +232,7 @@ def test_looks_outwards_where_no_iterate_succeeded(share, expected):
         np.testing.assert_allclose(_norms(result.images - images), 4 * step, rtol=1e-3)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e12])
+@pytest.mark.parametrize("scale", [1e-30, 1e12])
 def test_no_scale_of_the_loss_matters(scale):
     problem, distances = _plane()
     images = np.float32(problem.images)

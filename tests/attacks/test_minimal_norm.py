@@ -36,8 +36,7 @@ def _linear(targeted, seed=5):
     return images, logits_fn, labels, margins / np.linalg.norm(normal)
 
 
-@pytest.mark.parametrize("targeted", [True, False])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name, targeted", [("ddn", True), ("fmn", False), ("cw", True)])
 def test_finds_the_distance_to_a_plane(name, targeted):
     """It is |m|/‖w‖ in closed form, where no pixel meets black or white."""
     images, logits_fn, labels, expected = _linear(targeted)
@@ -185,6 +184,7 @@ def _foolbox_attack(name):
     }[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targeted", [True, False])
 @pytest.mark.parametrize("case", [*METHODS, "cw confident"])
 def test_equals_foolbox(case, targeted):

@@ -8,6 +8,7 @@ from deid_jax.attacks import ATTACKS, IFGSMConfig, ifgsm
 from deid_jax.objectives import cross_entropy
 from tests.helpers import pictures, small_model
 
+pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
 
 LABELS = np.array([0, 3, 4, 1, 1, 2])

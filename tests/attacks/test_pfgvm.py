@@ -1,5 +1,6 @@
 """P-FGVM against its closed form, and its kinship with I-FGVM."""
 
+import functools
 import warnings
 
 import jax
@@ -14,8 +15,9 @@ from tests.helpers import pictures, small_model
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("alpha, penalty", [(0.1, 0.3), (0.5, 1.5), (0.1, 10.0), (1.0, 1.9)])
-@pytest.mark.parametrize("steps", [1, 2, 7, 40])
+@pytest.mark.parametrize(
+    "alpha, penalty, steps", [(0.1, 0.3, 1), (0.5, 1.5, 7), (0.1, 10.0, 7), (1.0, 1.9, 40)]
+)
 def test_constant_gradient_gives_the_closed_form(alpha, penalty, steps):
     """δₙ = −(g/λ)(1 − (1 − αλ)ⁿ), while no pixel is clipped."""
     slope = 0.1 * (pictures(2, seed=1) - 0.5)
@@ -57,14 +59,11 @@ def test_larger_penalty_stays_closer():
     logits_fn, _, _ = small_model()
     objective = cross_entropy(logits_fn, jnp.array([0, 3, 4]), targeted=True)
     images = pictures(3)
-    distances = [
-        float(
-            jnp.linalg.norm(
-                pfgvm(objective, images, PFGVMConfig(penalty_weight=w), KEY).images - images
-            )
-        )
-        for w in (0.0, 0.1, 0.5, 2.0)
-    ]
+    attack = jax.jit(functools.partial(pfgvm, objective))
+    distances = []
+    for weight in (0.0, 0.1, 0.5, 2.0):
+        result = attack(images, PFGVMConfig(penalty_weight=weight), KEY)
+        distances.append(float(jnp.linalg.norm(result.images - images)))
     assert distances == sorted(distances, reverse=True)
     assert distances[-1] < 0.8 * distances[0]
 

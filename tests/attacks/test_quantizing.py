@@ -186,6 +186,7 @@ def test_hopeless_pictures_end_rounded_and_say_so():
     np.testing.assert_array_equal(found.num_forwards[::3], 3 + 1 + 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fmn", "ddn"])
 def test_least_changes_of_a_network_keep_their_success(method):
     logits_fn, _, _ = small_model()
