@@ -12,12 +12,12 @@ rates can be checked), `transfer.md`, `protocol.json` and `config.json` in --out
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deid_jax import transfer
 from deid_jax.attacks import METHODS, LeastChange, of_kind
 from deid_jax.checks import count
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset, pair_lists
@@ -28,15 +28,21 @@ from deid_jax.models import MODELS
 from deid_jax.recognisers.embedders import Embedder, FunctionModule, name_of, split_list
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
-from deid_jax.transfer import Faces, Judge
+from deid_jax.transfer import (
+    ClassifierJudge,
+    Faces,
+    GalleryJudge,
+    TransferEvaluation,
+    TransferPlan,
+    TransferRun,
+)
+from deid_jax.transfer.plan import OFFERED
+from deid_jax.transfer.transfer_tables import TransferRow
 from deid_jax.transforms.processing import PROCESSING
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS
 from experiments._common import cli, loading, terminal
 from experiments._common.flags import setting
-from experiments._transfer import transfer_tables
-from experiments._transfer.transfer_classifiers import train_classifiers
-from experiments._transfer.transfer_plan import OFFERED, Plan, Row, Run
-from experiments._transfer.transfer_runs import Judges, all_rows
+from experiments._transfer.transfer_report import TransferReport, markdown, show
 
 _BY_PIXEL = [name for name in OFFERED if METHODS[name].bounds_pixels]
 _CONTENTS = ("photos", "transfer.md", "transfer.csv", "per_image.csv", "protocol.json")
@@ -147,7 +153,7 @@ class TransferSettings:
         )
 
 
-def plan_of(settings: TransferSettings) -> tuple[Plan, dict[str, str]]:
+def plan_of(settings: TransferSettings) -> tuple[TransferPlan, dict[str, str]]:
     """Reads the lists of the settings.
 
     Returns:
@@ -174,9 +180,9 @@ def plan_of(settings: TransferSettings) -> tuple[Plan, dict[str, str]]:
     kinds = list(PROCESSING) if settings.processing == "all" else _parts(settings.processing)
     kinds = ["none", *kinds]  # What is left is told beside what was there.
     epsilons = () if settings.epsilon == "none" else _numbers("epsilon", settings.epsilon, 1)
-    plan = Plan(
+    plan = TransferPlan(
         fits=tuple(dict.fromkeys(fits)),
-        tests=tests,
+        judges=tests,
         methods=_of("methods", _parts(settings.methods), OFFERED),
         psnrs=_numbers("psnr", settings.psnr, 200),
         epsilons=epsilons,
@@ -213,7 +219,7 @@ def _named(group: str, written: dict[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _of(flag: str, names: Sequence[str], known: Sequence[str] | dict) -> tuple[str, ...]:
+def _of(flag: str, names: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
     for name in names:
         if name not in known:
             raise InputError(f"{flag} must be of {', '.join(known)}, got {name}")
@@ -233,7 +239,7 @@ def _numbers(flag: str, text: str, most: float) -> tuple[float, ...]:
     return tuple(dict.fromkeys(numbers))
 
 
-def run(settings: TransferSettings) -> list[Row]:
+def run(settings: TransferSettings) -> list[TransferRow]:
     """Protects, judges, writes, prints; returns the rows of `transfer.csv`.
 
     Raises:
@@ -258,23 +264,29 @@ def run(settings: TransferSettings) -> list[Row]:
     lists = _lists(settings, dataset)
     positions = lists.positions(dataset)
     _check(plan, embedders, positions)
-    faces = Faces(images, dataset.labels, positions)
+    faces = Faces(images, dataset.labels, positions, dataset.pictures)
     with folder, terminal.progress_bar("transfer") as update:
-        naming = train_classifiers(classifiers, dataset, faces, settings.seed)
-        judges = Judges(_judges(embedders, faces, plan), naming)
-        keep = _keeper(folder, dataset, faces) if settings.keep_images else None
-        pictures = [dataset.pictures[place] for place in positions.protected]
-        tables = all_rows(plan, judges, faces, pictures, update, keep)
-        folder.write_csv("transfer.csv", [_ordered(row) for row in tables.rows])
-        folder.write_csv("per_image.csv", tables.images)
-        report = transfer_tables.Report(tables, plan, judges, faces, dataset, lists.sha256())
-        folder.write_text("transfer.md", transfer_tables.markdown(report))
+        evaluation = TransferEvaluation(
+            plan,
+            faces,
+            {n: GalleryJudge.of(one, faces, plan.fars) for n, one in embedders.items()},
+            {
+                name: ClassifierJudge.trained(name, dataset, faces, settings.seed)
+                for name in classifiers
+            },
+        )
+        keep = _keeper(folder, faces) if settings.keep_images else None
+        tables = evaluation.measure(update, keep)
+        folder.write_csv("transfer.csv", (row.columns() for row in tables.rows))
+        folder.write_csv("per_image.csv", (row.columns() for row in tables.images))
+        report = TransferReport(tables, evaluation, dataset, lists.sha256())
+        folder.write_text("transfer.md", markdown(report))
         folder.write_text("protocol.json", lists.to_json())
         described = run_folder.describe(
             settings, dataset=dataset.provenance, protocol=lists.sha256()
         )
         folder.write_json(DESCRIPTION, described)
-    transfer_tables.show(tables.rows, plan)
+    show(tables.rows, plan)
     print(f"Protocol {lists.sha256()[:12]}; tables and report: {folder.path}")
     return tables.rows
 
@@ -293,14 +305,16 @@ def _lists(settings: TransferSettings, dataset: FaceDataset) -> pair_lists.Lists
     )
 
 
-def _check(plan: Plan, embedders: dict[str, Embedder], lists: pair_lists.Positions) -> None:
+def _check(
+    plan: TransferPlan, embedders: dict[str, Embedder], lists: pair_lists.Positions
+) -> None:
     """Refuses, before anything is computed, what would end it later."""
     impostors = len(lists.probes) * (len(lists.gallery) - 1)
     for far in plan.fars:
         verification.threshold_at_far(np.zeros(impostors), far)
     for kind in plan.processing:
         PROCESSING[kind](np.zeros((1, SSIM_WINDOW, SSIM_WINDOW, 3), np.uint8))
-    for name in plan.tests if plan.fine_tune else ():
+    for name in plan.judges if plan.fine_tune else ():
         if isinstance(embedders[name].module, FunctionModule):
             raise InputError(
                 f"fine_tune trains a recogniser's weights, and {name} is a function without"
@@ -312,37 +326,20 @@ def _check(plan: Plan, embedders: dict[str, Embedder], lists: pair_lists.Positio
         )
 
 
-def _judges(embedders: dict[str, Embedder], faces: Faces, plan: Plan) -> dict[str, Judge]:
-    judges = {}
-    for name, embedder in embedders.items():
-        try:
-            judges[name] = transfer.make_judge(embedder, faces, plan.fars)
-        except InputError as error:
-            raise InputError(f"recogniser {name}: {error}") from error
-    return judges
-
-
 def _keeper(
-    folder: RunFolder, dataset: FaceDataset, faces: Faces
-) -> Callable[[Run, np.ndarray], None]:
+    folder: RunFolder, faces: Faces
+) -> Callable[[TransferRun, NDArray[np.uint8]], None]:
     """Writes every protected photo of a run as PNG."""
 
-    def keep(done: Run, photos: np.ndarray) -> None:
-        fit, method, foreseen, psnr, epsilon = done.describe().values()
-        size = f"{psnr}dB" if psnr != "" else f"eps{epsilon}" if epsilon != "" else ""
-        parts = [part for part in (fit, method, foreseen, size) if part]
-        for place, photo in zip(faces.lists.protected, photos, strict=True):
-            folder.write_png(f"photos/{'-'.join(parts)}/{dataset.pictures[place]}.png", photo)
+    def keep(run: TransferRun, photos: NDArray[np.uint8]) -> None:
+        fit, method, foreseen, psnr, epsilon = run.columns().values()
+        size = "" if psnr is None else f"{psnr}dB"
+        size = size if epsilon is None else f"eps{epsilon}"
+        own = "-".join(str(part) for part in (fit, method, foreseen, size) if part)
+        for name, photo in zip(faces.protected_names, photos, strict=True):
+            folder.write_png(f"photos/{own}/{name}.png", photo)
 
     return keep
-
-
-# The contract's columns first.
-_FIRST = ("fit", "test", "method", "psnr", "transformation", "far", "protected", "low", "high")
-
-
-def _ordered(row: Row) -> Row:
-    return {name: row[name] for name in (*_FIRST, *(n for n in row if n not in _FIRST))}
 
 
 main = cli.binary(run, TransferSettings)

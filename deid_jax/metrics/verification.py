@@ -7,19 +7,13 @@ a photo is the column of the person that it shows.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deid_jax import checks
 from deid_jax.errors import InputError
-from deid_jax.metrics import statistics
-
-# False accept rates that thresholds are set at.
-FARS = (0.01, 0.001)
-
-# A person's score: the cosine to the centroid of their gallery, or the highest to its photos.
-SCORINGS = ("centroid", "max")
+from deid_jax.types import NumpyArray
 
 # Below this length a mean of unit vectors is rounding error, and has no direction.
 _NO_DIRECTION = 1e-9
@@ -39,23 +33,7 @@ class SameDifferent(NamedTuple):
     auc: float
 
 
-class Protection(NamedTuple):
-    """A share of photos that are not taken for the person they show.
-
-    Attributes:
-      protected: the share, s < t.
-      low: lower end of its Wilson interval.
-      high: upper end.
-      num_images: number of photos.
-    """
-
-    protected: float
-    low: float
-    high: float
-    num_images: int
-
-
-def normalise(embeddings: Any) -> np.ndarray:
+def normalise(embeddings: NumpyArray) -> NDArray[np.float64]:
     """Each embedding x as x / ‖x‖₂, float64[N, D].
 
     Raises:
@@ -68,33 +46,29 @@ def normalise(embeddings: Any) -> np.ndarray:
     return values / lengths
 
 
-def cosines(a: Any, b: Any) -> np.ndarray:
+def cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
     """⟨aᵢ, bⱼ⟩ / (‖aᵢ‖ ‖bⱼ‖), float64[N, M] in [-1, 1], of a [N, D] and b [M, D].
 
     Raises:
-      InputError: another shape, or an embedding that `normalise` refuses.
+      InputError: an embedding that `normalise` refuses.
     """
     first, second = normalise(a), normalise(b)
-    _check_widths(first, second)
     return np.clip(first @ second.T, -1, 1)
 
 
-def row_cosines(a: Any, b: Any) -> np.ndarray:
+def row_cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
     """⟨aᵢ, bᵢ⟩ / (‖aᵢ‖ ‖bᵢ‖), float64[N] in [-1, 1], of a [N, D] and b [N, D].
 
     Pairs of photos (i, j) of `embeddings` are `row_cosines(embeddings[i], embeddings[j])`.
 
     Raises:
-      InputError: another shape, or an embedding that `normalise` refuses.
+      InputError: an embedding that `normalise` refuses.
     """
     first, second = normalise(a), normalise(b)
-    _check_widths(first, second)
-    if len(first) != len(second):
-        raise InputError(f"a and b must be as many, got {len(first)} and {len(second)}")
     return np.clip(np.sum(first * second, axis=1), -1, 1)
 
 
-def centroids(embeddings: Any, members: Sequence[Any]) -> np.ndarray:
+def centroids(embeddings: NumpyArray, members: Sequence[NumpyArray]) -> NDArray[np.float64]:
     """cₚ = mₚ / ‖mₚ‖₂ with mₚ the mean of person p's normalised embeddings.
 
     Args:
@@ -105,15 +79,17 @@ def centroids(embeddings: Any, members: Sequence[Any]) -> np.ndarray:
       float64[P, D].
 
     Raises:
-      InputError: a person without embeddings, a position out of range, an embedding that
-        `normalise` refuses, or embeddings that cancel (‖mₚ‖ < 1e-9).
+      InputError: a person without embeddings, an embedding that `normalise` refuses, or
+        embeddings that cancel (‖mₚ‖ < 1e-9).
     """
     units = normalise(embeddings)
-    chosen = _members(members, len(units))
-    return _directions(np.stack([units[positions].mean(axis=0) for positions in chosen]))
+    for person, positions in enumerate(members):
+        if not len(positions):
+            raise InputError(f"members must be one or more a person, person {person} has none")
+    return _directions(np.stack([units[positions].mean(axis=0) for positions in members]))
 
 
-def leave_one_out_centroids(embeddings: Any, labels: Any) -> np.ndarray:
+def leave_one_out_centroids(embeddings: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
     """For every photo the centroid of the *other* photos of its person.
 
     cᵢ = mᵢ / ‖mᵢ‖₂, mᵢ the mean of eⱼ / ‖eⱼ‖₂ over j ≠ i with the label of i. The cosine of
@@ -131,8 +107,7 @@ def leave_one_out_centroids(embeddings: Any, labels: Any) -> np.ndarray:
       InputError: a person with one photo, or what `centroids` refuses.
     """
     units = normalise(embeddings)
-    own = _labels(labels, len(units))
-    _, inverse, counts = np.unique(own, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if np.min(counts) < 2:
         alone = np.argmax(counts[inverse] < 2)
         raise InputError(f"labels must each have two photos or more, number {alone} is alone")
@@ -141,64 +116,17 @@ def leave_one_out_centroids(embeddings: Any, labels: Any) -> np.ndarray:
     return _directions((sums[inverse] - units) / (counts[inverse, None] - 1))
 
 
-def gallery_scores(
-    probes: Any, references: Any, members: Sequence[Any], *, scoring: str = "centroid"
-) -> np.ndarray:
-    """How much each probe looks like each person, by the person's gallery.
-
-    "centroid": cos(xᵢ, cₚ), cₚ by `centroids`. "max": maxⱼ cos(xᵢ, rⱼ) over p's photos j.
-
-    Args:
-      probes: [N, D].
-      references: [M, D].
-      members: for each of P persons the positions of their gallery in `references`.
-      scoring: one of `SCORINGS`.
-
-    Returns:
-      float64[N, P].
-
-    Raises:
-      InputError: an unknown scoring, or what `cosines` and `centroids` refuse.
-    """
-    if scoring not in SCORINGS:
-        raise InputError(f"scoring must be one of {', '.join(SCORINGS)}, got {scoring}")
-    if scoring == "centroid":
-        return cosines(probes, centroids(references, members))
-    scores = cosines(probes, references)
-    chosen = _members(members, scores.shape[1])
-    return np.stack([scores[:, positions].max(axis=1) for positions in chosen], axis=1)
+def genuine_scores(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
+    """sᵢ,ₗᵢ: each probe's score to its own person, float64[N], of scores [N, P]."""
+    return scores[np.arange(len(scores)), labels]
 
 
-def genuine_scores(scores: Any, labels: Any) -> np.ndarray:
-    """sᵢ,ₗᵢ: each probe's score to its own person, float64[N], of scores [N, P].
-
-    Raises:
-      InputError: another shape, a score that is not finite, or a label that is no column.
-    """
-    values, own = _scores_and_labels(scores, labels)
-    return values[np.arange(len(values)), own]
+def impostor_scores(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
+    """sᵢ,ₚ, p ≠ lᵢ: the probes' scores to all other persons, float64[N (P − 1)]."""
+    return scores[np.arange(scores.shape[1]) != labels[:, None]]
 
 
-def impostor_scores(scores: Any, labels: Any) -> np.ndarray:
-    """sᵢ,ₚ, p ≠ lᵢ: the probes' scores to all other persons, float64[N (P − 1)].
-
-    Raises:
-      InputError: another shape, a score that is not finite, or a label that is no column.
-    """
-    values, own = _scores_and_labels(scores, labels)
-    return values[np.arange(values.shape[1]) != own[:, None]]
-
-
-def accept_rate(scores: Any, threshold: float) -> float:
-    """#{s ≥ t} / n: the false accept rate of impostors, the true one of genuine scores.
-
-    Raises:
-      InputError: no scores, one that is not finite, or a threshold that is no number.
-    """
-    return float(np.mean(_row("scores", scores) >= _threshold(threshold)))
-
-
-def threshold_at_far(impostor_scores: Any, far: float) -> float:
+def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
     """The smallest threshold at which few enough impostors are accepted.
 
     min {t ∈ float64: #{s ≥ t} / n ≤ far}. With k the largest integer of k/n ≤ far that is the
@@ -226,12 +154,12 @@ def threshold_at_far(impostor_scores: Any, far: float) -> float:
 
 
 def far_thresholds(
-    scores: Any, labels: Any, fars: Sequence[float] = FARS
+    scores: NumpyArray, labels: NumpyArray, fars: Sequence[float]
 ) -> dict[float, float]:
     """`threshold_at_far` for several rates, over clean probes against other persons.
 
     Args:
-      scores: [N, P], of `gallery_scores`.
+      scores: [N, P], `cosines` of the probes to galleries.
       labels: int[N], the probes' own persons, which are left out.
       fars: false accept rates.
 
@@ -239,13 +167,13 @@ def far_thresholds(
       far -> threshold.
 
     Raises:
-      InputError: what `impostor_scores` or `threshold_at_far` refuses.
+      InputError: what `threshold_at_far` refuses.
     """
     impostors = impostor_scores(scores, labels)
     return {far: threshold_at_far(impostors, far) for far in fars}
 
 
-def accuracy_and_threshold(genuine: Any, impostor: Any) -> SameDifferent:
+def accuracy_and_threshold(genuine: NumpyArray, impostor: NumpyArray) -> SameDifferent:
     """The best accuracy of saying "same person" to scores s ≥ t, and the area under the ROC.
 
     accuracy = max_t (#{g ≥ t} + #{i < t}) / (m + n), over t among the scores and above them
@@ -274,24 +202,7 @@ def accuracy_and_threshold(genuine: Any, impostor: Any) -> SameDifferent:
     )
 
 
-def protection(scores: Any, threshold: float, *, confidence: float = 0.95) -> Protection:
-    """#{s < t} / n of protected photos' scores to their own persons, with Wilson's interval.
-
-    Args:
-      scores: [n], of `genuine_scores` or of `row_cosines`.
-      threshold: t, of clean photos: `far_thresholds`.
-      confidence: of the interval, between 0 and 1.
-
-    Raises:
-      InputError: no scores, one that is not finite, or a parameter out of range.
-    """
-    values = _row("scores", scores)
-    hidden = int(np.sum(values < _threshold(threshold)))
-    low, high = statistics.wilson(hidden, len(values), confidence)
-    return Protection(hidden / len(values), low, high, len(values))
-
-
-def rank(scores: Any, labels: Any) -> np.ndarray:
+def rank(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.int64]:
     """1 + #{p: sᵢ,ₚ > sᵢ,ₗᵢ}: the place of the true person in the list of the likeliest.
 
     1 is the best. Of persons with exactly equal scores the true one counts as first, so that
@@ -303,29 +214,17 @@ def rank(scores: Any, labels: Any) -> np.ndarray:
 
     Returns:
       int64[N], from 1 to P.
-
-    Raises:
-      InputError: another shape, a score that is not finite, or a label that is no column.
     """
-    values, own = _scores_and_labels(scores, labels)
-    true = values[np.arange(len(values)), own]
-    return 1 + np.count_nonzero(values > true[:, None], axis=1)
+    true = genuine_scores(scores, labels)
+    return 1 + np.count_nonzero(scores > true[:, None], axis=1)
 
 
-def rank_rate(ranks: Any, k: int) -> float:
-    """#{rᵢ ≤ k} / n: the share of photos whose person is among the k likeliest.
-
-    Raises:
-      InputError: no ranks, one below 1, or k below 1.
-    """
-    values = _row("ranks", ranks)
-    checks.count("k", k, least=1)
-    if np.min(values) < 1:
-        raise InputError(f"ranks must be at least 1, got {np.min(values):g}")
-    return float(np.mean(values <= k))
+def rank_rate(ranks: NumpyArray, k: int) -> float:
+    """#{rᵢ ≤ k} / n: the share of photos whose person is among the k likeliest."""
+    return float(np.mean(ranks <= k))
 
 
-def _matrix(name: str, value: Any) -> np.ndarray:
+def _matrix(name: str, value: NumpyArray) -> NDArray[np.float64]:
     array = np.asarray(value, dtype=np.float64)
     if array.ndim != 2 or not array.size:
         raise InputError(f"{name} must be [N, D], one or more, got shape {array.shape}")
@@ -335,7 +234,7 @@ def _matrix(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _row(name: str, value: Any) -> np.ndarray:
+def _row(name: str, value: NumpyArray) -> NDArray[np.float64]:
     array = np.asarray(value, dtype=np.float64)
     if array.ndim != 1 or not array.size or not np.all(np.isfinite(array)):
         raise InputError(
@@ -344,53 +243,7 @@ def _row(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _threshold(value: float) -> float:
-    if np.isnan(value):
-        raise InputError(f"threshold must be a number, got {value}")
-    return value
-
-
-def _check_widths(a: np.ndarray, b: np.ndarray) -> None:
-    if a.shape[1] != b.shape[1]:
-        raise InputError(f"embeddings must be equally long, got {a.shape[1]} and {b.shape[1]}")
-
-
-def _labels(value: Any, count: int) -> np.ndarray:
-    labels = np.asarray(value)
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"labels must be int[{count}], got {labels.dtype}{[*labels.shape]}")
-    return labels
-
-
-def _scores_and_labels(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    values = _matrix("scores", scores)
-    own = _labels(labels, len(values))
-    if own.min() < 0 or own.max() >= values.shape[1]:
-        raise InputError(
-            f"labels must be 0 to {values.shape[1] - 1}, got {own.min()} to {own.max()}"
-        )
-    return values, own
-
-
-def _members(members: Sequence[Any], count: int) -> list[np.ndarray]:
-    """Positions by person, each checked to be one or more of `count`."""
-    chosen = [np.asarray(positions) for positions in members]
-    if not chosen:
-        raise InputError("members must be of one person or more, got none")
-    for person, positions in enumerate(chosen):
-        if positions.ndim != 1 or not positions.size:
-            raise InputError(f"members must be one or more a person, person {person} has none")
-        if not np.issubdtype(positions.dtype, np.integer):
-            raise InputError(f"members must be positions, got {positions.dtype}")
-        low, high = positions.min(), positions.max()
-        if low < 0 or high >= count:
-            raise InputError(
-                f"members must be 0 to {count - 1}, person {person} has {low} to {high}"
-            )
-    return chosen
-
-
-def _directions(means: np.ndarray) -> np.ndarray:
+def _directions(means: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means of unit vectors, normalised; refuses those that have no direction."""
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
     if np.min(lengths) < _NO_DIRECTION:

@@ -1,28 +1,28 @@
 """Transfer: does protection carry over to recognisers that were not attacked?
 
-Protocol, surrogates, judges and opponents who adapt. Imports `reports` and what is below.
+Attacks fitted on surrogates, judges that know people by clean images, opponents who adapt, and
+the tables of an evaluation. Imports `reports` and what is below.
 """
 
-from deid_jax.transfer.protocol import (
-    COMPARED,
-    Faces,
-    Judge,
-    Verdict,
-    averaged,
-    figures,
-    make_judge,
-)
+from deid_jax.transfer.judges import ClassifierJudge, Faces, GalleryJudge, JudgedImages
+from deid_jax.transfer.opponents import averaged, fine_tune
+from deid_jax.transfer.plan import PerturbationBudget, TransferPlan, TransferRun
 from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on_grid
+from deid_jax.transfer.transfer_tables import TransferEvaluation, TransferTables
 
 __all__ = [
-    "COMPARED",
+    "ClassifierJudge",
     "Faces",
-    "Judge",
+    "GalleryJudge",
+    "JudgedImages",
+    "PerturbationBudget",
     "SurrogateAttack",
     "Surrogates",
-    "Verdict",
+    "TransferEvaluation",
+    "TransferPlan",
+    "TransferRun",
+    "TransferTables",
     "averaged",
-    "figures",
-    "make_judge",
+    "fine_tune",
     "perturb_on_grid",
 ]

@@ -1,54 +1,93 @@
-"""An opponent who adapts: the recogniser trained further on protected photos.
+"""Opponents who adapt to protected images: one averages several, one trains on them.
 
-He knows whose protected photos some are (from tags, say) and teaches his recogniser to know
-people in spite of the change. `transfer.averaged` is the other one: he needs no training.
+The first has several protected images of one person. The second knows whose some are (from
+tags, say) and trains a recogniser to recognise people in spite of the perturbation.
 """
 
 import functools
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import NDArray
 
 from deid_jax.checks import count, finite_non_negative
 from deid_jax.devices.sharding import placed_at_hand
 from deid_jax.errors import InputError
+from deid_jax.metrics import verification
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
+from deid_jax.transfer.judges import GALLERY, GalleryJudge, JudgedImages
+from deid_jax.types import Model, NumpyArray, Variables
 
-# Logits are this times the cosines to the persons' directions, as ArcFace's.
+# Logits are cosines to the persons' directions times ArcFace's scale.
 _SCALE = 30.0
+# Weights and directions.
+_State: TypeAlias = tuple[Variables, jax.Array]
+
+
+def averaged(judge: GalleryJudge, judged: JudgedImages, size: int) -> JudgedImages | None:
+    """An opponent who has several protected images of one person and averages embeddings.
+
+    The mean direction of `size` of a person's images at a time, in their order, is the probe;
+    a remainder is left out.
+
+    Args:
+      judge: the recogniser.
+      judged: what it makes of the single images.
+      size: images that are averaged.
+
+    Returns:
+      The averages, judged by the gallery alone, without ranks; None if nobody has `size`
+      images.
+
+    Raises:
+      InputError: `size` is below 1, or embeddings have no direction.
+    """
+    count("size", size, least=1)
+    groups, persons = [], []
+    for label in np.unique(judged.labels):
+        positions = np.flatnonzero(judged.labels == label)
+        for first in range(0, len(positions) - size + 1, size):
+            groups.append(positions[first : first + size])
+            persons.append(label)
+    if not groups:
+        return None
+    means, labels = verification.centroids(judged.outputs, groups), np.array(persons)
+    similarities = verification.cosines(means, judge.galleries)
+    scores = {GALLERY: verification.genuine_scores(similarities, labels)}
+    return judge.by_scores(means, labels, scores)
 
 
 def fine_tune(
     embedder: Embedder,
-    images: np.ndarray,
-    labels: np.ndarray,
-    directions: np.ndarray,
+    images: NDArray[np.uint8],
+    labels: NumpyArray,
+    directions: NumpyArray,
     *,
     epochs: int = 5,
     batch_size: int = 32,
     learning_rate: float = 3e-4,
     seed: int = 0,
 ) -> Embedder:
-    """Trains all weights to name persons: cross-entropy of 30 cos(f(x), w_p), by Adam.
+    """Trains all weights to classify persons: cross-entropy of 30 cos(f(x), w_p), by Adam.
 
     Deng, Guo, Xue, Zafeiriou: "ArcFace", CVPR 2019, without a margin. The directions w_p are
-    trained, too, and then dropped: what is returned compares embeddings, as before.
+    trained, too, and then dropped: the result compares embeddings, as before.
 
     Args:
       embedder: the recogniser; its weights are not changed.
       images: uint8[N, H, W, 3].
       labels: int[N], persons, 0 to P − 1.
       directions: float[P, D], where w_p starts: centroids of clean galleries.
-      epochs: passes over the photos, in an order drawn by the seed, each mirrored or not.
-      batch_size: photos a step; a remainder is left out of an epoch.
+      epochs: passes over the images, in an order drawn by the seed, each mirrored or not.
+      batch_size: images per step; a remainder is left out of an epoch.
       learning_rate: Adam's.
       seed: decides order and mirroring.
 
     Raises:
-      InputError: a recogniser without weights to train, no photos, or a bad number.
+      InputError: a recogniser without weights to train, no images, or a bad number.
     """
     count("epochs", epochs, least=1)
     count("batch_size", batch_size, least=1)
@@ -58,11 +97,10 @@ def fine_tune(
             f"recogniser {embedder.name} is a function: it has no weights to train"
         )
     if not len(images):
-        raise InputError("images must be one photo or more, got none")
+        raise InputError("images must be one or more, got none")
     batch_size = min(batch_size, len(images))
-    state: Any = (placed_at_hand(embedder.variables), jnp.asarray(directions, jnp.float32))
-    optimizer = optax.adam(learning_rate)
-    moments = optimizer.init(state)
+    state: _State = placed_at_hand(embedder.variables), jnp.asarray(directions, jnp.float32)
+    moments = optax.adam(learning_rate).init(state)
     generator = np.random.default_rng([seed, 3])
     for _ in range(epochs):
         order = generator.permutation(len(images))
@@ -80,14 +118,14 @@ def fine_tune(
 
 @functools.partial(jax.jit, static_argnames=("module", "learning_rate"))
 def _step(
-    state: Any,
-    moments: Any,
+    state: _State,
+    moments: optax.OptState,
     images: jax.Array,
     labels: jax.Array,
-    module: Any,
+    module: Model,
     learning_rate: float,
-) -> tuple[Any, Any]:
-    def loss(state: Any) -> jax.Array:
+) -> tuple[_State, optax.OptState]:
+    def loss(state: _State) -> jax.Array:
         variables, directions = state
         embeddings = module.apply(variables, images.astype(jnp.float32) / 255)
         cosines = _unit(embeddings) @ _unit(directions).T

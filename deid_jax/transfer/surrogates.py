@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from deid_jax.arrays import fold_in_all
 from deid_jax.attacks import METHODS
@@ -23,7 +23,7 @@ from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectati
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS, compose
-from deid_jax.types import AttackResult, Config, Model, Objective, Variables
+from deid_jax.types import AttackResult, Model, NumpyArray, Objective, PyTree, Variables
 
 
 @jax.tree_util.register_dataclass
@@ -49,8 +49,8 @@ class Surrogates:
     def of(
         cls,
         embedders: Sequence[Embedder],
-        galleries: Sequence[ArrayLike],
-        thresholds: Sequence[ArrayLike],
+        galleries: Sequence[NumpyArray],
+        thresholds: Sequence[float | NumpyArray],
     ) -> "Surrogates":
         """The surrogates of embedders; their weights go to the device at hand."""
         return cls(
@@ -65,7 +65,7 @@ class Surrogates:
         taken = tuple(gallery[places] for gallery in self.galleries)
         return dataclasses.replace(self, galleries=taken)
 
-    def below(self, thresholds: Sequence[ArrayLike]) -> "Surrogates":
+    def below(self, thresholds: Sequence[float | NumpyArray]) -> "Surrogates":
         """The same with other thresholds."""
         new = tuple(np.asarray(one, np.float32) for one in thresholds)
         return dataclasses.replace(self, thresholds=new)
@@ -115,7 +115,7 @@ class SurrogateAttack:
         self,
         surrogates: Surrogates,
         images: jax.Array,
-        config: Config,
+        config: PyTree,
         key: jax.Array,
         *,
         view: Callable[[jax.Array], jax.Array] = lambda images: images,
@@ -144,7 +144,7 @@ class SurrogateAttack:
 def perturb_on_grid(
     surrogates: Surrogates,
     images: jax.Array,
-    config: Config,
+    config: PyTree,
     psnr: jax.Array | None,
     key: jax.Array,
     *,

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
+from deid_jax.transfer import fitting
 from experiments import transfer
-from experiments._transfer import transfer_protect
 from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import (
     FARS,
@@ -229,13 +229,13 @@ def test_least_change_goes_below_its_own_threshold(done, originals):
 
 def test_goals_know_the_probes_alone(pictures, workplace, monkeypatch):
     """The threshold that is gone by is not the stranger's, who has the galleries."""
-    goals, protect = [], transfer_protect.perturb_on_grid
+    goals, protect = [], fitting.perturb_on_grid
 
     def watched(surrogates, *rest, **static):
         goals.append([float(value[0]) for value in surrogates.thresholds])
         return protect(surrogates, *rest, **static)
 
-    monkeypatch.setattr(transfer_protect, "perturb_on_grid", watched)
+    monkeypatch.setattr(fitting, "perturb_on_grid", watched)
     given = quick(pictures, f"--fit={ONE}+{TWO}", "--methods=apfgvm", "--margin=0.05")
     assert transfer.main(given) == 0
     folder, photos = workplace / "runs/transfer", originals_of(pictures)

@@ -32,8 +32,8 @@ def nothing_runs(monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("something was computed")
 
-    for name in ("train_classifiers", "all_rows", "_judges"):
-        monkeypatch.setattr(transfer, name, never)
+    monkeypatch.setattr(transfer.ClassifierJudge, "trained", never)
+    monkeypatch.setattr(transfer.GalleryJudge, "of", never)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_one_photo_is_not_half_to_train_on_and_half_to_judge(protocol):
     dataset, _ = protocol
     lists = make_lists(dataset, per_person=3)
     settings = transfer.TransferSettings(fit=ONE, processing="none", fine_tune=True)
-    plan = dataclasses.replace(transfer.plan_of(settings)[0], fars=FARS, tests=("tiny",))
+    plan = dataclasses.replace(transfer.plan_of(settings)[0], fars=FARS, judges=("tiny",))
     two, one = (
         dataclasses.replace(lists, protected=lists.protected[:n]).positions(dataset)
         for n in (2, 1)
@@ -118,13 +118,13 @@ def test_recognisers_are_named_once_wherever_their_files_lie(fit, fits, written)
     plan, found = transfer.plan_of(transfer.TransferSettings(fit=fit))
     assert [list(group) for group in plan.fits] == fits
     assert found | written == found
-    assert set(plan.tests) == {name for group in fits for name in group}
+    assert set(plan.judges) == {name for group in fits for name in group}
 
 
 def test_judges_are_listed_by_commas(pictures):
     settings = transfer.TransferSettings(fit=A, test=f"{B}:x,y+z.npz, {ONE},{A}")
     plan, written = transfer.plan_of(settings)
-    assert plan.tests == (B, ONE, A) and written[B] == f"{B}:x,y+z.npz"
+    assert plan.judges == (B, ONE, A) and written[B] == f"{B}:x,y+z.npz"
 
 
 def test_help_says_what_is_counted(capsys):

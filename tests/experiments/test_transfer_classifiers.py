@@ -6,9 +6,8 @@ import pytest
 
 from deid_jax.data import DataOptions, load_dataset, pair_lists
 from deid_jax.models import create_model
-from deid_jax.transfer import Faces, figures
+from deid_jax.transfer import ClassifierJudge, Faces, judges
 from experiments import transfer
-from experiments._transfer import transfer_classifiers
 from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import ONE, SIZE, arguments, chosen, rows_of
 
@@ -24,13 +23,12 @@ def _faces(pictures):
     dataset = load_dataset("folder", options)
     positions = pair_lists.make_lists(dataset, per_person=3).positions(dataset)
     images = np.stack([dataset.read(place) for place in range(len(dataset))])
-    return dataset, Faces(images, dataset.labels, positions)
+    return dataset, Faces(images, dataset.labels, positions, dataset.pictures)
 
 
 def test_names_and_rates_are_those_of_the_logits(pictures):
     dataset, faces = _faces(pictures)
-    trained = transfer_classifiers.train_classifiers(["model_a"], dataset, faces, seed=1)
-    classifier = trained["model_a"]
+    classifier = ClassifierJudge.trained("model_a", dataset, faces, seed=1)
     model = create_model("model_a", num_classes=3, image_size=SIZE)
     photos, labels = faces.images, faces.labels
     logits = model.apply(classifier.variables, photos.astype(np.float32) / 255)
@@ -41,19 +39,19 @@ def test_names_and_rates_are_those_of_the_logits(pictures):
     wrong = named[faces.lists.protected] != faces.protected_labels
     assert classifier.clean_error == wrong.mean()
     wrong_labels = (labels + 1) % 3
-    verdict, clean = (classifier.verdict(photos, of) for of in (wrong_labels, labels))
+    verdict, clean = (classifier.judge(photos, of) for of in (wrong_labels, labels))
     np.testing.assert_array_equal(
-        verdict.protected["", transfer_classifiers.COMPARED], named != wrong_labels
+        verdict.protected[None, judges.BY_NAME], named != wrong_labels
     )
     order = np.argsort(-logits, axis=-1)
     places = [list(row).index(own) + 1 for row, own in zip(order, wrong_labels, strict=True)]
     np.testing.assert_array_equal(verdict.ranks, places)
-    (row,) = figures(verdict, clean)
-    assert row["protected"] == np.mean(named != wrong_labels)
-    assert row["unprotected"] == np.mean(named != labels)
-    assert row["low"] < row["protected"] <= row["high"]
-    assert row["rank1"] == 1 - row["protected"]
-    assert row["far"] == row["threshold"] == row["score"] == ""
+    (row,) = verdict.rates(clean)
+    assert row.protected == np.mean(named != wrong_labels)
+    assert row.unprotected == np.mean(named != labels)
+    assert row.low < row.protected <= row.high
+    assert row.rank1 == 1 - row.protected
+    assert row.far is row.threshold is row.score is None
 
 
 def test_protected_photos_and_near_duplicates_are_never_learned(
@@ -77,8 +75,8 @@ def test_protected_photos_and_near_duplicates_are_never_learned(
         model_variables = model.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), "f"))
         return model_variables, []
 
-    monkeypatch.setattr(transfer_classifiers, "train", train)
-    transfer_classifiers.train_classifiers(["model_a"], dataset, faces, seed=0)
+    monkeypatch.setattr(judges, "train", train)
+    ClassifierJudge.trained("model_a", dataset, faces, seed=0)
     protected = {dataset.pictures[place] for place in faces.lists.protected}
     assert len(protected) == 9
     # Twelve different photos a person; of equal ones the first is in a list.

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax import transfer as judging
 from deid_jax.data import DataOptions, load_dataset
 from deid_jax.data.pair_lists import Positions
 from deid_jax.recognisers.embedders import Embedder
-from deid_jax.transfer.opponents import fine_tune
+from deid_jax.transfer import Faces, GalleryJudge, TransferEvaluation, fine_tune
+from deid_jax.transfer.transfer_tables import TRAINED
 from experiments import transfer
-from experiments._transfer.transfer_runs import TRAINED, opposed
 from tests.experiments.conftest import assert_refused, listing, write_faces
 from tests.experiments.transfer_helpers import (
     CELLS,
@@ -117,7 +116,7 @@ def _bad(message, *given):
         _bad("mobilefacenet is given twice", "--fit=mobilefacenet:x,mobilefacenet:y"),
         _bad("recognisers must be named, got ''", f"--fit={ONE},"),
         _bad("recognisers must be named", f"--test={ONE}++{TWO}"),
-        _bad("methods must be of mifgvm", "--methods=mifgvm,magic"),
+        _bad("methods must be of apfgvm", "--methods=mifgvm,magic"),
         _bad("processing must be of none, jpeg95", "--processing=jpeg74"),
         _bad("transformations must be of resize_pad_flip", "--transformations=flip+none"),
         _bad("psnr must be numbers by commas, got '40,,42'", "--psnr=40,,42"),
@@ -154,7 +153,7 @@ def test_bad_input_ends_in_one_line_before_any_attack(
     def never(*arguments, **options):
         raise AssertionError("an attack ran")
 
-    monkeypatch.setattr("experiments._transfer.transfer_protect.perturb_on_grid", never)
+    monkeypatch.setattr("deid_jax.transfer.fitting.perturb_on_grid", never)
     (workplace / "file").write_text("mine")
     write_faces(workplace / "few", pictures=2)
     write_faces(workplace / "alone", persons=1)
@@ -164,7 +163,7 @@ def test_bad_input_ends_in_one_line_before_any_attack(
 def test_help_tells_what_budgets_and_rates_are(capsys):
     assert transfer.main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("mifgsm, ifgsm, pgd", "apfgvm, ddn, fmn, cw", "the lowest PSNR of any photo"):
+    for words in ("ifgsm, mifgsm, pgd", "apfgvm, ddn, fmn, cw", "the lowest PSNR of any photo"):
         assert words in text
 
 
@@ -192,28 +191,32 @@ def test_opponent_who_trains_is_judged_by_the_other_half(pictures, monkeypatch):
         pairs[same],
         pairs[~same],
     )
-    faces = judging.Faces(np.stack([dataset.read(i) for i in range(36)]), labels, lists)
+    faces = Faces(
+        np.stack([dataset.read(i) for i in range(36)]), labels, lists, dataset.pictures
+    )
     module = Small()
     variables = module.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-    judge = judging.make_judge(Embedder("small", module, variables), faces, FARS)
+    judge = GalleryJudge.of(Embedder("small", module, variables), faces, FARS)
     settings = transfer.TransferSettings(fit=ONE, average=0, fine_tune=True)
     plan = dataclasses.replace(transfer.plan_of(settings)[0], fars=FARS)
     # So many and so large steps that he reads clean photos otherwise than before, too.
     thorough = functools.partial(fine_tune, epochs=20, learning_rate=0.02)
-    monkeypatch.setattr("deid_jax.transfer.opponents.fine_tune", thorough)
+    monkeypatch.setattr("deid_jax.transfer.transfer_tables.fine_tune", thorough)
     photos = 255 - faces.protected
-    given = (judge, photos, plan, faces)
-    verdicts = [judge.verdict(p, faces.protected_labels) for p in (photos, faces.protected)]
-    rows = list(opposed(*given, *verdicts))
-    assert {row["opponent"] for row in rows} == {TRAINED}
-    assert {(row["far"], row["num_images"]) for row in rows} == {(far, 6) for far in FARS}
+    evaluation = TransferEvaluation(plan, faces, {"small": judge}, {})
+    verdicts = [judge.judge(p, faces.protected_labels) for p in (photos, faces.protected)]
+    found = list(evaluation.opposed("small", photos, *verdicts))
+    assert {name for name, _, _ in found} == {TRAINED}
+    rows = [rates for _, _, rates in found]
+    assert {(row.far, row.num_images) for row in rows} == {(far, 6) for far in FARS}
     # He sets thresholds anew; who does not train is left as he was.
-    assert rows[0]["threshold"] != judge.thresholds[rows[0]["far"]]
+    assert rows[0].threshold != judge.thresholds[rows[0].far]
     np.testing.assert_array_equal(
         judge.embedder.variables["params"]["Dense_0"]["kernel"],
         variables["params"]["Dense_0"]["kernel"],
     )
-    assert list(opposed(*given, *verdicts)) == rows
+    again = evaluation.opposed("small", photos, *verdicts)
+    assert [rates for _, _, rates in again] == rows
     known = np.arange(12) % 2 == 0
     shown = np.flatnonzero((place >= 4) & (place < 8))
     tuned = thorough(
@@ -234,10 +237,10 @@ def _assert_tuned(rows, tuned, judge, faces, photos):
         own = [np.mean(e / np.linalg.norm(e, axis=1, keepdims=True), axis=0) for e in own]
         directions.append([centre / np.linalg.norm(centre) for centre in own])
     half = np.arange(1, 12, 2)
-    for row in (row for row in rows if row["compared"] == "gallery"):
+    for row in (row for row in rows if row.compared == "gallery"):
         hidden = []
-        old = judge.embedder, directions[1], judge.thresholds[row["far"]]
-        new = tuned, directions[0], row["threshold"]
+        old = judge.embedder, directions[1], judge.thresholds[row.far]
+        new = tuned, directions[0], row.threshold
         for pictures, (embedder, centres, threshold) in (
             (photos, new),
             (faces.protected, new),
@@ -248,9 +251,9 @@ def _assert_tuned(rows, tuned, judge, faces, photos):
             scores = np.sum(found * np.array(centres)[faces.protected_labels[half]], axis=1)
             hidden.append(scores / np.linalg.norm(found, axis=1) < threshold)
         after, clean, before, clean_before = hidden
-        assert row["protected"] == after.mean()
-        assert row["unprotected"] == clean.mean()
-        assert row["kept"] == after[before].mean()
+        assert row.protected == after.mean()
+        assert row.unprotected == clean.mean()
+        assert row.kept == after[before].mean()
         # None of them is another one.
         shares = {part.mean() for part in (after, clean, clean_before)}
-        assert len(shares) == 3 and 0 < row["kept"] < 1
+        assert len(shares) == 3 and 0 < row.kept < 1

@@ -94,25 +94,9 @@ def test_leave_one_out_centroids_leave_out_the_photo_and_nothing_else():
         assert cosine(centroid, expected) == pytest.approx(1, abs=1e-13)
 
 
-def test_gallery_scores_by_both_rules():
-    probes, references = draw(5, seed=4), draw(8, seed=5)
-    centroid = verification.gallery_scores(probes, references, MEMBERS)
-    highest = verification.gallery_scores(probes, references, MEMBERS, scoring="max")
-    assert centroid.shape == highest.shape == (5, 3)
-    for i, probe in enumerate(probes):
-        for p, members in enumerate(MEMBERS):
-            photos = [references[j] for j in members]
-            expected = cosine(probe, mean_direction(photos))
-            assert centroid[i, p] == pytest.approx(expected, abs=1e-14)
-            expected = max(cosine(probe, photo) for photo in photos)
-            assert highest[i, p] == pytest.approx(expected, abs=1e-14)
-    # One photo is its own centroid.
-    np.testing.assert_allclose(centroid[:, 1], highest[:, 1], atol=1e-14)
-
-
 def test_own_persons_scores_and_all_others():
     scores = np.arange(12.0).reshape(4, 3)
-    labels = [2, 0, 0, 1]
+    labels = np.array([2, 0, 0, 1])
     assert verification.genuine_scores(scores, labels).tolist() == [2, 3, 6, 10]
     others = verification.impostor_scores(scores, labels)
     assert others.tolist() == [0, 1, 4, 5, 7, 8, 9, 11]
@@ -139,7 +123,7 @@ def test_threshold_is_the_smallest_that_keeps_the_rate(levels, far):
         ]
         threshold = verification.threshold_at_far(scores, far)
         assert threshold == min(enough)
-        assert verification.accept_rate(scores, threshold) <= far
+        assert np.mean(scores >= threshold) <= far
 
 
 @pytest.mark.parametrize("count", [100, 300, 1000, 7000])
@@ -155,8 +139,7 @@ def test_impostors_tied_with_the_first_rejected_one_are_rejected():
     scores = [0.9] + [0.5] * 9
     threshold = verification.threshold_at_far(scores, 0.2)
     assert threshold == np.nextafter(0.5, 1)
-    assert verification.accept_rate(scores, threshold) == 0.1
-    assert verification.accept_rate(scores, 0.5) == 1
+    assert np.mean(np.array(scores) >= threshold) == 0.1
 
 
 def test_rates_that_so_few_scores_cannot_tell_from_zero_are_refused():
@@ -173,7 +156,7 @@ def test_thresholds_leave_the_probes_own_persons_out():
     scores = generator.uniform(-1, 0.5, (400, 4))
     scores[np.arange(400), labels] = 0.9
     impostors = [scores[i, p] for i in range(400) for p in range(4) if p != labels[i]]
-    found = verification.far_thresholds(scores, labels)
+    found = verification.far_thresholds(scores, labels, (0.01, 0.001))
     assert found == {
         0.01: np.nextafter(sorted(impostors)[-13], 1),
         0.001: np.nextafter(sorted(impostors)[-2], 1),
@@ -218,24 +201,6 @@ def test_scores_that_tell_nothing():
     assert result == (2 / 3, np.nextafter(0.3, 1), 0)
 
 
-@pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_protection_counts_what_lies_below_with_wilsons_interval(confidence):
-    scores = np.array([0.1, 0.3, 0.3, 0.5, 0.2, 0.31, -0.4])
-    found = verification.protection(scores, 0.3, confidence=confidence)
-    z = stats.norm.ppf((1 + confidence) / 2)
-    p, n = 3 / 7, 7
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-    assert found.num_images == 7
-    expected = [p, (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
-    np.testing.assert_allclose(found[:3], expected, rtol=1e-12)
-
-
-def test_a_photo_on_the_threshold_is_accepted_not_protected():
-    assert verification.protection([0.3], 0.3).protected == 0
-    assert verification.accept_rate([0.3], 0.3) == 1
-    assert verification.protection([0.3], np.nextafter(0.3, 1)).protected == 1
-
-
 @pytest.mark.parametrize("levels", [None, 3])
 def test_rank_is_the_place_in_the_sorted_list(levels):
     generator = np.random.default_rng(0)
@@ -258,19 +223,6 @@ def test_equal_scores_never_protect():
     assert verification.rank(np.zeros((2, 4)), [3, 0]).tolist() == [1, 1]
 
 
-def test_persons_in_another_order_change_nothing():
-    probes, references, labels = draw(20, seed=6), draw(8, seed=7), np.arange(20) % 3
-    scores = verification.gallery_scores(probes, references, MEMBERS)
-    order = [2, 0, 1]
-    moved = verification.gallery_scores(probes, references, [MEMBERS[p] for p in order])
-    moved_labels = np.argsort(order)[labels]
-    ranks = verification.rank(scores, labels)
-    np.testing.assert_array_equal(verification.rank(moved, moved_labels), ranks)
-    fars = (0.1, 0.025)
-    found = verification.far_thresholds(moved, moved_labels, fars)
-    assert found == pytest.approx(verification.far_thresholds(scores, labels, fars))
-
-
 TWO = [[1.0, 0.0], [0.0, 1.0]]
 
 
@@ -281,29 +233,9 @@ TWO = [[1.0, 0.0], [0.0, 1.0]]
         (lambda v: v.normalise(np.zeros((0, 3))), r"one or more, got shape \(0, 3\)"),
         (lambda v: v.normalise([[1, 2], [0, 0]]), "must not be 0, but number 1 is"),
         (lambda v: v.normalise([[1, 2], [np.nan, 0]]), "finite, but number 1 is not"),
-        (lambda v: v.cosines(TWO, [[1, 2, 3]]), "equally long, got 2 and 3"),
-        (lambda v: v.row_cosines(TWO, TWO[:1]), "a and b must be as many, got 2 and 1"),
-        (lambda v: v.centroids(TWO, []), "of one person or more, got none"),
         (lambda v: v.centroids(TWO, [[0], []]), "one or more a person, person 1 has none"),
-        (lambda v: v.centroids(TWO, [[0], [2]]), "0 to 1, person 1 has 2 to 2"),
-        (lambda v: v.centroids(TWO, [[-1, 1]]), "0 to 1, person 0 has -1 to 1"),
-        (lambda v: v.centroids(TWO, [[True, False]]), "positions, got bool"),
         (lambda v: v.centroids([[1, 2], [-3, -6]], [[0], [0, 1]]), "centroid 1 do"),
         (lambda v: v.leave_one_out_centroids(TWO, [0, 1]), "number 0 is alone"),
-        (lambda v: v.leave_one_out_centroids(TWO, [0.0, 0.0]), r"labels must be int\[2\]"),
-        (lambda v: v.gallery_scores(TWO, TWO, [[0]], scoring="mean"), "got mean"),
-        (lambda v: v.gallery_scores(TWO, TWO, [[5]], scoring="max"), "person 0 has 5"),
-        (lambda v: v.genuine_scores(TWO, [0, 2]), "labels must be 0 to 1, got 0 to 2"),
-        (lambda v: v.impostor_scores(TWO, [-1, 0]), "labels must be 0 to 1, got -1 to 0"),
-        (lambda v: v.rank([[np.inf, 0]], [0]), "scores must be finite, but number 0"),
-        (lambda v: v.rank(TWO, [0]), r"labels must be int\[2\], got int64\[1\]"),
-        (lambda v: v.rank_rate([1, 2], 0), "k must be an integer >= 1, got 0"),
-        (lambda v: v.rank_rate([0, 2], 1), "ranks must be at least 1, got 0"),
-        (lambda v: v.rank_rate([], 1), "ranks must be finite numbers, one or more"),
-        (lambda v: v.accept_rate([0.1], np.nan), "threshold must be a number, got nan"),
-        (lambda v: v.protection([], 0.3), "scores must be finite numbers, one or more"),
-        (lambda v: v.protection([0.1], np.nan), "threshold must be a number, got nan"),
-        (lambda v: v.protection([0.1], 0.3, confidence=1), "confidence must be"),
         (lambda v: v.threshold_at_far([0.1, np.nan], 0.5), "impostor_scores must be finite"),
         (lambda v: v.threshold_at_far([0.1], 0.0), "far must be a number > 0 and < 1, got 0"),
         (lambda v: v.threshold_at_far([0.1], 1.0), "far must be a number > 0 and < 1, got 1"),

@@ -32,9 +32,8 @@ def task():
 def _named(embedder, images, labels, others):
     """The share of photos whose person's other photos are the likeliest."""
     members = [np.flatnonzero(labels == p) for p in range(PERSONS)]
-    scores = verification.gallery_scores(
-        embedder.embed(images), embedder.embed(others), members
-    )
+    galleries = verification.centroids(embedder.embed(others), members)
+    scores = verification.cosines(embedder.embed(images), galleries)
     return np.mean(scores.argmax(axis=1) == labels)
 
 
@@ -172,7 +171,7 @@ def test_what_cannot_be_trained_is_refused(task):
     brought = Embedder("mine:embed", FunctionModule(lambda x: x), {})
     with pytest.raises(InputError, match="recogniser mine:embed is a function: it has no w"):
         fine_tune(brought, images, labels, directions)
-    with pytest.raises(InputError, match="images must be one photo or more, got none"):
+    with pytest.raises(InputError, match="images must be one or more, got none"):
         fine_tune(EMBEDDER, images[:0], labels[:0], directions)
 
 

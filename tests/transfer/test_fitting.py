@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from deid_jax.transfer import Surrogates
-from experiments._transfer import transfer_protect
-from experiments._transfer.transfer_protect import _Batch, _within
+from deid_jax.transfer import Surrogates, fitting
+from deid_jax.transfer.fitting import ImageBatch, widest_within
 
 SIDE = 8
 NUMBER = 4
@@ -29,19 +28,19 @@ def rule(monkeypatch):
         pictures[:, 0, 0, 0] = np.minimum(size, 255)
         return pictures, margins < 0.5
 
-    monkeypatch.setattr(transfer_protect, "perturb_on_grid", least)
+    monkeypatch.setattr(fitting, "perturb_on_grid", least)
     return asked
 
 
 def batch():
     images = np.zeros((NUMBER, SIDE, SIDE, 3), np.uint8)
-    return _Batch(images, Surrogates((), (), (), ()), [0.3], None, None, None)
+    return ImageBatch(images, None, Surrogates((), (), (), ()), [0.3], None, None)
 
 
 def test_the_widest_margin_that_a_budget_allows_is_found(rule):
     psnr = 54.0
     longest = 255 * np.sqrt(SIDE * SIDE * 3) * 10 ** (-psnr / 20)
-    found = _within(batch(), psnr)[:, 0, 0, 0].astype(float)
+    found = widest_within(batch(), psnr)[:, 0, 0, 0].astype(float)
     assert np.all(found <= longest)
     # Of the margin that an exact search finds, no less than the last halving leaves open; not
     # beyond 0.5, where the rule fails.
@@ -53,7 +52,7 @@ def test_the_widest_margin_that_a_budget_allows_is_found(rule):
 
 
 def test_what_fits_with_no_margin_is_scaled(rule):
-    found = _within(batch(), 60.0)
+    found = widest_within(batch(), 60.0)
     longest = 255 * np.sqrt(SIDE * SIDE * 3) * 10 ** (-60.0 / 20)
     assert 0 < found[3, 0, 0, 0] <= longest
     margins, psnr = rule[-1]
@@ -64,5 +63,5 @@ def test_what_fits_with_no_margin_is_scaled(rule):
 
 def test_a_failure_is_no_fit_however_near(rule):
     """Margins of 0.5 and more fail: none is kept, though the budget has room."""
-    found = _within(batch(), 10.0)[:, 0, 0, 0]
+    found = widest_within(batch(), 10.0)[:, 0, 0, 0]
     np.testing.assert_array_equal(found[:3], np.rint(COSTS[:3] * 0.4875))

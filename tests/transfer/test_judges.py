@@ -1,14 +1,16 @@
 """The judge and its figures, beside loops over single photos."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from deid_jax import transfer
 from deid_jax.data.pair_lists import Positions
 from deid_jax.errors import InputError
-from deid_jax.transfer import Faces, averaged, figures, make_judge
+from deid_jax.metrics import verification
+from deid_jax.transfer import Faces, GalleryJudge, averaged
+from deid_jax.transfer.judges import GALLERY, OTHERS
 from tests.embedding_helpers import faces_of, tiny_embedder, tiny_in_numpy, unit_rows
 
 PERSONS, PER_PERSON = 7, 9
@@ -33,12 +35,12 @@ def faces():
             [(own[p][k], own[p - 1][k + 1]) for p in range(PERSONS) for k in (0, 3)]
         ),
     )
-    return Faces(images, labels, lists)
+    return Faces(images, labels, lists, [f"{n}" for n in range(len(images))])
 
 
 @pytest.fixture(scope="module")
 def judge(faces):
-    return make_judge(tiny_embedder(), faces, FARS)
+    return GalleryJudge.of(tiny_embedder(), faces, FARS)
 
 
 def _noisy(faces, seed, stddev=45):
@@ -55,13 +57,13 @@ def photos(faces):
 @pytest.fixture(scope="module")
 def found(judge, photos, faces):
     """The judge's verdict on them."""
-    return judge.verdict(photos, faces.protected_labels)
+    return judge.judge(photos, faces.protected_labels)
 
 
 @pytest.fixture(scope="module")
 def clean(judge, faces):
     """Likewise on the unprotected ones, of which it misses some, too."""
-    return judge.verdict(_noisy(faces, 10, 15), faces.protected_labels)
+    return judge.judge(_noisy(faces, 10, 15), faces.protected_labels)
 
 
 def _cosine(a, b):
@@ -99,7 +101,9 @@ def test_galleries_and_own_photos_are_mean_directions(judge, faces):
     np.testing.assert_allclose(np.linalg.norm(judge.galleries, axis=1), 1, atol=1e-12)
     probe = rows[faces.lists.probes[:4]]
     expected = [[_cosine(row, gallery) for gallery in judge.galleries] for row in probe]
-    np.testing.assert_allclose(judge.scores(probe), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        verification.cosines(probe, judge.galleries), expected, atol=1e-12
+    )
 
 
 def test_thresholds_let_few_enough_impostors_pass(judge, faces):
@@ -135,8 +139,10 @@ def test_a_protectors_thresholds_know_no_gallery(judge, faces):
     _assert_at_rates(judge.own_thresholds, impostors)
     assert judge.own_thresholds != judge.thresholds
     # Whatever the stranger has.
-    moved = faces._replace(lists=faces.lists._replace(gallery=faces.lists.gallery[::-1]))
-    assert make_judge(tiny_embedder(), moved, FARS).own_thresholds == judge.own_thresholds
+    moved = dataclasses.replace(
+        faces, lists=faces.lists._replace(gallery=faces.lists.gallery[::-1])
+    )
+    assert GalleryJudge.of(tiny_embedder(), moved, FARS).own_thresholds == judge.own_thresholds
 
 
 def test_pairs_are_told_apart_by_the_best_threshold(judge, faces):
@@ -155,11 +161,11 @@ def test_pairs_are_told_apart_by_the_best_threshold(judge, faces):
 
 def test_too_few_impostors_for_a_rate_and_persons_without_probes_are_refused(faces):
     with pytest.raises(InputError, match=r"far 0\.001 needs 1000 impostor scores or more"):
-        make_judge(tiny_embedder(), faces, (0.001,))
+        GalleryJudge.of(tiny_embedder(), faces, (0.001,))
     probes = faces.lists.probes[faces.labels[faces.lists.probes] != 2]
-    few = faces._replace(lists=faces.lists._replace(probes=probes))
+    few = dataclasses.replace(faces, lists=faces.lists._replace(probes=probes))
     with pytest.raises(InputError, match="person 2 has none"):
-        make_judge(tiny_embedder(), few, FARS)
+        GalleryJudge.of(tiny_embedder(), few, FARS)
 
 
 def _over_persons(hidden, labels):
@@ -196,24 +202,29 @@ def _rows_of(judge, labels, compared, scores, clean, before=None, ranks=None):
                 "num_images": len(scores),
                 "person_low": person_low,
                 "person_high": person_high,
-                "kept": sum(kept) / len(kept) if kept else "",
+                "kept": sum(kept) / len(kept) if kept else None,
                 "unprotected": sum(score < threshold for score in clean) / len(clean),
                 "score": sum(scores) / len(scores),
-                "rank1": "" if ranks is None else sum(r <= 1 for r in ranks) / len(ranks),
-                "rank5": "" if ranks is None else sum(r <= 5 for r in ranks) / len(ranks),
+                "rank1": None if ranks is None else sum(r <= 1 for r in ranks) / len(ranks),
+                "rank5": None if ranks is None else sum(r <= 5 for r in ranks) / len(ranks),
             }
         )
     return rows
 
 
-def _assert_same_rows(found, expected):
+def _assert_same_rows(rates, expected):
+    found = [dataclasses.asdict(row) for row in rates]
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert list(ours) == list(theirs)
         for name, value in theirs.items():
             # What is resampled may fall on the neighbour of the exact quantile.
             slack = 1.01 / theirs["num_images"] if name.startswith("person_") else 1e-9
-            same = value if isinstance(value, str) else pytest.approx(value, abs=slack)
+            same = (
+                value
+                if value is None or isinstance(value, str)
+                else pytest.approx(value, abs=slack)
+            )
             assert ours[name] == same, name
 
 
@@ -246,47 +257,48 @@ def test_figures_equal_loops_over_photos(judge, photos, faces, found, clean):
         )
         for row in pair
     ]
-    ours = figures(found, clean, judge.verdict(earlier, labels))
+    ours = found.rates(clean, judge.judge(earlier, labels))
     _assert_same_rows(ours, expected)
-    assert {row["compared"] for row in ours} == set(transfer.COMPARED)
+    assert {row.compared for row in ours} == {GALLERY, OTHERS}
     for row in ours[:2]:
-        assert 0 < row["kept"] < 1 and 0 < row["unprotected"] < 1
+        assert 0 < row.kept < 1 and 0 < row.unprotected < 1
         # Not the quotient of two shares of all photos, which may be above 1.
-        scores = before if row["compared"] == "gallery" else before_others
-        share = np.mean(np.array(scores) < row["threshold"])
-        assert row["kept"] != pytest.approx(row["protected"] / share)
+        scores = before if row.compared == "gallery" else before_others
+        share = np.mean(np.array(scores) < row.threshold)
+        assert row.kept != pytest.approx(row.protected / share)
     assert max(ranks) > 1
 
 
 def test_kept_and_unprotected_are_of_the_same_photos(judge, faces, found):
     """Where none was protected before nothing can be kept."""
     labels = faces.protected_labels
-    own = judge.verdict(faces.protected, labels)
+    own = judge.judge(faces.protected, labels)
     everything = {key: np.ones(len(labels), bool) for key in own.protected}
     nothing = {key: ~flags for key, flags in everything.items()}
-    for row in figures(found, own._replace(protected=nothing), found):
-        assert row["kept"] == 1 and row["unprotected"] == 0
-    for row in figures(
-        own, found._replace(protected=everything), own._replace(protected=nothing)
+    for row in found.rates(dataclasses.replace(own, protected=nothing), found):
+        assert row.kept == 1 and row.unprotected == 0
+    for row in own.rates(
+        dataclasses.replace(found, protected=everything),
+        dataclasses.replace(own, protected=nothing),
     ):
-        assert row["kept"] == "" and row["unprotected"] == 1
-    assert {row["kept"] for row in figures(found, own)} == {""}
+        assert row.kept is None and row.unprotected == 1
+    assert {row.kept for row in found.rates(own)} == {None}
 
 
 def test_persons_with_one_photo_are_not_compared_with_protected_ones(judge, photos, faces):
     labels = faces.protected_labels
     left = np.flatnonzero((labels != 3) | (np.cumsum(labels == 3) == 1))
-    verdict = judge.verdict(photos[left], labels[left])
-    rows = figures(verdict, verdict)
-    assert [row["compared"] for row in rows] == ["gallery"] * len(FARS)
-    assert rows[0]["num_images"] == len(left) == len(labels) - 2
+    verdict = judge.judge(photos[left], labels[left])
+    rows = verdict.rates(verdict)
+    assert [row.compared for row in rows] == ["gallery"] * len(FARS)
+    assert rows[0].num_images == len(left) == len(labels) - 2
 
 
 def test_one_person_alone_says_nothing_of_others(judge, photos, faces):
     own = faces.protected_labels == 2
-    verdict = judge.verdict(photos[own], faces.protected_labels[own])
-    for row in figures(verdict, verdict):
-        assert row["person_low"] == row["person_high"] == ""
+    verdict = judge.judge(photos[own], faces.protected_labels[own])
+    for row in verdict.rates(verdict):
+        assert row.person_low is row.person_high is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -307,13 +319,13 @@ def test_averages_of_protected_photos(judge, photos, faces, found, clean, size):
         assert len(scores[-1]) == PERSONS * (3 // size)
     expected = _rows_of(judge, persons[: len(scores[0])], "gallery", *scores)
     means = [averaged(judge, verdict, size) for verdict in (found, clean)]
-    _assert_same_rows(figures(*means), expected)
+    _assert_same_rows(means[0].rates(means[1]), expected)
 
 
 def test_averages_know_more_than_single_photos(judge, found):
     one, three = (averaged(judge, found, size) for size in (1, 3))
-    one, three = figures(one, one)[0], figures(three, three)[0]
-    assert three["score"] > one["score"] and three["protected"] <= one["protected"]
+    one, three = one.rates(one)[0], three.rates(three)[0]
+    assert three.score > one.score and three.protected <= one.protected
 
 
 def test_nobody_with_enough_photos(judge, found):

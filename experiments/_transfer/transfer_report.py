@@ -1,7 +1,7 @@
 """The report of `experiments.transfer`: tables, and in words what they do and do not say."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from rich import box
@@ -10,12 +10,9 @@ from rich.table import Table
 
 from deid_jax.attacks import ATTACKS, LeastChange, of_kind
 from deid_jax.data import FaceDataset
-from deid_jax.transfer import Faces
-from experiments._transfer import transfer_classifiers
-from experiments._transfer.transfer_plan import Plan
-from experiments._transfer.transfer_runs import AVERAGES, Judges, Tables
-
-Row = dict[str, Any]
+from deid_jax.transfer import TransferEvaluation, TransferPlan, TransferRun, TransferTables
+from deid_jax.transfer.judges import BY_NAME, GALLERY, OTHERS
+from deid_jax.transfer.transfer_tables import AVERAGES, TransferRow
 
 _WHO = """\
 Somebody publishes photos of a person. A stranger has other, ordinary photos of that person,
@@ -49,20 +46,26 @@ knows who it is.
 """
 
 
-class Report(NamedTuple):
-    """What the report is made of."""
+@dataclasses.dataclass(frozen=True)
+class TransferReport:
+    """All that the report is made of.
 
-    tables: Tables
-    plan: Plan
-    judges: Judges
-    faces: Faces
+    Attributes:
+      tables: the measured lines.
+      evaluation: who and what was measured.
+      dataset: the images' data set.
+      protocol: SHA-256 of the protocol.
+    """
+
+    tables: TransferTables
+    evaluation: TransferEvaluation
     dataset: FaceDataset
     protocol: str
 
 
-def markdown(report: Report) -> str:
+def markdown(report: TransferReport) -> str:
     """`transfer.md`."""
-    plan, rows = report.plan, report.tables.rows
+    plan, rows = report.evaluation.plan, report.tables.rows
     parts = [
         "# How protection carries over to other recognisers",
         _what(report),
@@ -73,18 +76,20 @@ def markdown(report: Report) -> str:
     ]
     for far in plan.fars:
         title = f"## Protected, at FAR {_rate(far)}"
-        parts += [title, _protection(rows, plan, far, "gallery")]
+        parts += [title, _runs_by(_unprocessed(rows, far), plan.judges, _with_interval)]
     far = plan.fars[0]
+    compared = _unprocessed(rows, far, OTHERS)
     parts += [
         f"## Compared with other protected photos, at FAR {_rate(far)}",
         "The stranger has no clean photo, only other protected ones of the same person, and "
         "asks whether they show one person. The threshold is the one of clean photos.",
-        _protection(rows, plan, far, "protected")
-        or "Not measured: of at least one person only one photo is protected.",
+        _runs_by(compared, plan.judges, _with_interval)
+        if compared
+        else "Not measured: of at least one person only one photo is protected.",
         "## Named among all",
         "Share of photos whose person comes first (in brackets: is among the first five) of "
         f"the {len(report.dataset.persons)} persons whom the stranger knows.",
-        _ranks(rows, plan),
+        _runs_by(_unprocessed(rows, far), plan.judges, _ranks),
         *_classified(report),
         f"## What survives, at FAR {_rate(far)}",
         "Protected after the photo was processed. In brackets, for attacks: of the photos that "
@@ -101,9 +106,9 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _what(report: Report) -> str:
-    """What was measured, in a paragraph."""
-    plan, lists = report.plan, report.faces.lists
+def _what(report: TransferReport) -> str:
+    """The measurements, in a paragraph."""
+    plan, lists = report.evaluation.plan, report.evaluation.faces.lists
     draws = f"{plan.num_samples} draw{'s' if plan.num_samples > 1 else ''}"
     return (
         f"{len(lists.protected)} photos of {len(report.dataset.persons)} persons "
@@ -120,13 +125,13 @@ def _what(report: Report) -> str:
     )
 
 
-def show(rows: Sequence[Row], plan: Plan) -> None:
-    """Prints what is protected at the first false accept rate, as photos are.
+def show(rows: Sequence[TransferRow], plan: TransferPlan) -> None:
+    """Prints the share protected at the first false accept rate, unprocessed.
 
     Recognisers go by numbers, since their names may be as long as the terminal is wide.
     """
     far = plan.fars[0]
-    names = list(dict.fromkeys([*plan.tests, *(name for fit in plan.fits for name in fit)]))
+    names = list(dict.fromkeys([*plan.judges, *(name for fit in plan.fits for name in fit)]))
     numbers = {name: str(number) for number, name in enumerate(names, 1)}
     console = Console(highlight=False, markup=False)
     console.print(f"Protected at FAR {_rate(far)}, in % of photos (* fitted on)")
@@ -135,34 +140,38 @@ def show(rows: Sequence[Row], plan: Plan) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in _HEAD:
         table.add_column(name, overflow="fold")
-    for test in plan.tests:
-        table.add_column(f"by {numbers[test]}", justify="right", no_wrap=True)
-    chosen = _chosen(rows, far=far, compared="gallery", transformation="none", opponent="")
-    for own in _grouped(chosen, _RUN).values():
-        shares = {row["test"]: f"{100 * row['protected']:.1f}{_mark(row)}" for row in own}
-        method, foreseen, fit, budget = _named(own[0])
+    for judge in plan.judges:
+        table.add_column(f"by {numbers[judge]}", justify="right", no_wrap=True)
+    for run, own in _by_run(_unprocessed(rows, far)).items():
+        shares = {r.judge: f"{100 * r.rates.protected:.1f}{_mark(r)}" for r in own}
+        method, foreseen, fit, budget = _named(run)
         fit = "+".join(numbers.get(name, name) for name in fit.split("+"))
-        table.add_row(method, foreseen, fit, budget, *(shares[test] for test in plan.tests))
+        table.add_row(method, foreseen, fit, budget, *(shares[name] for name in plan.judges))
     console.print(table)
 
 
-def _chosen(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+def _unprocessed(
+    rows: Iterable[TransferRow], far: float | None, compared: str = GALLERY
+) -> list[TransferRow]:
+    """Lines of unprocessed images, opponents who adapt aside."""
+    return [row for row in _at(rows, far, compared) if row.processing == "none"]
 
 
-def _grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple, list[Row]]:
-    groups: dict[tuple, list[Row]] = {}
+def _at(
+    rows: Iterable[TransferRow], far: float | None, compared: str = GALLERY
+) -> list[TransferRow]:
+    return [
+        row
+        for row in rows
+        if row.rates.far == far and row.rates.compared == compared and not row.opponent
+    ]
+
+
+def _by_run(rows: Iterable[TransferRow]) -> dict[TransferRun, list[TransferRow]]:
+    groups: dict[TransferRun, list[TransferRow]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+        groups.setdefault(row.run, []).append(row)
     return groups
-
-
-def _budget(row: Row) -> str:
-    if row["psnr"] != "":
-        return f"{row['psnr']:g} dB"
-    if row["epsilon"] != "":
-        return f"ε = {255 * row['epsilon']:.3g}/255"
-    return "least change"
 
 
 def _rate(far: float) -> str:
@@ -170,21 +179,25 @@ def _rate(far: float) -> str:
     return f"{100 * far:g} %"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _mark(row: Row) -> str:
-    """Tells recognisers that were fitted on."""
-    return " *" if row["test"] in row["fit"].split("+") else ""
+def _mark(row: TransferRow) -> str:
+    return " *" if row.fitted else ""
 
 
-def _with_interval(row: Row) -> str:
-    bounds = [(row["low"], row["high"])]
-    if row["person_low"] != "":
-        bounds.append((row["person_low"], row["person_high"]))
-    low, high = max(bounds, key=lambda ends: ends[1] - ends[0])
-    return f"{_percent(row['protected'])}{_mark(row)} [{100 * low:.0f}–{100 * high:.0f}]"
+def _with_interval(row: TransferRow) -> str:
+    rates = row.rates
+    low, high = rates.low, rates.high
+    if rates.person_low is not None and rates.person_high is not None:
+        by_person = rates.person_low, rates.person_high
+        low, high = max((low, high), by_person, key=lambda ends: ends[1] - ends[0])
+    return f"{_percent(rates.protected)}{_mark(row)} [{100 * low:.0f}–{100 * high:.0f}]"
+
+
+def _ranks(row: TransferRow) -> str:
+    return f"{_percent(row.rates.rank1)}{_mark(row)} ({_percent(row.rates.rank5)})"
 
 
 def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -192,113 +205,100 @@ def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in body])
 
 
-def _clean_table(report: Report) -> str:
-    """What the recognisers are worth, and which clean photos they miss by themselves."""
-    rows = report.tables.rows
+def _clean_table(report: TransferReport) -> str:
+    """How good the recognisers are, and which clean photos they miss by themselves."""
+    plan = report.evaluation.plan
     head = ["recogniser", "same/different accuracy", "AUC", "named first"]
-    for far in map(_rate, report.plan.fars):
+    for far in map(_rate, plan.fars):
         head += [f"threshold at FAR {far}", f"unchanged photos missed at FAR {far}"]
+    clean = [row for row in report.tables.rows if row.run.method == "none"]
     body = []
-    for name in report.plan.tests:
-        clean = _chosen(
-            rows, method="none", test=name, transformation="none", compared="gallery"
-        )
-        first = clean[0]
-        cells = [name, f"{first['accuracy']:.3f}", f"{first['auc']:.4f}"]
-        cells.append(_percent(first["rank1"]))
-        for row in clean:
-            cells += [f"{row['threshold']:.3f}", _percent(row["protected"])]
+    for name in plan.judges:
+        judge = report.evaluation.recognisers[name]
+        (first, *_) = own = [
+            row for far in plan.fars for row in _unprocessed(clean, far) if row.judge == name
+        ]
+        cells = [name, f"{judge.accuracy:.3f}", f"{judge.auc:.4f}", _percent(first.rates.rank1)]
+        for row in own:
+            cells += [f"{row.rates.threshold:.3f}", _percent(row.rates.protected)]
         body.append(cells)
     return _lines(head, body)
 
 
-_RUN = ("method", "foreseen", "fit", "psnr", "epsilon")
 _HEAD = ("method", "foresees", "fitted on", "budget")
 
 
-def _named(row: Row) -> list[str]:
+def _named(run: TransferRun) -> list[str]:
     """The cells that name a run, below `_HEAD`."""
-    if row["method"] == "none":
+    if run.method == "none":
         return ["unprotected", "–", "–", "–"]
-    return [row["method"], row["foreseen"] or "–", row["fit"] or "–", _budget(row)]
+    return [
+        run.method,
+        "+".join(run.foreseen) or "–",
+        "+".join(run.fit) or "–",
+        str(run.budget),
+    ]
 
 
-def _protection(rows: Sequence[Row], plan: Plan, far: float, compared: str) -> str:
-    chosen = _chosen(rows, far=far, compared=compared, transformation="none", opponent="")
-    return _runs_by(chosen, plan.tests, _with_interval) if chosen else ""
-
-
-def _ranks(rows: Sequence[Row], plan: Plan) -> str:
-    chosen = _chosen(
-        rows, far=plan.fars[0], compared="gallery", transformation="none", opponent=""
-    )
-    return _runs_by(
-        chosen,
-        plan.tests,
-        lambda row: f"{_percent(row['rank1'])}{_mark(row)} ({_percent(row['rank5'])})",
-    )
-
-
-def _classified(report: Report) -> list[str]:
+def _classified(report: TransferReport) -> list[str]:
     """What classifiers of the persons make of it, their own errors first."""
-    names = list(report.judges.naming)
+    names = list(report.evaluation.classifiers)
     if not names:
         return []
-    own = transfer_classifiers.COMPARED
-    chosen = _chosen(report.tables.rows, compared=own, transformation="none")
     return [
         "## Named wrongly by classifiers",
         f"They learned these {len(report.dataset.persons)} persons from the stranger's "
         "galleries and the probes, and nobody fitted the change on them. What they name "
         'wrongly while it is unchanged ("unprotected") is their own error.',
-        _runs_by(chosen, names, _with_interval),
+        _runs_by(_unprocessed(report.tables.rows, None, BY_NAME), names, _with_interval),
     ]
 
 
-def _runs_by(rows: Sequence[Row], tests: Sequence[str], cell: Callable[[Row], str]) -> str:
+def _runs_by(
+    rows: Iterable[TransferRow], judges: Sequence[str], cell: Callable[[TransferRow], str]
+) -> str:
+    """A table with runs down and judges across."""
     body = []
-    for own in _grouped(rows, _RUN).values():
-        by_test = {row["test"]: cell(row) for row in own}
-        body.append([*_named(own[0]), *(by_test[test] for test in tests)])
-    return _lines([*_HEAD, *tests], body)
+    for run, own in _by_run(rows).items():
+        by_judge = {row.judge: cell(row) for row in own}
+        body.append([*_named(run), *(by_judge[name] for name in judges)])
+    return _lines([*_HEAD, *judges], body)
 
 
-def _survival(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
+def _survival(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> list[str]:
     """A table for each recogniser: runs down, processing across."""
     tables = []
     kinds = [kind for kind in plan.processing if kind != "none"]
-    for test in plan.tests if kinds else ():
-        chosen = _chosen(rows, far=far, compared="gallery", test=test, opponent="")
+    for judge in plan.judges if kinds else ():
         body = []
-        for own in _grouped(chosen, _RUN).values():
-            by_kind = {row["transformation"]: row for row in own}
-            cells = [f"{_percent(by_kind['none']['protected'])}{_mark(own[0])}"]
-            for row in map(by_kind.__getitem__, kinds):
-                kept = "–" if row["kept"] == "" else f"{100 * row['kept']:.0f} %"
+        for run, own in _by_run(row for row in _at(rows, far) if row.judge == judge).items():
+            by_kind = {row.processing: row for row in own}
+            cells = [f"{_percent(by_kind['none'].rates.protected)}{_mark(own[0])}"]
+            for rates in (by_kind[kind].rates for kind in kinds):
+                kept = "–" if rates.kept is None else f"{100 * rates.kept:.0f} %"
                 # Ad-hoc methods' few protected photos are mostly missed unprotected, too.
-                kept = f" ({kept})" if row["method"] in ATTACKS else ""
-                cells.append(_percent(row["protected"]) + kept)
-            body.append([*_named(own[0]), *cells])
-        tables += [f"### Judged by {test}", _lines([*_HEAD, "unprocessed", *kinds], body)]
+                kept = f" ({kept})" if run.method in ATTACKS else ""
+                cells.append(_percent(rates.protected) + kept)
+            body.append([*_named(run), *cells])
+        tables += [f"### Judged by {judge}", _lines([*_HEAD, "unprocessed", *kinds], body)]
     return tables or ["Not measured: no processing was asked for."]
 
 
-def _adaptive(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
+def _adaptive(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> list[str]:
     """The opponents who adapt, beside the one who does not."""
     if plan.average < 2 and not plan.fine_tune:
         return []
-    gallery = _chosen(rows, far=far, compared="gallery", transformation="none")
-    before = {
-        (row["test"], *(row[name] for name in _RUN)): row
-        for row in gallery
-        if not row["opponent"]
-    }
+    before = {(row.judge, row.run): row for row in _unprocessed(rows, far)}
+    adapted = [
+        row
+        for row in rows
+        if row.opponent and row.rates.far == far and row.rates.compared == GALLERY
+    ]
     body = []
-    for row in (row for row in gallery if row["opponent"]):
-        single = before[row["test"], *(row[name] for name in _RUN)]
-        shares = [_with_interval(single), _with_interval(row), _percent(row["unprotected"])]
-        opponent = [row["test"], row["opponent"]]
-        body.append([*_named(row), *opponent, *shares, str(row["num_images"])])
+    for row in adapted:
+        shares = [_with_interval(before[row.judge, row.run]), _with_interval(row)]
+        shares += [_percent(row.rates.unprotected), str(row.rates.num_images)]
+        body.append([*_named(row.run), row.judge, row.opponent, *shares])
     parts = [
         f"## Opponents who adapt, at FAR {_rate(far)}",
         'What they miss of the same photos unchanged ("unprotected") is not the work of the '
@@ -309,7 +309,7 @@ def _adaptive(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
             f"One averages the embeddings of {plan.average} protected photos of a person and "
             "asks who that is; each such average counts as one photo."
         )
-        if not any(row["opponent"].startswith(AVERAGES) for row in gallery):
+        if not any(row.opponent.startswith(AVERAGES) for row in adapted):
             parts.append(
                 f"Not measured: of no person {plan.average} photos or more are protected."
             )
@@ -324,38 +324,38 @@ def _adaptive(rows: Sequence[Row], plan: Plan, far: float) -> list[str]:
     return [*parts, _lines(head, body)] if body else parts
 
 
-def _distortion(rows: Sequence[Row]) -> str:
+def _distortion(rows: Sequence[TransferRow]) -> str:
     body = []
-    for own in _grouped(rows, _RUN).values():
-        row = own[0]
-        if row["method"] == "none":
+    for run, own in _by_run(rows).items():
+        if run.method == "none":
             continue
+        sizes = own[0].distortion
         # Where no photo was changed there is no finite PSNR.
-        mean = "∞" if row["psnr_mean"] == "" else f"{row['psnr_mean']:.2f}"
-        figures = [f"{row['l2']:.3f}", mean, f"{row['psnr_min']:.2f}", f"{row['ssim']:.4f}"]
-        body.append([*_named(row), *figures])
+        mean = "∞" if sizes.psnr_mean is None else f"{sizes.psnr_mean:.2f}"
+        cells = [f"{sizes.l2:.3f}", mean, f"{sizes.psnr_min:.2f}", f"{sizes.ssim:.4f}"]
+        body.append([*_named(run), *cells])
     return _lines([*_HEAD, "mean L2", "mean PSNR", "lowest PSNR", "mean SSIM"], body)
 
 
-def _least(report: Report) -> list[str]:
+def _least(report: TransferReport) -> list[str]:
     """Of least changes, how many photos are protected and within a budget, both at once."""
-    far, psnrs = report.plan.fars[0], report.plan.psnrs
-    least = of_kind(ATTACKS, LeastChange)
-    chosen = [
-        row
-        for row in report.tables.images
-        if row["method"] in least and row["psnr"] == "" and row["test"] in report.plan.tests
-    ]
-    if not chosen:
+    plan = report.evaluation.plan
+    far, least = plan.fars[0], of_kind(ATTACKS, LeastChange)
+    images: dict[tuple[TransferRun, str], list[tuple[float, bool]]] = {}
+    for row in report.tables.images:
+        if row.run.method in least and row.run.budget.psnr is None and row.judge in plan.judges:
+            own = images.setdefault((row.run, row.judge), [])
+            own.append((row.psnr, bool(row.protected[far])))
+    if not images:
         return []
     body = []
-    for own in _grouped(chosen, (*_RUN, "test")).values():
-        ratios = np.array([row["psnr_image"] for row in own])
-        protected = np.array([row[f"protected_at_{far}"] for row in own])
-        shares = [float(np.mean(protected & (ratios >= least))) for least in (0, *psnrs)]
-        cells = [f"{own[0]['test']}{_mark(own[0])}", *map(_percent, shares)]
-        body.append([*_named(own[0]), *cells])
-    head = [*_HEAD, "recogniser", "protected", *(f"and at ≥ {psnr:g} dB" for psnr in psnrs)]
+    for (run, judge), own in images.items():
+        psnrs, protected = (np.array(column) for column in zip(*own, strict=True))
+        shares = [float(np.mean(protected & (psnrs >= psnr))) for psnr in (0, *plan.psnrs)]
+        mark = " *" if judge in run.fit else ""
+        body.append([*_named(run), f"{judge}{mark}", *map(_percent, shares)])
+    head = [*_HEAD, "recogniser", "protected"]
+    head += [f"and at ≥ {psnr:g} dB" for psnr in plan.psnrs]
     return [
         f"### Least changes: protected and within a budget, at FAR {_rate(far)}",
         "A mean PSNR hides the photos that changed more. So these, of least changes without a "

@@ -1,0 +1,178 @@
+"""Fits the perturbations of one run on its surrogates: in batches, within the budget."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from deid_jax.arrays import Bracket
+from deid_jax.attacks import METHODS, Baseline, LeastChange
+from deid_jax.attacks.budgets import l2_of_psnr
+from deid_jax.objectives.embeddings import Reduction
+from deid_jax.transfer.judges import Faces, GalleryJudge
+from deid_jax.transfer.plan import TransferPlan, TransferRun
+from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on_grid
+from deid_jax.types import Config
+
+BATCH_SIZE = 30
+# How many times the budget all steps together go.
+_REACH = 2.5
+# A pixel's bound beyond the budget, so that the perturbation can be brought to it exactly.
+_ROOM = 1.1
+# In cosine: no image goes farther below the threshold. Halved this many times.
+_WIDEST, _ROUNDS = 0.6, 4
+
+
+def config_of(run: TransferRun, plan: TransferPlan, num_values: int) -> Config:
+    """The method's settings at the run's budget, for images of `num_values` values."""
+    method = METHODS[run.method]
+    if isinstance(method, Baseline):
+        return method.config()
+    if isinstance(method, LeastChange):
+        return method.config(num_steps=plan.num_steps)
+    if run.budget.epsilon is not None:
+        size = run.budget.epsilon
+    else:
+        assert run.budget.psnr is not None
+        size = float(l2_of_psnr(run.budget.psnr, num_values))
+        if method.bounds_pixels:
+            size *= _ROOM / num_values**0.5
+    if "step_size" not in method.settings():
+        return method.config(epsilon=size, num_steps=plan.num_steps)
+    step_size = _REACH * size / plan.num_steps
+    return method.config(epsilon=size, step_size=step_size, num_steps=plan.num_steps)
+
+
+def protect_images(
+    run: TransferRun,
+    plan: TransferPlan,
+    recognisers: Mapping[str, GalleryJudge],
+    faces: Faces,
+    done: Callable[[int], None],
+) -> NDArray[np.uint8]:
+    """All images to protect, protected: uint8[M, H, W, 3].
+
+    Galleries, and the thresholds that least changes go by, are those of the protector's own
+    images (`GalleryJudge.own`): a protector knows no others.
+
+    Args:
+      run: the method, surrogates and budget.
+      plan: the other settings.
+      recognisers: the surrogates, by name.
+      faces: the images.
+      done: told how many images are finished.
+    """
+    images, labels = faces.protected, faces.protected_labels
+    fit = [recognisers[name] for name in run.fit]
+    seeks_least = isinstance(METHODS[run.method], LeastChange)
+    reduction: Reduction = "max" if seeks_least else "smooth"
+    thresholds = [one.own_thresholds[plan.fars[0]] for one in fit]
+    surrogates = Surrogates.of(
+        [one.embedder for one in fit], [one.own[labels] for one in fit], thresholds
+    )
+    whole = ImageBatch(
+        images=images,
+        keys=_keys(plan.seed, faces.lists.protected),
+        surrogates=surrogates,
+        thresholds=thresholds,
+        config=config_of(run, plan, images[0].size),
+        attack=SurrogateAttack(
+            method=run.method,
+            reduction=reduction,
+            foreseen=run.foreseen,
+            num_samples=plan.num_samples if run.foreseen else 1,
+            over_samples=reduction,
+        ),
+    )
+    psnr, finished = run.budget.psnr, []
+    for first in range(0, len(images), BATCH_SIZE):
+        # The last batch is filled up with its last image: one program serves all.
+        places = np.minimum(np.arange(first, first + BATCH_SIZE), len(images) - 1)
+        batch = whole.take(places)
+        if seeks_least and psnr is not None:
+            perturbed = widest_within(batch, psnr)
+        else:
+            perturbed, _ = batch.perturbed(np.full(len(places), plan.margin), psnr)
+        finished.append(perturbed[: len(images) - first])
+        done(min(first + BATCH_SIZE, len(images)))
+    return np.concatenate(finished)
+
+
+def _keys(seed: int, positions: NDArray[np.int64]) -> jax.Array:
+    """An image's key depends on the seed and its position in the data set alone."""
+    fold = functools.partial(jax.random.fold_in, jax.random.key(seed))
+    return jax.vmap(fold)(jnp.asarray(positions))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageBatch:
+    """Images and all that `perturb_on_grid` takes with them, but margins and budget.
+
+    Attributes:
+      images: uint8[B, H, W, 3].
+      keys: key[B].
+      surrogates: with galleries of these images.
+      thresholds: those of the surrogates, before any margin.
+      config: the method's settings.
+      attack: the method and its objective.
+    """
+
+    images: NDArray[np.uint8]
+    keys: jax.Array
+    surrogates: Surrogates
+    thresholds: Sequence[float]
+    config: Config
+    attack: SurrogateAttack
+
+    def take(self, places: NDArray[np.int64]) -> "ImageBatch":
+        """The images at some places."""
+        return dataclasses.replace(
+            self,
+            images=self.images[places],
+            keys=self.keys[places],
+            surrogates=self.surrogates.take(places),
+        )
+
+    def perturbed(
+        self, margins: NDArray[np.float64], psnr: float | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """uint8[B, H, W, 3], and bool[B]: below all thresholds by the margins."""
+        perturbed, success = perturb_on_grid(
+            self.surrogates.below([threshold - margins for threshold in self.thresholds]),
+            self.images,
+            self.config,
+            None if psnr is None else jnp.float32(psnr),
+            self.keys,
+            attack=self.attack,
+        )
+        return np.asarray(perturbed), np.asarray(success)
+
+
+def widest_within(batch: ImageBatch, psnr: float) -> NDArray[np.uint8]:
+    """Least changes with each image's own margin, the widest found that keeps to the PSNR.
+
+    A least change for a given margin is nearest to its original; what the budget leaves beyond
+    it buys a wider margin, which is found by bisection. An image that no margin tried brings
+    within the budget gets the perturbation for the least one, scaled.
+    """
+    originals = batch.images
+    count = len(originals)
+    longest = float(l2_of_psnr(psnr, originals[0].size))
+    margins = Bracket(np.zeros(count), np.full(count, _WIDEST))
+    chosen, found = np.zeros_like(originals), np.zeros(count, bool)
+    for _ in range(_ROUNDS):
+        middle = margins.middle()
+        perturbed, success = batch.perturbed(middle, None)
+        difference = (perturbed.astype(np.float64) - originals).reshape(count, -1) / 255
+        fits = success & (np.linalg.norm(difference, axis=1) <= longest)
+        chosen[fits] = perturbed[fits]
+        found |= fits
+        margins = margins.narrowed(middle, fits)
+    if not found.all():
+        scaled, _ = batch.perturbed(margins.fails, psnr)
+        chosen[~found] = scaled[~found]
+    return chosen

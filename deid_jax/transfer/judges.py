@@ -1,0 +1,332 @@
+"""Judges: recognisers that say whether protected images still show their persons.
+
+An embedder knows people by galleries of clean images and takes an image for a person's where
+the similarity to that gallery reaches a threshold, set on clean images at a false accept rate.
+A classifier was trained on the very persons. An image is protected where its person is missed.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from deid_jax.data import FaceDataset
+from deid_jax.data.pair_lists import Positions
+from deid_jax.errors import InputError
+from deid_jax.metrics import statistics, verification
+from deid_jax.metrics.verification import SameDifferent
+from deid_jax.models import create_model
+from deid_jax.pixels import LEVELS
+from deid_jax.recognisers.embedders import Embedder
+from deid_jax.recognisers.predicting import predict
+from deid_jax.recognisers.training import recipe, train
+from deid_jax.types import Model, NumpyArray, Variables
+
+# What an image is compared with: clean images of the person, the other protected images of the
+# person, or, by classifiers, all persons by name.
+GALLERY, OTHERS, BY_NAME = "gallery", "protected", "names"
+_BATCH_SIZE = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Faces:
+    """The images of an evaluation.
+
+    Attributes:
+      images: uint8[N, H, W, 3].
+      labels: int32[N], persons.
+      lists: which image has which role.
+      names: "person/name" of each.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NumpyArray
+    lists: Positions
+    names: Sequence[str]
+
+    @property
+    def protected(self) -> NDArray[np.uint8]:
+        """uint8[M, H, W, 3], the images to protect, clean."""
+        return self.images[self.lists.protected]
+
+    @property
+    def protected_labels(self) -> NumpyArray:
+        """int32[M], their persons."""
+        return self.labels[self.lists.protected]
+
+    @property
+    def protected_names(self) -> list[str]:
+        """Their names."""
+        return [self.names[place] for place in self.lists.protected]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtectionRates:
+    """What judged images come to, at one false accept rate and in one comparison.
+
+    Attributes:
+      far: the false accept rate; None for classifiers.
+      threshold: the score from which on the person is recognised.
+      compared: what the images were compared with.
+      protected: the share protected.
+      low: lower end of its Wilson interval.
+      high: upper end.
+      num_images: number of images.
+      person_low: lower end of a bootstrap interval over persons; None for one person.
+      person_high: upper end.
+      kept: the share protected of those protected before; None if none was.
+      unprotected: the share that the judge misses of the same images unprotected.
+      score: the mean score.
+      rank1: the share whose person comes first among all; knows no threshold.
+      rank5: the share whose person is among the first five.
+    """
+
+    far: float | None
+    threshold: float | None
+    compared: str
+    protected: float
+    low: float
+    high: float
+    num_images: int
+    person_low: float | None
+    person_high: float | None
+    kept: float | None
+    unprotected: float
+    score: float | None
+    rank1: float | None
+    rank5: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedImages:
+    """What a judge makes of images, one by one.
+
+    Attributes:
+      outputs: float[N, D], the images' embeddings, or a classifier's logits.
+      labels: int[N], their persons.
+      scores: what they are compared with -> float64[N], similarities to their own persons.
+      ranks: int[N], the place of each image's person among all; None if not computed.
+      thresholds: false accept rate -> the score from which on a person is recognised.
+      protected: (false accept rate, what they are compared with) -> bool[N].
+    """
+
+    outputs: NumpyArray
+    labels: NumpyArray
+    scores: dict[str, NDArray[np.float64]]
+    ranks: NDArray[np.int64] | None
+    thresholds: dict[float, float]
+    protected: dict[tuple[float | None, str], NDArray[np.bool_]]
+
+    def rates(
+        self, clean: "JudgedImages", before: "JudgedImages | None" = None
+    ) -> list[ProtectionRates]:
+        """The rates of these images, for each false accept rate and comparison.
+
+        Args:
+          clean: the same judge on the same images unprotected, processed alike.
+          before: on the same images before they were processed; None: there are none.
+        """
+        rows = []
+        for (far, compared), protected in self.protected.items():
+            low, high = statistics.wilson(int(np.sum(protected)), len(protected))
+            by_person = statistics.bootstrap_groups(protected, self.labels)
+            one_person = bool(np.isnan(by_person).any())
+            # Other protected images are no persons to choose among.
+            ranks = None if compared == OTHERS else self.ranks
+            earlier = () if before is None else np.flatnonzero(before.protected[far, compared])
+            rows.append(
+                ProtectionRates(
+                    far=far,
+                    threshold=None if far is None else self.thresholds[far],
+                    compared=compared,
+                    protected=float(np.mean(protected)),
+                    low=low,
+                    high=high,
+                    num_images=len(protected),
+                    person_low=None if one_person else by_person[0],
+                    person_high=None if one_person else by_person[1],
+                    kept=float(np.mean(protected[earlier])) if len(earlier) else None,
+                    unprotected=float(np.mean(clean.protected[far, compared])),
+                    score=float(np.mean(self.scores[compared])) if self.scores else None,
+                    rank1=None if ranks is None else verification.rank_rate(ranks, 1),
+                    rank5=None if ranks is None else verification.rank_rate(ranks, 5),
+                )
+            )
+        return rows
+
+
+class ImageJudge(Protocol):
+    """Judges images, and says how well it does on clean ones."""
+
+    @property
+    def accuracy(self) -> float:
+        """On clean images."""
+        ...
+
+    @property
+    def auc(self) -> float | None:
+        """Area under the ROC of clean pairs; None for classifiers."""
+        ...
+
+    def judge(self, images: NDArray[np.uint8], labels: NumpyArray) -> JudgedImages:
+        """Judges images uint8[N, H, W, 3] of persons int[N]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class GalleryJudge:
+    """An embedder that knows the persons of an evaluation by clean images.
+
+    Attributes:
+      embedder: the recogniser.
+      galleries: float64[P, D], unit vectors: centroids of each person's gallery.
+      own: float64[P, D], likewise of each person's probes: what a protector has, who does not
+        know the galleries.
+      thresholds: false accept rate -> threshold, of probes against other persons' galleries.
+      own_thresholds: likewise against other persons' `own`: a protector's guess at them.
+      pairs: how well it tells same from different on the protocol's clean pairs.
+    """
+
+    embedder: Embedder
+    galleries: NDArray[np.float64]
+    own: NDArray[np.float64]
+    thresholds: dict[float, float]
+    own_thresholds: dict[float, float]
+    pairs: SameDifferent
+
+    @classmethod
+    def of(cls, embedder: Embedder, faces: Faces, fars: Sequence[float]) -> "GalleryJudge":
+        """Embeds all clean images and sets galleries and thresholds.
+
+        Raises:
+          InputError: embeddings without direction, or too few impostors for a rate.
+        """
+        try:
+            return cls._of(embedder, faces, fars)
+        except InputError as error:
+            raise InputError(f"recogniser {embedder.name}: {error}") from error
+
+    @classmethod
+    def _of(cls, embedder: Embedder, faces: Faces, fars: Sequence[float]) -> "GalleryJudge":
+        embeddings = embedder.embed(faces.images)
+        lists, labels = faces.lists, faces.labels
+        probes = [lists.probes[labels[lists.probes] == p] for p in range(len(lists.gallery))]
+        galleries = verification.centroids(embeddings, lists.gallery)
+        own = verification.centroids(embeddings, probes)
+        thresholds, own_thresholds = (
+            verification.far_thresholds(
+                verification.cosines(embeddings[lists.probes], known),
+                labels[lists.probes],
+                fars,
+            )
+            for known in (galleries, own)
+        )
+        genuine, impostor = (
+            verification.row_cosines(embeddings[pairs[:, 0]], embeddings[pairs[:, 1]])
+            for pairs in (lists.genuine, lists.impostor)
+        )
+        pairs = verification.accuracy_and_threshold(genuine, impostor)
+        return cls(embedder, galleries, own, thresholds, own_thresholds, pairs)
+
+    @property
+    def accuracy(self) -> float:
+        """The best accuracy on clean pairs."""
+        return self.pairs.accuracy
+
+    @property
+    def auc(self) -> float:
+        """Area under the ROC of clean pairs."""
+        return self.pairs.auc
+
+    def judge(self, images: NDArray[np.uint8], labels: NumpyArray) -> JudgedImages:
+        """Judges images uint8[N, H, W, 3] of persons int[N]; see `compare`."""
+        return self.compare(self.embedder.embed(images), labels)
+
+    def compare(self, embeddings: NumpyArray, labels: NumpyArray) -> JudgedImages:
+        """Judges images with embeddings [N, D] of persons int[N].
+
+        They are compared with each other only where every person has two or more.
+        """
+        scores = verification.cosines(embeddings, self.galleries)
+        own = {GALLERY: verification.genuine_scores(scores, labels)}
+        if all(np.sum(labels == label) > 1 for label in labels):
+            others = verification.leave_one_out_centroids(embeddings, labels)
+            own[OTHERS] = verification.row_cosines(embeddings, others)
+        return self.by_scores(embeddings, labels, own, verification.rank(scores, labels))
+
+    def by_scores(
+        self,
+        embeddings: NumpyArray,
+        labels: NumpyArray,
+        scores: dict[str, NDArray[np.float64]],
+        ranks: NDArray[np.int64] | None = None,
+    ) -> JudgedImages:
+        """Judges by scores to the own persons, at every threshold."""
+        protected: dict[tuple[float | None, str], NDArray[np.bool_]] = {
+            (far, compared): values < threshold
+            for far, threshold in self.thresholds.items()
+            for compared, values in scores.items()
+        }
+        return JudgedImages(embeddings, labels, scores, ranks, self.thresholds, protected)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierJudge:
+    """A classifier trained on the persons of an evaluation.
+
+    Attributes:
+      model: the network.
+      variables: its weights.
+      clean_error: the share of the images to protect, which it never saw, that it misclassifies
+        while they are clean.
+    """
+
+    model: Model
+    variables: Variables
+    clean_error: float = 0.0
+
+    @classmethod
+    def trained(
+        cls, name: str, dataset: FaceDataset, faces: Faces, seed: int
+    ) -> "ClassifierJudge":
+        """A model trained by its recipe on the protocol's galleries and probes.
+
+        An image in no list may be a near-duplicate of a protected one, which would flatter it.
+        """
+        known = np.sort(np.concatenate([*faces.lists.gallery, faces.lists.probes]))
+        model = create_model(
+            name, num_classes=len(dataset.persons), image_size=dataset.image_size
+        )
+        config = dataclasses.replace(recipe(name, dataset.name), seed=seed)
+        variables, _ = train(model, dataset.take(known), config)
+        new = cls(model, variables)
+        clean = new.judge(faces.protected, faces.protected_labels)
+        wrong = float(np.mean(clean.protected[None, BY_NAME]))
+        return dataclasses.replace(new, clean_error=wrong)
+
+    @property
+    def accuracy(self) -> float:
+        """On the images to protect while they are clean."""
+        return 1 - self.clean_error
+
+    @property
+    def auc(self) -> None:
+        """There are no scores."""
+        return None
+
+    def judge(self, images: NDArray[np.uint8], labels: NumpyArray) -> JudgedImages:
+        """Judges images uint8[N, H, W, 3] of persons int[N]: protected where misclassified.
+
+        There is no threshold, so no false accept rate, and no score.
+        """
+        found, variables = [], jax.device_put(self.variables)
+        for first in range(0, len(images), _BATCH_SIZE):
+            batch = jnp.asarray(LEVELS[images[first : first + _BATCH_SIZE]])
+            found.append(np.asarray(predict(variables, batch, model=self.model)))
+        logits = np.concatenate(found)
+        ranks = verification.rank(logits, labels)
+        return JudgedImages(logits, labels, {}, ranks, {}, {(None, BY_NAME): ranks > 1})
