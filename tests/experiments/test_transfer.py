@@ -24,6 +24,9 @@ from tests.experiments.transfer_helpers import (
     unit,
 )
 
+# Whole commands.
+pytestmark = pytest.mark.slow
+
 CONTRACT = [
     "fit",
     "test",

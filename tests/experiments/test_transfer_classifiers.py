@@ -11,6 +11,9 @@ from experiments import transfer
 from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import ONE, SIZE, arguments, chosen, rows_of
 
+# Whole commands.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

@@ -26,6 +26,9 @@ from tests.experiments.transfer_helpers import (
     unit,
 )
 
+# Whole commands.
+pytestmark = pytest.mark.slow
+
 RUN = ("fit", "method", "foreseen", "psnr", "epsilon")
 COLUMNS = [
     *RUN,

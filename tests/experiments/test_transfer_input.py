@@ -38,6 +38,7 @@ def pictures(tmp_path_factory):
     return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 
+@pytest.mark.slow
 def test_same_command_twice_writes_the_same_bytes(pictures, workplace):
     given = quick(pictures, "--transformations=flip", "--keep_images", "--processing=noise")
     assert transfer.main(given) == 0
@@ -176,6 +177,7 @@ class Small(nn.Module):
         return nn.Dense(8)(means.reshape(len(images), -1))
 
 
+@pytest.mark.slow
 def test_opponent_who_trains_is_judged_by_the_other_half(pictures, monkeypatch):
     options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
     dataset = load_dataset("folder", options)

@@ -16,6 +16,9 @@ from tests.experiments.transfer_helpers import (
     tables_of,
 )
 
+# Whole commands.
+pytestmark = pytest.mark.slow
+
 # Of least changes the mean PSNR is above the first, most photos' are below.
 PSNRS = (18, 24)
 
