@@ -85,7 +85,7 @@ class BenchmarkSettings:
     layers: bool = setting(False, "Time each convolution and pooling instead of attacks.")
     num_steps: int = setting(10, "Iterations of the attack.")
     repeats: int = setting(5, "Runs of each; the median counts.")
-    seed: int = setting(0, "Decides weights, pictures and targets.")
+    seed: int = setting(0, "Decides weights, images and targets.")
     profile_dir: str | None = setting(
         None, "Folder for a profiler trace of one more run of ours per case."
     )

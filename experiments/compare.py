@@ -76,7 +76,7 @@ class CompareSettings(data_settings.EvaluationSettings):
     )
     quantize: bool = setting(True, "Finish ours on the 8-bit grid, with success kept.")
     keep_images: bool = setting(
-        False, "Keep every picture, under images/METHOD-STEPS-TARGET/<person>/<name>.png."
+        False, "Keep every image, under images/METHOD-STEPS-TARGET/<person>/<name>.png."
     )
     output_dir: str | None = setting(None, "Where to write; default: under runs/compare/.")
 
@@ -234,7 +234,7 @@ def _default_output(settings: CompareSettings) -> Path:
 
 
 def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> None:
-    """A table per target: mean L2 and success of the 8-bit pictures."""
+    """A table per target: mean L2 and success of the 8-bit images."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
