@@ -105,6 +105,7 @@ def test_every_method_has_a_grid_from_less_to_more(method):
     assert distances[-1] > distances[0]
 
 
+@pytest.mark.slow
 def test_settings_that_change_the_program_equal_single_runs(evaluation_of):
     evaluation = evaluation_of("pixelate", target="none", batch_size=4)
     points = grid("pixelate", {"num_blocks": [8, 3]})
@@ -181,6 +182,7 @@ def test_memory_that_runs_out_halves_the_batch(evaluation, whole, monkeypatch):
         assert_same(ours, theirs)
 
 
+@pytest.mark.slow
 def test_pieces_of_another_method_are_not_taken(evaluation_of, tmp_path):
     store = Store(tmp_path / "pieces")
     found = []

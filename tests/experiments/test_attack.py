@@ -99,6 +99,7 @@ def test_methods_write_what_it_measured(arguments, workplace, method):
             assert (image.mode, image.size) == ("RGB", (16, 16))
 
 
+@pytest.mark.slow
 def test_evolution_shows_the_way_from_noise_and_goes_with_the_run(arguments, workplace):
     flags = ["--init=noise", "--penalty_weight=2", "--num_steps=30", "--max_images=2"]
     assert attack.main([*arguments, *flags, "--evolution"]) == 0
@@ -139,6 +140,7 @@ def test_other_flags_do_what_they_say(arguments, workplace, trained):
     assert metrics["mssim"] < 0.5
 
 
+@pytest.mark.slow
 def test_quantised_attacks_succeed_in_the_files_they_write(
     arguments, workplace, trained, faces
 ):
@@ -174,6 +176,7 @@ def test_quantize_is_each_methods_own_unless_given(method):
     assert protocol("--noquantize") is False
 
 
+@pytest.mark.slow
 def test_settings_that_are_names_have_choices(arguments, workplace, capsys):
     flags = [*arguments, "--method=apfgvm", QUICK, "--noquantize"]
     assert attack.main([*flags, "--penalty=ssim"]) == 0
@@ -362,6 +365,7 @@ def test_damaged_images_are_refused(arguments, faces, workplace, capsys):
     assert_refused(attack.main, flags, "faces/person_1/03.png", workplace, capsys)
 
 
+@pytest.mark.slow
 def test_summary_of_settings_names_every_choice(arguments, workplace, capsys):
     assert attack.main([*arguments, QUICK, "--target=runner_up", "--epsilon=inf",
                         "--method=ifgvm"]) == 0  # fmt: skip

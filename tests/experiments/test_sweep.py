@@ -65,6 +65,7 @@ def test_sweep_writes_what_single_runs_measure(arguments, workplace, capsys):
         assert mean == pytest.approx(alone["l2_uint8"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_methods_stand_side_by_side(arguments, workplace):
     methods = ("pfgvm", "ifgsm", "noise")
     flags = [f"--method={','.join(methods)}", QUICK, "--max_images=2", "--noise_stddev=0.1"]
@@ -78,6 +79,7 @@ def test_methods_stand_side_by_side(arguments, workplace):
             assert (row[setting] != "") == (setting in METHODS[row["method"]].settings())
 
 
+@pytest.mark.slow
 def test_settings_that_are_names_are_swept_and_read_again(arguments, workplace):
     flags = ["--method=apfgvm", QUICK, "--max_images=2", "--sweep=penalty=l2,ssim"]
     assert sweep.main([*arguments, *flags]) == 0
@@ -115,6 +117,7 @@ def test_repeated_alike(arguments, workplace):
     assert listing(workplace / "out") == first
 
 
+@pytest.mark.slow
 def test_sheets_show_the_best_points(arguments, workplace, capsys):
     flags = ["--method=pfgvm,mask", "--split=all", "--step_size=0.5", "--num_steps=20"]
     assert sweep.main([*arguments, *flags]) == 0
@@ -183,6 +186,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, workplace, capsys, 
     assert list(workplace.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_grid_that_diverges_warns(arguments, workplace, capsys):
     flags = ["--sweep=penalty_weight=1,30", QUICK, "--max_images=2"]
