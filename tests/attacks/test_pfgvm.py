@@ -34,6 +34,7 @@ def test_constant_gradient_gives_the_closed_form(alpha, penalty, steps):
     np.testing.assert_allclose(result.images - images, delta, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_unpenalised_equals_unbounded_ifgvm_bit_for_bit():
     logits_fn, _, _ = small_model()
     objective = cross_entropy(logits_fn, jnp.array([0, 3, 4]), targeted=True)
