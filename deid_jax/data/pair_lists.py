@@ -12,13 +12,14 @@ import json
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from deid_jax import checks
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.errors import InputError
+from deid_jax.types import Json, NumpyArray
 
 # Fewer different photos of a person cannot be one protected, one in the gallery, one probe.
 LEAST_PICTURES = 3
@@ -42,11 +43,11 @@ class Positions(NamedTuple):
       impostor: int64[B, 2], pairs of clean photos of two persons.
     """
 
-    protected: np.ndarray
-    gallery: tuple[np.ndarray, ...]
-    probes: np.ndarray
-    genuine: np.ndarray
-    impostor: np.ndarray
+    protected: NumpyArray
+    gallery: tuple[NumpyArray, ...]
+    probes: NumpyArray
+    genuine: NumpyArray
+    impostor: NumpyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Lists:
         except OSError as error:
             raise InputError(f"protocol {path} cannot be written: {error.strerror}") from error
 
-    def positions(self, dataset: FaceDataset, groups: np.ndarray | None = None) -> Positions:
+    def positions(self, dataset: FaceDataset, groups: NumpyArray | None = None) -> Positions:
         """Finds the photos in a data set.
 
         Args:
@@ -150,7 +151,7 @@ def make_lists(
     per_person: int = 10,
     gallery_size: int = 10,
     num_pairs: int = 3000,
-    groups: np.ndarray | None = None,
+    groups: NumpyArray | None = None,
 ) -> Lists:
     """Draws the lists.
 
@@ -213,7 +214,7 @@ def pixels_of(pictures: Collection[str], dataset: FaceDataset) -> str:
     return digest.hexdigest()
 
 
-def near_duplicate_groups(dataset: FaceDataset) -> np.ndarray:
+def near_duplicate_groups(dataset: FaceDataset) -> NumpyArray:
     """int64[N], equal for near-duplicates: `splits.near_duplicate_pairs` of what it reads."""
     from deid_jax.data import images, splits
 
@@ -223,7 +224,7 @@ def near_duplicate_groups(dataset: FaceDataset) -> np.ndarray:
     return splits.group_pairs(len(dataset), splits.near_duplicate_pairs(small, dataset.labels))
 
 
-def read(path: str | Path, dataset: FaceDataset, groups: np.ndarray | None = None) -> Lists:
+def read(path: str | Path, dataset: FaceDataset, groups: NumpyArray | None = None) -> Lists:
     """Reads what `Lists.write` wrote, for the data set that it is to be used with.
 
     Args:
@@ -258,34 +259,40 @@ def read(path: str | Path, dataset: FaceDataset, groups: np.ndarray | None = Non
     return lists
 
 
-def _canonical(value: Any) -> str:
+def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def _parse(content: Any) -> Lists | None:
+def _parse(content: Json) -> Lists | None:
     """Lists from JSON; None for anything else."""
     names = {field.name for field in dataclasses.fields(Lists)}
     if not isinstance(content, dict) or content.keys() != names | {_HASH}:
         return None
-    facts: dict[str, Any] = {name: content[name] for name in ("dataset", "seed", "pixels")}
-    if [type(fact) for fact in facts.values()] != [str, int, str]:
+    dataset, seed, pixels = (content[name] for name in ("dataset", "seed", "pixels"))
+    if not isinstance(dataset, str) or type(seed) is not int or not isinstance(pixels, str):
         return None
-    for role in _ROLES:
-        if not _is_list_of_text(content[role]):
-            return None
-        facts[role] = tuple(content[role])
-    for kind in _PAIRS:
-        pairs = content[kind]
-        if not isinstance(pairs, list):
-            return None
-        if not all(_is_list_of_text(pair) and len(pair) == 2 for pair in pairs):
-            return None
-        facts[kind] = tuple(tuple(pair) for pair in pairs)
-    return Lists(**facts)
+    roles = [_texts(content[role]) for role in _ROLES]
+    pairs = [_pairs(content[kind]) for kind in _PAIRS]
+    protected, gallery, probes = roles
+    genuine, impostor = pairs
+    if protected is None or gallery is None or probes is None:
+        return None
+    if genuine is None or impostor is None:
+        return None
+    return Lists(dataset, seed, protected, gallery, probes, genuine, impostor, pixels)
 
 
-def _is_list_of_text(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+def _texts(value: Json) -> tuple[str, ...] | None:
+    if not isinstance(value, list):
+        return None
+    texts = tuple(entry for entry in value if isinstance(entry, str))
+    return texts if len(texts) == len(value) else None
+
+
+def _pairs(value: Json) -> tuple[tuple[str, str], ...] | None:
+    read = [_texts(pair) for pair in value] if isinstance(value, list) else [None]
+    pairs = tuple((pair[0], pair[1]) for pair in read if pair is not None and len(pair) == 2)
+    return pairs if len(pairs) == len(read) else None
 
 
 def _places(dataset: FaceDataset) -> dict[str, int]:
@@ -293,7 +300,7 @@ def _places(dataset: FaceDataset) -> dict[str, int]:
     return {picture: position for position, picture in enumerate(dataset.pictures)}
 
 
-def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> np.ndarray:
+def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> NumpyArray:
     """int64[len(pictures)], their positions."""
     for picture in pictures:
         if picture not in where:
@@ -302,7 +309,7 @@ def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> np.nd
 
 
 def _check_roles(
-    roles: Mapping[str, np.ndarray], dataset: FaceDataset, groups: np.ndarray | None
+    roles: Mapping[str, NumpyArray], dataset: FaceDataset, groups: NumpyArray | None
 ) -> None:
     """Refuses photos with two roles, also by a near-duplicate, and persons without a role."""
     groups = np.arange(len(dataset)) if groups is None else np.asarray(groups)
@@ -328,7 +335,7 @@ def _check_roles(
                 raise InputError(f"{role} has no photo of person {person}")
 
 
-def _check_pairs(kind: str, pairs: np.ndarray, dataset: FaceDataset) -> None:
+def _check_pairs(kind: str, pairs: NumpyArray, dataset: FaceDataset) -> None:
     """Refuses pairs that come twice, of a photo with itself, or of the other kind."""
     if not len(pairs):
         raise InputError(f"{kind} must be one pair or more, got none")
@@ -341,7 +348,7 @@ def _check_pairs(kind: str, pairs: np.ndarray, dataset: FaceDataset) -> None:
         raise InputError(f"{kind} must not have a pair twice")
 
 
-def _different(labels: np.ndarray, groups: np.ndarray, label: int) -> np.ndarray:
+def _different(labels: NumpyArray, groups: NumpyArray, label: int) -> NumpyArray:
     """Positions of a person's photos, of near-duplicates the first one only."""
     positions = np.flatnonzero(labels == label)
     _, first = np.unique(groups[positions], return_index=True)
@@ -349,10 +356,10 @@ def _different(labels: np.ndarray, groups: np.ndarray, label: int) -> np.ndarray
 
 
 def _draw_roles(
-    dataset: FaceDataset, groups: np.ndarray, seed: int, per_person: int, gallery_size: int
-) -> list[np.ndarray]:
+    dataset: FaceDataset, groups: NumpyArray, seed: int, per_person: int, gallery_size: int
+) -> list[NumpyArray]:
     """Positions by role, each ascending."""
-    drawn: list[list[np.ndarray]] = [[] for _ in _ROLES]
+    drawn: list[list[NumpyArray]] = [[] for _ in _ROLES]
     for label, person in enumerate(dataset.persons):
         positions = _different(dataset.labels, groups, label)
         n = len(positions)
@@ -372,12 +379,12 @@ def _draw_roles(
 
 
 def _draw_pairs(
-    listed: np.ndarray,
-    labels: np.ndarray,
+    listed: NumpyArray,
+    labels: NumpyArray,
     num_pairs: int,
     kind: str,
     generator: np.random.Generator,
-) -> np.ndarray:
+) -> NumpyArray:
     """int64[M, 2], rows sorted, each ascending: pairs of a kind, none twice."""
     ordered = listed[np.argsort(labels[listed], kind="stable")]
     count = len(ordered)

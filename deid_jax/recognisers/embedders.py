@@ -1,9 +1,10 @@
-"""Recognisers that compare faces by embeddings, by name, by file, or brought along.
+"""Recognisers that compare faces by embeddings: by name, by file, or user-supplied.
 
-A recogniser is named `NAME` (weights that are downloaded once, see `deid_jax.recognisers.weights`),
-`NAME:FILE` (a file of such weights), or `package.module:function`: a function from RGB
-pictures float32[B, H, W, 3] in [0, 1] to float[B, D], written with `jax.numpy`. A NAME is one
-of `names()`; anything else before a colon is a module.
+A recogniser is named `NAME` (weights that are downloaded once, see
+`deid_jax.recognisers.weights`), `NAME:FILE` (a file of such weights), or
+`package.module:function`: a function from RGB images float32[B, H, W, 3] in [0, 1] to
+float[B, D], written with `jax.numpy`. A NAME is one of `names()`; anything else before a colon
+is a module.
 """
 
 import dataclasses
@@ -13,15 +14,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from deid_jax.devices import sharding
-from deid_jax.errors import InputError
+from deid_jax.errors import InputError, one_line
 from deid_jax.recognisers import downloading, weights
+from deid_jax.types import Model, Variables
 
 # The architecture's name -> what makes module and variables of a file's arrays by name; beside
 # it, `load` does so of an .npz file.
@@ -46,10 +49,10 @@ class Embedder(NamedTuple):
     """
 
     name: str
-    module: Any
-    variables: Any
+    module: Model
+    variables: Variables
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
+    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings float32[N, D] of uint8[N, H, W, 3], a batch at a time."""
         found = []
         variables = sharding.placed_at_hand(self.variables)
@@ -63,7 +66,7 @@ class Embedder(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _embed(variables: Any, images: jax.Array, module: Any) -> jax.Array:
+def _embed(variables: Variables, images: jax.Array, module: Model) -> jax.Array:
     return module.apply(variables, images.astype(jnp.float32) / 255)
 
 
@@ -77,7 +80,7 @@ class FunctionModule:
 
     function: Callable[[jax.Array], jax.Array]
 
-    def apply(self, variables: Any, images: jax.Array) -> jax.Array:
+    def apply(self, variables: Variables, images: jax.Array) -> jax.Array:
         """float32[B, D]; there are no variables."""
         del variables
         return jnp.asarray(self.function(images), jnp.float32)
@@ -154,7 +157,7 @@ def _fetch(name: str, progress: downloading.Progress) -> Path:
     return weights.fetch(name, progress=progress)
 
 
-def _loaded(name: str, path: Path) -> tuple[Any, Any]:
+def _loaded(name: str, path: Path) -> tuple[Model, Variables]:
     """Module and variables of a file: `.npz`, or PyTorch's."""
     converter = CONVERTERS.get(name) or weights.WEIGHTS[name].converter
     if path.suffix not in _TORCH_SUFFIXES:
@@ -168,7 +171,7 @@ def _loaded(name: str, path: Path) -> tuple[Any, Any]:
     return _attribute(converter)(arrays)
 
 
-def _attribute(target: str) -> Any:
+def _attribute(target: str) -> Callable[[object], tuple[Model, Variables]]:
     module, attribute = target.split(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -181,7 +184,7 @@ def _brought(text: str) -> Embedder:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # A module's own code may raise anything.
-        raise InputError(f"recogniser {text} cannot be imported: {_short(error)}") from error
+        raise InputError(f"recogniser {text} cannot be imported: {one_line(error)}") from error
     if not callable(function):
         raise InputError(f"recogniser {text} is no function")
     return Embedder(text, FunctionModule(function), {})
@@ -195,15 +198,10 @@ def _check(embedder: Embedder, image_size: int) -> None:
     except Exception as error:
         raise InputError(
             f"recogniser {embedder.name} cannot take pictures of {image_size} px: "
-            f"{_short(error)}"
+            f"{one_line(error)}"
         ) from error
     if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
         raise InputError(
             f"recogniser {embedder.name} must give a vector for each picture, [B, D] with "
             f"D >= 2; of two it gives {shape}"
         )
-
-
-def _short(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
