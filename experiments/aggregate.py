@@ -108,7 +108,7 @@ def run(settings: AggregateSettings) -> list[ComparisonTable]:
     report = ComparisonReport(tables, runs, shared, confidence, seed, attributes)
     page = report_files.html(report, frontier=draw_frontier(points))
     with output:
-        output.write_text("table.md", report_files.markdown(report))
+        output.write_text("table.md", report_files.report_markdown(report))
         output.write_csv("table.csv", report_files.csv_rows(report))
         output.write_text("report.html", page)
         description = run_folder.describe(settings, runs=[run.source for run in runs])

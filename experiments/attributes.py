@@ -26,7 +26,7 @@ from deid_jax.recognisers import checkpointing, storage
 from deid_jax.recognisers.training import EpochRecord
 from deid_jax.runs import run_folder
 from deid_jax.runs.run_folder import RunFolder
-from experiments._attributes.attribute_runs import Run, read_runs
+from experiments._attributes.attribute_runs import AttackRun, read_runs
 from experiments._common import cli, data_settings, terminal
 from experiments._common.flags import setting
 
@@ -77,13 +77,13 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
     return rows
 
 
-def _options(run: Run) -> DataOptions:
+def _options(run: AttackRun) -> DataOptions:
     """What the loader of the run's data set is asked for."""
     data = {name: value for name, value in run.data.items() if name != "split"}
     return data_settings.DataSettings(**data).options(run.data["split"])
 
 
-def _originals(run: Run, options: DataOptions) -> FaceDataset:
+def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:
     """The run's pictures before de-identification, in its order."""
     faces = load_dataset(run.data["dataset"], options)
     if faces.name not in _OTHERS or not faces.attributes:
@@ -183,7 +183,7 @@ def _joined(sets: Sequence[FaceDataset], persons: tuple[str, ...]) -> FaceDatase
 
 
 def _compare(
-    runs: Sequence[Run], originals: FaceDataset, classifier: AttributeClassifier
+    runs: Sequence[AttackRun], originals: FaceDataset, classifier: AttributeClassifier
 ) -> list[dict[str, Any]]:
     """A line per run and attribute."""
     info = classifier.info
@@ -203,7 +203,7 @@ def _compare(
     return rows
 
 
-def _headings(runs: Sequence[Run]) -> list[str]:
+def _headings(runs: Sequence[AttackRun]) -> list[str]:
     """A name for each run: its method, and what tells it from others of that method."""
     headings = []
     for one in runs:
@@ -260,7 +260,7 @@ _NOTE = (
 )
 
 
-def _markdown(lines: Sequence[Sequence[str]], run: Run, info: ClassifierInfo) -> str:
+def _markdown(lines: Sequence[Sequence[str]], run: AttackRun, info: ClassifierInfo) -> str:
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))
     text = _MARKDOWN.format(
@@ -273,7 +273,7 @@ def _markdown(lines: Sequence[Sequence[str]], run: Run, info: ClassifierInfo) ->
     return text.replace("* ", "\\* ").rstrip() + "\n"
 
 
-def _print(lines: Sequence[Sequence[str]], run: Run, path: Path) -> None:
+def _print(lines: Sequence[Sequence[str]], run: AttackRun, path: Path) -> None:
     from rich.console import Console
     from rich.table import Table, box
 

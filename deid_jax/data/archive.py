@@ -58,7 +58,7 @@ def load(options: DataOptions) -> FaceDataset:
     def content(index: int) -> bytes:
         *place, archive = places[index].item()
         try:
-            return archive_files.read(archives[archive], Place(*place))
+            return archive_files.read_member(archives[archive], Place(*place))
         except InputError as error:
             raise InputError(f"{title(index)} cannot be read: {error}") from error
 

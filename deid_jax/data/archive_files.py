@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from deid_jax.data.messages import one_line
 from deid_jax.data.picture_files import visible
-from deid_jax.errors import InputError
+from deid_jax.errors import InputError, one_line
 
 Key = TypeVar("Key")
 
@@ -154,7 +153,7 @@ def _zip_members(
             yield key, Place(info.header_offset, *sizes, info.CRC, is_deflated, True)
 
 
-def read(archive: Archive, place: Place) -> bytes:
+def read_member(archive: Archive, place: Place) -> bytes:
     """A file's content; thread safe.
 
     Raises:

@@ -23,7 +23,7 @@ _ADVICE = (
 
 
 def load(options: DataOptions) -> FaceDataset:
-    """Loads the subset that `deid_jax.data.selection.choose` draws by `options.seed`.
+    """Loads the subset that `deid_jax.data.selection.choose_subset` draws by `options.seed`.
 
     Two places are tried. (a) The download: `img_align_celeba/` and `identity_CelebA.txt` under
     `data_dir`, or in its `Img/` and `Anno/`; attributes come from `list_attr_celeba.txt` if it
@@ -54,7 +54,7 @@ def _load_download(root: Path, folder: Path, options: DataOptions) -> FaceDatase
         raise InputError(
             f"{folder} has pictures, but {_IDENTITIES}, which says whose, is not in {root}"
         )
-    chosen = selection.choose("celeba", _read_identities(identities), options.seed)
+    chosen = selection.choose_subset("celeba", _read_identities(identities), options.seed)
     table = _annotation(root, _ATTRIBUTES)
     wanted = {name for names in chosen.values() for name in names}
     attributes = {} if table is None else _read_attributes(table, wanted)

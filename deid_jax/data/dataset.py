@@ -43,7 +43,7 @@ class DataOptions:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, got {self.split}")
 
 
-class Examples(Protocol):
+class StoredExamples(Protocol):
     """Where pictures lie in the prepared TFDS data set that they come from."""
 
     @property
@@ -70,7 +70,7 @@ class Examples(Protocol):
         """The serialized example of picture `index`; thread safe; `InputError` if damaged."""
         ...
 
-    def take(self, indices: np.ndarray) -> "Examples":
+    def take(self, indices: np.ndarray) -> "StoredExamples":
         """Those of the pictures at `indices`, in that order."""
         ...
 
@@ -105,7 +105,7 @@ class FaceDataset:
     attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     skip_unreadable: bool = False
-    examples: Examples | None = None
+    examples: StoredExamples | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

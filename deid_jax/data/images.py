@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from deid_jax.errors import InputError
+from deid_jax.errors import InputError, one_line
 
 Box = tuple[int, int, int, int]
 
@@ -66,10 +66,7 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> np.ndarray:
         )
         raise InputError(f"{name} is {empty}") from error
     except Exception as error:  # Pillow's decoders raise all sorts on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
-        raise InputError(f"{name} cannot be read: {reason}") from error
+        raise InputError(f"{name} cannot be read: {one_line(error)}") from error
 
 
 def _is_empty(path_or_bytes: Path | str | bytes) -> bool:
@@ -155,7 +152,7 @@ BOXES: dict[str, Callable[[int, int], Box]] = {
 CROPS = (*BOXES, "arcface")
 
 
-def face(pixels: np.ndarray, name: str, image_size: int) -> np.ndarray:
+def face_crop(pixels: np.ndarray, name: str, image_size: int) -> np.ndarray:
     """The crop called `name` of uint8[H, W, 3], as uint8[image_size, image_size, 3].
 
     Raises:

@@ -15,7 +15,7 @@ _ADVICE = (
 
 
 def load(options: DataOptions) -> FaceDataset:
-    """Loads the subset that `deid_jax.data.selection.choose` draws by `options.seed`.
+    """Loads the subset that `deid_jax.data.selection.choose_subset` draws by `options.seed`.
 
     It is read from TFDS's `lfw` under `data_dir` (default ~/tensorflow_datasets), prepared on
     first use where TensorFlow is installed. `provenance["selection"]` is

@@ -94,7 +94,7 @@ def check_options(options: DataOptions) -> None:
         raise InputError(f"crop must be one of {', '.join(images.CROPS)}, got {options.crop}")
 
 
-def check_persons(name: str, count: int) -> None:
+def check_num_persons(name: str, count: int) -> None:
     """Refuses a set with pictures of fewer than two persons."""
     if count < 2:
         raise InputError(
@@ -157,7 +157,7 @@ def read_face(content: Path | bytes, title: str, options: DataOptions) -> np.nda
 
 def _face(pixels: np.ndarray, title: str, options: DataOptions) -> np.ndarray:
     try:
-        return images.face(pixels, options.crop, options.image_size)
+        return images.face_crop(pixels, options.crop, options.image_size)
     except InputError as error:
         raise InputError(f"{title}: {error}") from error
 
@@ -165,7 +165,7 @@ def _face(pixels: np.ndarray, title: str, options: DataOptions) -> np.ndarray:
 def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
     """The persons, sorted, and int32[N] positions in them."""
     persons = tuple(sorted({source.person for source in sources}))
-    check_persons(name, len(persons))
+    check_num_persons(name, len(persons))
     position = {person: label for label, person in enumerate(persons)}
     return persons, np.array([position[source.person] for source in sources], dtype=np.int32)
 

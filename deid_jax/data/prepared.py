@@ -15,9 +15,8 @@ import numpy as np
 
 from deid_jax.data import selection
 from deid_jax.data.dataset import DataOptions, FaceDataset
-from deid_jax.data.messages import one_line
 from deid_jax.data.pictures import Source, build_dataset
-from deid_jax.errors import InputError
+from deid_jax.errors import InputError, one_line
 
 FORMAT = "array_record"
 # The features that may tell the person, the first that there is.
@@ -159,7 +158,7 @@ class PreparedSet:
         Raises:
           InputError: the example cannot be read, or has none.
         """
-        stored = parse(self.record(split, position)).features.feature
+        stored = parse_example(self.record(split, position)).features.feature
         try:
             return stored["image"].bytes_list.value[0]
         except IndexError as error:
@@ -169,7 +168,7 @@ class PreparedSet:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedExamples:
-    """`deid_jax.data.dataset.Examples` of a prepared set."""
+    """`deid_jax.data.dataset.StoredExamples` of a prepared set."""
 
     data: PreparedSet
     splits: tuple[str, ...]
@@ -201,7 +200,7 @@ def example_name(split: str, position: int) -> str:
     return f"{split}_{position:06d}"
 
 
-def parse(record: bytes) -> Any:
+def parse_example(record: bytes) -> Any:
     """A serialized example as a `tf.train.Example`."""
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -209,7 +208,7 @@ def parse(record: bytes) -> Any:
 
 
 def _values(record: bytes, columns: Sequence[Column]) -> list[Any]:
-    stored = parse(record).features.feature
+    stored = parse_example(record).features.feature
     values = []
     for column in columns:
         kind = stored[column.key].WhichOneof("kind")
@@ -301,7 +300,7 @@ def _open_splits(builder: Any) -> dict[str, Any]:
 
 
 def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDataset:
-    """The pictures of the persons that `selection.choose` draws.
+    """The pictures of the persons that `selection.choose_subset` draws.
 
     Pictures come undecoded from the feature "image"; "attributes", where the set has them,
     become the attributes.
@@ -312,7 +311,7 @@ def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDatas
       options: as for `build_dataset`.
 
     Raises:
-      InputError: as `selection.choose` and `build_dataset`, or an example cannot be read.
+      InputError: an example cannot be read, or as `choose_subset` and `build_dataset`.
     """
     places: dict[str, tuple[str, int]] = {}
     pictures: dict[str, list[str]] = {}
@@ -320,7 +319,7 @@ def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDatas
         picture = example_name(split, position)
         places[picture] = (split, position)
         pictures.setdefault(str(person), []).append(picture)
-    chosen = selection.choose(name, pictures, options.seed)
+    chosen = selection.choose_subset(name, pictures, options.seed)
     attributes = data.attributes()
     sources = [
         Source(

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from deid_jax.data import prepared
-from deid_jax.data.dataset import Examples, FaceDataset
-from deid_jax.data.messages import one_line
-from deid_jax.errors import InputError, TransientError
+from deid_jax.data.dataset import FaceDataset, StoredExamples
+from deid_jax.errors import InputError, TransientError, one_line
 
 VERSION = "1.0.0"  # of a copy whose source is no TFDS set
 # TFDS takes "all" for the union of the splits, so that none can be called so.
@@ -160,7 +159,7 @@ def _contents(dataset: FaceDataset) -> _Contents:
     return _new(dataset)
 
 
-def _original(examples: Examples, image_size: int) -> _Contents:
+def _original(examples: StoredExamples, image_size: int) -> _Contents:
     """Those of a TFDS set, with pictures of another size."""
     import tensorflow_datasets as tfds
 
@@ -296,7 +295,7 @@ def _name_files(
 
 def _with_image(record: bytes, image: bytes) -> bytes:
     """A serialized example with another picture file."""
-    example = prepared.parse(record)
+    example = prepared.parse_example(record)
     example.features.feature["image"].bytes_list.value[:] = [image]
     # Without this, the order of features differs from process to process.
     return example.SerializeToString(deterministic=True)

@@ -12,7 +12,9 @@ NUM_PERSONS = 30
 NUM_PICTURES = 30
 
 
-def choose(name: str, pictures: Mapping[str, Sequence[str]], seed: int) -> dict[str, list[str]]:
+def choose_subset(
+    name: str, pictures: Mapping[str, Sequence[str]], seed: int
+) -> dict[str, list[str]]:
     """Draws `NUM_PERSONS` persons, and `NUM_PICTURES` pictures of each.
 
     The draw depends on the names and the seed, not on the order in which they come; which

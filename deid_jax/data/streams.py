@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deid_jax.data import images, pictures, splits
-from deid_jax.data.dataset import DataOptions, Examples, FaceDataset
+from deid_jax.data.dataset import DataOptions, FaceDataset, StoredExamples
 from deid_jax.errors import InputError
 
 _DECODED_AT_ONCE = 1024  # at least, while looking for near-duplicates: whole persons
@@ -40,7 +40,7 @@ class Stream:
     title: Callable[[int], str]
     fingerprint: str
     attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    examples: Examples | None = None
+    examples: StoredExamples | None = None
 
 
 def build_stream(
@@ -62,7 +62,7 @@ def build_stream(
       InputError: as `build_dataset`.
     """
     pictures.check_options(options)
-    pictures.check_persons(name, len(stream.persons))
+    pictures.check_num_persons(name, len(stream.persons))
     whole = FaceDataset(
         name=name,
         persons=stream.persons,
@@ -90,7 +90,7 @@ def _split(whole: FaceDataset, stream: Stream, options: DataOptions) -> FaceData
     ordered = sorted(range(len(keys)), key=keys.__getitem__)
     readable, pairs, unreadable = _compare(stream, np.array(ordered), options)
     left, label_of = np.unique(labels[readable], return_inverse=True)
-    pictures.check_persons(whole.name, len(left))
+    pictures.check_num_persons(whole.name, len(left))
     persons = tuple(whole.persons[label] for label in left)
     chosen = readable[pictures.divide(label_of, pairs, persons, options)]
     facts = {

@@ -16,7 +16,7 @@ from deid_jax.models import MODELS
 from deid_jax.reports import plotting
 from deid_jax.reports.comparison import MIN_MR
 from deid_jax.reports.measured import KINDS, MeasuredPoint, choose, known_first
-from deid_jax.reports.report import name_of
+from deid_jax.reports.report import title_of_method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def draw_frontier(points: Sequence[MeasuredPoint]) -> bytes:
 def _legend(methods: Sequence[str]) -> list["Line2D"]:
     from matplotlib.lines import Line2D
 
-    styles = [(name_of(method), *_style(method)) for method in methods]
+    styles = [(title_of_method(method), *_style(method)) for method in methods]
     return [
         *(Line2D([], [], color=colour, marker=m, label=name) for name, colour, m in styles),
         Line2D([], [], color="0.4", linestyle="-", marker="o", label="8-bit picture"),

@@ -88,7 +88,7 @@ class TableRow:
     settings: Sequence[str]
 
 
-def name_of(method: str) -> str:
+def title_of_method(method: str) -> str:
     """A method's name for people."""
     return (METHODS[method].title if method in METHODS else "") or method
 
@@ -132,12 +132,12 @@ def rows_of(table: ComparisonTable) -> list[TableRow]:
             for entry in entries
         ]
         cells = [_cells_of(entry) for entry in entries]
-        rows.append(TableRow(name_of(method), False, cells, settings))
+        rows.append(TableRow(title_of_method(method), False, cells, settings))
     for other in OTHERS:
         gains = [table.gains.get((other, model), Estimates()) for model in table.models]
         if any(gain != Estimates() for gain in gains):
             cells = [_cells(gain, (percent, percent, percent)) for gain in gains]
-            label = f"gain over {name_of(other)}"
+            label = f"gain over {title_of_method(other)}"
             rows.append(TableRow(label, True, cells, [""] * len(gains)))
     return rows
 
@@ -224,7 +224,9 @@ def _about_choice(report: ComparisonReport) -> list[str]:
     counts = collections.Counter((point.model, point.method) for point in report.points)
     numbers = "; ".join(
         f"{model}: "
-        + ", ".join(f"{name_of(own)} {n}" for (of, own), n in counts.items() if of == model)
+        + ", ".join(
+            f"{title_of_method(own)} {n}" for (of, own), n in counts.items() if of == model
+        )
         for model in report.tables[0].models
     )
     return [

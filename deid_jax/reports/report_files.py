@@ -19,11 +19,11 @@ from deid_jax.reports.report import (
     TITLE,
     ComparisonReport,
     lead,
-    name_of,
     percent,
     rows_of,
     settings_of,
     title_of,
+    title_of_method,
 )
 from deid_jax.reports.sheet import as_webp
 from deid_jax.runs import run_folder
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _LONG = re.compile(r"-?\d+\.\d{4,}")
 
 
-def markdown(report: ComparisonReport) -> str:
+def report_markdown(report: ComparisonReport) -> str:
     """`table.md`."""
     parts = [f"# {TITLE}", *map(_in_markdown, lead(report))]
     for table in report.tables:
@@ -134,7 +134,7 @@ def html(report: ComparisonReport, *, frontier: bytes) -> str:
     environment.filters |= {
         "base64": lambda data: base64.b64encode(data).decode(),
         "smaller": as_webp,
-        "name": name_of,
+        "name": title_of_method,
         "settings": lambda point: settings_of(point) or "not recorded",
         "percent": percent,
         "short": lambda text: f"{float(text):.3f}" if _LONG.fullmatch(text) else text,
@@ -148,7 +148,7 @@ def html(report: ComparisonReport, *, frontier: bytes) -> str:
         frontier=frontier,
         points=report.points,
         sheets={point: png for run in report.runs for point, png in run.sheets.items()},
-        ours=name_of(OURS),
+        ours=title_of_method(OURS),
         attributes=report.attributes,
         versions=_versions(report.runs),
     )

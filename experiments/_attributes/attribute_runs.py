@@ -17,7 +17,7 @@ from deid_jax.errors import InputError
 _DATA = ("dataset", "data_dir", "image_size", "crop", "skip_unreadable", "seed", "split")
 
 
-class Run(NamedTuple):
+class AttackRun(NamedTuple):
     """What an output folder of `experiments.attack` holds.
 
     Attributes:
@@ -52,7 +52,7 @@ class Run(NamedTuple):
         return picture
 
 
-def read_runs(folders: str | None) -> list[Run]:
+def read_runs(folders: str | None) -> list[AttackRun]:
     """The runs, which are of the same pictures.
 
     Args:
@@ -65,7 +65,7 @@ def read_runs(folders: str | None) -> list[Run]:
     paths = [Path(name.strip()) for name in (folders or "").split(",") if name.strip()]
     if not paths:
         raise InputError("--runs=DIR,DIR,... names output folders of experiments.attack")
-    runs: list[Run] = []
+    runs: list[AttackRun] = []
     for path in paths:
         if any(path.resolve() == other.folder.resolve() for other in runs):
             raise InputError(f"--runs names {path} twice")
@@ -84,7 +84,7 @@ def read_runs(folders: str | None) -> list[Run]:
     return runs
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> AttackRun:
     texts = {}
     for name in ("metrics.json", "config.json", "per_image.csv"):
         try:
@@ -123,4 +123,4 @@ def _read_run(folder: Path) -> Run:
         ) from error
     if data["data_dir"]:
         data["data_dir"] = str(Path(data["data_dir"]).resolve())
-    return Run(folder, method, model, config, data, pictures)
+    return AttackRun(folder, method, model, config, data, pictures)

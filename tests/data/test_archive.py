@@ -209,6 +209,7 @@ def test_zip_fingerprints_do_not_depend_on_the_packing(tmp_path):
     assert len(found) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_memory_is_bounded_and_does_not_grow_while_reading(tmp_path, kind):
     """An index takes under 200 bytes a picture; of 1000 pictures read, nothing stays."""

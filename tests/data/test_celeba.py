@@ -134,21 +134,21 @@ def test_selection_is_recorded_and_reproducible(few, tmp_path):
 def test_choice_of_pictures_depends_on_person_and_seed_alone(few):
     many = [f"{number:03d}" for number in range(200)]
     sets = {str(person): many for person in range(3)}
-    chosen = selection.choose("celeba", sets, 0)
+    chosen = selection.choose_subset("celeba", sets, 0)
     assert chosen["0"] != chosen["1"]
-    assert selection.choose("celeba", {**sets, "0": many[:4]}, 0)["2"] == chosen["2"]
-    assert selection.choose("celeba", sets, 1)["2"] != chosen["2"]
+    assert selection.choose_subset("celeba", {**sets, "0": many[:4]}, 0)["2"] == chosen["2"]
+    assert selection.choose_subset("celeba", sets, 1)["2"] != chosen["2"]
     assert all(len(set(names)) == 4 and names == sorted(names) for names in chosen.values())
 
 
 def test_the_subset_is_30_by_30():
     names = [f"{number:03d}" for number in range(31)]
-    chosen = selection.choose("celeba", {str(person): names for person in range(34)}, 0)
+    chosen = selection.choose_subset("celeba", {str(person): names for person in range(34)}, 0)
     assert [len(names) for names in chosen.values()] == [30] * 30
     with pytest.raises(
         InputError, match="celeba has 29 persons with 30 pictures or more, 30 a"
     ):
-        selection.choose("celeba", {str(person): names for person in range(29)}, 0)
+        selection.choose_subset("celeba", {str(person): names for person in range(29)}, 0)
 
 
 def test_too_few_persons(tmp_path):

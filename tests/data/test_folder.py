@@ -322,6 +322,7 @@ def test_provenance_is_json_without_absolute_paths(tmp_path):
     assert dataset.attributes == {}
 
 
+@pytest.mark.slow
 def test_real_faces(real_faces):
     root = real_faces
     train, test = _load(root, "train", image_size=64), _load(root, "test", image_size=64)

@@ -373,7 +373,7 @@ def test_pictures_of_unknown_geometry_are_not_aligned(width, height):
 @pytest.mark.parametrize("size", [32, 112])
 def test_face_is_every_crop_at_the_size_asked_for(name, size):
     pixels = _noise(218, 178)
-    found = images.face(pixels, name, size)
+    found = images.face_crop(pixels, name, size)
     assert found.shape == (size, size, 3) and found.dtype == np.uint8
     if name == "arcface":
         expected = images.align(pixels, size)
@@ -384,4 +384,4 @@ def test_face_is_every_crop_at_the_size_asked_for(name, size):
 
 def test_face_of_an_unknown_crop():
     with pytest.raises(InputError, match="one of auto, celeba, none, square, arcface, got eye"):
-        images.face(_noise(), "eye", 64)
+        images.face_crop(_noise(), "eye", 64)

@@ -361,6 +361,7 @@ def test_fingerprints(tmp_path):
     assert len(others) == 7 and first.fingerprint() not in others
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_and_does_not_grow_while_reading(tmp_path):
     """An index takes under 300 bytes a picture; of 1000 pictures read, nothing stays."""
     total, content = 5000, png(noise(0, 8, 8))

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from deid_jax.data import DataOptions, FaceDataset
-from deid_jax.data.synthetic import loader
+from deid_jax.data.synthetic import photo_set
 from deid_jax.errors import InputError
 from deid_jax.evaluation import attributes
 from deid_jax.evaluation.attributes import BANDS, DUPLICATES, Attribute
@@ -109,9 +109,9 @@ def test_what_another_attribute_says_more_finely_is_left_out(coarse):
 
 def test_tables_speak_of_attributes_that_the_synthetic_set_has():
     people, pictures = jax.tree.map(
-        lambda leaf: np.zeros((3, *leaf.shape[1:])), jax.eval_shape(loader._sample, 0)
+        lambda leaf: np.zeros((3, *leaf.shape[1:])), jax.eval_shape(photo_set._sample, 0)
     )
-    names = loader._attributes(people, pictures).keys()
+    names = photo_set._attributes(people, pictures).keys()
     assert {*BANDS, *DUPLICATES, *DUPLICATES.values()} <= names
 
 

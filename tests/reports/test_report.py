@@ -93,7 +93,7 @@ def test_markdown_lines_up_and_says_what_it_compares():
               settings={"step_size": 0.1, "penalty_weight": 1.0, "num_steps": 50}),
         point("ifgvm", l2=3.0, mssim=0.8, mr=0.95, seed=2, settings={"epsilon": float("inf")}),
     ]  # fmt: skip
-    text = report_files.markdown(make(points, seed=3))
+    text = report_files.report_markdown(make(points, seed=3))
     assert text.startswith(f"# {report.TITLE}\n\n")
     assert (
         "40 pictures of folder (faces), split test, 64 px, crop auto, seed 0; attacks: target "
@@ -123,7 +123,7 @@ def test_markdown_lines_up_and_says_what_it_compares():
 
 
 def test_figures_without_records_have_no_brackets_but_mr():
-    text = report_files.markdown(make([point(l2=1.5)]))
+    text = report_files.report_markdown(make([point(l2=1.5)]))
     assert "none for L2 and SI, as no run has a per_image.csv" in text
     cells = cells_of(table_lines(text, 1)[2])
     assert cells[1:3] == ["1.50", "0.950"]
@@ -138,7 +138,7 @@ def test_unreached_rates_and_methods_that_were_not_run_are_said():
         point(mr=0.9, l2=1.0, settings={"num_steps": 2}),
         point("blur", mr=0.973), point("ifgvm", "vgg16", source="b"),
     ]  # fmt: skip
-    text = report_files.markdown(make(points, min_mr=(0.99, 0.995)))
+    text = report_files.report_markdown(make(points, min_mr=(0.99, 0.995)))
     assert re.findall("^## (.*)$", text, re.M) == [
         f"{kind}, at MR ≥ {rate} %"
         for kind in ("8-bit pictures", "Float results")
@@ -154,7 +154,7 @@ def test_unreached_rates_and_methods_that_were_not_run_are_said():
 
 def test_what_was_not_recorded_is_named_with_its_runs():
     points = [point(source="runs/a"), point("ifgvm", source="runs/b")]
-    text = report_files.markdown(make(points, description={}))
+    text = report_files.report_markdown(make(points, description={}))
     assert (
         "Not recorded, and so not checked to be the same: pictures, image_size, seed, "
         "quantize, crop, data_dir, persons_seed, target, init, precision, recogniser "
@@ -169,12 +169,12 @@ def test_clean_error_is_told_for_each_model():
         point("noise", "vgg16", clean_error=0.25),
         point("blur", "other", clean_error=None),
     ]
-    text = report_files.markdown(make(points))
+    text = report_files.report_markdown(make(points))
     assert "clean error: model_a 10.0 %, vgg16 20.0 % to 25.0 %, other not recorded." in text
 
 
 def test_markup_in_names_stays_text_in_markdown():
-    text = report_files.markdown(make([point("a|b<script>")]))
+    text = report_files.report_markdown(make([point("a|b<script>")]))
     assert "a\\|b&lt;script>" in text
     assert "<script" not in text
 

@@ -6,7 +6,7 @@ number of pixels, not who or what is in the picture.
 """
 
 from deid_jax.data.synthetic.identity import Identity, sample_identity
-from deid_jax.data.synthetic.loader import PERSONS, PICTURES_PER_PERSON, load
+from deid_jax.data.synthetic.photo_set import PERSONS, PICTURES_PER_PERSON, load
 from deid_jax.data.synthetic.rendering import render
 from deid_jax.data.synthetic.variation import Variation, sample_variation
 
