@@ -387,7 +387,7 @@ def test_failure_to_prepare_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
     with pytest.raises(
-        InputError, match=r"TFDS cannot prepare celeb_a in .*: no route; or"
+        InputError, match=r"TFDS cannot prepare celeb_a in .*: no route to host; or"
     ) as e:
         _load(tmp_path)
     assert "\n" not in str(e.value)

@@ -10,7 +10,7 @@ from deid_jax.errors import InputError
 
 SIZE = 64
 # Of whole data sets, which take long to render.
-SET_SIZE = 32
+SET_SIZE = 16
 
 
 def pictures(dataset):
@@ -84,6 +84,7 @@ def test_another_seed_gives_other_people_in_other_pictures(held_out):
     assert change.min() > 5
 
 
+@pytest.mark.slow
 def test_splits_have_25_and_5_pictures_of_each_person_and_share_none(whole):
     train = load(DataOptions(image_size=11, split="train"))
     test = load(DataOptions(image_size=11, split="test"))
@@ -145,6 +146,7 @@ def test_who_and_how_change_a_picture_each_by_itself():
     assert np.array_equal(same[:3, :3], other[:3, :3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", [0])
 def test_a_picture_shows_the_same_at_any_size(picture):
     identity, variation = example(picture, picture)
