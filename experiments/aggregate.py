@@ -22,9 +22,8 @@ from deid_jax.reports.comparable import check_comparable
 from deid_jax.reports.comparison import ComparisonTable, tables_of
 from deid_jax.reports.finished_runs import find_runs, kind_of, read_attributes, read_run
 from deid_jax.reports.report import ComparisonReport
-from deid_jax.runs import run_folder
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from deid_jax.runs.reading import number_in
-from deid_jax.runs.run_folder import RunFolder
 from experiments._common import cli
 from experiments._common.flags import setting
 
@@ -111,8 +110,8 @@ def run(settings: AggregateSettings) -> list[ComparisonTable]:
         output.write_text("table.md", report_files.report_markdown(report))
         output.write_csv("table.csv", report_files.csv_rows(report))
         output.write_text("report.html", page)
-        description = run_folder.describe(settings, runs=[run.source for run in runs])
-        output.write_json(run_folder.DESCRIPTION, description)
+        description = describe(settings, runs=[run.source for run in runs])
+        output.write_json(DESCRIPTION, description)
     Console().print(report_files.for_terminal(tables[0]))
     print(f"Runs: {len(runs)}, points: {len(points)}. Tables and report: {output.path}")
     return tables

@@ -38,8 +38,7 @@ from deid_jax.reports import filmstrip
 from deid_jax.reports.filmstrip import Film, FilmFrame
 from deid_jax.reports.sheet import SheetRow, draw_sheet
 from deid_jax.reports.tables import metrics_table, spread_over_persons
-from deid_jax.runs.resuming import shards_of
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import Json
 from experiments._common import cli, loading
 from experiments._common.flags import setting

@@ -24,8 +24,7 @@ from deid_jax.evaluation import attributes
 from deid_jax.evaluation.attributes import AttributeClassifier, ClassifierInfo
 from deid_jax.recognisers import checkpointing, storage
 from deid_jax.recognisers.training import EpochRecord
-from deid_jax.runs import run_folder
-from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs import RunFolder
 from experiments._attributes.attribute_runs import AttackRun, read_runs
 from experiments._common import cli, data_settings, terminal
 from experiments._common.flags import setting
@@ -67,12 +66,12 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
     classifier = _classifier(originals, options)
     rows = _compare(runs, originals, classifier)
     info = dataclasses.asdict(classifier.info) | {"persons": len(classifier.info.persons)}
-    description = run_folder.describe(settings, classifier=info, data=runs[0].data)
+    description = describe(settings, classifier=info, data=runs[0].data)
     lines = _table(rows, _headings(runs))
     with folder:
         folder.write_csv("attributes.csv", rows)
         folder.write_text("attributes.md", _markdown(lines, runs[0], classifier.info))
-        folder.write_json(run_folder.DESCRIPTION, description)
+        folder.write_json(DESCRIPTION, description)
     _print(lines, runs[0], folder.path)
     return rows
 

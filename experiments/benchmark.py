@@ -23,7 +23,7 @@ import jax
 from deid_jax.checks import count, folder_to_write
 from deid_jax.devices.precision import PRECISIONS
 from deid_jax.errors import InputError
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._benchmark import layer_times, timing
 from experiments._benchmark.benchmark_tables import show_results
 from experiments._benchmark.candidates import PEERS, fastest, ours, present_peers

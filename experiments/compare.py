@@ -26,8 +26,7 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import TARGETS
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import distortion_plot
-from deid_jax.runs import run_folder
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._common import cli, data_settings, loading, machine, terminal
 from experiments._common.flags import setting
 from experiments._common.lists import read_counts, read_names
@@ -179,7 +178,7 @@ def _write(
     folder.write_csv("per_image.csv", [row for trial in trials for row in trial.rows()])
     folder.write_csv("timing.csv", compare_tables.timing_of(trials))
     packages = {package for peer in plan.peers for package in PEERS[peer].packages}
-    description = run_folder.describe(
+    description = describe(
         settings,
         dataset=faces.provenance,
         recogniser=compared.recogniser.describe(),

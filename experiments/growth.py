@@ -21,7 +21,7 @@ from deid_jax.errors import InputError, one_line
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
 from deid_jax.reports.growth_plot import Curve, draw_growth
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from deid_jax.types import Json
 from experiments._common import cli, machine, terminal
 from experiments._common.flags import setting

@@ -23,8 +23,7 @@ from typing import Any
 from deid_jax.attacks import METHODS
 from deid_jax.checks import count
 from deid_jax.errors import InputError
-from deid_jax.runs import run_folder
-from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._common import cli, flags, loading, method_settings, terminal
 from experiments._common.flags import setting
 from experiments._common.machine import threads
@@ -90,7 +89,7 @@ def run(settings: ScalingSettings) -> list[dict[str, Any]]:
                 lines.append({"turn": turn, **_line(metrics)})
                 update(len(lines), total)
         folder.write_csv("scaling.csv", lines)
-        folder.write_json(run_folder.DESCRIPTION, run_folder.describe(settings))
+        folder.write_json(DESCRIPTION, describe(settings))
     _print(lines, numbers, settings.cores_per_process, folder.path)
     return lines
 

@@ -38,8 +38,7 @@ from deid_jax.reports.frontier import draw_frontier
 from deid_jax.reports.measured import MeasuredPoint, best_point
 from deid_jax.reports.sheet import SheetRow, draw_sheet
 from deid_jax.reports.tables import spread_over_persons
-from deid_jax.runs.resuming import shards_of
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import PyTree
 from experiments._common import cli, loading
 from experiments._common.flags import setting

@@ -24,7 +24,7 @@ from deid_jax.errors import InputError
 from deid_jax.recognisers import Recogniser, checkpointing, weights
 from deid_jax.recognisers.training import TrainConfig
 from deid_jax.recognisers.vggface_files import Pretrained, load_vggface
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder, describe
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._common import cli, data_settings, loading, process_settings
 from experiments._common.flags import setting
 

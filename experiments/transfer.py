@@ -26,8 +26,7 @@ from deid_jax.errors import InputError
 from deid_jax.metrics import SSIM_WINDOW, verification
 from deid_jax.models import MODELS
 from deid_jax.recognisers.embedders import Embedder, FunctionModule, name_of, split_list
-from deid_jax.runs import run_folder
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
+from deid_jax.runs import DESCRIPTION, RunFolder
 from deid_jax.transfer import (
     ClassifierJudge,
     Faces,
@@ -282,9 +281,7 @@ def run(settings: TransferSettings) -> list[TransferRow]:
         report = TransferReport(tables, evaluation, dataset, lists.sha256())
         folder.write_text("transfer.md", markdown(report))
         folder.write_text("protocol.json", lists.to_json())
-        described = run_folder.describe(
-            settings, dataset=dataset.provenance, protocol=lists.sha256()
-        )
+        described = describe(settings, dataset=dataset.provenance, protocol=lists.sha256())
         folder.write_json(DESCRIPTION, described)
     show(tables.rows, plan)
     print(f"Protocol {lists.sha256()[:12]}; tables and report: {folder.path}")

@@ -3,11 +3,9 @@
 The copy is in the ArrayRecord format; neither writing nor reading it needs TensorFlow.
 """
 
-import contextlib
 import dataclasses
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from deid_jax.data import prepared
 from deid_jax.data.dataset import FaceDataset, StoredExamples
 from deid_jax.errors import InputError, TransientError, one_line
+from deid_jax.runs import replacing
 
 VERSION = "1.0.0"  # of a copy whose source is no TFDS set
 # TFDS takes "all" for the union of the splits, so that none can be called so.
@@ -304,20 +303,14 @@ def _with_image(record: bytes, image: bytes) -> bytes:
 def _write_records(path: Path, records: Iterator[bytes]) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # Named so that two processes that write the same shard do not meet.
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = ArrayRecordWriter(str(unfinished), "group_size:1")
-        for record in records:
-            writer.write(record)
-        writer.close()
-        unfinished.replace(path)
-    except (OSError, RuntimeError) as error:  # the writer raises RuntimeError: disk full
+        with replacing(path) as unfinished:
+            writer = ArrayRecordWriter(str(unfinished), "group_size:1")
+            for record in records:
+                writer.write(record)
+            writer.close()
+    except (OSError, RuntimeError) as error:  # The writer raises RuntimeError: disk full.
         raise TransientError(f"{path} cannot be written: {one_line(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def _num_records(path: Path) -> int:

@@ -20,7 +20,7 @@ from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord
 from deid_jax.models import prepare
 from deid_jax.pixels import Pixels
-from deid_jax.runs.run_folder import describe
+from deid_jax.runs import describe
 from deid_jax.types import Config, Model, Variables
 
 # Images × pixels × steps from which prepared kernels save about as much time as compiling

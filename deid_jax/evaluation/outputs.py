@@ -11,7 +11,7 @@ from deid_jax.data import FaceDataset
 from deid_jax.data.prepared_copy import PreparedCopy, subfolder
 from deid_jax.evaluation.records import ImageRecord
 from deid_jax.pixels import Pixels
-from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs import RunFolder
 
 _IMAGES, _DATASET = "images", "dataset"
 # The names in a run folder that outputs write.

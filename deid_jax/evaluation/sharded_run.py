@@ -12,7 +12,7 @@ from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.outputs import ImageOutput
 from deid_jax.evaluation.records import ImageRecord, Row
 from deid_jax.pixels import Pixels
-from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs import RunFolder
 
 
 class ProcessTiming(NamedTuple):
@@ -90,8 +90,8 @@ class ShardedRun:
 
     def records(self) -> Iterator[ImageRecord]:
         """One record per image, in the data set's order; at most a shard in memory."""
-        for piece in self.folder.store.all_of(range(len(self.shards))):
-            for row in piece["records"]:
+        for rows in self.folder.store.all_of(range(len(self.shards))):
+            for row in rows:
                 yield ImageRecord.from_row(row, "a stored record")
 
     def read_shown(self, index: int) -> Pixels:
@@ -99,11 +99,8 @@ class ShardedRun:
         return self.folder.read_png(_shown_name(index))
 
     def _unfinished(self) -> list[int]:
-        return [n for n in range(len(self.shards)) if not self._is_finished(n)]
-
-    def _is_finished(self, number: int) -> bool:
-        piece = self.folder.store.read(number)
-        return piece is not None and self.folder.sizes(piece["files"]) == piece["files"]
+        store = self.folder.store
+        return [number for number in range(len(self.shards)) if not store.done(number)]
 
     def _keep(self, index: int, image: Pixels) -> Pixels:
         kept = self.output.keep(index, image)
@@ -114,9 +111,7 @@ class ShardedRun:
     def _finish(self, number: int, records: Sequence[ImageRecord]) -> None:
         files = self.output.finish(number, records)
         files += [_shown_name(index) for index in self.shown if index in self.shards[number]]
-        rows = [record.to_row() for record in records]
-        piece = {"files": self.folder.sizes(files), "records": rows}
-        self.folder.store.write(number, piece)
+        self.folder.store.write(number, [record.to_row() for record in records], files)
 
 
 def _shown_name(index: int) -> str:

@@ -21,7 +21,7 @@ from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.grids import ProgramPoints, Settings, by_program
 from deid_jax.evaluation.measuring import BatchMetrics
 from deid_jax.evaluation.records import ImageRecord, records_of
-from deid_jax.runs.resuming import Store, digest_of
+from deid_jax.runs import Store
 from deid_jax.types import Batch
 
 Records: TypeAlias = list[ImageRecord]
@@ -87,7 +87,7 @@ def sweep(
     )
     if spans is None:
         spans = loader.divided([range(len(evaluation.dataset))], size)
-    kept = _MemoryStore() if store is None else store
+    kept = Store() if store is None else store
     calls = [call.fitted(longest) for call in _calls(evaluation, points, size, per_call, kept)]
     # What suits the device with least, so that all processes divide the work alike.
     sizes = group.gather([(call.width, call.size) for call in calls])
@@ -106,7 +106,7 @@ def _calls(
     points: Sequence[Settings],
     size: int,
     per_call: int,
-    store: "Store | _MemoryStore",
+    store: Store,
 ) -> list["_Call"]:
     """A call for every program that the points need; weights are placed once for all."""
     groups = by_program(evaluation.method, points)
@@ -122,7 +122,7 @@ def _calls(
 
 
 def _results(
-    units: Sequence[Unit], points: Sequence[Settings], store: "Store | _MemoryStore"
+    units: Sequence[Unit], points: Sequence[Settings], store: Store
 ) -> list["_StoredRecords"]:
     """Where the records of each point are."""
     pieces: dict[frozenset[tuple[str, float | str]], list[tuple[PieceKey, int]]] = {}
@@ -145,25 +145,6 @@ def _do(
         progress(done, total)
 
 
-class _MemoryStore:
-    """A `Store` in memory."""
-
-    def __init__(self) -> None:
-        self._pieces: dict[str, object] = {}
-
-    def read(self, key: PieceKey) -> object:
-        """The piece of a key; None if there is none."""
-        return self._pieces.get(digest_of(key))
-
-    def write(self, key: PieceKey, piece: object) -> None:
-        """Keeps a piece."""
-        self._pieces[digest_of(key)] = piece
-
-    def all_of(self, keys: Sequence[PieceKey]) -> Iterator[object]:
-        """The pieces of keys, in their order."""
-        return map(self.read, keys)
-
-
 @dataclasses.dataclass(frozen=True)
 class _StoredRecords:
     """The records of a point; one piece of the store in memory.
@@ -173,7 +154,7 @@ class _StoredRecords:
       pieces: in the data set's order, the key of each and the place of the point in it.
     """
 
-    store: "Store | _MemoryStore"
+    store: Store
     pieces: Sequence[tuple[PieceKey, int]]
 
     def __iter__(self) -> Iterator[ImageRecord]:
@@ -192,7 +173,7 @@ class _Call:
     group: ProgramPoints
     width: int
     size: int
-    store: "Store | _MemoryStore"
+    store: Store
 
     @property
     def chunks(self) -> list[list[Settings]]:
@@ -222,7 +203,7 @@ class _Call:
     def do(self, span: range, chosen: Sequence[Settings]) -> None:
         """Computes and stores a span at `width` settings at most, unless it is stored."""
         keys = self._keys(span, chosen)
-        if all(self.store.read(key) is not None for key in keys):
+        if all(self.store.done(key) for key in keys):
             return
         per_setting: list[list[Records]] = [
             [[] for _ in self.group.points(leaves)] for leaves in chosen

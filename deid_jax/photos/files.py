@@ -7,13 +7,10 @@ a thumbnail of the original. Metadata is written on request only, thumbnails nev
 import contextlib
 import dataclasses
 import io
-import os
 import re
 import threading
-import uuid
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -27,8 +24,6 @@ from deid_jax.types import NumpyArray
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 # Protecting makes copies, 22 bytes a pixel at worst: this keeps them under 3 GB.
 MAX_PIXELS = 100_000_000
-# The suffix of files that are being written.
-UNFINISHED = ".unfinished"
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _ORIENTATION = 0x0112
@@ -171,24 +166,6 @@ def encode_photo(
             f"a {photo.format} of this photo cannot be made: {one_line(error)}"
         ) from error
     return target.getvalue()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, and makes the folders above it.
-
-    A killed process may leave a file whose name ends in `UNFINISHED`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Independent of the name, which may be as long as names can be.
-    unfinished = path.parent / f".{uuid.uuid4().hex}{UNFINISHED}"
-    try:
-        with unfinished.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:

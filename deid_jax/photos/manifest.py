@@ -7,7 +7,6 @@ processes, each but the first appends to a file of its own, which is merged at t
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
 from deid_jax.photos.file_records import FileRecord, read_record, write_record
-from deid_jax.photos.files import UNFINISHED, write_whole
+from deid_jax.runs import UNFINISHED, locked, write_whole
 
 NAME = "manifest.jsonl"
 # Hidden files of the processes other than the first.
@@ -56,15 +55,7 @@ class Manifest:
             yield self
             self._group.wait()
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"output {self._folder} is being written by another run"
-                ) from None
+        with locked("output", self._folder):
             self._refuse_other_files()
             for left in self._folder.rglob(f".*{UNFINISHED}"):
                 left.unlink()
@@ -74,8 +65,6 @@ class Manifest:
             yield self
             self._group.wait()
             self._join_parts()
-        finally:
-            os.close(lock)
 
     def _join_parts(self) -> None:
         """Merges the lines of other processes, of this run or one that was killed."""

@@ -26,7 +26,7 @@ from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
 from deid_jax.recognisers import predicting, storage
 from deid_jax.recognisers.vggface_files import Pretrained
-from deid_jax.runs.resuming import digest_of
+from deid_jax.runs import digest_of
 from deid_jax.types import Batch
 
 # The paper's L2 regulariser on the kernels of `model.regularised`: weight × Σ w².

@@ -17,7 +17,7 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation.records import ImageRecord, RunMetrics, summary
 from deid_jax.reports.comparable import SharedFacts, check_no_point_twice
 from deid_jax.reports.measured import FinishedRun, MeasuredPoint, Setting
-from deid_jax.runs import run_folder
+from deid_jax.runs import DESCRIPTION
 from deid_jax.runs.reading import (
     CsvLine,
     RowReader,
@@ -90,7 +90,7 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
       InputError: a file is broken, or does not belong to the others.
     """
-    path = folder / run_folder.DESCRIPTION
+    path = folder / DESCRIPTION
     description = read_json(path) if path.exists() else {}
     if kind_of(folder) == "metrics.json":
         point = _read_attack(folder)
@@ -254,7 +254,7 @@ def read_attributes(folders: Sequence[Path], facts: SharedFacts) -> list[Attribu
         lines = read_csv(path)
         if not lines:
             raise InputError(f"{path} has no rows")
-        beside = path.with_name(run_folder.DESCRIPTION)
+        beside = path.with_name(DESCRIPTION)
         data = section(read_json(beside), "data") if beside.exists() else {}
         for name in ("dataset", "split", "image_size", "seed"):
             one, other = data.get(name), facts.known.get(name)

@@ -26,7 +26,7 @@ from deid_jax.reports.report import (
     title_of_method,
 )
 from deid_jax.reports.sheet import as_webp
-from deid_jax.runs import run_folder
+from deid_jax.runs import describe
 from deid_jax.runs.reading import section
 from deid_jax.types import Json
 
@@ -159,7 +159,7 @@ def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
     groups: dict[str, list[str]] = {}
     for run in runs:
         groups.setdefault(_listed(run.description), []).append(run.source)
-    own = ("report", _listed(run_folder.describe()))
+    own = ("report", _listed(describe()))
     return [*((", ".join(sources), text) for text, sources in groups.items()), own]
 
 

@@ -1,75 +1,62 @@
-"""What a run leaves behind: its folder, its tables, which pictures to show."""
+"""The output folder of a run, which holds a complete run at any moment."""
 
 import contextlib
-import csv
-import dataclasses
-import fcntl
-import importlib.metadata
 import json
-import math
 import os
-import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from deid_jax import checks
-from deid_jax.devices.processes import ALONE
-from deid_jax.devices.processes import GOES_ON
-from deid_jax.devices.processes import Group
-from deid_jax.runs.resuming import Store
-from deid_jax.runs.resuming import digest_of
+from deid_jax.devices.processes import ALONE, GOES_ON, Group
 from deid_jax.errors import InputError
+from deid_jax.runs.locking import locked
+from deid_jax.runs.run_files import DESCRIPTION, RunFiles, describe
+from deid_jax.runs.stores import PIECES, FolderStore, digest_of
+from deid_jax.runs.whole_files import UNFINISHED
 
-# The description that makes a folder of files a run: written last, it lists them.
-DESCRIPTION = "config.json"
-# Inside the hidden folder, where the files of a run lie that is whole or has left nothing.
+# Inside the hidden folder: the files of a run that does not go on from an earlier one.
 _AT_ONCE = "at_once"
-# Also there: the run before this one while that takes its place, and the note that it is out.
+# Also there: the previous run while this one takes its place, and the note that it is out.
 _EARLIER, _MOVED_OUT = "earlier", ".moved_out"
 
 
-class RunFolder:
-    """An output folder that holds either the last whole run or the new one, never a mixture.
+class RunFolder(RunFiles):
+    """An output folder that holds either the previous run or the new one, never a mixture.
 
-    Files are written into a hidden folder beside their final place; leaving the `with` block
-    without an error moves them there, replacing what an earlier run of ours had left. Other
-    things in the folder stay as they are.
+    Files are written into a hidden folder inside; leaving the `with` block without an error
+    moves them to their final place, where they replace the previous run of the same command.
+    Other things in the folder stay.
 
     Args:
       path: the folder; made if missing.
       contents: names of the files and folders that the run may write, beside `DESCRIPTION`;
-        what an earlier run left of one that this run does not write is deleted.
+        those of the previous run that this run does not write are deleted.
       group: the processes of the run, which share the folder. The first one locks it and
         writes what is written once; `write_png` and the store are for all.
 
     Raises:
       InputError: `path` is a file, cannot be written, is being written by another run, holds
-        the run of another command, or holds one of the names and no run.
+        the run of another command, or holds one of the names without being a run.
     """
 
     def __init__(self, path: Path, contents: Sequence[str], group: Group = ALONE):
+        self._staging = path / f".{contents[0]}{UNFINISHED}"
+        super().__init__(self._staging / _AT_ONCE)
         self.path = path
         self._contents = (*contents, DESCRIPTION)
-        self._staging = path / f".{contents[0]}.unfinished"
         self._group = group
         self._resumable = False
-        self._work = self._staging / _AT_ONCE
-        # Whether other processes write here, too.
-        self._shared = False
+        self._lock = contextlib.ExitStack()
 
-    def going_on(self, facts: Mapping[str, Any]) -> "RunFolder":
-        """The same for a run of many pieces: what `store` has outlives a failure.
+    def going_on(self, facts: Mapping[str, object]) -> "RunFolder":
+        """The same for a run of many pieces, whose finished pieces outlive a failure.
 
         Args:
-          facts: JSON-able, all that decides what the run writes. Runs of other facts do not
-            see its pieces; they stay until a run into the folder is whole.
+          facts: JSON-able, all that decides what the run writes. Pieces of other facts are not
+            used; they stay until a run into the folder is complete.
         """
         digest = digest_of(facts)
         self._group.check_same(digest, "settings, pictures, weights or versions")
@@ -78,17 +65,16 @@ class RunFolder:
         return self
 
     @property
-    def store(self) -> Store:
-        """The pieces that are finished."""
-        return Store(self._work / "pieces")
+    def store(self) -> FolderStore:
+        """The finished pieces."""
+        return FolderStore(self._work)
 
     def check(self) -> None:
         """Refuses a path that cannot become the run's folder; changes nothing."""
         checks.folder_to_write("output_dir", self.path)
-        # A run that was killed while its files moved into place: they are moved back.
-        if (self._staging / _EARLIER).exists():
+        if (self._staging / _EARLIER).exists():  # The previous run is moved back later.
             return
-        ours = self._contents_of_runs()
+        ours = self._previous_contents()
         others = sorted(set(ours) - set(self._contents))
         if others:
             raise InputError(
@@ -102,8 +88,8 @@ class RunFolder:
                     "name another folder"
                 )
 
-    def _contents_of_runs(self) -> list[str]:
-        """What an earlier run, of whatever binary, wrote here."""
+    def _previous_contents(self) -> list[str]:
+        """The names that the previous run, of whatever command, wrote here."""
         try:
             return list(json.loads((self.path / DESCRIPTION).read_text())["contents"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -113,36 +99,26 @@ class RunFolder:
         if self._group.is_first:
             self.check()
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-            self._staging.mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked()
-            for probe in self.path.glob(".probe-*"):
-                with contextlib.suppress(OSError):  # Another run has it, and removes it.
-                    probe.rmdir()
+            self._lock.enter_context(locked("output_dir", self.path))
+            self._staging.mkdir(exist_ok=True)
             self._move_back()
-            for left in self._staging.iterdir():
-                # Pieces of other runs may still be gone on from.
-                if not (left / "pieces").is_dir():
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            self._clear_leftovers()
             self._work.mkdir(exist_ok=True)
         try:
             self._group.check_shared(self._work, f"output_dir {self.path}")
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
-        self._shared = self._resumable and self._group.count > 1
         return self
 
-    def _locked(self) -> int:
-        """Locks the folder; the lock goes with the process, however that ends."""
-        lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise InputError(
-                f"output_dir {self.path} is being written by another run: name another folder"
-            ) from None
-        return lock
+    def _clear_leftovers(self) -> None:
+        """Deletes what killed runs have left, except finished pieces."""
+        for probe in self.path.glob(".probe-*"):
+            with contextlib.suppress(OSError):  # Another run is using it, and removes it.
+                probe.rmdir()
+        for left in self._staging.iterdir():
+            if not (left / PIECES).is_dir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def __exit__(
         self,
@@ -152,34 +128,39 @@ class RunFolder:
     ) -> None:
         if not self._group.is_first:
             return
-        try:
-            if kind is None:
+        with self._lock:
+            if error is None:
                 self._complete_description()
                 self._take_the_place()
                 shutil.rmtree(self._staging, ignore_errors=True)
             else:
-                assert error is not None
                 self._clean_up_after(error)
-        finally:
-            os.close(self._lock)
 
     def _clean_up_after(self, error: BaseException) -> None:
-        """Deletes what a failed run has written, but for finished pieces."""
+        """Deletes what a failed run has written, except finished pieces."""
         if isinstance(error, OSError) and not error.filename:
-            error.filename = str(self.path)  # Of a full disk the system names no file.
+            error.filename = str(self.path)  # For a full disk the system names no file.
         # Other processes may be about to finish a piece.
-        if self._shared or (self._resumable and len(self.store)):
+        if self._resumable and (self._group.count > 1 or len(self.store)):
             error.add_note(GOES_ON)
         else:
             shutil.rmtree(self._work, ignore_errors=True)
             with contextlib.suppress(OSError):  # Pieces of other runs are there.
                 self._staging.rmdir()
         for folder in self._made:
-            with contextlib.suppress(OSError):  # Others write there, too.
+            with contextlib.suppress(OSError):  # It is not empty.
                 folder.rmdir()
 
+    def _complete_description(self) -> None:
+        """Adds the list of what the run has written."""
+        staged = self._work / DESCRIPTION
+        description = json.loads(staged.read_text()) if staged.exists() else describe()
+        written = {name for name in self._contents if (self._work / name).exists()}
+        contents = sorted(written | {DESCRIPTION})
+        self.write_json(DESCRIPTION, description | {"contents": contents})
+
     def _take_the_place(self) -> None:
-        """Moves the earlier run out, and then this one in, its description last."""
+        """Moves the previous run out, and then this one in, its description last."""
         earlier = self._staging / _EARLIER
         earlier.mkdir()
         self._move(self.path, earlier)
@@ -189,7 +170,7 @@ class RunFolder:
         earlier.rename(earlier.with_name("replaced"))
 
     def _move_back(self) -> None:
-        """Undoes what of `_take_the_place` a run did that was killed in it."""
+        """Undoes what a run that was killed in `_take_the_place` did of it."""
         earlier = self._staging / _EARLIER
         if (earlier / _MOVED_OUT).exists():
             work = self._staging / (earlier / _MOVED_OUT).read_text()
@@ -203,83 +184,3 @@ class RunFolder:
         for name in self._contents:
             if os.path.lexists(source / name):
                 (source / name).replace(target / name)
-
-    def _complete_description(self) -> None:
-        staged = self._work / DESCRIPTION
-        description = json.loads(staged.read_text()) if staged.exists() else describe()
-        written = {name for name in self._contents if (self._work / name).exists()}
-        contents = sorted(written | {DESCRIPTION})
-        self.write_json(DESCRIPTION, description | {"contents": contents})
-
-    def work_path(self, name: str) -> Path:
-        """Where a file of the run lies until the run is whole."""
-        return self._work / name
-
-    def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Name -> bytes, of the files among these that the run has written."""
-        paths = {name: self._work / name for name in names}
-        return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
-
-    def write_text(self, name: str, text: str) -> None:
-        """Writes one text file."""
-        (self._work / name).write_text(text, encoding="utf-8")
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Writes one binary file."""
-        (self._work / name).write_bytes(content)
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes one JSON file; infinities and NaN, which JSON lacks, as strings."""
-        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-        self.write_text(name, text + "\n")
-
-    def write_csv(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
-        """Writes records as CSV, a column per entry; the first record names the columns."""
-        coming = iter(records)
-        first = next(coming)
-        with (self._work / name).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(first), lineterminator="\n")
-            writer.writeheader()
-            writer.writerow(first)
-            writer.writerows(coming)
-
-    def write_png(self, name: str, picture: np.ndarray) -> np.ndarray:
-        """Writes uint8[H, W, 3] as PNG; returns what the file reads back as."""
-        path, unfinished = self._work / name, self._work / f".{secrets.token_hex(8)}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(unfinished, format="PNG", compress_level=4)
-        with Image.open(unfinished) as image:
-            kept = np.asarray(image.convert("RGB"))
-        unfinished.replace(path)
-        return kept
-
-    def read_png(self, name: str) -> np.ndarray:
-        """Reads what `write_png` wrote: uint8[H, W, 3]."""
-        with Image.open(self._work / name) as image:
-            return np.asarray(image.convert("RGB"))
-
-
-def describe(settings: Any = None, **more: Any) -> dict[str, Any]:
-    """What `DESCRIPTION` holds: all that is needed to run the same again.
-
-    Args:
-      settings: the binary's settings dataclass.
-      more: facts on what the settings led to.
-    """
-    packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    given = {} if settings is None else {"settings": dataclasses.asdict(settings)}
-    return {**given, **more, "versions": versions}
-
-
-def _finite(value: Any) -> Any:
-    """A JSON-able value without infinities and NaN."""
-    if isinstance(value, Mapping):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-
-

@@ -26,6 +26,7 @@ from deid_jax.photos.manifest import sha256_of, sha256_of_file
 from deid_jax.photos.protector import ProtectedPhoto, Protector
 from deid_jax.photos.verifiers import BlindError, directions, probes
 from deid_jax.recognisers.embedders import Embedder
+from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 from deid_jax.videos.video import VideoJob, VideoReport
 
@@ -119,7 +120,7 @@ class FileProtector:
             done = self.protector.protect_photo(photo, faces, name)
         except InputError as error:  # A recogniser is blind, or the file cannot be encoded.
             return FileRecord(name, NOT_PROTECTED, str(error), source_sha256=digest)
-        files.write_whole(self.output / name, done.data)
+        write_whole(self.output / name, done.data)
         height, width = done.pixels.shape[:2]
         figures = PhotoFigures(left, height, width, done.quality)
         return self._written(name, digest, done, figures)

@@ -20,9 +20,9 @@ from deid_jax.errors import InputError
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.file_records import TrackReport, TrackVerdict
-from deid_jax.photos.files import UNFINISHED
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, mean_direction
+from deid_jax.runs import UNFINISHED
 from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
 from deid_jax.videos.followed_faces import FollowedFace, Signs, VideoAttack, VideoJudge

@@ -26,7 +26,7 @@ from deid_jax.evaluation import (
 from deid_jax.evaluation.records import ImageMetrics, ImageRecord, image_metrics
 from deid_jax.pixels import to_uint8
 from deid_jax.recognisers import Recogniser
-from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs import RunFolder
 from deid_jax.types import Batch, NumpyArray
 from experiments._common import machine
 from experiments._common.terminal import Update

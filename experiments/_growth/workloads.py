@@ -23,7 +23,7 @@ from deid_jax.data.loader import even_batch_size
 from deid_jax.errors import one_line
 from deid_jax.evaluation import Evaluation, Protocol, Timing, WeightedModel
 from deid_jax.models import create_model, prepare
-from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs import RunFolder
 
 NUM_CLASSES = 30
 # Seconds below which a run is repeated; a longer one is steady enough by itself.

@@ -16,6 +16,7 @@ import numpy as np
 from deid_jax.errors import InputError, one_line
 from deid_jax.photos import STRENGTHS, FaceReport, ProtectedPhoto, Protector, Strength, files
 from deid_jax.photos.alignment import Span
+from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 
 MAX_FILES = 20
@@ -100,7 +101,7 @@ def _outcome(
 ) -> UploadOutcome:
     own = Path(tempfile.mkdtemp(dir=folder))
     output = own / "protected" / name
-    files.write_whole(output, done.data)
+    write_whole(output, done.data)
     views = [(slice(None), slice(None))]
     views += [around(report, before.shape) for report in done.faces]
     previews = []

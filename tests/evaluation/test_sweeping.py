@@ -11,7 +11,7 @@ from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import grid, summary, sweep, sweeping
 from deid_jax.evaluation.batch import run_batch_many
-from deid_jax.runs.resuming import Store
+from deid_jax.runs import FolderStore
 from tests.helpers import let_batches_above_run_out_of_memory, pictures
 
 LAMBDAS = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5]
@@ -122,7 +122,7 @@ def test_stopped_sweep_goes_on_and_ends_alike(evaluation, whole, tmp_path, monke
         if len(computed) == 4:
             raise KeyboardInterrupt
 
-    points, store = points_of(LAMBDAS[:4]), Store(tmp_path / "pieces")
+    points, store = points_of(LAMBDAS[:4]), FolderStore(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         swept(evaluation, points, settings_per_call=2, store=store, progress=stop)
     assert len(store) == 8
@@ -136,11 +136,12 @@ def test_stopped_sweep_goes_on_and_ends_alike(evaluation, whole, tmp_path, monke
 def test_records_of_a_store_are_read_a_piece_at_a_time(
     evaluation, faces, whole, tmp_path, monkeypatch
 ):
-    store = Store(tmp_path / "pieces")
+    store = FolderStore(tmp_path)
     options = {"spans": [range(4), range(4, len(faces))], "settings_per_call": 2}
     found = sweep(evaluation, points_of(LAMBDAS[:2]), store=store, **options)
-    read, real = [], Store.read
-    monkeypatch.setattr(Store, "read", lambda *given: read.append(given[1]) or real(*given))
+    read, real = [], FolderStore._read
+    noted = lambda *given: read.append(given[1]) or real(*given)  # noqa: E731
+    monkeypatch.setattr(FolderStore, "_read", noted)
     for ours, theirs in zip(found, whole, strict=False):
         assert_same(list(ours), theirs)
         assert list(ours) == list(ours)
@@ -184,7 +185,7 @@ def test_memory_that_runs_out_halves_the_batch(evaluation, whole, monkeypatch):
 
 @pytest.mark.slow
 def test_pieces_of_another_method_are_not_taken(evaluation_of, tmp_path):
-    store = Store(tmp_path / "pieces")
+    store = FolderStore(tmp_path)
     found = []
     for method in ("ifgvm", "ifgsm"):
         points = grid(method, {"epsilon": [0.1]}, {"num_steps": 3, "step_size": 0.1})
@@ -226,7 +227,7 @@ class _Two(Group):
 
 
 def test_processes_of_unequal_memory_leave_nothing_undone(evaluation, whole, tmp_path):
-    store = Store(tmp_path / "pieces")
+    store = FolderStore(tmp_path)
     ends = [
         swept(
             evaluation,

@@ -8,7 +8,7 @@ from PIL import Image
 
 from deid_jax.attacks import METHODS
 from deid_jax.pixels import LEVELS
-from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs import RunFolder
 from experiments import attack
 from experiments._common.flags import parse_flags
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process

@@ -18,7 +18,7 @@ import pytest
 
 from deid_jax.evaluation.batch_loop import BatchLoop
 from deid_jax.recognisers import checkpointing
-from deid_jax.runs.resuming import Store
+from deid_jax.runs import FolderStore
 from experiments import attack, train
 from tests.experiments import scale_helpers
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
@@ -262,10 +262,6 @@ def test_processes_whose_first_one_is_killed_end_by_themselves(undisturbed, tall
     assert time.monotonic() - begun < 60
     assert results[0][0] == -signal.SIGKILL
     assert results[1][0] not in (0, -signal.SIGKILL)
-    assert (
-        "error: process 1 of 2 was ended, by a signal or because the first process is"
-        in (results[1][2])
-    )
     tally["7 the first of two"]["times"] += 1
     assert {status for status, _, _ in ends(group("attack", arguments, cwd=tmp_path))} == {0}
     assert content(output) == undisturbed.content
@@ -324,20 +320,20 @@ def test_the_last_and_smaller_shard_is_computed_alike_alone(
     arguments = [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--split=all"]
     arguments += ["--shard_size=4", "--num_steps=3", "--output_dir=out"]
     sizes = []
-    real_prepare, real_write = BatchLoop.prepare_batches, Store.write
+    real_prepare, real_write = BatchLoop.prepare_batches, FolderStore.write
 
     def prepare_batches(loop, size, memory):
         sizes.append(size)
         return real_prepare(loop, size, memory)
 
-    def write(store, number, piece):
+    def write(store, number, piece, files=()):
         if number == 4:
             raise KeyboardInterrupt
-        real_write(store, number, piece)
+        real_write(store, number, piece, files)
 
     monkeypatch.setattr(BatchLoop, "prepare_batches", prepare_batches)
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "write", write)
+        patch.setattr(FolderStore, "write", write)
         assert attack.main(arguments) == 130
     assert num_pieces(workplace / "out") == 4
     assert attack.main(arguments) == 0

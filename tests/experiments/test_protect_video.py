@@ -11,8 +11,8 @@ from PIL import Image
 
 from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import Face
-from deid_jax.photos.files import UNFINISHED
 from deid_jax.photos.verifiers import BlindError
+from deid_jax.runs import UNFINISHED
 from deid_jax.videos import FileProtector, VideoJob
 from experiments import protect
 from tests.experiments.conftest import listing

@@ -10,6 +10,7 @@ from PIL import Image
 
 from deid_jax.errors import InputError
 from deid_jax.photos import files
+from deid_jax.runs import write_whole
 from tests.photos import bad_files
 from tests.photos.bad_files import encoded, png
 from tests.photos.photo_bytes import (
@@ -276,7 +277,7 @@ def test_threads_leave_the_filters_of_warnings_alone():
 def test_writing_makes_folders_and_replaces(tmp_path):
     path = tmp_path / "a" / "b" / ("x" * 251 + ".jpg")
     for content in (b"one", b"two"):
-        files.write_whole(path, content)
+        write_whole(path, content)
         assert path.read_bytes() == content
         assert list(path.parent.iterdir()) == [path]
 
@@ -290,5 +291,5 @@ def test_interrupted_writing_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
-        files.write_whole(path, b"new")
+        write_whole(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from deid_jax.errors import InputError
 from deid_jax.reports.tables import metrics_table, spread_over_persons
-from deid_jax.runs import run_folder
-from deid_jax.runs.run_folder import DESCRIPTION, RunFolder
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from tests.reports.runs_helpers import means
 
 CONTENTS = ["images", "metrics.json"]
@@ -186,7 +185,7 @@ def test_description_has_the_settings_and_the_versions():
     class Settings:
         seed: int = 3
 
-    described = run_folder.describe(Settings(), dataset={"crop": "auto"})
+    described = describe(Settings(), dataset={"crop": "auto"})
     assert described["settings"] == {"seed": 3}
     assert described["dataset"] == {"crop": "auto"}
     assert {"deid_jax", "jax", "numpy"} <= described["versions"].keys()

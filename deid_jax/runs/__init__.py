@@ -1,0 +1,24 @@
+"""How work survives: run folders, finished pieces to go on from, locks, whole files.
+
+The only code that knows about it. Imports `devices` and the base modules.
+"""
+
+from deid_jax.runs.locking import locked
+from deid_jax.runs.run_files import DESCRIPTION, describe
+from deid_jax.runs.run_folder import RunFolder
+from deid_jax.runs.stores import FolderStore, Store, digest_of, shards_of
+from deid_jax.runs.whole_files import UNFINISHED, replacing, write_whole
+
+__all__ = [
+    "DESCRIPTION",
+    "UNFINISHED",
+    "FolderStore",
+    "RunFolder",
+    "Store",
+    "describe",
+    "digest_of",
+    "locked",
+    "replacing",
+    "shards_of",
+    "write_whole",
+]

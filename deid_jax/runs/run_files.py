@@ -1,0 +1,97 @@
+"""The files of a run: JSON, CSV and PNG, each in one form, and the run's description."""
+
+import csv
+import dataclasses
+import importlib.metadata
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from deid_jax.runs.whole_files import replacing
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# The description that makes a folder of files a run: written last, it lists them.
+DESCRIPTION = "config.json"
+
+
+class RunFiles:
+    """Writes and reads the files below a folder.
+
+    Args:
+      root: the folder.
+    """
+
+    def __init__(self, root: Path):
+        self._work = root
+
+    def work_path(self, name: str) -> Path:
+        """Where a file of the run lies until the run is complete."""
+        return self._work / name
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one text file."""
+        (self._work / name).write_text(text, encoding="utf-8")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes one binary file."""
+        (self._work / name).write_bytes(content)
+
+    def write_json(self, name: str, value: object) -> None:
+        """Writes one JSON file; infinities and NaN, which JSON lacks, as strings."""
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(name, text + "\n")
+
+    def write_csv(self, name: str, records: Iterable[Mapping[str, object]]) -> None:
+        """Writes records as CSV, a column per entry; the first record names the columns."""
+        coming = iter(records)
+        first = next(coming)
+        with (self._work / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(first), lineterminator="\n")
+            writer.writeheader()
+            writer.writerow(first)
+            writer.writerows(coming)
+
+    def write_png(self, name: str, image: np.ndarray) -> np.ndarray:
+        """Writes uint8[H, W, 3] as PNG; returns what the file reads back as."""
+        # Not beside it: a file left by a killed run would become part of the next one.
+        with replacing(self._work / name, by_way_of=self._work) as unfinished:
+            Image.fromarray(image).save(unfinished, format="PNG", compress_level=4)
+            return _read_png(unfinished)
+
+    def read_png(self, name: str) -> np.ndarray:
+        """Reads what `write_png` wrote: uint8[H, W, 3]."""
+        return _read_png(self._work / name)
+
+
+def describe(settings: "DataclassInstance | None" = None, **more: object) -> dict[str, object]:
+    """What `DESCRIPTION` holds: all that is needed to run the same again.
+
+    Args:
+      settings: the command's settings.
+      more: facts on what the settings led to.
+    """
+    packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    given = {} if settings is None else {"settings": dataclasses.asdict(settings)}
+    return {**given, **more, "versions": versions}
+
+
+def _read_png(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _finite(value: object) -> object:
+    """A JSON-able value without infinities and NaN."""
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
