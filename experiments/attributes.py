@@ -24,7 +24,7 @@ from deid_jax.evaluation import attributes
 from deid_jax.evaluation.attributes import AttributeClassifier, ClassifierInfo
 from deid_jax.recognisers import checkpointing, storage
 from deid_jax.recognisers.training import EpochRecord
-from deid_jax.runs import RunFolder
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._attributes.attribute_runs import AttackRun, read_runs
 from experiments._common import cli, data_settings, terminal
 from experiments._common.flags import setting

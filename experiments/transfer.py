@@ -26,7 +26,7 @@ from deid_jax.errors import InputError
 from deid_jax.metrics import SSIM_WINDOW, verification
 from deid_jax.models import MODELS
 from deid_jax.recognisers.embedders import Embedder, FunctionModule, name_of, split_list
-from deid_jax.runs import DESCRIPTION, RunFolder
+from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from deid_jax.transfer import (
     ClassifierJudge,
     Faces,
