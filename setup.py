@@ -51,7 +51,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "dm-pix>=0.4.4",
-        # Downloads take turns; JAX keeps its cache of compiled programs within a size by it.
+        # JAX keeps its cache of compiled programs within a size by it.
         "filelock>=3.13",
         "flax>=0.12",
         "grain>=0.2.11",
@@ -62,6 +62,8 @@ setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
         "pillow>=11",
+        # Downloads of published weights.
+        "pooch>=1.8",
         "rich>=13",
         "scipy>=1.15",
         "tensorflow-datasets>=4.9.9",

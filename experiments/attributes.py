@@ -22,8 +22,7 @@ from deid_jax.data import DataOptions, FaceDataset, load_dataset
 from deid_jax.errors import InputError
 from deid_jax.evaluation import attributes
 from deid_jax.evaluation.attributes import AttributeClassifier, ClassifierInfo
-from deid_jax.recognisers import checkpointing, storage
-from deid_jax.recognisers.training import EpochRecord
+from deid_jax.recognisers import EpochRecord, checkpoints, storage
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._attributes.attribute_runs import AttackRun, read_runs
 from experiments._common import cli, data_settings, terminal
@@ -104,7 +103,7 @@ def _classifier(originals: FaceDataset, options: DataOptions) -> AttributeClassi
     path = attributes.default_path(originals.name, options)
     if storage.exists(path):
         return attributes.load(path, originals, options)
-    checkpointing.check_target(path, overwrite=False)
+    checkpoints.check_target(path, overwrite=False)
     print(
         f"No attribute classifier at {path} yet: training one on other persons now.",
         file=sys.stderr,

@@ -21,8 +21,7 @@ from deid_jax.data import DataOptions
 from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
-from deid_jax.recognisers import Recogniser, checkpointing, weights
-from deid_jax.recognisers.training import TrainConfig
+from deid_jax.recognisers import Recogniser, TrainConfig, checkpoints, weights
 from deid_jax.recognisers.vggface_files import Pretrained, load_vggface
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._common import cli, data_settings, loading, process_settings
@@ -94,18 +93,18 @@ def _train(
     folder.check()
     settings.local_mesh()
     pretrained = _pretrained(settings)
-    again = checkpointing.is_same_training(
-        path, settings.model, settings.dataset, options, config
-    ) and _came_of(path, pretrained)
-    checkpointing.check_target(path, overwrite=settings.overwrite or again)
-    faces, held_out = recognisers.load_train_and_test(settings.dataset, options)
+    sha256 = pretrained.sha256 if pretrained else None
+    again = checkpoints.is_same_training(
+        path, settings.model, settings.dataset, options, config, sha256
+    )
+    checkpoints.check_target(path, overwrite=settings.overwrite or again)
+    data = recognisers.load_training_data(settings.dataset, options)
     if group.is_first:
-        loading.say_skipped(faces)
+        loading.say_skipped(data.train)
     with folder, quiet_pillow():
         recogniser, history = loading.fit_with_bar(
             settings.model,
-            faces,
-            held_out,
+            data,
             config,
             path,
             pretrained,
@@ -114,7 +113,7 @@ def _train(
         )
         if not group.is_first:
             return recogniser
-        folder.write_csv("history.csv", [record._asdict() for record in history])
+        folder.write_csv("history.csv", list(map(dataclasses.asdict, history)))
         described = describe(settings.alone(), recogniser=recogniser.describe())
         folder.write_json(DESCRIPTION, described)
     print(loading.accuracy_line(recogniser))
@@ -146,12 +145,6 @@ def _pretrained(settings: TrainSettings) -> Pretrained | None:
         )
     path = loading.fetch_weights_with_bar(given, settings.sha256)
     return load_vggface(path, image_size=settings.image_size)
-
-
-def _came_of(path: Path, pretrained: Pretrained | None) -> bool:
-    """Whether the checkpoint at `path` took its frozen layers from the same file, or none."""
-    source = checkpointing.load_info(path).provenance.get("pretrained")
-    return (source or {}).get("sha256") == (pretrained.sha256 if pretrained else None)
 
 
 main = cli.binary(run, TrainSettings)

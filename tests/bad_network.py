@@ -1,20 +1,18 @@
-"""A server on this machine that does everything a bad network does."""
+"""A server on this machine that fails as networks do."""
 
 import http.server
 import threading
-import time
 
 import numpy as np
 
 CONTENT = np.random.default_rng(0).bytes(700_001)
-OTHER = np.random.default_rng(1).bytes(700_001)
 
 
 class Server:
     """Answers request i with `plan[i]`, the last one again and again."""
 
     def __init__(self, *plan):
-        self.plan, self.requests, self.stop = plan, [], threading.Event()
+        self.plan, self.requests = plan, []
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -35,7 +33,6 @@ class Server:
         self.thread.start()
 
     def close(self):
-        self.stop.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
@@ -50,27 +47,11 @@ def answer(handler, status, body, **headers):
     handler.wfile.write(body)
 
 
-def whole(content=CONTENT, etag='"v1"', stop_at=None, stall=False, ranges=True):
-    """A server of a file: with Range and If-Range unless told otherwise."""
-
-    def reply(handler, server):
-        asked = handler.headers.get("Range") if ranges else None
-        matches = handler.headers.get("If-Range") in (None, etag)
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and matches else 0
-        if start >= len(content):
-            answer(handler, 416, b"", Content_Range=f"bytes */{len(content)}")
-            return
-        body = content[start:]
-        spread = f"bytes {start}-{len(content) - 1}/{len(content)}" if start else None
-        sent = body if stop_at is None else body[: max(stop_at - start, 0)]
-        status = 206 if start else 200
-        headers = {"Content_Length": len(body), "Content_Range": spread, "ETag": etag}
-        answer(handler, status, sent, **headers)
-        if stall:
-            handler.wfile.flush()
-            server.stop.wait(10)
-
-    return reply
+def whole(content=CONTENT, stop_at=None):
+    """A server of a file, which breaks off after `stop_at` bytes."""
+    return lambda handler, server: answer(
+        handler, 200, content[:stop_at], Content_Length=len(content)
+    )
 
 
 def fails(status):
@@ -79,17 +60,3 @@ def fails(status):
 
 def hangs_up(handler, server):
     handler.connection.close()
-
-
-def moved(target):
-    return lambda handler, server: answer(handler, 302, b"", Location=target)
-
-
-def slow(handler, server):
-    """In four pieces, so that downloads overlap."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(CONTENT)))
-    handler.end_headers()
-    for start in range(0, len(CONTENT), 200_000):
-        handler.wfile.write(CONTENT[start : start + 200_000])
-        time.sleep(0.05)

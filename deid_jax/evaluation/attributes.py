@@ -18,8 +18,7 @@ from deid_jax.data import DataOptions, FaceDataset, loader
 from deid_jax.errors import InputError
 from deid_jax.metrics.statistics import wilson
 from deid_jax.models.attribute_net import AttributeNet
-from deid_jax.recognisers import predicting, storage, training
-from deid_jax.recognisers.training import TrainConfig
+from deid_jax.recognisers import TrainConfig, TrainingData, predicting, storage, training
 
 # Numbers whose bounds have a meaning (degrees, see `data.synthetic.variation`): classes in
 # ascending order, and what divides them. Other numbers are divided into terciles.
@@ -237,7 +236,7 @@ def fit(
     path: Path,
     *,
     config: TrainConfig = RECIPE,
-    progress: training.Progress = training.no_progress,
+    progress: training.TrainingProgress | None = None,
 ) -> AttributeClassifier:
     """Trains a classifier on seven persons in eight, measures it on the rest, and keeps it.
 
@@ -263,7 +262,9 @@ def fit(
         raise InputError(f"no attribute of data set {others.name} varies between its pictures")
     unseen = label(others.take(np.flatnonzero(others.labels >= first_held_out)), attributes)
     shown, model = with_mirrored(label(seen, attributes), attributes), _network(attributes)
-    variables, _ = training.train(model, shown, config, held_out=unseen, progress=progress)
+    variables, _ = training.train(
+        model, TrainingData(shown, unseen), config, progress=progress
+    )
     info = ClassifierInfo(
         dataset=others.name,
         image_size=size,
@@ -323,10 +324,7 @@ def load(path: Path, evaluated: FaceDataset, options: DataOptions) -> AttributeC
     model = _network(info.attributes)
     example = jax.ShapeDtypeStruct((1, info.image_size, info.image_size, 3), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), example)
-    variables = storage.load_arrays(path, expected)
-    if variables is None:
-        raise InputError(f"checkpoint {path} does not fit: its weights are of another network")
-    return AttributeClassifier(model, variables, info)
+    return AttributeClassifier(model, storage.load_arrays(path, expected), info)
 
 
 def _chance(classes: np.ndarray) -> float:

@@ -1,16 +1,18 @@
-"""Recognisers by name. A new one is one file here and one line in `MODELS`.
+"""Flax modules and their fast layers; the only package that defines any.
 
-A model is a Flax Linen module: images float32[B, H, W, 3] in [0, 1] -> logits float32[B, K].
-It has `num_classes`, `min_image_size` and `regularised` (the names of the layers whose kernels
-the training loss penalises).
+A new recogniser is one file here and one line in `MODELS`. Imports `devices` and what is below.
 """
 
 import importlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
+
+import jax
 
 from deid_jax import checks
 from deid_jax.errors import InputError
 from deid_jax.models.preparing import prepare
+from deid_jax.types import PyTree, Variables
 
 # name -> module:class; imported only when asked for.
 MODELS = {
@@ -19,11 +21,42 @@ MODELS = {
 }
 
 
-def create_model(name: str, *, num_classes: int, image_size: int) -> Any:
+class Network(Protocol):
+    """A Flax Linen module that can be trained: images float32[B, H, W, 3] in [0, 1] to logits.
+
+    Attributes:
+      regularised: the names of the layers whose kernels the training loss penalises.
+      min_image_size: the least height and width in pixels.
+    """
+
+    regularised: ClassVar[tuple[str, ...]]
+    min_image_size: ClassVar[int]
+
+    @property
+    def num_classes(self) -> int | tuple[int, ...]:
+        """K, or K₁, ..., K_A of a network of A heads."""
+
+    def init(self, key: jax.Array, images: jax.Array, /) -> Variables:
+        """Draws the weights: a dict of collections, among them "params"."""
+
+    def apply(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        /,
+        *,
+        train: bool = False,
+        mutable: Sequence[str] | bool = False,
+        rngs: Mapping[str, jax.Array] | None = None,
+    ) -> PyTree:
+        """Logits float32[B, K] or [B, A, K]; with `mutable` also the updated collections."""
+
+
+def create_model(name: str, *, num_classes: int, image_size: int) -> Network:
     """The Flax module of a recogniser, without weights.
 
     Raises:
-      InputError: unknown name, fewer than two classes, or pictures too small for the model.
+      InputError: unknown name, fewer than two classes, or images too small for the model.
     """
     if name not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}, got {name}")
@@ -37,4 +70,4 @@ def create_model(name: str, *, num_classes: int, image_size: int) -> Any:
     return model
 
 
-__all__ = ["MODELS", "create_model", "prepare"]
+__all__ = ["MODELS", "Network", "create_model", "prepare"]

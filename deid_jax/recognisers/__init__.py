@@ -1,29 +1,38 @@
 """Recognisers: networks with weights.
 
-Training, checkpoints, published weights, file formats, embedders and galleries. Imports `models`
-and what is below.
+Training, checkpoints, published weights, file formats, embedders and galleries. Imports
+`models` and what is below.
 """
 
-from deid_jax.recognisers.trained import (
+from deid_jax.recognisers.checkpoints import (
     CHECKPOINTS,
+    CheckpointInfo,
     Recogniser,
     default_path,
-    fit,
     load,
-    load_info,
+    load_matching,
     load_recogniser,
-    load_train_and_test,
+)
+from deid_jax.recognisers.recipes import (
+    TrainConfig,
+    TrainingData,
+    load_training_data,
     train_config,
 )
+from deid_jax.recognisers.training import EpochRecord, fit
 
 __all__ = [
     "CHECKPOINTS",
+    "CheckpointInfo",
+    "EpochRecord",
     "Recogniser",
+    "TrainConfig",
+    "TrainingData",
     "default_path",
     "fit",
     "load",
-    "load_info",
+    "load_matching",
     "load_recogniser",
-    "load_train_and_test",
+    "load_training_data",
     "train_config",
 ]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from deid_jax.devices import sharding
 from deid_jax.errors import InputError, one_line
-from deid_jax.recognisers import downloading, weights
+from deid_jax.recognisers import weights
 from deid_jax.types import Model, Variables
 
 # The architecture's name -> what makes module and variables of a file's arrays by name; beside
@@ -120,7 +120,7 @@ def load_embedder(
     text: str,
     *,
     image_size: int,
-    progress: downloading.Progress = downloading.no_progress,
+    progress: weights.BytesProgress | None = None,
 ) -> Embedder:
     """The recogniser that `text` names.
 
@@ -148,7 +148,7 @@ def load_embedder(
     return embedder
 
 
-def _fetch(name: str, progress: downloading.Progress) -> Path:
+def _fetch(name: str, progress: weights.BytesProgress | None) -> Path:
     if name in CONVERTERS:
         rows = ", ".join(row for row in names() if row not in CONVERTERS)
         raise InputError(

@@ -17,9 +17,8 @@ from deid_jax.devices import sharding
 from deid_jax.errors import InputError
 from deid_jax.metrics import verification
 from deid_jax.recognisers import predicting
-from deid_jax.recognisers.checkpointing import CheckpointInfo
+from deid_jax.recognisers.checkpoints import CheckpointInfo, Recogniser
 from deid_jax.recognisers.embedders import Embedder
-from deid_jax.recognisers.trained import Recogniser
 
 # What the recogniser's function gives for a picture.
 OUTPUTS = ("embeddings", "logits")

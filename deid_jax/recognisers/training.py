@@ -1,7 +1,7 @@
-"""Training of recognisers with optax: resumable, and the same weights however often stopped.
+"""Training of recognisers with optax: resumable, with the same weights however often stopped.
 
-Every random choice hangs on the seed and on where training stands: the order of pictures on
-the epoch, flips and dropout on the step.
+Every random choice depends on the seed and the progress alone: the order of images on the
+epoch, flips and dropout on the step.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,55 +18,41 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from deid_jax import checks
-from deid_jax.data import loader
-from deid_jax.data.dataset import FaceDataset
+from deid_jax.data import FaceDataset, loader
 from deid_jax.devices import sharding
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.errors import InputError
-from deid_jax.recognisers import predicting, storage
+from deid_jax.models import Network, create_model
+from deid_jax.recognisers import checkpoints, predicting, storage
+from deid_jax.recognisers.checkpoints import CheckpointInfo, Recogniser
+from deid_jax.recognisers.recipes import TrainConfig, TrainingData
 from deid_jax.recognisers.vggface_files import Pretrained
 from deid_jax.runs import digest_of
-from deid_jax.types import Batch
+from deid_jax.types import Batch, Json, PyTree, Variables
 
 # The paper's L2 regulariser on the kernels of `model.regularised`: weight × Σ w².
 L2_WEIGHT = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How to train: Adam, mean cross-entropy, L2 penalty, random horizontal flips.
+class EpochRecord:
+    """One line of the training history; losses and accuracies are means over the epoch.
 
-    The learning rate is `learning_rate`, and falls linearly to zero in the last quarter.
-    `flips` is off where labels tell left from right.
-
-    Raises:
-      InputError: an epoch or batch size below 1, or a learning rate that is negative or NaN.
+    Attributes:
+      epoch: 1, 2, ...
+      loss: cross-entropy plus L2 penalty.
+      train_accuracy: accuracy while training, dropout and flips on.
+      test_accuracy: accuracy on the held-out images after the epoch; NaN without such images.
     """
 
-    epochs: int
-    learning_rate: float
-    batch_size: int = 32
-    seed: int = 0
-    flips: bool = True
-
-    def __post_init__(self) -> None:
-        checks.count("epochs", self.epochs, least=1)
-        checks.count("batch_size", self.batch_size, least=1)
-        checks.finite_non_negative("learning_rate", self.learning_rate)
+    epoch: int
+    loss: float
+    train_accuracy: float
+    test_accuracy: float
 
 
-# What serves each model, and the data sets on which something else serves better.
-RECIPES = {
-    ("model_a", "any"): TrainConfig(epochs=24, learning_rate=1e-3),
-    ("model_a", "synthetic"): TrainConfig(epochs=14, learning_rate=1e-3),
-    ("vgg16", "any"): TrainConfig(epochs=40, learning_rate=1e-4),
-}
-
-
-def recipe(model: str, dataset: str) -> TrainConfig:
-    """How to train a model on a data set, where nothing else is asked for."""
-    return RECIPES.get((model, dataset), RECIPES[model, "any"])
+# (steps done, steps in all, records of the epochs that are over).
+TrainingProgress = Callable[[int, int, Sequence[EpochRecord]], None]
 
 
 class TrainState(NamedTuple):
@@ -81,50 +67,178 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
+    params: Variables
+    batch_stats: Variables
+    opt_state: PyTree
 
-    def variables(self, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    def variables(self, frozen: Variables) -> dict[str, Variables]:
         """The collections that `Module.apply` takes, frozen layers among them."""
         return {"params": {**self.params, **frozen}, "batch_stats": self.batch_stats}
 
 
-class EpochRecord(NamedTuple):
-    """One line of the training history; losses and accuracies are means over the epoch.
+def fit(
+    model_name: str,
+    data: TrainingData,
+    config: TrainConfig,
+    path: Path,
+    *,
+    pretrained: Pretrained | None = None,
+    progress: TrainingProgress | None = None,
+    group: Group = ALONE,
+    model_parallel: int = 1,
+) -> tuple[Recogniser, list[EpochRecord]]:
+    """Trains a recogniser, saves it at `path`, and returns it with the history.
 
-    Attributes:
-      epoch: 1, 2, ...
-      loss: cross-entropy plus L2 penalty.
-      train_accuracy: share named rightly while training, dropout and flips on.
-      test_accuracy: share named rightly of the held-out pictures after the epoch; NaN
-        without such pictures.
+    While it trains, its state is kept beside `path`; a training that was stopped continues
+    from there and ends in the same weights.
+
+    Args:
+      model_name: a key of `deid_jax.models.MODELS`.
+      data: the images; the held-out ones are never trained on.
+      config: how to train.
+      path: the checkpoint to write.
+      pretrained: layers of the model to take from a file and leave as they are; the
+        checkpoint holds them, and its provenance names the file and its SHA-256.
+      progress: called after every step.
+      group: the processes that train together; all return once the checkpoint is there.
+      model_parallel: over how many devices dense layers are divided.
+
+    Raises:
+      InputError: what `create_model` and `train` raise, or training diverged.
     """
+    faces, held_out, size = data.train, data.held_out, data.train.image_size
+    model = create_model(model_name, num_classes=len(faces.persons), image_size=size)
+    state_dir = checkpoints.state_dir(path)
+    variables, history = train(
+        model,
+        data,
+        config,
+        pretrained=pretrained,
+        state_dir=state_dir,
+        progress=progress,
+        group=group,
+        model_parallel=model_parallel,
+    )
+    if not np.isfinite(history[-1].loss):
+        if group.is_first:
+            storage.remove(state_dir)
+        raise InputError(
+            f"training diverged: the loss is {history[-1].loss}; learning_rate must be less "
+            f"than {config.learning_rate:g}"
+        )
+    mesh = sharding.global_mesh(model_parallel)
+    accuracy = {faces.split: predicting.accuracy(model, variables, faces, mesh=mesh)}
+    if held_out:
+        accuracy[held_out.split] = history[-1].test_accuracy
+    source: dict[str, Json] = {"pretrained": {**pretrained.source}} if pretrained else {}
+    info = CheckpointInfo(
+        model=model_name,
+        persons=faces.persons,
+        image_size=size,
+        dataset=faces.name,
+        split=faces.split,
+        seed=config.seed,
+        pictures=faces.pictures,
+        provenance={**faces.provenance, **source},
+        training=dataclasses.asdict(config),
+        accuracy=accuracy,
+    )
+    recogniser = Recogniser(model, variables, info)
+    if group.is_first:
+        recogniser.save(path)
+        storage.remove(state_dir)
+    group.wait()
+    return recogniser, history
 
-    epoch: int
-    loss: float
-    train_accuracy: float
-    test_accuracy: float
 
+def train(
+    model: Network,
+    data: TrainingData,
+    config: TrainConfig,
+    *,
+    pretrained: Pretrained | None = None,
+    state_dir: Path | None = None,
+    progress: TrainingProgress | None = None,
+    group: Group = ALONE,
+    model_parallel: int = 1,
+) -> tuple[dict[str, Variables], list[EpochRecord]]:
+    """Trains a network, one whose logits float32[B, ..., K] match labels int32[B, ...].
 
-# (steps done, steps in all, records of the epochs that are over).
-Progress = Callable[[int, int, Sequence[EpochRecord]], None]
+    Every step's batch is divided over the devices of all processes, or over as many as divide
+    it; the statistics of BatchNorm are the whole batch's.
 
+    Args:
+      model: the network.
+      data: the images; the examples' "label" may be an array, a label per head.
+      config: how.
+      pretrained: layers to take from a file and leave as they are, bit for bit; the others are
+        drawn from the seed and trained. None trains all.
+      state_dir: where to keep the state between epochs; a stopped training continues there.
+      progress: called after every step.
+      group: the processes that train together; the first one keeps the state.
+      model_parallel: over how many devices dense layers are divided.
 
-def no_progress(done: int, total: int, history: Sequence[EpochRecord]) -> None:
-    """Reports nothing."""
+    Returns:
+      The trained collections as NumPy arrays, and the history with one record an epoch.
+
+    Raises:
+      InputError: `state_dir` holds a damaged state or one of other settings, or cannot be
+        written; or the batch size is no multiple of the number of processes.
+    """
+    faces, held_out = data.train, data.held_out
+    mesh = _mesh(min(config.batch_size, len(faces)), group, model_parallel)
+    frozen = dict(pretrained.layers) if pretrained else {}
+    keeper = None
+    if state_dir:
+        facts = _facts(model, faces, config)
+        facts["SHA-256 of pretrained weights"] = pretrained.sha256 if pretrained else None
+        # Before the first program of all: with other settings it would be another one.
+        group.check_same(digest_of(facts), "settings or images")
+        keeper = _StateKeeper(state_dir, facts, group)
+    state = initial_state(model, faces.image_size, config, frozen, mesh)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    history: list[EpochRecord] = []
+    if keeper:
+        state, history = keeper.restore(state)
+    state = sharding.place_variables(state, mesh)
+    frozen = sharding.place_variables(frozen, mesh)
+    key = sharding.place_everywhere(key, mesh)
+    per_epoch = loader.num_full_batches(len(faces), config.batch_size)
+    num_steps = config.epochs * per_epoch
+    step = functools.partial(
+        train_step,
+        model=model,
+        learning_rate=config.learning_rate,
+        num_steps=num_steps,
+        flips=config.flips,
+    )
+    for epoch in range(len(history), config.epochs):
+        steps = []
+        for batch in _epoch(faces, config, epoch, group):
+            state, values = step(state, sharding.place_batch(batch, mesh), key, frozen)
+            steps.append(values)
+            if progress:
+                progress(epoch * per_epoch + len(steps), num_steps, history)
+        means = jax.tree.map(lambda *values: float(np.mean(jax.device_get(values))), *steps)
+        held = float("nan")
+        if held_out:
+            held = predicting.accuracy(model, state.variables(frozen), held_out, mesh=mesh)
+        history.append(EpochRecord(epoch + 1, means["loss"], means["accuracy"], held))
+        if keeper:
+            keeper.save(state, history)
+    return sharding.to_host(state.variables(frozen)), history
 
 
 def initial_state(
-    model: Any,
+    model: Network,
     image_size: int,
     config: TrainConfig,
-    frozen: Mapping[str, Any],
+    frozen: Variables,
     mesh: Mesh | None = None,
 ) -> TrainState:
     """Weights drawn from the seed for all layers but the frozen ones, and a fresh optimiser.
 
-    On a mesh every device draws what it is to hold, so that none needs room for all.
+    On a mesh every device draws only what it is to hold.
     """
 
     def draw(key_data: jax.Array) -> TrainState:
@@ -142,7 +256,7 @@ def initial_state(
     return jax.jit(draw, out_shardings=layouts)(key_data)
 
 
-def l2_penalty(model: Any, params: Any) -> jax.Array:
+def l2_penalty(model: Network, params: Variables) -> jax.Array:
     """1e-3 · Σ w² over the kernels that the model regularises."""
     kernels = [params[name]["kernel"] for name in model.regularised]
     return L2_WEIGHT * jnp.sum(jnp.stack([jnp.sum(jnp.square(k)) for k in kernels]))
@@ -164,9 +278,9 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: jax.Array,
-    frozen: Mapping[str, Any],
+    frozen: Variables,
     *,
-    model: Any,
+    model: Network,
     learning_rate: float,
     num_steps: int,
     flips: bool = True,
@@ -182,7 +296,7 @@ def train_step(
         flip = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
         images = jnp.where(flip, images[:, :, ::-1], images)
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+    def loss_fn(params: Variables) -> tuple[jax.Array, tuple[Variables, jax.Array]]:
         variables = state._replace(params=params).variables(frozen)
         logits, updated = model.apply(
             variables,
@@ -206,96 +320,13 @@ def train_step(
     return state, {"loss": loss, "accuracy": accuracy}
 
 
-def train(
-    model: Any,
-    dataset: FaceDataset,
-    config: TrainConfig,
-    *,
-    held_out: FaceDataset | None = None,
-    pretrained: Pretrained | None = None,
-    state_dir: Path | None = None,
-    progress: Progress = no_progress,
-    group: Group = ALONE,
-    model_parallel: int = 1,
-) -> tuple[dict[str, Any], list[EpochRecord]]:
-    """Trains a recogniser, or whatever model's logits float32[B, ..., K] meet int32[B, ...].
-
-    Every step's batch is divided over the devices of all processes, or over as many as divide
-    it; the statistics of BatchNorm are the whole batch's.
-
-    Args:
-      model: a Flax module of `deid_jax.models`.
-      dataset: what to train on; its examples' "label" may be an array, a label per head.
-      config: how.
-      held_out: pictures to measure on after every epoch.
-      pretrained: layers to take from a file and leave as they are, bit for bit; the others are
-        drawn from the seed and trained. None trains all.
-      state_dir: where to keep the state between epochs; if one is there already, training
-        goes on from it and ends in the weights of an uninterrupted run.
-      progress: called after every step.
-      group: the processes that train together; the first one keeps the state.
-      model_parallel: over how many devices dense layers are divided.
-
-    Returns:
-      The trained collections as NumPy arrays, and the history with one record an epoch.
-
-    Raises:
-      InputError: `state_dir` holds the state of a training with other settings, or a
-        damaged one, or cannot be written; or the batch size is no multiple of the devices of
-        several processes.
-    """
-    mesh = _mesh(min(config.batch_size, len(dataset)), group, model_parallel)
-    frozen = dict(pretrained.layers) if pretrained else {}
-    keeper = None
-    if state_dir:
-        facts = _facts(model, dataset, config)
-        facts["SHA-256 of pretrained weights"] = pretrained.sha256 if pretrained else None
-        # Before the first program of all: with other settings it would be another one.
-        group.check_same(digest_of(facts), "settings or pictures")
-        keeper = _StateKeeper(state_dir, facts, group)
-    state = initial_state(model, dataset.image_size, config, frozen, mesh)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    history: list[EpochRecord] = []
-    if keeper:
-        state, history = keeper.restore(state)
-    state = sharding.place_variables(state, mesh)
-    frozen = sharding.place_variables(frozen, mesh)
-    key = sharding.place_everywhere(key, mesh)
-    per_epoch = loader.num_full_batches(len(dataset), config.batch_size)
-    num_steps = config.epochs * per_epoch
-    step = functools.partial(
-        train_step,
-        model=model,
-        learning_rate=config.learning_rate,
-        num_steps=num_steps,
-        flips=config.flips,
-    )
-    for epoch in range(len(history), config.epochs):
-        steps = []
-        for batch in _epoch(dataset, config, epoch, group):
-            state, values = step(state, sharding.place_batch(batch, mesh), key, frozen)
-            steps.append(values)
-            progress(epoch * per_epoch + len(steps), num_steps, history)
-        means = jax.tree.map(lambda *values: float(np.mean(jax.device_get(values))), *steps)
-        variables = state.variables(frozen)
-        held = (
-            predicting.accuracy(model, variables, held_out, mesh=mesh)
-            if held_out
-            else float("nan")
-        )
-        history.append(EpochRecord(epoch + 1, means["loss"], means["accuracy"], held))
-        if keeper:
-            keeper.save(state, history)
-    return sharding.to_host(state.variables(frozen)), history
-
-
 def _epoch(
-    dataset: FaceDataset, config: TrainConfig, epoch: int, group: Group
+    faces: FaceDataset, config: TrainConfig, epoch: int, group: Group
 ) -> Iterator[Batch]:
     """This process's part of every batch of an epoch."""
     order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
     part = (group.index, group.count)
-    return loader.shuffled(dataset, config.batch_size, seed=order, part=part)
+    return loader.shuffled(faces, config.batch_size, seed=order, part=part)
 
 
 def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
@@ -309,17 +340,17 @@ def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
     return sharding.global_mesh(model_parallel, parts=sharding.num_parts(own))
 
 
-def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, Any]:
-    """What must be the same for a training to go on where it stopped."""
+def _facts(model: Network, faces: FaceDataset, config: TrainConfig) -> dict[str, Json]:
+    """What must be the same for a stopped training to continue."""
     return {
         "model": type(model).__name__,
         "classes": model.num_classes,
-        "data set": dataset.name,
-        "image size": dataset.image_size,
-        "split": dataset.split,
-        "crop": dataset.provenance.get("crop"),
-        "checksum of picture names": zlib.crc32("\n".join(dataset.pictures).encode()),
-        "checksum of the first picture": zlib.crc32(dataset.read(0).tobytes()),
+        "data set": faces.name,
+        "image size": faces.image_size,
+        "split": faces.split,
+        "crop": faces.provenance.get("crop"),
+        "checksum of picture names": zlib.crc32("\n".join(faces.pictures).encode()),
+        "checksum of the first picture": zlib.crc32(faces.read(0).tobytes()),
         **dataclasses.asdict(config),
     }
 
@@ -327,14 +358,13 @@ def _facts(model: Any, dataset: FaceDataset, config: TrainConfig) -> dict[str, A
 class _StateKeeper:
     """Training state on disk: that of the last whole epoch, or of one not long ago.
 
-    Keeping it takes at most a tenth of the time, so that not every epoch's is kept. All
-    processes read it, and the first one writes.
+    Keeping it takes at most a tenth of the time. All processes read it, the first one writes.
     """
 
-    # Times as long as keeping took, no epoch is kept.
+    # For so many times as long as saving took, no epoch is kept.
     PAUSE = 9.0
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], group: Group):
+    def __init__(self, path: Path, facts: Mapping[str, Json], group: Group):
         self._path = path
         self._facts = dict(facts)
         self._group = group
@@ -345,7 +375,7 @@ class _StateKeeper:
         if not self._group.agree(storage.exists(self._path)):
             return state, []
         info = storage.load_info(self._path)
-        theirs = info.get("facts", {})
+        theirs = info["facts"]
         other = [
             f"{name} {theirs.get(name)}, not {value}"
             for name, value in self._facts.items()
@@ -357,17 +387,14 @@ class _StateKeeper:
                 f"({'; '.join(other)}); finish it with these or delete it"
             )
         kept = storage.load_arrays(self._path, state)
-        if kept is None:
-            raise InputError(
-                f"{self._path} holds an unfinished training of another architecture: delete it"
-            )
-        return kept, [EpochRecord(*record) for record in info["history"]]
+        return kept, [EpochRecord(**record) for record in info["history"]]
 
-    def save(self, state: TrainState, history: list[EpochRecord]) -> None:
+    def save(self, state: TrainState, history: Sequence[EpochRecord]) -> None:
         """Keeps the state after an epoch, if it is time to."""
         start = time.monotonic()
         if self._group.is_first and start >= self._not_before:
-            info = {"facts": self._facts, "history": history}
+            records: list[Json] = [dataclasses.asdict(record) for record in history]
+            info: dict[str, Json] = {"facts": self._facts, "history": records}
             storage.save(self._path, sharding.to_host(state), info)
             end = time.monotonic()
             self._not_before = end + self.PAUSE * (end - start)

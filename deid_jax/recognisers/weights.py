@@ -1,40 +1,44 @@
-"""Recognisers' public weights by name: where they are, whose they are, how they are checked.
+"""Published weights of recognisers by name: their addresses, authors, licences and hashes.
 
-Nothing of them comes with this project. `fetch` downloads a file once, into a folder of the
-user's, and shows its licence and citation when it does; the file's SHA-256 is checked at every
-use. A new set of weights is one row of `WEIGHTS`.
+No weights come with this project. `fetch` downloads a file once, into a folder of the user's,
+and then shows its licence and citation. The file's SHA-256 is checked at every use. A new set
+of weights is one row of `WEIGHTS`.
 """
 
+import dataclasses
+import hashlib
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from deid_jax.errors import InputError
-from deid_jax.recognisers import downloading
+from deid_jax.errors import InputError, one_line
+
+# Takes (bytes received, bytes in all or 0 where unknown).
+BytesProgress = Callable[[int, int], None]
 
 
-class Weights(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Weights:
     """A published file of weights.
 
     Attributes:
-      what: what it is, in a line.
+      what: a description in one line.
       url: where it is, https.
       sha256: of the file; None where no source states one, and the user must.
-      size: of the file in bytes; None where no source states it.
       licence: the terms that its publisher states.
       citation: whom to cite.
-      converter: "module:function", imported when used, which tells whose weights they are: of
-        `deid_jax.recognisers.embedders.CONVERTERS` for recognisers that compare embeddings, and else takes
-        the file's path and gives what `experiments.train --pretrained` starts from.
+      converter: "module:function", imported when used. For embedders it is one of
+        `deid_jax.recognisers.embedders.CONVERTERS`; otherwise it takes the file's path and
+        returns what `experiments.train --pretrained` starts from.
     """
 
     what: str
     url: str
     sha256: str | None
-    size: int | None
     licence: str
     citation: str
     converter: str
@@ -52,13 +56,12 @@ _KERAS_VGGFACE = "https://github.com/rcmalli/keras-vggface/releases/download/v2.
 WEIGHTS = {
     "mobilefacenet_ms1m": Weights(
         what="MobileFaceNet of foamliu/MobileFaceNet, trained on refined MS-Celeb-1M",
-        # The same file, by hash and size, as mobilefacenet.pt of that project's release v1.0.
+        # The same file, by its hash, as mobilefacenet.pt of that project's release v1.0.
         url=(
             "https://raw.githubusercontent.com/foamliu/MobileFaceNet/"
             "a6cc9032a659b615f477833e1a70b5e7931bcccc/weights/mobilefacenet.pt"
         ),
         sha256="90a00ba1d8b0b688af3deb731ed53dca582e6106805d1bc3cfdef55f570493f4",
-        size=4_135_271,
         licence="Apache-2.0",
         citation=f"{_MOBILEFACENET}; github.com/foamliu/MobileFaceNet",
         converter="deid_jax.models.mobilefacenet:convert",
@@ -70,7 +73,6 @@ WEIGHTS = {
             "26bd8d262017e472a3c7f56d62929e2138a70aeb/model/best/068.ckpt"
         ),
         sha256="e839247cdbdfc023fb7cadeaf53a4549d50c8fc24ad154c02e35920ea8910d99",
-        size=None,
         licence="none stated",
         citation=f"{_MOBILEFACENET}; github.com/Xiaoccer/MobileFaceNet_Pytorch",
         converter="deid_jax.models.mobilefacenet:convert",
@@ -80,7 +82,6 @@ WEIGHTS = {
         what="VGG-Face, 2622 persons: VGG-16 for Keras, from the original Caffe network",
         url=f"{_KERAS_VGGFACE}/rcmalli_vggface_tf_vgg16.h5",
         sha256=None,
-        size=None,
         licence=_VGG_FACE_LICENCE,
         citation=f"{_VGG_FACE}; github.com/rcmalli/keras-vggface",
         converter="deid_jax.recognisers.vggface_files:load_vggface",
@@ -89,7 +90,6 @@ WEIGHTS = {
         what="VGG-Face without its dense layers: VGG-16 for Keras",
         url=f"{_KERAS_VGGFACE}/rcmalli_vggface_tf_notop_vgg16.h5",
         sha256=None,
-        size=None,
         licence=_VGG_FACE_LICENCE,
         citation=f"{_VGG_FACE}; github.com/rcmalli/keras-vggface",
         converter="deid_jax.recognisers.vggface_files:load_vggface",
@@ -102,7 +102,6 @@ WEIGHTS = {
         what="VGG-Face, 2622 persons: the authors' VGG-16 for MatConvNet",
         url="https://www.vlfeat.org/matconvnet/models/vgg-face.mat",
         sha256=None,
-        size=None,
         licence=_VGG_FACE_LICENCE,
         citation=_VGG_FACE,
         converter="deid_jax.recognisers.vggface_files:load_vggface",
@@ -110,64 +109,53 @@ WEIGHTS = {
 }
 
 
-def to_stderr(line: str) -> None:
-    """Shows a line to the user."""
-    print(line, file=sys.stderr)
-
-
 def fetch(
-    name: str,
-    *,
-    cache_dir: Path | None = None,
-    sha256: str | None = None,
-    show: Callable[[str], None] = to_stderr,
-    progress: downloading.Progress = downloading.no_progress,
+    name: str, *, sha256: str | None = None, progress: BytesProgress | None = None
 ) -> Path:
-    """The file of a row of `WEIGHTS`, downloaded if it is not there yet.
+    """Returns the file of a row of `WEIGHTS`; downloads it if it is not there yet.
 
-    A file that is there is used without network. If it is not what it was, it is fetched anew;
-    where only the user says what it should be, that is an error and the file stays.
+    A file that is there is used without network. A damaged one is downloaded again, unless
+    only the user says what its SHA-256 should be: then that is an error, and the file stays.
+    Source, licence and citation are shown on standard error before a download.
 
     Args:
       name: a key of `WEIGHTS`.
-      cache_dir: where files are kept; by default $DEID_JAX_CACHE, or deid_jax/weights in
-        $XDG_CACHE_HOME or ~/.cache.
       sha256: of the file; needed where the table has none.
-      show: takes the lines on source, licence and citation, before a download.
-      progress: see `deid_jax.recognisers.downloading.download`.
-
-    Returns:
-      The file, whose SHA-256 is right.
+      progress: called while bytes are received.
 
     Raises:
       InputError: no such row; `sha256` is missing, malformed or not the table's; the file
-        cannot be fetched, kept or read, or is another.
+        cannot be downloaded, written or read, or is another.
     """
-    row, expected = _row(name), _expected(name, sha256)
-    folder = Path(cache_dir) if cache_dir is not None else default_cache()
-    path = folder / f"{name}{Path(urlsplit(row.url).path).suffix}"
+    expected = _expected(name, sha256)
+    row = WEIGHTS[name]
+    path = default_cache() / f"{name}{Path(urlsplit(row.url).path).suffix}"
     try:
-        found = downloading.digest(path) if path.is_file() else None
+        found = _digest(path) if path.is_file() else None
     except OSError as error:
-        raise InputError(f"weights {path} cannot be read: {error.strerror}") from error
+        raise InputError(f"weights {path} cannot be read: {one_line(error)}") from error
     if found == expected:
         return path
-    if found is not None and row.sha256 is None:
-        raise InputError(
-            f"weights {path} have the SHA-256 {found} instead of {expected}: "
-            "correct --sha256, or delete the file to download it again"
-        )
     if found is not None:
-        show(f"{path} is damaged and downloaded again")
-    for line in (f"{name}: {row.what}", f"from {row.url}", f"licence: {row.licence}"):
-        show(line)
-    show(f"please cite: {row.citation}")
-    downloading.download(row.url, path, sha256=expected, size=row.size, progress=progress)
+        if row.sha256 is None:
+            raise InputError(
+                f"weights {path} have the SHA-256 {found} instead of {expected}: "
+                "correct --sha256, or delete the file to download it again"
+            )
+        print(f"{path} is damaged and downloaded again", file=sys.stderr)
+    print(
+        f"{name}: {row.what}\nfrom {row.url}\nlicence: {row.licence}\n"
+        f"please cite: {row.citation}",
+        file=sys.stderr,
+    )
+    _download(row.url, path, expected, progress)
     return path
 
 
 def default_cache() -> Path:
     """The folder that files are kept in.
+
+    $DEID_JAX_CACHE, or deid_jax/weights in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
       InputError: the user has no home and names no folder.
@@ -181,23 +169,64 @@ def default_cache() -> Path:
     return home / "deid_jax" / "weights"
 
 
-def _row(name: str) -> Weights:
-    if name not in WEIGHTS:
-        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {name}")
-    return WEIGHTS[name]
-
-
 def _expected(name: str, sha256: str | None) -> str:
     """The hash that the file must have."""
+    if name not in WEIGHTS:
+        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {name}")
     known = WEIGHTS[name].sha256
     if sha256 is None:
         if known is None:
             raise InputError(
-                f"weights {name}: no source states the file's SHA-256, so give the one of a "
-                "copy that you trust, --sha256=..."
+                f"weights {name}: no source states the file's SHA-256, so give that of a copy "
+                "that you trust, --sha256=..."
             )
         return known
-    downloading.check_sha256(sha256)
+    if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise InputError(f"sha256 must be 64 hexadecimal digits, got {one_line(sha256)!r}")
     if known not in (None, sha256.lower()):
         raise InputError(f"sha256 of {name} is {known}, got {sha256}")
     return sha256.lower()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(url: str, path: Path, sha256: str, progress: BytesProgress | None) -> None:
+    """Puts the file at `url` at `path`, whole and with the right hash, or not at all."""
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    bar = _Bar(progress) if progress else False
+    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18)
+    try:
+        pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=downloader)
+    except ValueError as error:  # So pooch reports a hash.
+        raise InputError(
+            f"cannot download {url}: the file there does not have the SHA-256 {sha256}"
+        ) from error
+    except OSError as error:  # Errors of requests are such, too.
+        cause: BaseException = error
+        while cause.__context__:  # It says "refused"; those around it say whose pool did so.
+            cause = cause.__context__
+        raise InputError(f"cannot download {url} to {path}: {one_line(cause)}") from error
+
+
+class _Bar:
+    """A progress bar as pooch drives it."""
+
+    def __init__(self, progress: BytesProgress):
+        self.total, self._done, self._progress = 0, 0, progress
+
+    def update(self, received: int) -> None:
+        """Counts bytes that came; pooch counts the last chunk as a whole one."""
+        self._done += received
+        self._progress(min(self._done, self.total or self._done), self.total)
+
+    def reset(self) -> None:
+        """Starts from nothing."""
+        self._done = 0
+
+    def close(self) -> None:
+        """Does nothing."""

@@ -21,9 +21,10 @@ from deid_jax.metrics import statistics, verification
 from deid_jax.metrics.verification import SameDifferent
 from deid_jax.models import create_model
 from deid_jax.pixels import LEVELS
+from deid_jax.recognisers import TrainingData, train_config
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.recognisers.predicting import predict
-from deid_jax.recognisers.training import recipe, train
+from deid_jax.recognisers.training import train
 from deid_jax.types import Model, NumpyArray, Variables
 
 # What an image is compared with: clean images of the person, the other protected images of the
@@ -301,8 +302,8 @@ class ClassifierJudge:
         model = create_model(
             name, num_classes=len(dataset.persons), image_size=dataset.image_size
         )
-        config = dataclasses.replace(recipe(name, dataset.name), seed=seed)
-        variables, _ = train(model, dataset.take(known), config)
+        config = train_config(name, dataset.name, seed=seed)
+        variables, _ = train(model, TrainingData(dataset.take(known)), config)
         new = cls(model, variables)
         clean = new.judge(faces.protected, faces.protected_labels)
         wrong = float(np.mean(clean.protected[None, BY_NAME]))

@@ -14,10 +14,17 @@ import jax
 from deid_jax import recognisers
 from deid_jax.data import FaceDataset, load_dataset
 from deid_jax.devices.processes import ALONE, Group
-from deid_jax.recognisers import Recogniser, checkpointing, storage, weights
+from deid_jax.recognisers import (
+    EpochRecord,
+    Recogniser,
+    TrainConfig,
+    TrainingData,
+    checkpoints,
+    storage,
+    weights,
+)
 from deid_jax.recognisers.embedders import Embedder, load_embedder
 from deid_jax.recognisers.gallery_classifier import OUTPUTS, from_embedder
-from deid_jax.recognisers.training import EpochRecord, TrainConfig
 from deid_jax.recognisers.vggface_files import Pretrained
 from experiments._common.data_settings import EvaluationSettings
 from experiments._common.terminal import progress_bar
@@ -33,9 +40,11 @@ def load_split(settings: EvaluationSettings, group: Group = ALONE) -> FaceDatase
     path = _checkpoint(settings)
     if settings.recogniser is None:
         if settings.checkpoint is not None or storage.exists(path):
-            recognisers.load_info(path, settings.model, settings.dataset, settings.image_size)
+            recognisers.load_matching(
+                path, settings.model, settings.dataset, settings.image_size
+            )
         else:
-            checkpointing.check_target(path, overwrite=False)
+            checkpoints.check_target(path, overwrite=False)
     faces = load_dataset(settings.dataset, settings.options(settings.split))
     if group.is_first:
         say_skipped(faces)
@@ -68,7 +77,7 @@ def load_or_train_recogniser(
     path = _checkpoint(settings)
     if group.agree(settings.checkpoint is None and not storage.exists(path)):
         _train_default(settings, path, faces, group, model_parallel)
-    return recognisers.load(path, settings.model, faces)
+    return recognisers.load(path, faces, model=settings.model)
 
 
 def _checkpoint(settings: EvaluationSettings) -> Path:
@@ -90,11 +99,11 @@ def _train_default(
     group.check_shared(path.parent, f"checkpoint {path}, which is trained now,")
     config = recognisers.train_config(settings.model, settings.dataset, seed=settings.seed)
     test = faces if settings.split == "test" else None
-    data = recognisers.load_train_and_test(
+    data = recognisers.load_training_data(
         settings.dataset, settings.options("train"), test=test
     )
     recogniser, _ = fit_with_bar(
-        settings.model, *data, config, path, group=group, model_parallel=model_parallel
+        settings.model, data, config, path, group=group, model_parallel=model_parallel
     )
     if group.is_first:
         print(accuracy_line(recogniser), file=sys.stderr)
@@ -116,8 +125,7 @@ def _user_supplied(
 
 def fit_with_bar(
     model: str,
-    faces: FaceDataset,
-    held_out: FaceDataset | None,
+    data: TrainingData,
     config: TrainConfig,
     path: Path,
     pretrained: Pretrained | None = None,
@@ -141,10 +149,9 @@ def fit_with_bar(
 
         return recognisers.fit(
             model,
-            faces,
+            data,
             config,
             path,
-            held_out=held_out,
             pretrained=pretrained,
             progress=progress,
             group=group,

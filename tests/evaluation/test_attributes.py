@@ -15,7 +15,7 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import attributes
 from deid_jax.evaluation.attributes import BANDS, DUPLICATES, Attribute
 from deid_jax.recognisers import storage, training
-from deid_jax.recognisers.training import TrainConfig
+from deid_jax.recognisers import TrainConfig
 
 OPTIONS = DataOptions(image_size=16, split="test")
 CONFIG = TrainConfig(epochs=8, learning_rate=2e-3, batch_size=16, flips=False)
@@ -262,7 +262,7 @@ def test_damaged_or_foreign_checkpoint_is_refused(kept, evaluated, tmp_path):
     for file in (tmp_path / "damaged" / "arrays").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(InputError, match="damaged is damaged: arrays/"):
+    with pytest.raises(InputError, match="damaged is damaged: "):
         load(tmp_path / "damaged")
 
 

@@ -26,7 +26,7 @@ name, text, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
 changes = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 begun = False
 if name == "train":  # After every epoch, however long the last time took.
-    from deid_jax import training
+    from deid_jax.recognisers import training
     training._StateKeeper.PAUSE = 0.0
 def watch(event, arguments):
     global begun, left

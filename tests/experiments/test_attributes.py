@@ -11,7 +11,7 @@ from PIL import Image
 
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset
 from deid_jax.evaluation import attributes as library
-from deid_jax.recognisers.training import TrainConfig
+from deid_jax.recognisers import TrainConfig
 from experiments import attack, attributes
 from experiments._attributes import attribute_runs
 from tests.experiments.conftest import COMMON, assert_refused, listing

@@ -12,7 +12,7 @@ from PIL import Image
 from deid_jax.evaluation.batch_loop import BatchLoop
 from deid_jax.models import mobilefacenet
 from deid_jax.photos import crop_attack
-from deid_jax.recognisers import checkpointing
+from deid_jax.recognisers import checkpoints
 from deid_jax.recognisers.embedders import Embedder
 from experiments import attack, protect, sweep, train
 from tests.devices.test_sharding import assert_near, on_eight_devices, shapes_held
@@ -140,7 +140,7 @@ def check_trainings(place, counts):
         folder = run(train, place, devices, *flags, to=f"trained-{devices}")
         assert_same_table(folder / "history.csv", place / "trained-1/history.csv")
         ours, theirs = (
-            checkpointing.load_variables(path, checkpointing.load_info(path))["params"]
+            checkpoints.load_variables(path, checkpoints.load_info(path))["params"]
             for path in (place / f"recogniser-{devices}", place / "recogniser")
         )
         # A bias before BatchNorm has a gradient of rounding alone, which Adam makes a step of.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from deid_jax.evaluation.batch_loop import BatchLoop
-from deid_jax.recognisers import checkpointing
+from deid_jax.recognisers import checkpoints
 from deid_jax.runs import FolderStore
 from experiments import attack, train
 from tests.experiments import scale_helpers
@@ -351,10 +351,10 @@ def whole_training(faces, tmp_path_factory):
 
 
 def assert_same_training(ours, whole):
-    infos = [checkpointing.load_info(folder / "new") for folder in (ours, whole)]
+    infos = [checkpoints.load_info(folder / "new") for folder in (ours, whole)]
     assert infos[0] == infos[1]
     once, twice = (
-        checkpointing.load_variables(folder / "new", info)
+        checkpoints.load_variables(folder / "new", info)
         for folder, info in zip((ours, whole), infos, strict=True)
     )
     assert json.dumps(_shapes(once)) == json.dumps(_shapes(twice))

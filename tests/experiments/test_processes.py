@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from deid_jax.recognisers import checkpointing
 from deid_jax.evaluation import Evaluation
+from deid_jax.recognisers import checkpoints
 from experiments import attack, sweep, train
 from tests.devices.test_processes import free_port
 from tests.experiments.conftest import COMMON, REPOSITORY, finish, listing, process
@@ -253,10 +253,10 @@ def assert_trained_alike(place, ours):
     for own, other in zip(*tables, strict=True):
         for name, value in other.items():
             assert float(own[name]) == pytest.approx(float(value), rel=1e-4), name
-    infos = [checkpointing.load_info(place / f"trained{name}") for name in (ours, "")]
+    infos = [checkpoints.load_info(place / f"trained{name}") for name in (ours, "")]
     assert dataclasses.asdict(infos[0]) == dataclasses.asdict(infos[1])
     weights = [
-        checkpointing.load_variables(place / f"trained{name}", info)["params"]
+        checkpoints.load_variables(place / f"trained{name}", info)["params"]
         for name, info in zip((ours, ""), infos, strict=True)
     ]
     # A bias before BatchNorm has a gradient of rounding alone, which Adam makes a step of.

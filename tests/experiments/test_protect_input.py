@@ -6,7 +6,6 @@ from urllib.error import URLError
 
 import pytest
 
-from deid_jax.recognisers import downloading
 from experiments import protect
 from tests.experiments.conftest import assert_refused, listing, write_faces
 from tests.experiments.protect_helpers import (
@@ -99,7 +98,6 @@ def test_names_without_weights_end_in_one_line(
         raise URLError("no network")
 
     monkeypatch.setattr(request.OpenerDirector, "open", offline)
-    monkeypatch.setattr(downloading.time, "sleep", lambda seconds: None)
     monkeypatch.setenv("DEID_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     write_photos(workplace / "in", 1)
     before = listing(workplace)

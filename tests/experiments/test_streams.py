@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.recognisers import checkpointing
 from experiments import attack
 from tests.data import packing, tfds_sets
 from tests.experiments import scale_helpers
@@ -28,7 +27,7 @@ def checkpoint_for(trained, dataset):
     """The checkpoint as one that was trained on the same pictures in another data set."""
     path = Path(f"recogniser-{dataset}").absolute()
     info = dataclasses.replace(trained[2].info, dataset=dataset)
-    checkpointing.save(path, trained[2].variables, info)
+    trained[2]._replace(info=info).save(path)
     return path
 
 

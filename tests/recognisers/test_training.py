@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.data import FaceDataset, loader
+from deid_jax import recognisers
+from deid_jax.data import DataOptions, FaceDataset, loader
 from deid_jax.errors import InputError
 from deid_jax.models import create_model
-from deid_jax.recognisers import predicting, training
-from deid_jax.recognisers.training import TrainConfig
+from deid_jax.recognisers import TrainConfig, TrainingData, predicting, recipes, training
 from deid_jax.recognisers.vggface_files import Pretrained
 
 CONFIG = TrainConfig(epochs=4, learning_rate=1e-3, batch_size=8, seed=3)
@@ -47,8 +47,20 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def whole(model, faces):
-    return training.train(model, faces, CONFIG, held_out=faces.take([0, 1, 2]))
+def data(faces):
+    return TrainingData(faces, dataclasses.replace(faces.take([0, 1, 2]), split="test"))
+
+
+@pytest.fixture(scope="module")
+def fitted(data, tmp_path_factory):
+    """(checkpoint, recogniser, history)."""
+    path = tmp_path_factory.mktemp("fitted") / "it"
+    return path, *recognisers.fit("model_a", data, CONFIG, path)
+
+
+@pytest.fixture(scope="module")
+def whole(fitted):
+    return fitted[1].variables, fitted[2]
 
 
 class StopError(Exception):
@@ -59,55 +71,59 @@ def _assert_same(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_learns(model, faces, whole):
-    variables, history = whole
+def test_learns_and_keeps_what_it_returns(model, faces, fitted):
+    path, recogniser, history = fitted
     assert [record.epoch for record in history] == [1, 2, 3, 4]
     assert history[-1].loss < history[0].loss
-    assert predicting.accuracy(model, variables, faces) > 0.9
-    assert history[-1].test_accuracy > 0.9
+    read = recognisers.load(path, faces, model="model_a")
+    assert read.info == recogniser.info and read.info.pictures == faces.pictures
+    _assert_same(read.variables, recogniser.variables)
+    accuracy = predicting.accuracy(model, read.variables, faces)
+    assert read.info.accuracy == {"train": accuracy, "test": history[-1].test_accuracy}
+    assert min(read.info.accuracy.values()) > 0.9
+    assert [entry.name for entry in path.parent.iterdir()] == ["it"]
 
 
 def test_same_seed_same_weights_other_seed_other_weights(model, faces, whole):
-    again, _ = training.train(model, faces, CONFIG)
+    again, history = training.train(model, TrainingData(faces), CONFIG)
     _assert_same(again, whole[0])
-    config = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=8, seed=4)
-    other, _ = training.train(model, faces, config)
-    assert not np.allclose(other["params"]["fc2"]["kernel"], again["params"]["fc2"]["kernel"])
+    assert np.isnan(history[-1].test_accuracy)
+    config = dataclasses.replace(CONFIG, seed=4)
+    drawn = [training.initial_state(model, 12, c, {}).params["fc2"] for c in (config, CONFIG)]
+    assert not np.allclose(drawn[0]["kernel"], drawn[1]["kernel"])
 
 
-# Stopped within the first epoch, at the end of one, and within a later one.
-@pytest.mark.parametrize("stop_at", [2, 6, 8])
+# Stopped within the first epoch, and within a later one.
+@pytest.mark.parametrize(("stop_at", "first"), [(2, 1), (8, 7)])
 def test_stopped_and_restarted_training_ends_in_the_same_weights(
-    model, faces, whole, tmp_path, stop_at
+    data, whole, tmp_path, monkeypatch, stop_at, first
 ):
+    monkeypatch.setattr(training._StateKeeper, "PAUSE", 0.0)
+
     def stop(done, total, history):
         assert total == 4 * 3
         if done == stop_at:
             raise StopError
 
+    fit = functools.partial(recognisers.fit, "model_a", data, path=tmp_path / "it")
     with pytest.raises(StopError):
-        training.train(model, faces, CONFIG, state_dir=tmp_path / "state", progress=stop)
+        fit(CONFIG, progress=stop)
+    if first > 1:
+        other = dataclasses.replace(CONFIG, learning_rate=0.5)
+        with pytest.raises(InputError, match=r"\(learning_rate 0\.001, not 0\.5\)"):
+            fit(other)
     steps = []
-    variables, history = training.train(
-        model,
-        faces,
-        CONFIG,
-        held_out=faces.take([0, 1, 2]),
-        state_dir=tmp_path / "state",
-        progress=lambda done, total, history: steps.append(done),
-    )
-    _assert_same(variables, whole[0])
-    assert [record[:3] for record in history] == [record[:3] for record in whole[1]]
-    # It went on at the start of an epoch, and not from nothing if one was over.
-    assert steps[0] in ((1,) if stop_at <= 3 else (4, 7))
-    assert steps[0] <= stop_at
+    again, history = fit(CONFIG, progress=lambda done, total, history: steps.append(done))
+    _assert_same((again.variables, history), whole)
+    assert steps[0] == first
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
 
 
-def test_state_of_other_settings_is_refused(model, faces, tmp_path):
-    config = TrainConfig(epochs=1, learning_rate=1e-3, batch_size=8, seed=3)
-    training.train(model, faces, config, state_dir=tmp_path / "state")
-    with pytest.raises(InputError, match="unfinished training with other settings"):
-        training.train(model, faces, CONFIG, state_dir=tmp_path / "state")
+def test_divergence_leaves_no_checkpoint_and_no_state(data, tmp_path):
+    config = TrainConfig(epochs=1, learning_rate=1e30, batch_size=8)
+    with pytest.raises(InputError, match=r"training diverged.* less than 1e\+30"):
+        recognisers.fit("model_a", data, config, tmp_path / "it")
+    assert not list(tmp_path.iterdir())
 
 
 class Linear(nn.Module):
@@ -149,17 +165,15 @@ def test_left_and_right_are_learnt_without_flips_only():
     faces = sides("train")
     for flips, least, most in ((False, 0.99, 1), (True, 0, 0.8)):
         config = dataclasses.replace(SIDES, flips=flips)
-        variables, history = training.train(Linear(), faces, config)
+        _, history = training.train(Linear(), TrainingData(faces), config)
         # Of 16 mirrored pictures half are named wrongly by whoever names the originals rightly.
         assert least <= history[-1].train_accuracy <= most, flips
     assert TrainConfig(epochs=1, learning_rate=1e-3).flips
-    variables, _ = training.train(Linear(), faces, SIDES)
-    assert predicting.accuracy(Linear(), variables, faces) == 1
 
 
 def test_a_label_may_be_one_per_head():
     faces = sides("all")
-    variables, history = training.train(Linear(heads=(2,)), faces, SIDES, held_out=faces)
+    variables, history = training.train(Linear(heads=(2,)), TrainingData(faces, faces), SIDES)
     assert history[-1].train_accuracy > 0.95
     assert history[-1].test_accuracy == 1
     # The first head alone is right: half of all labels, whatever the padding (16 = 3 × 6 - 2).
@@ -193,7 +207,9 @@ def _pretrained(sha256="abc"):
 
 def test_pretrained_layers_stay_bit_for_bit_and_the_others_learn():
     faces, pretrained = sides("train"), _pretrained()
-    variables, history = training.train(Frozen(), faces, SIDES, pretrained=pretrained)
+    variables, history = training.train(
+        Frozen(), TrainingData(faces), SIDES, pretrained=pretrained
+    )
     _assert_same(variables["params"]["body"], pretrained.layers["body"])
     assert history[-1].loss < 0.5 * history[0].loss
     assert predicting.accuracy(Frozen(), variables, faces) == 1
@@ -230,27 +246,20 @@ def test_no_gradient_is_computed_for_pretrained_layers():
     assert products(pretrained.layers) == 4
 
 
-@pytest.mark.parametrize("stop_at", [3, 30])
-def test_stopped_training_of_a_head_ends_in_the_same_weights(tmp_path, stop_at):
+def test_stopped_training_of_a_head_ends_in_the_same_weights(tmp_path):
     def stop(done, total, history):
-        if done == stop_at:
+        if done == 30:
             raise StopError
 
-    faces, state = sides("train"), tmp_path / "state"
-    run = functools.partial(training.train, Frozen(), faces, SIDES)
+    state = tmp_path / "state"
+    run = functools.partial(training.train, Frozen(), TrainingData(sides("train")), SIDES)
     whole, _ = run(pretrained=_pretrained())
     with pytest.raises(StopError):
         run(pretrained=_pretrained(), state_dir=state, progress=stop)
     for other, words in ((_pretrained("abd"), "abc, not abd"), (None, "abc, not None")):
         with pytest.raises(InputError, match=f"SHA-256 of pretrained weights {words}"):
             run(pretrained=other, state_dir=state)
-    steps = []
-    again, _ = run(
-        pretrained=_pretrained(),
-        state_dir=state,
-        progress=lambda done, total, history: steps.append(done),
-    )
-    assert 1 < steps[0] <= stop_at
+    again, _ = run(pretrained=_pretrained(), state_dir=state)
     _assert_same(again, whole)
 
 
@@ -259,21 +268,32 @@ def test_stopped_training_of_a_head_ends_in_the_same_weights(tmp_path, stop_at):
 )
 def test_l2_penalty_is_a_thousandth_of_the_summed_squares(name, size, layers):
     model = create_model(name, num_classes=3, image_size=size)
-    params = model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    random = np.random.default_rng(0)
+    params = {
+        name: {"kernel": random.standard_normal(layer["kernel"].shape, np.float32)}
+        for name, layer in shapes["params"].items()
+        if "kernel" in layer and layer["kernel"].size < 2**21
+    }
     expected = 1e-3 * sum(
         np.sum(np.square(np.asarray(params[layer]["kernel"], np.float64))) for layer in layers
     )
     np.testing.assert_allclose(training.l2_penalty(model, params), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be .*, got nan"),
-        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(InputError, match=message):
-        TrainConfig(**({"epochs": 1, "learning_rate": 1e-3} | settings))
+def test_recipe_gives_way_to_what_is_given():
+    recipe = recipes.RECIPES["vgg16", "any"]
+    assert recognisers.train_config("vgg16", "folder") == recipe
+    given = {"epochs": 2, "learning_rate": 0.5, "batch_size": 8, "seed": 4}
+    config = recognisers.train_config("vgg16", "folder", **given)
+    assert config == dataclasses.replace(recipe, **given)
+    with pytest.raises(InputError, match="epochs must be an integer >= 1, got 0"):
+        recognisers.train_config("vgg16", "folder", epochs=0)
+    for name in ("batch_size", "learning_rate"):
+        with pytest.raises(InputError, match=f"{name} must be .*, got -1"):
+            recognisers.train_config("vgg16", "folder", **{name: -1})
+
+
+def test_training_on_the_test_split_is_refused():
+    with pytest.raises(InputError, match="split must be train or all for training, got test"):
+        recognisers.load_training_data("folder", DataOptions(image_size=64, split="test"))
