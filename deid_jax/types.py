@@ -19,7 +19,7 @@ Variables: TypeAlias = PyTree
 AnyDtype: TypeAlias = Any  # type: ignore[explicit-any]
 NumpyArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[AnyDtype]]
 # What JSON can hold.
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 class Config(Protocol):

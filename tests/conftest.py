@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Drops compiled programs near the limit of memory mappings, at which Linux ends a process."""
+    """Drops compiled programs when a process nears its limit of memory mappings."""
     yield
     limit, maps = Path("/proc/sys/vm/max_map_count"), Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > int(limit.read_text()) / 2:
@@ -55,9 +55,9 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"skipped although DEID_JAX_TEST_NO_SKIPS=1: {report.longrepr[2]}"
     slow = item.get_closest_marker("slow") or item.config.option.usepdb
-    if report.passed and call.duration > MOST_SECONDS and not slow:
+    if report.passed and call.when == "call" and call.duration > MOST_SECONDS and not slow:
         report.outcome = "failed"
-        report.longrepr = f"{call.when} took {call.duration:.0f} s: make it faster or mark it slow"
+        report.longrepr = f"{call.duration:.0f} s: make this test faster or mark it slow"
     return report
 
 
