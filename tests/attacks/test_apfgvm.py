@@ -128,6 +128,7 @@ def test_finds_the_distance_to_a_plane(num_steps, tolerance):
     assert np.all(ratio <= 1 + tolerance + 1 / 2**6)
 
 
+@pytest.mark.slow
 def test_each_penalty_finds_its_own_least_point_of_a_plane():
     """The least ⟨δ, Mδ⟩ with ⟨g, δ⟩ = −l is δ = −l M⁻¹g/⟨g, M⁻¹g⟩; SSIM's is near it."""
     random = np.random.default_rng(2)

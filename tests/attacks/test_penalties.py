@@ -51,6 +51,7 @@ ORACLES = {
 
 
 @pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.slow
 def test_value_is_the_root_of_the_quadratic_form(name):
     images, adversarial, change = _problem()
     value = PENALTIES[name](images).value(adversarial)

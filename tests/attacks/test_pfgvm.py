@@ -56,6 +56,7 @@ def test_unpenalised_equals_unbounded_ifgvm_bit_for_bit():
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_larger_penalty_stays_closer():
     logits_fn, _, _ = small_model()
     objective = cross_entropy(logits_fn, jnp.array([0, 3, 4]), targeted=True)

@@ -132,6 +132,7 @@ def test_people_are_unlike_each_other():
     assert len(variations.pose.yaw) == 900
 
 
+@pytest.mark.slow
 def test_who_and_how_change_a_picture_each_by_itself():
     ann, first = example(0, 0)
     bob, second = example(1, 1)

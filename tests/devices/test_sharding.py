@@ -207,6 +207,7 @@ FAMILIES = ("pfgvm", "ifgsm", "ddn")
 
 @pytest.mark.parametrize("method", FAMILIES)
 @on_eight_devices
+@pytest.mark.slow
 def test_methods_come_to_the_same_without_talk_between_devices(method):
     _check_method(method)
 

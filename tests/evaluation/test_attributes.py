@@ -14,8 +14,7 @@ from deid_jax.data.synthetic import photo_set
 from deid_jax.errors import InputError
 from deid_jax.evaluation import attributes
 from deid_jax.evaluation.attributes import BANDS, DUPLICATES, Attribute
-from deid_jax.recognisers import storage, training
-from deid_jax.recognisers import TrainConfig
+from deid_jax.recognisers import TrainConfig, storage, training
 
 OPTIONS = DataOptions(image_size=16, split="test")
 CONFIG = TrainConfig(epochs=8, learning_rate=2e-3, batch_size=16, flips=False)

@@ -99,6 +99,7 @@ def test_attacks_reach_their_goals(evaluation_of, target, rate):
     assert (records[0].target is None) == (rate is None)
 
 
+@pytest.mark.slow
 def test_quantised_results_keep_their_success(evaluation_of):
     """Attacks of the least change end just beyond the boundary, where rounding undoes it.
 

@@ -53,6 +53,7 @@ def assert_same(ours, theirs):
         np.testing.assert_allclose(result.mssim, other.mssim, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_weights_equal_eight_runs_in_one_compilation(evaluation, whole):
     points = points_of()
     before = programs.num_compiled()
@@ -67,6 +68,7 @@ def test_eight_weights_equal_eight_runs_in_one_compilation(evaluation, whole):
     assert distances[0] > 1.2 * distances[-1]
 
 
+@pytest.mark.slow
 def test_steps_come_from_one_trajectory(evaluation_of, faces):
     evaluation = evaluation_of(batch_size=6, target="none", init="noise", quantize=True)
     points = points_of([0.1, 0.5], num_steps=[5, 2])
@@ -154,6 +156,7 @@ def test_records_of_a_store_are_read_a_piece_at_a_time(
         list(found[0])
 
 
+@pytest.mark.slow
 def test_a_stack_that_does_not_fit_is_split_and_gives_the_same(evaluation_of, whole):
     points = points_of(LAMBDAS[:4])
     (group,) = sweeping.by_program("pfgvm", points)

@@ -185,6 +185,7 @@ def test_settings_that_are_names_have_choices(arguments, workplace, capsys):
     assert_refused(attack.main, [*flags, "--penalty=l7"], "--penalty=l7", workplace, capsys)
 
 
+@pytest.mark.slow
 def test_same_command_writes_the_same_bytes(arguments, workplace):
     for name in ("one", "two"):
         assert attack.main([*arguments, QUICK, "--split=all", "--init=noise"]) == 0
@@ -197,6 +198,7 @@ def test_same_command_writes_the_same_bytes(arguments, workplace):
     assert len(files) > 18
 
 
+@pytest.mark.slow
 def test_earlier_run_is_replaced_and_strangers_are_left_alone(arguments, workplace):
     assert attack.main([*arguments, "--split=all", "--method=mask"]) == 0
     (workplace / "out/notes.txt").write_text("mine")
@@ -279,7 +281,7 @@ BAD_FLAGS = [
     _bad("checkpoint file is no checkpoint", "--checkpoint=file"),
     _bad("checkpoint foreign is no checkpoint", "--checkpoint=foreign"),
     _bad("it was made for the model model_a, not vgg16", "--model=vgg16", "--image_size=32"),
-    _bad("it was made for pictures of size 16, not 32", "--image_size=32"),
+    _bad("it was made for images of size 16, not 32", "--image_size=32"),
     _bad("it was made for crop auto, not none", "--crop=none"),
     _bad("of the test split (its split is train, its seed 0)", "--seed=3"),
 ]

@@ -59,6 +59,7 @@ def small_problem(num_steps=3, precision="float32"):
     )
 
 
+@pytest.mark.slow
 def test_writes_the_contracted_figures_and_traces(tmp_path, capsys, monkeypatch):
     # It takes seconds to compile prepared kernels.
     monkeypatch.setattr(candidates, "prepare", lambda variables: variables)

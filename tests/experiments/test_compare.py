@@ -208,6 +208,7 @@ def test_all_and_none_are_said_of_all_and_none(rate, text):
     assert compare_tables._percent(rate) == text
 
 
+@pytest.mark.slow
 def test_writes_tables_that_agree_with_each_image(workplace, arguments, capsys):
     assert compare.main([*arguments, *QUICK]) == 0
     out, err = capsys.readouterr()
@@ -241,6 +242,7 @@ def test_writes_tables_that_agree_with_each_image(workplace, arguments, capsys):
     assert description["contents"] == FILES
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_files_but_for_times(workplace, arguments):
     flags = [*arguments, *QUICK, "--methods=pfgvm"]
     runs = []
@@ -363,7 +365,9 @@ def test_bad_input_is_named(workplace, arguments, capsys, flag, message):
 
 def test_two_ways_to_choose_pictures_are_one_too_many(workplace, arguments, capsys):
     flags = [*arguments, *QUICK, "--sample=3", "--max_images=3"]
-    assert_refused(compare.main, flags, "sample and max_images exclude each other", workplace, capsys)
+    assert_refused(
+        compare.main, flags, "sample and max_images exclude each other", workplace, capsys
+    )
 
 
 @pytest.mark.skipif(machine.version("adv-lib") is None, reason="adv-lib, a peer, is missing")

@@ -19,6 +19,8 @@ from tests.devices.test_sharding import assert_near, on_eight_devices, shapes_he
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
 from tests.experiments.protect_helpers import FACES, picture
 
+pytestmark = pytest.mark.slow
+
 # Eighteen pictures: no multiple of four or eight devices.
 QUICK = ("--num_steps=3", "--split=all", "--checkpoint=recogniser")
 TRAIN = ("--epochs=2", "--batch_size=8")
@@ -81,6 +83,7 @@ def assert_same_table(ours, theirs, *, but=()):
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_attacks_write_the_same(place):
     folders = {n: run(attack, place, n, *QUICK, to=f"attack-{n}") for n in (1, 2, 4, 8)}
     theirs = metrics_of(folders[1])

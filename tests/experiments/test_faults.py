@@ -261,7 +261,7 @@ def test_unreadable_picture_in_the_middle_of_an_archive(
     assert line.endswith(GOES_ON)
     assert len(scale_helpers.pieces(Path("out"))) > 0
     assert attack.main([*given, "--skip_unreadable"]) == 0
-    assert "left out 1 unreadable picture\n" in capsys.readouterr().err
+    assert "left out 1 unreadable image\n" in capsys.readouterr().err
     ours, whole = content(workplace / "out"), content(workplace / "whole")
     assert (ours["metrics.json"]["num_images"], TOTAL) == (
         TOTAL - 1,
@@ -324,7 +324,7 @@ def test_checkpoint_without_numbers(arguments, trained, workplace, capsys):
     line = fails([*arguments, "--checkpoint=broken"], capsys)
     assert line == (
         "error: the recogniser gives NaN or infinity for person_0/00: its weights are damaged, "
-        "or it cannot take this picture\n"
+        "or it cannot take this image\n"
     )
 
 
@@ -462,6 +462,7 @@ def test_damaged_work_of_an_interrupted_run_is_done_again(
     assert content(Path("out")) == undisturbed[kind]
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(arguments, undisturbed, workplace, capsys):
     """The second is refused, alone and as a group, and the first goes on."""
     first = process("attack", *arguments, cwd=workplace)

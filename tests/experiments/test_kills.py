@@ -24,6 +24,8 @@ from tests.experiments import scale_helpers
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
 from tests.experiments.scale_helpers import HIDDEN, content, ends, group, kill, killed_at
 
+pytestmark = pytest.mark.slow
+
 PERSONS, PICTURES = 3, 42
 TOTAL = PERSONS * PICTURES
 # Thirteen, the last one smaller.
@@ -267,6 +269,7 @@ def test_processes_whose_first_one_is_killed_end_by_themselves(undisturbed, tall
     assert content(output) == undisturbed.content
 
 
+@pytest.mark.slow
 def test_attack_killed_three_times_ends_alike(trained, faces, workplace):
     common = [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--split=all"]
     flags = [*common, "--shard_size=4", "--num_steps=20"]

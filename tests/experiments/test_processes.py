@@ -18,6 +18,8 @@ from tests.devices.test_processes import free_port
 from tests.experiments.conftest import COMMON, REPOSITORY, finish, listing, process
 from tests.experiments.test_attack import TIMING
 
+pytestmark = pytest.mark.slow
+
 # Eighteen pictures in shards of five: four shards, the last one smaller.
 ATTACK = ("--split=all", "--num_steps=3", "--shard_size=5")
 SWEEP = (*ATTACK, "--sweep=penalty_weight=0.2,0.5,1", "--settings_per_call=2")
@@ -112,6 +114,7 @@ def facts(folder, *, num_processes, devices_each=1):
     return files
 
 
+@pytest.mark.slow
 def test_attack_by_two_processes_of_two_devices_each(alone, known, place):
     started = begin(
         "attack",
@@ -287,6 +290,7 @@ def test_batches_that_devices_do_not_divide_are_refused(by_four, place):
     assert not (place / "none").exists()
 
 
+@pytest.mark.slow
 def test_slurm_tells_who_takes_part(alone, faces, place):
     started = []
     for index in range(2):

@@ -232,6 +232,7 @@ def test_video_without_a_face_is_listed_and_not_written(single, monkeypatch, cap
     assert "no face was found: nothing was written" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_boxes_that_a_file_tells_are_those_of_every_frame(folders, tmp_path):
     source, output = folders
     box = (40, 20, 40, 40)

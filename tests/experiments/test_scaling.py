@@ -8,12 +8,15 @@ import pytest
 from experiments import scaling
 from tests.experiments.conftest import COMMON, assert_refused
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def arguments(trained, faces):
     return [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--output_dir=out"]
 
 
+@pytest.mark.slow
 def test_every_number_of_processes_is_run_in_turn(arguments, workplace, capsys):
     flags = [
         "--processes=1,2",

@@ -28,6 +28,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_sweep_writes_what_single_runs_measure(arguments, workplace, capsys):
     grid = ["--sweep=penalty_weight=0.2,1", "--sweep=num_steps=2,4"]
     assert sweep.main([*arguments, *grid]) == 0
@@ -109,6 +110,7 @@ def test_setting_that_is_given_is_not_swept_by_default():
     assert len(grids["pfgvm"]) > 1
 
 
+@pytest.mark.slow
 def test_repeated_alike(arguments, workplace):
     flags = ["--method=noise,pfgvm", QUICK, "--sweep=penalty_weight=0.5,1"]
     assert sweep.main([*arguments, *flags]) == 0

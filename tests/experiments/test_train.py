@@ -107,6 +107,7 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
     assert_refused(train.main, given, message, workplace, capsys)
 
 
+@pytest.mark.slow
 def test_existing_checkpoint_is_kept_and_unreadable_images_are_left_out_when_asked(
     trained, faces, workplace, capsys
 ):

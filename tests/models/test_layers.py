@@ -49,6 +49,7 @@ def test_convolution_equals_xla_with_both_gradients(height, width, size, padding
         {"feature_group_count": 2},
     ],
 )
+@pytest.mark.slow
 def test_other_convolutions_fall_back_to_flax(options):
     images = _random((2, 9, 7, 4))
     settings = {"features": 6, "kernel_size": (3, 3), **options}
@@ -59,6 +60,7 @@ def test_other_convolutions_fall_back_to_flax(options):
 
 
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 9), (2, 3), (5, 4)])
+@pytest.mark.slow
 def test_max_pool_equals_flax_with_its_gradient(height, width):
     images = _random((3, height, width, 2))
 

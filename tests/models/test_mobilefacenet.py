@@ -121,6 +121,7 @@ def test_initialised_variables_have_the_shapes_of_converted_ones(network):
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables)
 
 
+@pytest.mark.slow
 def test_casia_looks_at_the_middle_96_columns():
     model, variables = convert(random_arrays("casia"))
     weights = np.ones((2, 128), np.float32)
@@ -133,6 +134,7 @@ def test_casia_looks_at_the_middle_96_columns():
     assert not gradient[:, :, 104:].any()
 
 
+@pytest.mark.slow
 def test_weights_have_gradients(network):
     """Against a finite difference along a random direction, in float64."""
     model, variables = network
@@ -162,6 +164,7 @@ def test_weights_have_gradients(network):
     np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_and_returns_float32(network):
     model, variables = network
     images = pictures(1)

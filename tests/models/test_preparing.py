@@ -26,6 +26,7 @@ def _layer_and_variables(size, channels, features=6):
 
 @pytest.mark.parametrize("height, width", [(8, 8), (7, 9), (1, 2), (13, 4)])
 @pytest.mark.parametrize("size, channels", [(1, 3), (3, 3), (3, 5), (5, 1), (5, 4), (5, 7)])
+@pytest.mark.slow
 def test_prepared_convolution_equals_flax_with_its_input_gradient(
     height, width, channels, size
 ):
@@ -69,6 +70,7 @@ def test_winograd_rounds_to_a_hundred_thousandth(size):
 
 
 @pytest.mark.parametrize("name, size", [("model_a", 14), ("vgg16", 33)])
+@pytest.mark.slow
 def test_recognisers_give_the_same_logits_prepared(name, size):
     model = create_model(name, num_classes=5, image_size=size)
     variables = randomised(model, size)
@@ -91,6 +93,7 @@ def test_a_recogniser_gives_the_same_gradient_prepared():
     assert jnp.linalg.norm(prepared - plain) < 0.02 * jnp.linalg.norm(plain)
 
 
+@pytest.mark.slow
 def test_vmap_and_scan_over_prepared_convolutions():
     layer, variables = _layer_and_variables(3, channels=6)
     prepared = prepare(variables)
@@ -119,6 +122,7 @@ def test_prepared_kernels_have_no_gradient(channels):
         jax.grad(loss)(prepared)
 
 
+@pytest.mark.slow
 def test_the_compiled_loop_of_a_prepared_recogniser_holds_no_convolution():
     model = create_model("model_a", num_classes=5, image_size=16)
     prepared = prepare(randomised(model, 16))
@@ -154,6 +158,7 @@ def test_accelerators_get_their_weights_and_convolutions_untouched(monkeypatch):
 
 
 @pytest.mark.parametrize("name, size", [("model_a", 16), ("vgg16", 32)])
+@pytest.mark.slow
 def test_bfloat16_recognisers_keep_float32_weights_and_logits(name, size):
     model = create_model(name, num_classes=5, image_size=size)
     variables = randomised(model, size)

@@ -33,6 +33,7 @@ def changes(crops, number, *, grey=False, psnr=PSNR, num_steps=2, seed=0):
     )
 
 
+@pytest.mark.slow
 def test_changes_keep_to_their_size_and_turn_the_embedding_away(crops):
     found = changes(crops, 3, num_steps=8)
     assert found.shape == (3, SIZE, SIZE, 3)

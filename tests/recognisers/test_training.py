@@ -205,6 +205,7 @@ def _pretrained(sha256="abc"):
     return Pretrained("weights.npz", sha256, {"body": body})
 
 
+@pytest.mark.slow
 def test_pretrained_layers_stay_bit_for_bit_and_the_others_learn():
     faces, pretrained = sides("train"), _pretrained()
     variables, history = training.train(

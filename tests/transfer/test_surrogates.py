@@ -138,6 +138,7 @@ def test_sign_methods_stay_within_whole_levels_of_epsilon():
     assert np.abs(np.asarray(perturbed, int) - IMAGES).max() == 3
 
 
+@pytest.mark.slow
 def test_ad_hoc_methods_need_no_surrogate():
     nobody = Surrogates((), (), (), ())
     _, success = _perturb("noise", 24.0, surrogates=nobody)

@@ -93,6 +93,7 @@ def test_one_key_is_split(name):
 
 
 @pytest.mark.parametrize("name", SMOOTH)
+@pytest.mark.slow
 def test_compiled_equals_eager(name):
     np.testing.assert_allclose(ALL[name](NOISE, KEYS), compiled(name)(NOISE, KEYS), atol=1e-5)
 

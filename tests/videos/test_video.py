@@ -131,6 +131,7 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
     assert 0.1 < second < 0.9 and unsure < 0.2
 
 
+@pytest.mark.slow
 def test_times_and_sound_stay_and_nothing_else_is_left(source, tmp_path):
     target = tmp_path / "deep/er/out.mp4"
     content = source.read_bytes()
