@@ -218,7 +218,7 @@ def test_two_runs_at_once_are_refused(folders, capsys):
     with Manifest(output, "other").open():
         assert run(arguments(source, output)) == 2
         assert (output / NAME).read_bytes() == b""
-    message = f"error: output {output} is being written by another run\n"
+    message = f"error: output {output} is being written by another run: name another folder\n"
     assert capsys.readouterr() == ("", message)
     assert run(arguments(source, output)) == 0
 
