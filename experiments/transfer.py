@@ -291,7 +291,7 @@ def run(settings: TransferSettings) -> list[TransferRow]:
 def _lists(settings: TransferSettings, dataset: FaceDataset) -> pair_lists.Lists:
     groups = pair_lists.near_duplicate_groups(dataset)
     if settings.protocol is not None:
-        return pair_lists.read(settings.protocol, dataset, groups)
+        return pair_lists.read_lists(settings.protocol, dataset, groups)
     return pair_lists.make_lists(
         dataset,
         seed=settings.seed,

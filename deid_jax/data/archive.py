@@ -11,6 +11,7 @@ from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.data.picture_files import SUFFIXES, is_picture, picture_names
 from deid_jax.data.streams import Stream, build_stream
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 # The fields of `Place`, and which archive. 34 bytes a picture.
 _PLACE = np.dtype(
@@ -70,7 +71,7 @@ def load(options: DataOptions) -> FaceDataset:
 
 def _list(
     archives: Sequence[Archive],
-) -> tuple[tuple[str, ...], np.ndarray, list[str], np.ndarray]:
+) -> tuple[tuple[str, ...], NumpyArray, list[str], NumpyArray]:
     """Persons, labels [N], names and places [N] of all pictures, by person and name."""
     files: dict[str, list[str]] = {}
     numbers: dict[str, list[int]] = {}  # each file's place
@@ -105,7 +106,7 @@ def _person_and_file(path: str) -> tuple[str, str] | None:
 
 
 def _refuse_repeated(
-    person: str, files: Sequence[str], places: np.ndarray, archives: Sequence[Archive]
+    person: str, files: Sequence[str], places: NumpyArray, archives: Sequence[Archive]
 ) -> None:
     seen: dict[str, int] = {}
     for file, number in zip(files, places["archive"].tolist(), strict=True):
@@ -119,9 +120,9 @@ def _refuse_repeated(
 def _fingerprint(
     archives: Sequence[Archive],
     persons: Sequence[str],
-    labels: np.ndarray,
+    labels: NumpyArray,
     names: Sequence[str],
-    places: np.ndarray,
+    places: NumpyArray,
 ) -> str:
     """SHA-256 of what the headers tell of names and contents.
 

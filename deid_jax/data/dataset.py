@@ -8,14 +8,20 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from deid_jax.errors import InputError
 from deid_jax.pixels import LEVELS
+from deid_jax.types import NumpyArray
 
 SPLITS = ("all", "train", "test")
+
+# An object of TensorFlow Datasets, which has no types of its own.
+TfdsObject: TypeAlias = Any  # type: ignore[explicit-any]
+# One image with its label and position, by name.
+Example: TypeAlias = Mapping[str, NumpyArray | np.int32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +53,7 @@ class StoredExamples(Protocol):
     """Where pictures lie in the prepared TFDS data set that they come from."""
 
     @property
-    def builder(self) -> Any:
+    def builder(self) -> TfdsObject:
         """TFDS's builder of that set."""
         ...
 
@@ -57,12 +63,12 @@ class StoredExamples(Protocol):
         ...
 
     @property
-    def split_of(self) -> np.ndarray:
+    def split_of(self) -> NumpyArray:
         """int[N]: each picture's split, as a position in `splits`."""
         ...
 
     @property
-    def positions(self) -> np.ndarray:
+    def positions(self) -> NumpyArray:
         """int[N]: each picture's place in its split."""
         ...
 
@@ -70,7 +76,7 @@ class StoredExamples(Protocol):
         """The serialized example of picture `index`; thread safe; `InputError` if damaged."""
         ...
 
-    def take(self, indices: np.ndarray) -> "StoredExamples":
+    def take(self, indices: NumpyArray) -> "StoredExamples":
         """Those of the pictures at `indices`, in that order."""
         ...
 
@@ -97,20 +103,20 @@ class FaceDataset:
 
     name: str
     persons: tuple[str, ...]
-    labels: np.ndarray
+    labels: NumpyArray
     names: tuple[str, ...]
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], NumpyArray]
     image_size: int
     split: str
-    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, NumpyArray] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, object] = dataclasses.field(default_factory=dict)
     skip_unreadable: bool = False
     examples: StoredExamples | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Example:
         """One example: image float32[H, W, 3] in [0, 1], label int32, position int32."""
         image = LEVELS[self.read(int(index))]
         return {"image": image, "label": self.labels[index], "position": np.int32(index)}
@@ -130,7 +136,7 @@ class FaceDataset:
         """One picture as "person/name"."""
         return f"{self.persons[self.labels[index]]}/{self.names[index]}"
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> "FaceDataset":
+    def take(self, indices: Sequence[int] | NumpyArray) -> "FaceDataset":
         """The same set with only the pictures at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         read = self.read

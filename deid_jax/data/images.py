@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deid_jax.errors import InputError, one_line
+from deid_jax.types import NumpyArray
 
 Box = tuple[int, int, int, int]
 
@@ -31,7 +32,7 @@ _TEMPLATE_SIZE = 112
 CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
 
 
-def decode_image(path_or_bytes: Path | str | bytes, name: str) -> np.ndarray:
+def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
     """The first frame of a picture, upright.
 
     EXIF orientation is applied; grey, 1-bit, palette and CMYK pictures become RGB; 16-bit grey
@@ -152,7 +153,7 @@ BOXES: dict[str, Callable[[int, int], Box]] = {
 CROPS = (*BOXES, "arcface")
 
 
-def face_crop(pixels: np.ndarray, name: str, image_size: int) -> np.ndarray:
+def face_crop(pixels: NumpyArray, name: str, image_size: int) -> NumpyArray:
     """The crop called `name` of uint8[H, W, 3], as uint8[image_size, image_size, 3].
 
     Raises:
@@ -165,7 +166,7 @@ def face_crop(pixels: np.ndarray, name: str, image_size: int) -> np.ndarray:
     return resize(crop(pixels, name), image_size)
 
 
-def align(pixels: np.ndarray, image_size: int) -> np.ndarray:
+def align(pixels: NumpyArray, image_size: int) -> NumpyArray:
     """A picture of CelebA's aligned geometry, 178x218, moved onto the ArcFace template.
 
     Eyes, nose and mouth come to lie within two pixels of (38.3, 51.7), (73.5, 51.5),
@@ -195,7 +196,7 @@ def align(pixels: np.ndarray, image_size: int) -> np.ndarray:
     return resize(np.array(image), image_size)
 
 
-def crop(pixels: np.ndarray, name: str) -> np.ndarray:
+def crop(pixels: NumpyArray, name: str) -> NumpyArray:
     """The part of uint8[H, W, 3] that the crop called `name` keeps, a view.
 
     Raises:
@@ -208,7 +209,7 @@ def crop(pixels: np.ndarray, name: str) -> np.ndarray:
     return pixels[top:bottom, left:right]
 
 
-def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
+def resize(pixels: NumpyArray, image_size: int) -> NumpyArray:
     """uint8[H, W, 3] to uint8[image_size, image_size, 3], down or up.
 
     Pillow's LANCZOS, which widens with the reduction and so antialiases. A picture of that
@@ -218,7 +219,7 @@ def resize(pixels: np.ndarray, image_size: int) -> np.ndarray:
     return np.array(image.resize((image_size, image_size), FILTER))
 
 
-def thumbnail(pixels: np.ndarray) -> np.ndarray:
+def thumbnail(pixels: NumpyArray) -> NumpyArray:
     """uint8[H, W, 3] to grey uint8[24, 24], area-averaged: for finding near-duplicates."""
     grey = Image.fromarray(pixels).convert("L")
     return np.array(grey.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX))

@@ -5,12 +5,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import cast
 
 import grain
+import jax
 import numpy as np
 
-from deid_jax.data.dataset import FaceDataset
+from deid_jax.data.dataset import Example, FaceDataset
 from deid_jax.errors import InputError
 from deid_jax.types import Batch
 
@@ -114,7 +115,7 @@ class _Places:
     def __len__(self) -> int:
         return len(self._batches) * self._size
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
+    def __getitem__(self, place: int) -> Example:
         """An example; of padding and what cannot be read, the position alone."""
         number, place = divmod(int(place), self._size)
         positions = self._batches[number]
@@ -167,15 +168,16 @@ def _plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise InputError(f"{text}; --skip_unreadable leaves such pictures out") from error
 
 
-def _stack(dataset: FaceDataset, examples: Sequence[dict[str, Any]]) -> Batch:
+def _stack(dataset: FaceDataset, examples: Sequence[Example]) -> Batch:
     mask = np.array(["image" in example for example in examples])
     size = dataset.image_size
-    filling = {"image": np.full((size, size, 3), 0.5, np.float32), "label": dataset.labels[0]}
+    filling: Example = {
+        "image": np.full((size, size, 3), 0.5, np.float32),
+        "label": dataset.labels[0],
+    }
     if mask.any():
         filling = examples[int(np.flatnonzero(mask)[-1])]
     whole = [{**filling, **example} for example in examples]
-    fields: list[Any] = [
-        np.stack([e[n] for e in whole]) for n in ("image", "label", "position")
-    ]
-    fields.append(mask)
-    return Batch(*fields)
+    fields = [np.stack([e[n] for e in whole]) for n in ("image", "label", "position")]
+    # NumPy's arrays, until they are placed on devices.
+    return Batch(*cast(list[jax.Array], [*fields, mask]))

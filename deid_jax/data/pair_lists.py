@@ -19,6 +19,7 @@ import numpy as np
 from deid_jax import checks
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.errors import InputError
+from deid_jax.runs import write_whole
 from deid_jax.types import Json, NumpyArray
 
 # Fewer different photos of a person cannot be one protected, one in the gallery, one probe.
@@ -107,15 +108,8 @@ class Lists:
         Raises:
           InputError: it cannot be written.
         """
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".unfinished")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                unfinished.write_text(self.to_json(), encoding="utf-8")
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            write_whole(Path(path), self.to_json().encode())
         except OSError as error:
             raise InputError(f"protocol {path} cannot be written: {error.strerror}") from error
 
@@ -224,7 +218,9 @@ def near_duplicate_groups(dataset: FaceDataset) -> NumpyArray:
     return splits.group_pairs(len(dataset), splits.near_duplicate_pairs(small, dataset.labels))
 
 
-def read(path: str | Path, dataset: FaceDataset, groups: NumpyArray | None = None) -> Lists:
+def read_lists(
+    path: Path | str, dataset: FaceDataset, groups: NumpyArray | None = None
+) -> Lists:
     """Reads what `Lists.write` wrote, for the data set that it is to be used with.
 
     Args:

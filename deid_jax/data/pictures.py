@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from deid_jax import checks
 from deid_jax.data import images, splits
 from deid_jax.data.dataset import DataOptions, FaceDataset
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,7 +44,7 @@ def build_dataset(
     name: str,
     sources: Sequence[Source],
     options: DataOptions,
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, object],
 ) -> FaceDataset:
     """Decodes all sources once and returns the split asked for.
 
@@ -102,7 +103,7 @@ def check_num_persons(name: str, count: int) -> None:
         )
 
 
-def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str, Any]:
+def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str, object]:
     """What the provenance of every set tells."""
     return {
         "crop": options.crop,
@@ -113,7 +114,7 @@ def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str
     }
 
 
-def comparison_facts(pairs: np.ndarray, unreadable: Sequence[str]) -> dict[str, Any]:
+def comparison_facts(pairs: NumpyArray, unreadable: Sequence[str]) -> dict[str, object]:
     """What the provenance tells where all pictures have been decoded and compared."""
     return {
         "num_near_duplicate_pairs": len(pairs),
@@ -123,8 +124,8 @@ def comparison_facts(pairs: np.ndarray, unreadable: Sequence[str]) -> dict[str, 
 
 
 def divide(
-    labels: np.ndarray, pairs: np.ndarray, persons: Sequence[str], options: DataOptions
-) -> np.ndarray:
+    labels: NumpyArray, pairs: NumpyArray, persons: Sequence[str], options: DataOptions
+) -> NumpyArray:
     """Positions of the split asked for, of pictures ordered by person, then name."""
     groups = splits.group_pairs(len(labels), pairs)
     return splits.split_indices(labels, options.split, options.seed, groups, persons)
@@ -146,7 +147,7 @@ def decode_in_threads(
             yield result
 
 
-def read_face(content: Path | bytes, title: str, options: DataOptions) -> np.ndarray:
+def read_face(content: Path | bytes, title: str, options: DataOptions) -> NumpyArray:
     """A picture file as the crop asked for, uint8[image_size, image_size, 3].
 
     Raises:
@@ -155,14 +156,14 @@ def read_face(content: Path | bytes, title: str, options: DataOptions) -> np.nda
     return _face(images.decode_image(content, title), title, options)
 
 
-def _face(pixels: np.ndarray, title: str, options: DataOptions) -> np.ndarray:
+def _face(pixels: NumpyArray, title: str, options: DataOptions) -> NumpyArray:
     try:
         return images.face_crop(pixels, options.crop, options.image_size)
     except InputError as error:
         raise InputError(f"{title}: {error}") from error
 
 
-def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], np.ndarray]:
+def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], NumpyArray]:
     """The persons, sorted, and int32[N] positions in them."""
     persons = tuple(sorted({source.person for source in sources}))
     check_num_persons(name, len(persons))
@@ -172,11 +173,11 @@ def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], np.nd
 
 def _decode_all(
     sources: Sequence[Source], options: DataOptions
-) -> tuple[list[Source], np.ndarray, np.ndarray | None, list[str]]:
+) -> tuple[list[Source], NumpyArray, NumpyArray | None, list[str]]:
     """The readable sources, their thumbnails, their crops if these fit, the others' names."""
     keep = len(sources) * options.image_size**2 * 3 <= MAX_CACHED_BYTES
 
-    def decode(source: Source) -> tuple[np.ndarray, np.ndarray | None] | InputError:
+    def decode(source: Source) -> tuple[NumpyArray, NumpyArray | None] | InputError:
         try:
             pixels = images.decode_image(source.content, source.title)
         except InputError as error:
@@ -201,15 +202,15 @@ def _decode_all(
 
 
 def _reader(
-    sources: Sequence[Source], cache: np.ndarray | None, options: DataOptions
-) -> Callable[[int], np.ndarray]:
+    sources: Sequence[Source], cache: NumpyArray | None, options: DataOptions
+) -> Callable[[int], NumpyArray]:
     """Position -> uint8[H, W, 3], from the cache or from the source."""
     if cache is not None:
         return cache.__getitem__
     return lambda index: read_face(sources[index].content, sources[index].title, options)
 
 
-def _attributes(sources: Sequence[Source]) -> dict[str, np.ndarray]:
+def _attributes(sources: Sequence[Source]) -> dict[str, NumpyArray]:
     """Bool[N] by name."""
     return {
         name: np.array([source.attributes[name] for source in sources], dtype=bool)

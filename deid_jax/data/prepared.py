@@ -9,20 +9,28 @@ import importlib.util
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from deid_jax.data import selection
-from deid_jax.data.dataset import DataOptions, FaceDataset
+from deid_jax.data.dataset import DataOptions, FaceDataset, TfdsObject
 from deid_jax.data.pictures import Source, build_dataset
 from deid_jax.errors import InputError, one_line
+from deid_jax.types import AnyDtype, NumpyArray
 
 FORMAT = "array_record"
 # The features that may tell the person, the first that there is.
 PERSON_FEATURES = ("identity/Identity_No", "label", "person")
 
 _BATCH = 256  # examples read at once while scanning
+
+
+class Digest(Protocol):
+    """An object of `hashlib`."""
+
+    def update(self, data: bytes, /) -> None:
+        """Hashes more bytes."""
 
 
 class Column(NamedTuple):
@@ -35,8 +43,8 @@ class Column(NamedTuple):
     """
 
     key: str
-    convert: Callable[[Any], Any]
-    dtype: np.dtype
+    convert: Callable[[TfdsObject], object]
+    dtype: np.dtype[AnyDtype]
 
 
 class PreparedSet:
@@ -49,11 +57,11 @@ class PreparedSet:
       InputError: it is not prepared as ArrayRecord, or has no examples.
     """
 
-    def __init__(self, builder: Any) -> None:
+    def __init__(self, builder: TfdsObject) -> None:
         self.builder = builder
         self.name: str = builder.name
         self.version = str(builder.info.version)
-        self.features: Any = builder.info.features
+        self.features: TfdsObject = builder.info.features
         self._sources = _open_splits(builder)
         if not self._sources:
             raise InputError(f"the {self.name} in {builder.data_path} has no examples")
@@ -63,7 +71,7 @@ class PreparedSet:
         """Split -> number of examples; only splits that have any."""
         return {split: len(source) for split, source in self._sources.items()}
 
-    def feature(self, key: str) -> Any:
+    def feature(self, key: str) -> TfdsObject:
         """The feature called "NAME" or "NAME/NAME"; None if there is none."""
         import tensorflow_datasets as tfds
 
@@ -114,8 +122,8 @@ class PreparedSet:
         return {name: column for name, column in columns.items() if column is not None}
 
     def scan(
-        self, columns: Sequence[Column], digest: Any = None
-    ) -> Iterator[tuple[str, int, list[Any]]]:
+        self, columns: Sequence[Column], digest: Digest | None = None
+    ) -> Iterator[tuple[str, int, list[object]]]:
         """Yields (split, position in it, the columns' values) of every example, in order.
 
         Args:
@@ -172,11 +180,11 @@ class PreparedExamples:
 
     data: PreparedSet
     splits: tuple[str, ...]
-    split_of: np.ndarray
-    positions: np.ndarray
+    split_of: NumpyArray
+    positions: NumpyArray
 
     @property
-    def builder(self) -> Any:
+    def builder(self) -> TfdsObject:
         """TFDS's builder of the set."""
         return self.data.builder
 
@@ -188,7 +196,7 @@ class PreparedExamples:
         """The split of picture `index`, and its position there."""
         return self.splits[self.split_of[index]], int(self.positions[index])
 
-    def take(self, indices: np.ndarray) -> "PreparedExamples":
+    def take(self, indices: NumpyArray) -> "PreparedExamples":
         """Those of the pictures at `indices`, in that order."""
         return dataclasses.replace(
             self, split_of=self.split_of[indices], positions=self.positions[indices]
@@ -200,14 +208,14 @@ def example_name(split: str, position: int) -> str:
     return f"{split}_{position:06d}"
 
 
-def parse_example(record: bytes) -> Any:
+def parse_example(record: bytes) -> TfdsObject:
     """A serialized example as a `tf.train.Example`."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record)
 
 
-def _values(record: bytes, columns: Sequence[Column]) -> list[Any]:
+def _values(record: bytes, columns: Sequence[Column]) -> list[object]:
     stored = parse_example(record).features.feature
     values = []
     for column in columns:
@@ -218,7 +226,7 @@ def _values(record: bytes, columns: Sequence[Column]) -> list[Any]:
     return values
 
 
-def _class_name(feature: Any, value: int) -> str:
+def _class_name(feature: TfdsObject, value: int) -> str:
     if value < 0:
         raise ValueError("no label")
     return feature.int2str(value)
@@ -276,7 +284,7 @@ def open_folder(folder: Path) -> PreparedSet:
     return PreparedSet(builder)
 
 
-def _open_splits(builder: Any) -> dict[str, Any]:
+def _open_splits(builder: TfdsObject) -> dict[str, TfdsObject]:
     """Split -> random access to its serialised examples."""
     import tensorflow_datasets as tfds
 

@@ -8,14 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deid_jax.data import prepared
-from deid_jax.data.dataset import FaceDataset, StoredExamples
+from deid_jax.data.dataset import FaceDataset, StoredExamples, TfdsObject
 from deid_jax.errors import InputError, TransientError, one_line
 from deid_jax.runs import replacing
+from deid_jax.types import NumpyArray
 
 VERSION = "1.0.0"  # of a copy whose source is no TFDS set
 # TFDS takes "all" for the union of the splits, so that none can be called so.
@@ -35,7 +35,7 @@ class PreparedCopy:
     If the set comes from TFDS, the copy has its name, version, features and splits, and each
     example is the original's but for the bytes of `image`: identity, attributes and whatever
     else there is are taken over. The shape of `image` is adapted, where it is fixed to another
-    size. Any other set becomes one of version 1.0.0 with the features `image`, `label`
+    size. TfdsObject other set becomes one of version 1.0.0 with the features `image`, `label`
     (the persons), `name` and, if it has any, `attributes`, and with one split, called as that
     of the set is; "all" is called "whole", since TFDS keeps that name for itself.
 
@@ -144,11 +144,11 @@ class _Contents:
       record: position -> serialized example, with any image.
     """
 
-    info: Any
-    features: Any
+    info: TfdsObject
+    features: TfdsObject
     splits: tuple[str, ...]
-    split_of: np.ndarray
-    order: np.ndarray
+    split_of: NumpyArray
+    order: NumpyArray
     record: Callable[[int], bytes]
 
 
@@ -192,7 +192,7 @@ def _new(dataset: FaceDataset) -> _Contents:
     from tensorflow_datasets.core.proto import dataset_info_pb2
 
     _check_names(dataset)
-    features: dict[str, Any] = {
+    features: dict[str, TfdsObject] = {
         "image": tfds.features.Text(),  # as text an image is its file, which takes no encoder
         "label": tfds.features.ClassLabel(names=dataset.persons),
         "name": tfds.features.Text(),
@@ -205,7 +205,7 @@ def _new(dataset: FaceDataset) -> _Contents:
     serialize = tfds.features.FeaturesDict(features).serialize_example
 
     def record(position: int) -> bytes:
-        example: dict[str, Any] = {
+        example: dict[str, object] = {
             "image": b"",
             "label": int(dataset.labels[position]),
             "name": dataset.names[position],
@@ -325,7 +325,7 @@ def _num_records(path: Path) -> int:
         reader.close()
 
 
-def _write_description(folder: Path, info: Any, features: Any) -> None:
+def _write_description(folder: Path, info: TfdsObject, features: TfdsObject) -> None:
     """Writes what TFDS wants to find beside the examples; dataset_info.json comes last."""
     from tensorflow_datasets.core import dataset_info
 

@@ -12,6 +12,7 @@ import numpy as np
 from deid_jax import checks
 from deid_jax.data.dataset import SPLITS
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 TEST_SHARE = 6  # one picture in six is for the test: 5 of 30
 NEAR_DUPLICATE = 0.92  # least correlation of gradients; margins in `near_duplicate_pairs`
@@ -19,12 +20,12 @@ _BLOCK = 1024  # rows compared at once: bounds the memory of a person with many 
 
 
 def split_indices(
-    labels: np.ndarray,
+    labels: NumpyArray,
     split: str,
     seed: int,
-    groups: np.ndarray | None = None,
+    groups: NumpyArray | None = None,
     persons: Sequence[str] | None = None,
-) -> np.ndarray:
+) -> NumpyArray:
     """Positions of the pictures of a split.
 
     Every person is in both splits: of n pictures max(1, round(n / 6)) are for the test, or,
@@ -61,7 +62,7 @@ def split_indices(
     return np.flatnonzero(is_test == (split == "test")).astype(np.int64)
 
 
-def _choose_test(groups: np.ndarray, generator: np.random.Generator, person: str) -> np.ndarray:
+def _choose_test(groups: NumpyArray, generator: np.random.Generator, person: str) -> NumpyArray:
     """bool[n]: which of one person's pictures are for the test; whole groups only."""
     total = len(groups)
     _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -88,7 +89,7 @@ def _choose_test(groups: np.ndarray, generator: np.random.Generator, person: str
     return chosen[inverse]
 
 
-def near_duplicate_pairs(thumbnails: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def near_duplicate_pairs(thumbnails: NumpyArray, labels: NumpyArray) -> NumpyArray:
     """Pairs of pictures of one person that show the same photograph.
 
     Two pictures are near-duplicates if the correlation of their thumbnails' gradients,
@@ -129,7 +130,7 @@ def near_duplicate_pairs(thumbnails: np.ndarray, labels: np.ndarray) -> np.ndarr
     return found[np.lexsort((found[:, 1], found[:, 0]))]
 
 
-def _gradients(thumbnails: np.ndarray) -> np.ndarray:
+def _gradients(thumbnails: NumpyArray) -> NumpyArray:
     """float32[n, D] of unit norm, or zero where a thumbnail is flat."""
     count = len(thumbnails)
     along_x = np.diff(thumbnails, axis=2).reshape(count, -1)
@@ -139,7 +140,7 @@ def _gradients(thumbnails: np.ndarray) -> np.ndarray:
     return gradients / np.where(norms > 0, norms, 1)
 
 
-def group_pairs(count: int, pairs: np.ndarray) -> np.ndarray:
+def group_pairs(count: int, pairs: NumpyArray) -> NumpyArray:
     """int64[count]: for each of `count` pictures the least position linked to it."""
     parents = list(range(count))
 

@@ -6,13 +6,13 @@ hundreds of thousands are read in the memory of one batch.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from deid_jax.data import images, pictures, splits
 from deid_jax.data.dataset import DataOptions, FaceDataset, StoredExamples
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 _DECODED_AT_ONCE = 1024  # at least, while looking for near-duplicates: whole persons
 
@@ -34,17 +34,17 @@ class Stream:
     """
 
     persons: tuple[str, ...]
-    labels: np.ndarray
+    labels: NumpyArray
     names: Sequence[str]
     content: Callable[[int], bytes]
     title: Callable[[int], str]
     fingerprint: str
-    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, NumpyArray] = dataclasses.field(default_factory=dict)
     examples: StoredExamples | None = None
 
 
 def build_stream(
-    name: str, stream: Stream, options: DataOptions, provenance: Mapping[str, Any]
+    name: str, stream: Stream, options: DataOptions, provenance: Mapping[str, object]
 ) -> FaceDataset:
     """The split asked for, as `build_dataset` gives it; pictures keep the stream's order.
 
@@ -107,8 +107,8 @@ def _split(whole: FaceDataset, stream: Stream, options: DataOptions) -> FaceData
 
 
 def _compare(
-    stream: Stream, ordered: np.ndarray, options: DataOptions
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    stream: Stream, ordered: NumpyArray, options: DataOptions
+) -> tuple[NumpyArray, NumpyArray, list[int]]:
     """Decodes all pictures, a few persons at a time.
 
     Args:
@@ -121,7 +121,7 @@ def _compare(
       them, int64[K, 2], which count in that order; the positions of the others.
     """
 
-    def decode(index: int) -> np.ndarray | InputError:
+    def decode(index: int) -> NumpyArray | InputError:
         try:
             pixels = images.decode_image(stream.content(index), stream.title(index))
         except InputError as error:
@@ -130,7 +130,7 @@ def _compare(
 
     readable: list[int] = []
     unreadable: list[int] = []
-    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    pairs: list[NumpyArray] = [np.zeros((0, 2), dtype=np.int64)]
     for run in _runs_of_persons(stream.labels[ordered]):
         start, thumbnails = len(readable), []
         positions = ordered[run.start : run.stop].tolist()
@@ -148,7 +148,7 @@ def _compare(
     return np.array(readable, dtype=np.int64), np.concatenate(pairs), unreadable
 
 
-def _runs_of_persons(labels: np.ndarray) -> Iterator[range]:
+def _runs_of_persons(labels: NumpyArray) -> Iterator[range]:
     """Ranges of whole persons, of `_DECODED_AT_ONCE` pictures or more; labels ascend."""
     ends = [*(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
     start = 0

@@ -4,15 +4,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deid_jax.data import prepared
 from deid_jax.data.dataset import DataOptions, FaceDataset
-from deid_jax.data.prepared import Column, PreparedExamples, PreparedSet
+from deid_jax.data.prepared import Column, Digest, PreparedExamples, PreparedSet
 from deid_jax.data.streams import Stream, build_stream
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 _INFO = "dataset_info.json"
 
@@ -94,8 +94,8 @@ def _has_pictures(data: PreparedSet) -> bool:
 
 
 def _scan(
-    data: PreparedSet, digest: Any
-) -> tuple[tuple[str, ...], np.ndarray, list[str], dict[str, np.ndarray]]:
+    data: PreparedSet, digest: Digest
+) -> tuple[tuple[str, ...], NumpyArray, list[str], dict[str, NumpyArray]]:
     """Persons, labels [N], names and attributes [N] of all examples, in order."""
     total = sum(data.lengths.values())
     attributes = data.attributes()
@@ -111,7 +111,7 @@ def _scan(
         person, *rest = row
         labels[index] = numbers.setdefault(str(person), len(numbers))
         if named is not None:
-            own_names.append(rest.pop())
+            own_names.append(str(rest.pop()))
         names.append(prepared.example_name(split, position))
         for name, value in zip(values, rest, strict=True):
             values[name][index] = value
@@ -133,7 +133,7 @@ def _name(data: PreparedSet) -> Column | None:
     return data.column("name") if is_text else None
 
 
-def _are_names(names: Sequence[str], labels: np.ndarray) -> bool:
+def _are_names(names: Sequence[str], labels: NumpyArray) -> bool:
     """Whether these tell every person's pictures apart, and files can be called so."""
     if not names or not all(_is_file_name(name) for name in names):
         return False
@@ -144,6 +144,6 @@ def _is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not {"/", "\0"} & set(name)
 
 
-def _as_text(values: Any) -> np.ndarray:
+def _as_text(values: NumpyArray) -> NumpyArray:
     """What held objects as an array of text."""
     return values.astype(str) if values.dtype == object else values

@@ -293,7 +293,7 @@ def load(path: Path, evaluated: FaceDataset, options: DataOptions) -> AttributeC
       InputError: it is missing, damaged, made for something else, or was trained on persons
         of the data set.
     """
-    facts = storage.load_info(path)
+    facts = storage.load_description(path)
     try:
         facts["attributes"] = tuple(
             Attribute(one["name"], tuple(one["classes"]), tuple(one["bounds"]))

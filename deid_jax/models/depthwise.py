@@ -9,7 +9,7 @@ multiply-adds, the same sum is fast in both directions.
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import lax
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolve(
+def convolve_depthwise(
     images: jax.Array,
     kernel: jax.Array,
     *,
@@ -57,7 +57,9 @@ def _padded(images: jax.Array, padding: Padding) -> jax.Array:
     return jnp.pad(images, ((0, 0), *padding, (0, 0)))
 
 
-def _window(padded: jax.Array, start: tuple[int, int], shape: Any, stride: int) -> jax.Array:
+def _window(
+    padded: jax.Array, start: tuple[int, int], shape: Sequence[int], stride: int
+) -> jax.Array:
     """The pixels that one weight of the kernel meets: float[B, *shape, C]."""
     batch, _, _, channels = padded.shape
     (i, j), (height, width) = start, shape
@@ -65,7 +67,9 @@ def _window(padded: jax.Array, start: tuple[int, int], shape: Any, stride: int) 
     return lax.slice(padded, (0, i, j, 0), limits, (1, stride, stride, 1))
 
 
-def _output_shape(images: Any, kernel: Any, stride: int, padding: Padding) -> tuple[int, int]:
+def _output_shape(
+    images: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> tuple[int, int]:
     rows, columns = (
         (size + sum(pads) - length) // stride + 1
         for size, pads, length in zip(images.shape[1:3], padding, kernel.shape, strict=False)
@@ -134,7 +138,10 @@ def _taps(phase: int, before: int, length: int, stride: int) -> list[tuple[int, 
 
 
 def _images_gradient(
-    gradient: jax.Array, kernel: jax.Array, stride: int, sides: Any
+    gradient: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    sides: Sequence[tuple[int, tuple[int, int]]],
 ) -> jax.Array:
     """Σ of the outputs that each input reached, times their weights.
 

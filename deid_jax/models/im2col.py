@@ -5,15 +5,15 @@ moving them about. Written out, the r×r patches give a matrix product over r²C
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import CustomVJPPrimal
 
 
 @jax.custom_vjp
-def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
+def convolve_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """Stride-1 convolution with 'same' padding: patches times kernel.
 
     Five times as fast as XLA's own for 64 pictures of 64 px, three channels, 5×5 (forward
@@ -40,10 +40,10 @@ def convolve(images: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.optimization_barrier(patches) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _forward(images: Any, kernel: Any) -> tuple[jax.Array, jax.Array]:
+def _forward(images: CustomVJPPrimal, kernel: CustomVJPPrimal) -> tuple[jax.Array, jax.Array]:
     if kernel.perturbed:
         raise TypeError("prepared weights have no gradient: train with them as loaded")
-    return convolve(images.value, kernel.value), kernel.value
+    return convolve_patches(images.value, kernel.value), kernel.value
 
 
 def _backward(kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -67,4 +67,4 @@ def _backward(kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Ar
     return shares, jnp.zeros_like(kernel)
 
 
-convolve.defvjp(_forward, _backward, symbolic_zeros=True)
+convolve_patches.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from deid_jax.models import preparing
 
@@ -71,7 +72,7 @@ def _conv_backward(
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def conv_general_dilated(
+def conv_general_dilated(  # type: ignore[explicit-any]  # Flax's keywords, passed on
     lhs: jax.Array,
     rhs: jax.Array,
     window_strides: Sequence[int],
@@ -101,7 +102,7 @@ def conv_general_dilated(
     return _conv(lhs, rhs, ((top, bottom), (left, right)))
 
 
-class Conv(nn.Conv):
+class Conv(nn.Conv):  # type: ignore[explicit-any]  # of Flax's fields
     """`nn.Conv` of stride 1 and 'same' padding that uses its prepared kernel where it has one.
 
     Prepared kernels are of float32: another `dtype` takes the kernel as loaded.
@@ -112,12 +113,12 @@ class Conv(nn.Conv):
         is_prepared = self.has_variable(preparing.COLLECTION, "kernel")
         if not is_prepared or self.dtype not in (None, jnp.float32):
             return super().__call__(inputs)
-        kernel: Any = self.get_variable(preparing.COLLECTION, "kernel")
-        bias: Any = self.get_variable("params", "bias")
-        return preparing.convolve(inputs, kernel) + bias.reshape(1, 1, 1, -1)
+        kernel: preparing.Kernel = self.get_variable(preparing.COLLECTION, "kernel")
+        bias: jax.Array = self.get_variable("params", "bias")
+        return preparing.convolve_prepared(inputs, kernel) + bias.reshape(1, 1, 1, -1)
 
 
-def conv(features: int, size: int, name: str, dtype: Any = None) -> Conv:
+def conv(features: int, size: int, name: str, dtype: DTypeLike | None = None) -> Conv:
     """A size×size convolution of stride 1 with 'same' padding, bias and He initialisation."""
     return Conv(
         features,

@@ -13,16 +13,19 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from deid_jax.errors import InputError
 from deid_jax.models import depthwise
+from deid_jax.types import NumpyArray, Variables
 
 VARIANTS = ("ms1m", "casia")
 
@@ -77,7 +80,7 @@ class MobileFaceNet(nn.Module):
     """
 
     variant: str = "ms1m"
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -130,14 +133,14 @@ class _Layer(nn.Module):
     shape: tuple[int, ...]
     activation: str | None
     stride: int = 1
-    dtype: Any = None
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float[B, H', W', K] of float[B, H, W, C]."""
         features = self.shape[-1]
 
-        def parameter(name: str, init: Any, shape: tuple[int, ...]) -> jax.Array:
+        def parameter(name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
             value = self.param(name, init, shape)
             return value if self.dtype is None else value.astype(self.dtype)
 
@@ -149,7 +152,7 @@ class _Layer(nn.Module):
             x = _stem(x, kernel)
         else:
             pads = ((1, 1), (1, 1)) if self.kind == "depthwise" else ((0, 0), (0, 0))
-            x = depthwise.convolve(x, kernel, stride=self.stride, padding=pads)
+            x = depthwise.convolve_depthwise(x, kernel, stride=self.stride, padding=pads)
         x = x + bias.reshape(1, 1, 1, -1)
         if self.activation == "relu":
             return nn.relu(x)
@@ -309,7 +312,7 @@ def array_shapes(variant: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def convert(arrays: Mapping[str, np.ndarray]) -> tuple[MobileFaceNet, dict[str, Any]]:
+def convert(arrays: Mapping[str, NumpyArray]) -> tuple[MobileFaceNet, Variables]:
     """The network with weights as PyTorch names and stores them.
 
     BatchNorm becomes part of the convolution w before it, in float64:
@@ -342,10 +345,10 @@ def convert(arrays: Mapping[str, np.ndarray]) -> tuple[MobileFaceNet, dict[str, 
     return MobileFaceNet(variant), {"params": params}
 
 
-def _folded(arrays: Mapping[str, np.ndarray], source: _Source) -> dict[str, np.ndarray]:
+def _folded(arrays: Mapping[str, NumpyArray], source: _Source) -> dict[str, NumpyArray]:
     """A layer's kernel in our layout, bias and slope, float32."""
 
-    def get(name: str) -> np.ndarray:
+    def get(name: str) -> NumpyArray:
         return np.asarray(arrays[name], np.float64)
 
     scale, shift, mean, variance = (get(f"{source.norm}.{part}") for part in _NORM)
@@ -368,7 +371,7 @@ def _folded(arrays: Mapping[str, np.ndarray], source: _Source) -> dict[str, np.n
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def load(path: str | Path) -> tuple[MobileFaceNet, dict[str, Any]]:
+def load(path: str | Path) -> tuple[MobileFaceNet, Variables]:
     """`convert` of the arrays in an .npz file.
 
     Raises:

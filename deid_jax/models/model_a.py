@@ -3,11 +3,12 @@
 Input is RGB in [0, 1]; output is logits (the paper's softmax is in the loss).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deid_jax.models.layers import conv, max_pool
 
@@ -26,7 +27,7 @@ class ModelA(nn.Module):
     """
 
     num_classes: int
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     min_image_size: ClassVar[int] = 4
     # The layers whose kernels the paper regularises (L2, weight 1e-3).
     regularised: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "fc1")

@@ -6,11 +6,12 @@ logits (the paper's softmax is in the loss).
 """
 
 import functools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from deid_jax.models.layers import conv, max_pool
 
@@ -34,7 +35,7 @@ class VGG16(nn.Module):
     """
 
     num_classes: int
-    dtype: Any = None
+    dtype: DTypeLike | None = None
     min_image_size: ClassVar[int] = 32
     # The layer whose kernel the paper regularises (L2, weight 1e-3).
     regularised: ClassVar[tuple[str, ...]] = ("fc8",)

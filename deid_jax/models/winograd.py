@@ -6,8 +6,8 @@ a = m + r − 1, with a² multiplications per pair of channels instead of m²r²
     Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A
 
 Summed over channels, the products are a² matrix products, which run at the processor's full
-rate. `transform` makes G g Gᵀ, once, outside an attack's loop; `convolve` does the rest, and so
-does its gradient, with the same transformed kernel.
+rate. `transform` makes G g Gᵀ, once, outside an attack's loop; `convolve_winograd` does the
+rest, and so does its gradient, with the same transformed kernel.
 
 Lavin, Gray: "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. The matrices are
 Toom's and Cook's for the evaluation points below.
@@ -17,13 +17,19 @@ import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.experimental.xla_metadata import set_xla_metadata
+
+from deid_jax.types import NumpyArray, PyTree
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # m. Of 2, 4 and 6, 4 is fastest against both recognisers at 64 and at 224 px.
 TILE = 4
@@ -43,9 +49,9 @@ Transformed = tuple[tuple[jax.Array, ...], ...]
 class _Matrices(NamedTuple):
     """Aᵀ [m, a], G [a, r], Bᵀ [a, a], and where 180° take each evaluation point."""
 
-    output: np.ndarray
-    kernel: np.ndarray
-    input: np.ndarray
+    output: NumpyArray
+    kernel: NumpyArray
+    input: NumpyArray
     turned: tuple[int, ...]
 
 
@@ -60,7 +66,7 @@ def matrices(size: int) -> _Matrices:
     """
     points = [Fraction(0), *_POINTS[size]]
 
-    def evaluate(degree: int) -> np.ndarray:
+    def evaluate(degree: int) -> NumpyArray:
         rows = [[float(point**power) for power in range(degree)] for point in points]
         return np.array([*rows, [0.0] * (degree - 1) + [1.0]])
 
@@ -85,7 +91,7 @@ def matrices(size: int) -> _Matrices:
     return _Matrices(evaluate(TILE).T, kernel, inputs, tuple(turned))
 
 
-def transform(kernel: np.ndarray) -> Transformed:
+def transform(kernel: NumpyArray) -> Transformed:
     """G g Gᵀ of a kernel float32[r, r, C, K], r in `SIZES`.
 
     By NumPy: compiling the same for every layer's shape would take longer.
@@ -97,7 +103,7 @@ def transform(kernel: np.ndarray) -> Transformed:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(images: jax.Array, kernel: Transformed, size: int) -> jax.Array:
+def convolve_winograd(images: jax.Array, kernel: Transformed, size: int) -> jax.Array:
     """Stride-1 convolution with 'same' padding by a transformed kernel.
 
     Rounding differs from a plain convolution's, by 1e-5 of the largest output.
@@ -116,8 +122,10 @@ def convolve(images: jax.Array, kernel: Transformed, size: int) -> jax.Array:
     return _convolve(images, kernel, size, turned=False)
 
 
-def _forward(images: Any, kernel: Any, size: int) -> tuple[jax.Array, Transformed]:
-    def value(leaf: Any) -> jax.Array:
+def _forward(
+    images: CustomVJPPrimal, kernel: PyTree, size: int
+) -> tuple[jax.Array, Transformed]:
+    def value(leaf: CustomVJPPrimal) -> jax.Array:
         if leaf.perturbed:
             raise TypeError("prepared weights have no gradient: train with them as loaded")
         return leaf.value
@@ -133,7 +141,7 @@ def _backward(
     return images_gradient, jax.tree.map(jnp.zeros_like, kernel)
 
 
-convolve.defvjp(_forward, _backward, symbolic_zeros=True)
+convolve_winograd.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _convolve(images: jax.Array, kernel: Transformed, size: int, *, turned: bool) -> jax.Array:
@@ -155,7 +163,7 @@ def _convolve(images: jax.Array, kernel: Transformed, size: int, *, turned: bool
     return _outputs(_output_lines(products, size), size)[:, :height, :width]
 
 
-def _apart(function: Callable) -> Callable:
+def _apart(function: Callable[P, T]) -> Callable[P, T]:
     """Keeps what `function` returns from being computed anew for each of its readers.
 
     XLA on the CPU fuses a cheap producer into every consumer, so that a tile's output would
@@ -166,9 +174,9 @@ def _apart(function: Callable) -> Callable:
     compiled = jax.jit(function, static_argnames="size")
 
     @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: P.args, **named: P.kwargs) -> T:
         with set_xla_metadata(inlineable="false"):
-            return compiled(*arguments)
+            return compiled(*arguments, **named)
 
     return call
 
@@ -210,7 +218,7 @@ def _every_tile(array: jax.Array, size: int, axis: int) -> list[jax.Array]:
     ]
 
 
-def _combine(matrix: np.ndarray, parts: list[jax.Array]) -> list[jax.Array]:
+def _combine(matrix: NumpyArray, parts: list[jax.Array]) -> list[jax.Array]:
     """Σ_j matrix[i, j] parts[j] for every i."""
     return [
         functools.reduce(

@@ -48,7 +48,7 @@ class CheckpointInfo:
     split: str
     seed: int
     pictures: tuple[str, ...]
-    provenance: Mapping[str, Json]
+    provenance: Mapping[str, object]
     training: Mapping[str, Json]
     accuracy: Mapping[str, float]
 
@@ -163,7 +163,7 @@ def load_info(path: Path) -> CheckpointInfo:
     Raises:
       InputError: there is no checkpoint at `path`, or it cannot be read.
     """
-    facts = storage.load_info(path)
+    facts = storage.load_description(path)
     try:
         info = CheckpointInfo(**facts)
         return dataclasses.replace(

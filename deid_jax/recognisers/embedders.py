@@ -164,7 +164,7 @@ def _loaded(name: str, path: Path) -> tuple[Model, Variables]:
         return _attribute(converter.partition(":")[0] + ":load")(path)
     from deid_jax.recognisers import torch_files
 
-    arrays = torch_files.read(path)
+    arrays = torch_files.read_arrays(path)
     for wrapper in _WRAPPERS:
         inner = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
         arrays = inner or arrays

@@ -6,11 +6,11 @@ person named is the one whose gallery is nearest.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.devices import sharding
@@ -19,6 +19,7 @@ from deid_jax.metrics import verification
 from deid_jax.recognisers import predicting
 from deid_jax.recognisers.checkpoints import CheckpointInfo, Recogniser
 from deid_jax.recognisers.embedders import Embedder
+from deid_jax.types import Model, NumpyArray, Variables
 
 # What the recogniser's function gives for a picture.
 OUTPUTS = ("embeddings", "logits")
@@ -37,10 +38,10 @@ class GalleryClassifier:
       output: of `OUTPUTS`.
     """
 
-    module: Any
+    module: Model
     output: str = "embeddings"
 
-    def apply(self, variables: Any, images: jax.Array) -> jax.Array:
+    def apply(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits float32[B, P] of float32[B, H, W, 3] in [0, 1].
 
         Args:
@@ -54,7 +55,7 @@ class GalleryClassifier:
         size = jnp.sqrt(jnp.where(squares > 0, squares, 1))
         return _SCALE * (found / size) @ variables["gallery"].T
 
-    def clone(self, *, dtype: Any) -> "GalleryClassifier":
+    def clone(self, *, dtype: DTypeLike) -> "GalleryClassifier":
         """The same, computing in another precision.
 
         Raises:
@@ -65,7 +66,7 @@ class GalleryClassifier:
         return dataclasses.replace(self, module=self.module.clone(dtype=dtype))
 
 
-def _embed_all(embedder: Embedder, faces: FaceDataset) -> np.ndarray:
+def _embed_all(embedder: Embedder, faces: FaceDataset) -> NumpyArray:
     """float32[N, D], a few pictures in memory at a time."""
     found = []
     for start in range(0, len(faces), _AT_A_TIME):

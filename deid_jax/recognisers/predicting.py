@@ -2,28 +2,26 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from deid_jax.data import loader
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.devices import sharding
-from deid_jax.types import Batch
+from deid_jax.types import Batch, Model, Variables
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def predict(variables: Any, images: jax.Array, *, model: Any) -> jax.Array:
+def predict(variables: Variables, images: jax.Array, *, model: Model) -> jax.Array:
     """Logits in inference mode: float32[B, K] of a recogniser."""
     return model.apply(variables, images)
 
 
 def accuracy(
-    model: Any,
-    variables: Any,
+    model: Model,
+    variables: Variables,
     dataset: FaceDataset,
     *,
     batch_size: int = 64,
@@ -63,12 +61,13 @@ def _padded_parts(dataset: FaceDataset, parts: Sequence[range], size: int) -> It
             yield next(batches)
         else:
             padding = next(loader.in_order(dataset, size, spans=[range(1)]))
-            nothing: Any = np.zeros(size, bool)
-            yield padding._replace(mask=nothing)
+            yield padding._replace(mask=padding.mask & False)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def num_right(variables: Any, batch: Batch, *, model: Any) -> tuple[jax.Array, jax.Array]:
+def num_right(
+    variables: Variables, batch: Batch, *, model: Model
+) -> tuple[jax.Array, jax.Array]:
     """How many of a batch's labels the model names rightly, and how many there are.
 
     int32[] both; labels are int32[B] or, of several heads, int32[B, ...].

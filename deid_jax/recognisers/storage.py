@@ -64,7 +64,7 @@ def save(path: Path, arrays: PyTree, info: Mapping[str, Json]) -> None:
     remove(old)
 
 
-def load_info(path: Path) -> dict[str, PyTree]:
+def load_description(path: Path) -> dict[str, PyTree]:
     """Reads the description.
 
     Raises:
@@ -87,7 +87,8 @@ def load_arrays(path: Path, like: PyTree) -> PyTree:
       A tree like `like` of NumPy arrays.
 
     Raises:
-      InputError: the arrays have another structure or other shapes, or what `load_info` raises.
+      InputError: the arrays have another structure or other shapes, or what
+        `load_description` raises.
     """
     _check(path)
     arguments = jax.tree.map(

@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from deid_jax.errors import InputError, one_line
+from deid_jax.types import NumpyArray
 
 # The dtype of each storage class; files are little-endian.
 _DTYPES = {
@@ -39,7 +40,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, NumpyArray]:
     """The tensors of a checkpoint by name.
 
     Nested dicts are flattened with dots: `{"net_state_dict": {"conv.weight": w}}` gives
@@ -142,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
         return tensor
 
 
-def _read_archive(file: BinaryIO, size: int) -> tuple[object, dict[str, np.ndarray]]:
+def _read_archive(file: BinaryIO, size: int) -> tuple[object, dict[str, NumpyArray]]:
     """NAME/data.pkl is the pickle, NAME/data/KEY a storage."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
@@ -165,7 +166,7 @@ def _read_archive(file: BinaryIO, size: int) -> tuple[object, dict[str, np.ndarr
         return tree, {key: _numbers(storages[key], content(f"data/{key}")) for key in storages}
 
 
-def _read_legacy(file: BinaryIO, size: int) -> tuple[object, dict[str, np.ndarray]]:
+def _read_legacy(file: BinaryIO, size: int) -> tuple[object, dict[str, NumpyArray]]:
     """Five pickles, the last of them a list of keys; each storage's length and numbers."""
     if file.read(1) != pickle.PROTO:
         raise InputError("is not of torch.save")
@@ -186,7 +187,7 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[object, dict[str, np.ndarra
     return tree, numbers
 
 
-def _numbers(storage: _Storage, content: bytes) -> np.ndarray:
+def _numbers(storage: _Storage, content: bytes) -> NumpyArray:
     """A storage's numbers, [numel]."""
     dtype = _DTYPES[storage.dtype]
     if len(content) != storage.numel * dtype.itemsize:
@@ -199,8 +200,8 @@ def _numbers(storage: _Storage, content: bytes) -> np.ndarray:
 
 
 def _arrays(
-    tree: dict[object, object], numbers: dict[str, np.ndarray], prefix: str = ""
-) -> Iterator[tuple[str, np.ndarray]]:
+    tree: dict[object, object], numbers: dict[str, NumpyArray], prefix: str = ""
+) -> Iterator[tuple[str, NumpyArray]]:
     """Dotted names and arrays, in the order of the tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -209,7 +210,7 @@ def _arrays(
             yield f"{prefix}{key}", _array(value, numbers[value.storage.key])
 
 
-def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
+def _array(tensor: _Tensor, numbers: NumpyArray) -> NumpyArray:
     """A view of a storage's numbers that reaches none but them."""
     _, offset, shape, strides = tensor
     counts = (offset, *shape, *strides)

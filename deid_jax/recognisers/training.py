@@ -256,7 +256,7 @@ def initial_state(
     return jax.jit(draw, out_shardings=layouts)(key_data)
 
 
-def l2_penalty(model: Network, params: Variables) -> jax.Array:
+def kernel_penalty(model: Network, params: Variables) -> jax.Array:
     """1e-3 · Σ w² over the kernels that the model regularises."""
     kernels = [params[name]["kernel"] for name in model.regularised]
     return L2_WEIGHT * jnp.sum(jnp.stack([jnp.sum(jnp.square(k)) for k in kernels]))
@@ -306,7 +306,7 @@ def train_step(
             rngs={"dropout": dropout_key},
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
-        penalty = l2_penalty(model, variables["params"])
+        penalty = kernel_penalty(model, variables["params"])
         return losses.mean() + penalty, (updated["batch_stats"], logits)
 
     (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -374,7 +374,7 @@ class _StateKeeper:
         """The kept state and history, or `state` and none."""
         if not self._group.agree(storage.exists(self._path)):
             return state, []
-        info = storage.load_info(self._path)
+        info = storage.load_description(self._path)
         theirs = info["facts"]
         other = [
             f"{name} {theirs.get(name)}, not {value}"

@@ -22,9 +22,9 @@ import hashlib
 import re
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ import numpy as np
 
 from deid_jax.errors import InputError
 from deid_jax.models.vgg16 import VGG16, VGG_FACE_MEAN
+from deid_jax.types import NumpyArray
 
 # Height and width at which VGG-Face was trained; fc6 takes the 7×7 features of such pictures.
 IMAGE_SIZE = 224
@@ -50,7 +51,7 @@ class Pretrained(NamedTuple):
 
     file: str
     sha256: str
-    layers: Mapping[str, Mapping[str, Any]]
+    layers: Mapping[str, Mapping[str, NumpyArray]]
 
     @property
     def source(self) -> dict[str, str]:
@@ -61,7 +62,7 @@ class Pretrained(NamedTuple):
 class _Contents(NamedTuple):
     """What a file holds: layer -> its arrays; the order of the input's channels."""
 
-    arrays: dict[str, list[np.ndarray]]
+    arrays: dict[str, list[NumpyArray]]
     channels: str
 
 
@@ -126,8 +127,8 @@ def _kernel_shapes(image_size: int, top: tuple[str, ...]) -> dict[str, tuple[int
 
 
 def _layer(
-    name: str, arrays: list[np.ndarray], shape: tuple[int, ...]
-) -> dict[str, np.ndarray]:
+    name: str, arrays: list[NumpyArray], shape: tuple[int, ...]
+) -> dict[str, NumpyArray]:
     """A layer's kernel and bias, told apart by their rank, once they are found fit."""
     by_rank = sorted(arrays, key=np.ndim)
     if [min(array.ndim, 2) for array in by_rank] != [1, 2]:
@@ -151,6 +152,13 @@ def _layer(
     return layer
 
 
+class _Group(Protocol):
+    """A group of h5py, which has no types."""
+
+    def visititems(self, visit: Callable[[str, object], None], /) -> object:
+        """Calls `visit` with the name of everything below, and the thing itself."""
+
+
 def _read_keras(path: Path) -> _Contents:
     try:
         import h5py
@@ -159,10 +167,10 @@ def _read_keras(path: Path) -> _Contents:
             f"pretrained {path} needs h5py: pip install 'deid_jax[vggface]', or give an .npz"
         ) from error
 
-    def arrays_below(group: Any) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
+    def arrays_below(group: _Group) -> list[NumpyArray]:
+        found: list[NumpyArray] = []
 
-        def take(_: str, item: Any) -> None:
+        def take(_: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
                 found.append(np.asarray(item[()]))
 
@@ -203,7 +211,7 @@ def _read_matconvnet(path: Path) -> _Contents:
     return _Contents(arrays, "RGB")
 
 
-def _check_mean(path: Path, net: Any) -> None:
+def _check_mean(path: Path, net: object) -> None:
     """Refuses what was trained on other pictures: ImageNet's network has the same layers."""
     for place in (getattr(net, "meta", None), net):
         average = getattr(getattr(place, "normalization", None), "averageImage", None)
@@ -220,7 +228,7 @@ def _check_mean(path: Path, net: Any) -> None:
 def _read_npz(path: Path) -> _Contents:
     if not zipfile.is_zipfile(path):
         raise InputError(f"pretrained {path} cannot be read: it is no .npz archive")
-    arrays: dict[str, list[np.ndarray]] = {}
+    arrays: dict[str, list[NumpyArray]] = {}
     with np.load(path, allow_pickle=False) as file:
         channels = str(file["channels"]) if "channels" in file.files else "RGB"
         for key in file.files:

@@ -173,7 +173,9 @@ def fetch_weights_with_bar(name: str, sha256: str | None) -> Path:
 
 def say_skipped(faces: FaceDataset) -> None:
     """Prints how many images of a data set could not be read, if that is known already."""
-    say_left_out(faces.provenance.get("num_unreadable", 0))
+    count = faces.provenance.get("num_unreadable")
+    if isinstance(count, int):
+        say_left_out(count)
 
 
 def say_left_out(count: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deid_jax.data import DataOptions, FaceDataset, load_dataset, pair_lists
-from deid_jax.data.pair_lists import make_lists, near_duplicate_groups, read
+from deid_jax.data.pair_lists import make_lists, near_duplicate_groups, read_lists
 from deid_jax.errors import InputError
 
 
@@ -218,9 +218,9 @@ def test_a_file_reads_back_and_is_the_same_bytes_again(tmp_path):
     dataset, lists = make([6, 6, 6])
     path = tmp_path / "new" / "protocol.json"
     lists.write(path)
-    assert read(path, dataset) == lists
+    assert read_lists(path, dataset) == lists
     written = path.read_bytes()
-    read(path, dataset).write(path)
+    read_lists(path, dataset).write(path)
     assert path.read_bytes() == written == lists.to_json().encode("ascii")
     assert [entry.name for entry in path.parent.iterdir()] == ["protocol.json"]
 
@@ -230,7 +230,7 @@ def test_names_beyond_ascii_read_back(tmp_path):
     lists = make_lists(dataset, groups=np.arange(6))
     lists.write(tmp_path / "a.json")
     assert (tmp_path / "a.json").read_bytes().isascii()
-    assert read(tmp_path / "a.json", dataset) == lists
+    assert read_lists(tmp_path / "a.json", dataset) == lists
 
 
 def test_the_hash_is_that_of_the_canonical_entries():
@@ -253,7 +253,7 @@ def test_a_changed_file_is_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(lists.to_json().replace('"seed":0', '"seed":1'))
     with pytest.raises(InputError, match=r"a\.json is not as it was written: its sha256"):
-        read(path, dataset)
+        read_lists(path, dataset)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_other_files_are_refused(tmp_path, text, message):
     if text is not None:
         path.write_bytes(text)
     with pytest.raises(InputError, match=message) as caught:
-        read(path, make_dataset([6, 6]))
+        read_lists(path, make_dataset([6, 6]))
     assert "\n" not in str(caught.value)
 
 
@@ -294,7 +294,7 @@ def test_entries_of_another_kind_are_refused(tmp_path, entry, value):
     content = json.loads(lists.to_json()) | {entry: value}
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="its entries are not those of lists"):
-        read(tmp_path / "a.json", dataset)
+        read_lists(tmp_path / "a.json", dataset)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, change, message):
     dataset, lists = make([6, 6])
     path = _rewritten(lists, tmp_path / "a.json", **change(lists))
     with pytest.raises(InputError, match=message) as caught:
-        read(path, dataset)
+        read_lists(path, dataset)
     assert "a.json does not fit the data set" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -336,10 +336,10 @@ def test_pixels_are_those_of_the_listed_photos_by_name(tmp_path):
     assert lists.pixels == hashlib.sha256(listed.tobytes()).hexdigest()
     lists.write(tmp_path / "a.json")
     pixels[1] = 0
-    assert read(tmp_path / "a.json", dataset.take(range(12)[::-1])) == lists
+    assert read_lists(tmp_path / "a.json", dataset.take(range(12)[::-1])) == lists
     pixels[7, 3, 3, 1] ^= 1
     with pytest.raises(InputError, match=r"a\.json does not fit the data set: its photos had"):
-        read(tmp_path / "a.json", dataset)
+        read_lists(tmp_path / "a.json", dataset)
 
 
 def test_near_duplicates_with_two_roles_are_refused():
@@ -379,7 +379,7 @@ def test_real_faces(real_faces, tmp_path):
     assert set(dataset.pictures) - listed == copies
     lists.write(tmp_path / "protocol.json")
     groups = near_duplicate_groups(dataset)
-    assert read(tmp_path / "protocol.json", dataset, groups) == lists
+    assert read_lists(tmp_path / "protocol.json", dataset, groups) == lists
 
 
 def test_pair_lists_are_json_of_their_names_only():

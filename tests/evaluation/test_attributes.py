@@ -253,7 +253,7 @@ def test_damaged_or_foreign_checkpoint_is_refused(kept, evaluated, tmp_path):
     storage.save(tmp_path / "foreign", {"a": np.zeros(2)}, {"model": "model_a"})
     with pytest.raises(InputError, match="foreign cannot be read: its description is of anot"):
         load(tmp_path / "foreign")
-    facts = storage.load_info(kept[0])
+    facts = storage.load_description(kept[0])
     storage.save(tmp_path / "other", {"a": np.zeros(2)}, facts)
     with pytest.raises(InputError, match="does not fit: its weights are of another network"):
         load(tmp_path / "other")

@@ -45,7 +45,7 @@ def test_values_and_both_gradients_equal_xla(height, width, size, stride, paddin
     images, kernel = _random((2, height, width, 5)), _random((*size, 5), seed=1)
 
     def ours(images, kernel):
-        return depthwise.convolve(images, kernel, stride=stride, padding=padding)
+        return depthwise.convolve_depthwise(images, kernel, stride=stride, padding=padding)
 
     def xla(images, kernel):
         return _xla(images, kernel, stride, padding)
@@ -66,13 +66,13 @@ def test_kernel_may_have_an_axis_for_its_one_input(size, stride):
     images, kernel = _random((2, 6, 6, 3)), _random((size, size, 3), seed=1)
 
     def gradient(kernel):
-        return jax.grad(lambda k: (depthwise.convolve(images, k, stride=stride) ** 2).sum())(
-            kernel
-        )
+        return jax.grad(
+            lambda k: (depthwise.convolve_depthwise(images, k, stride=stride) ** 2).sum()
+        )(kernel)
 
     np.testing.assert_array_equal(
-        depthwise.convolve(images, kernel[:, :, None], stride=stride),
-        depthwise.convolve(images, kernel, stride=stride),
+        depthwise.convolve_depthwise(images, kernel[:, :, None], stride=stride),
+        depthwise.convolve_depthwise(images, kernel, stride=stride),
     )
     found = gradient(kernel[:, :, None])
     assert found.shape == (size, size, 1, 3)
@@ -85,7 +85,9 @@ def test_numpy_sums_the_same_products(stride):
     padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     expected = np.einsum("bpqcij,ijc->bpqc", windows[:, ::stride, ::stride], kernel)
-    found = depthwise.convolve(images, kernel, stride=stride, padding=((1, 1), (1, 1)))
+    found = depthwise.convolve_depthwise(
+        images, kernel, stride=stride, padding=((1, 1), (1, 1))
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -95,7 +97,9 @@ def test_no_grouped_convolution_is_left_in_a_loop():
 
     def loss(images):
         for stride in (1, 2):
-            images = depthwise.convolve(images, kernel, stride=stride, padding=((1, 1), (1, 1)))
+            images = depthwise.convolve_depthwise(
+                images, kernel, stride=stride, padding=((1, 1), (1, 1))
+            )
         return (images**2).sum()
 
     def attack(images):
@@ -113,12 +117,14 @@ def test_accelerators_get_the_convolution_of_their_library(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     images, kernel = _random((2, 7, 6, 3)), _random((3, 3, 3), seed=1)
     options = {"stride": 2, "padding": ((1, 1), (1, 1))}
-    program = str(jax.make_jaxpr(lambda x: depthwise.convolve(x, kernel, **options))(images))
+    program = str(
+        jax.make_jaxpr(lambda x: depthwise.convolve_depthwise(x, kernel, **options))(images)
+    )
     assert program.count("conv_general_dilated[") == 1
-    found = depthwise.convolve(images, kernel, **options)
+    found = depthwise.convolve_depthwise(images, kernel, **options)
     monkeypatch.undo()
     np.testing.assert_allclose(
-        found, depthwise.convolve(images, kernel, **options), rtol=1e-4, atol=1e-5
+        found, depthwise.convolve_depthwise(images, kernel, **options), rtol=1e-4, atol=1e-5
     )
 
 
@@ -127,7 +133,9 @@ def test_runs_under_vmap():
 
     def gradient(images):
         def loss(images):
-            outputs = depthwise.convolve(images, kernel, stride=2, padding=((1, 1), (1, 1)))
+            outputs = depthwise.convolve_depthwise(
+                images, kernel, stride=2, padding=((1, 1), (1, 1))
+            )
             return (outputs**2).sum()
 
         return jax.grad(loss)(images)

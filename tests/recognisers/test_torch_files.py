@@ -42,7 +42,7 @@ def small(torch, seed=0):
 def refusal(path):
     """The message with which a file is refused."""
     with pytest.raises(InputError) as refused:
-        torch_files.read(path)
+        torch_files.read_arrays(path)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
     assert str(path) in str(refused.value)
     return str(refused.value)
@@ -52,7 +52,7 @@ def refusal(path):
 def test_state_dict_is_read_as_torch_reads_it(torch, save, archive):
     layers = [torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.PReLU(5)]
     path = save(torch.nn.Sequential(*layers).state_dict(), archive)
-    state, arrays = torch.load(path, weights_only=True), torch_files.read(path)
+    state, arrays = torch.load(path, weights_only=True), torch_files.read_arrays(path)
     assert list(arrays) == list(state)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, state[name].numpy(), strict=True)
@@ -79,7 +79,7 @@ def test_dtypes_views_and_nested_dicts(torch, save, archive):
         "net": state,
         "moments": {0: {"m": small(torch, 2)}},
     }
-    arrays = torch_files.read(save(views | dtypes | tree, archive))
+    arrays = torch_files.read_arrays(save(views | dtypes | tree, archive))
     expected = views | dtypes | {"net.w": state["w"].detach(), "moments.0.m": small(torch, 2)}
     expected["bfloat16"] = expected["bfloat16"].float()
     assert list(arrays) == list(expected)
@@ -188,14 +188,16 @@ def test_pickles_that_no_torch_writes_are_refused(tmp_path, value, reason):
     entries = {"data/0": CONTENT}
     good = archive_of(tmp_path / "good.pt", pickled(tensor()), entries)
     assert re.search(reason, refusal(archive_of(tmp_path / "m.pt", pickled(value), entries)))
-    np.testing.assert_array_equal(torch_files.read(good)["x"], np.arange(4, dtype=np.float32))
+    np.testing.assert_array_equal(
+        torch_files.read_arrays(good)["x"], np.arange(4, dtype=np.float32)
+    )
 
 
 def test_sizes_in_legacy_files_are_compared_with_the_file(tmp_path):
     path = tmp_path / "m.pt"
     claim = struct.pack("<q", 4)
     legacy_of(path, pickled(tensor(offset=1, shape=(3,))), ["0"], claim + CONTENT)
-    np.testing.assert_array_equal(torch_files.read(path)["x"], [1, 2, 3])
+    np.testing.assert_array_equal(torch_files.read_arrays(path)["x"], [1, 2, 3])
     wrong = legacy_of(path, pickled(tensor()), ["0"], struct.pack("<q", 5) + CONTENT)
     assert "another size" in refusal(wrong)
     huge = pickled(tensor(numel=2**30))
@@ -235,7 +237,7 @@ def test_truncated_and_damaged_files_are_read_or_refused(torch, save, archive):
         damaged = np.frombuffer(content, np.uint8).copy()
         damaged[random.integers(len(content), size=2)] = random.integers(256, size=2)
         try:
-            arrays = torch_files.read(bare(path, damaged.tobytes()))
+            arrays = torch_files.read_arrays(bare(path, damaged.tobytes()))
         except InputError as error:
             assert "\n" not in str(error)
         else:

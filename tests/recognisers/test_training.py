@@ -267,7 +267,7 @@ def test_stopped_training_of_a_head_ends_in_the_same_weights(tmp_path):
 @pytest.mark.parametrize(
     "name, size, layers", [("model_a", 12, ["conv1", "conv2", "fc1"]), ("vgg16", 32, ["fc8"])]
 )
-def test_l2_penalty_is_a_thousandth_of_the_summed_squares(name, size, layers):
+def test_kernel_penalty_is_a_thousandth_of_the_summed_squares(name, size, layers):
     model = create_model(name, num_classes=3, image_size=size)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     random = np.random.default_rng(0)
@@ -279,7 +279,7 @@ def test_l2_penalty_is_a_thousandth_of_the_summed_squares(name, size, layers):
     expected = 1e-3 * sum(
         np.sum(np.square(np.asarray(params[layer]["kernel"], np.float64))) for layer in layers
     )
-    np.testing.assert_allclose(training.l2_penalty(model, params), expected, rtol=1e-5)
+    np.testing.assert_allclose(training.kernel_penalty(model, params), expected, rtol=1e-5)
 
 
 def test_recipe_gives_way_to_what_is_given():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax.data.synthetic.draws import Draws
+from deid_jax.types import NumpyArray
 
 NUM_MOLES = 3
 
@@ -154,7 +155,7 @@ class Identity(NamedTuple):
     beard: Beard
 
 
-def _linear(stops: tuple[tuple[int, int, int], ...]) -> np.ndarray:
+def _linear(stops: tuple[tuple[int, int, int], ...]) -> NumpyArray:
     """SRGB bytes [K, 3] -> linear RGB float32[K, 3]."""
     return (np.asarray(stops, np.float32) / np.float32(255)) ** np.float32(2.2)
 

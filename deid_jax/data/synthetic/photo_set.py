@@ -15,6 +15,7 @@ from deid_jax.data.synthetic.identity import HAIR_COLOURS, Identity, sample_iden
 from deid_jax.data.synthetic.rendering import rays, render
 from deid_jax.data.synthetic.variation import Variation, sample_variation
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray
 
 PERSONS = tuple(f"person_{i:02d}" for i in range(30))
 PICTURES_PER_PERSON = 30
@@ -71,7 +72,7 @@ def _photograph(one: tuple[Identity, Variation], places: Places, image_size: int
     return jnp.round(render(*one, image_size, places) * 255).astype(jnp.uint8)
 
 
-def _shoot(one: tuple[Identity, Variation], image_size: int) -> np.ndarray:
+def _shoot(one: tuple[Identity, Variation], image_size: int) -> NumpyArray:
     """`_photograph` on the CPU, from any thread."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         return np.asarray(_photograph(one, _places(image_size), image_size))
@@ -96,7 +97,7 @@ def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variatio
     return sampled
 
 
-def _render_all(identities: Identity, variations: Variation, image_size: int) -> np.ndarray:
+def _render_all(identities: Identity, variations: Variation, image_size: int) -> NumpyArray:
     """Renders pictures [N], as many at a time as there are cores.
 
     One picture a call is fastest on a CPU (its arrays stay in the cache; a chunk under `vmap`
@@ -114,7 +115,7 @@ def _render_all(identities: Identity, variations: Variation, image_size: int) ->
     return images
 
 
-def _attributes(identities: Identity, variations: Variation) -> dict[str, np.ndarray]:
+def _attributes(identities: Identity, variations: Variation) -> dict[str, NumpyArray]:
     """Labels [N] of what is to be seen, of the picture first and then of the person."""
     pose, expression, light = variations.pose, variations.expression, variations.light
     traits, hair, beard = identities.traits, identities.hair, identities.beard
