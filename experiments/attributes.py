@@ -2,8 +2,8 @@
 
     python -m experiments.attributes --runs=DIR,DIR,...
 
-Each DIR is an output folder of `experiments.attack`; all are of the same pictures. A classifier
-names every attribute on the original and on the written 8-bit picture: how often it says the
+Each DIR is an output folder of `experiments.attack`; all are of the same images. A classifier
+names every attribute on the original and on the written 8-bit image: how often it says the
 same is the agreement. It is trained on persons that are not in the runs, and kept under
 checkpoints/. Writes into --output_dir: `attributes.csv` (a line per run and attribute),
 `attributes.md` and `config.json`.
@@ -30,8 +30,8 @@ from experiments._common.flags import setting
 
 _CONTENTS = ("attributes.csv", "attributes.md")
 
-# Which pictures the classifier is trained on: of how many other seeds, and which split of each.
-# A few pictures of many persons teach more than many of a few; of CelebA, reading one split
+# Which images the classifier is trained on: of how many other seeds, and which split of each.
+# A few images of many persons teach more than many of a few; of CelebA, reading one split
 # takes as long as reading all.
 _OTHERS = {"synthetic": (40, "test"), "celeba": (10, "all")}
 _LEAST_PERSONS = 30
@@ -49,7 +49,7 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
     """Compares, writes, prints; returns the lines of `attributes.csv`.
 
     Raises:
-      InputError: a folder without a whole run, runs of different pictures, a data set without
+      InputError: a folder without a whole run, runs of different images, a data set without
         attribute labels or with too few persons, or an output folder that cannot be written;
         nothing is written then.
     """
@@ -82,7 +82,7 @@ def _options(run: AttackRun) -> DataOptions:
 
 
 def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:
-    """The run's pictures before de-identification, in its order."""
+    """The run's images before de-identification, in its order."""
     faces = load_dataset(run.data["dataset"], options)
     if faces.name not in _OTHERS or not faces.attributes:
         raise InputError(
@@ -93,13 +93,13 @@ def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:
     missing = [picture for picture in run.pictures if picture not in places]
     if missing:
         raise InputError(
-            f"{run.folder} has a picture {missing[0]}, which data set {faces.name} has not"
+            f"{run.folder} has an image {missing[0]}, which data set {faces.name} has not"
         )
     return faces.take([places[picture] for picture in run.pictures])
 
 
 def _classifier(originals: FaceDataset, options: DataOptions) -> AttributeClassifier:
-    """The classifier for these pictures, trained now if it is missing."""
+    """The classifier for these images, trained now if it is missing."""
     path = attributes.default_path(originals.name, options)
     if storage.exists(path):
         return attributes.load(path, originals, options)
@@ -124,10 +124,10 @@ def other_faces(
     options: DataOptions,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> FaceDataset:
-    """Pictures of persons other than those evaluated: what the data set gives for other seeds.
+    """Images of persons other than those evaluated: what the data set gives for other seeds.
 
     Args:
-      evaluated: the set whose persons are left out, those without pictures in it, too.
+      evaluated: the set whose persons are left out, those without images in it, too.
       options: how it was loaded.
       progress: called with (seeds done, seeds in all).
 
@@ -243,10 +243,10 @@ def _table(rows: Sequence[dict[str, Any]], headings: Sequence[str]) -> list[list
 
 _MARKDOWN = """# Attributes before and after de-identification
 
-{count} pictures of {dataset}, split {split}, seed {seed}, {image_size} px. Under each method:
-the share of pictures, in per cent, of which a classifier says the same before and after.
+{count} images of {dataset}, split {split}, seed {seed}, {image_size} px. Under each method:
+the share of images, in per cent, of which a classifier says the same before and after.
 Accuracy is its share of true answers on the originals, chance the share of the commonest
-class, kappa agreement beyond chance (Cohen's). It learnt from {num_images} pictures of others.
+class, kappa agreement beyond chance (Cohen's). It learnt from {num_images} images of others.
 
 {table}
 
@@ -280,7 +280,7 @@ def _print(lines: Sequence[Sequence[str]], run: AttackRun, path: Path) -> None:
         table.add_column(name, justify="right" if place else "left", no_wrap=not place)
     for cells in lines[1:]:
         table.add_row(*cells)
-    print(f"Same answer before and after, per cent of {len(run.pictures)} pictures:")
+    print(f"Same answer before and after, per cent of {len(run.pictures)} images:")
     Console().print(table)
     if any(cells[0].endswith("*") for cells in lines):
         print(_NOTE)

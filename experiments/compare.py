@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deid_jax import recognisers
-from deid_jax.attacks import ATTACKS, LeastChange, of_kind
+from deid_jax.attacks import ATTACKS, LeastPerturbation, of_kind
 from deid_jax.data import load_dataset
 from deid_jax.errors import InputError
 from deid_jax.evaluation import TARGETS
@@ -58,7 +58,8 @@ class CompareSettings(data_settings.EvaluationSettings):
     """Settings of `experiments.compare`."""
 
     methods: str = setting(
-        ",".join(of_kind(ATTACKS, LeastChange)), f"Ours, by commas, of {', '.join(ATTACKS)}."
+        ",".join(of_kind(ATTACKS, LeastPerturbation)),
+        f"Ours, by commas, of {', '.join(ATTACKS)}.",
     )
     num_steps: str = setting(
         "10,20,50,100",

@@ -38,9 +38,9 @@ class TrainSettings(data_settings.DataSettings, process_settings.ModelParallelSe
     """Settings of `experiments.train`."""
 
     split: str = setting("train", "What to train on.", choices=("train", "all"))
-    epochs: int | None = setting(None, "Passes over the pictures; default: the model's own.")
+    epochs: int | None = setting(None, "Passes over the images; default: the model's own.")
     learning_rate: float | None = setting(None, "Adam's step size; default: the model's own.")
-    batch_size: int = setting(32, "Pictures per training step.")
+    batch_size: int = setting(32, "Images per training step.")
     pretrained: str | None = setting(
         None,
         "VGG-Face's weights for vgg16: an .h5, .mat or .npz file, or the name of one to "

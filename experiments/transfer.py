@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deid_jax.attacks import METHODS, LeastChange, of_kind
+from deid_jax.attacks import METHODS, LeastPerturbation, of_kind
 from deid_jax.checks import count
 from deid_jax.data import DATASETS, DataOptions, FaceDataset, load_dataset, pair_lists
 from deid_jax.data.images import CROPS
@@ -54,19 +54,19 @@ class TransferSettings:
 
     dataset: str = setting("folder", "Data set.", choices=tuple(DATASETS))
     data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
-    image_size: int = setting(112, "Height and width in pixels that pictures are brought to.")
+    image_size: int = setting(112, "Height and width in pixels that images are brought to.")
     crop: str | None = setting(
         None,
-        "Which part of a picture file is the face; arcface, the template of recognisers of 112 "
-        "px, takes pictures of 178x218 (CelebA's aligned ones) or 112x112 alone, auto takes "
+        "Which part of an image file is the face; arcface, the template of recognisers of 112 "
+        "px, takes images of 178x218 (CelebA's aligned ones) or 112x112 alone, auto takes "
         "any. Default: arcface.",
         choices=CROPS,
     )
-    skip_unreadable: bool = setting(False, "Leave out pictures that cannot be read.")
+    skip_unreadable: bool = setting(False, "Leave out images that cannot be read.")
     fit: str = setting(
         "mobilefacenet_ms1m,mobilefacenet_casia,mobilefacenet_ms1m+mobilefacenet_casia",
         "Recognisers that attacks know: NAME, NAME:FILE or package.module:function (RGB "
-        "pictures in [0, 1] to embeddings or logits); by commas, one run each; joined by +, "
+        "images in [0, 1] to embeddings or logits); by commas, one run each; joined by +, "
         "several in one run. After its NAME:FILE a recogniser's NAME is enough.",
     )
     test: str | None = setting(
@@ -99,7 +99,7 @@ class TransferSettings:
     margin: float = setting(
         0.2,
         f"How far below the first --far's threshold, in cosine, methods of least change "
-        f"({', '.join(of_kind(METHODS, LeastChange))}) go without a budget. "
+        f"({', '.join(of_kind(METHODS, LeastPerturbation))}) go without a budget. "
         "Within one each photo's own is found.",
     )
     processing: str = setting(

@@ -12,7 +12,7 @@ SIZE = 16
 
 @dataclasses.dataclass(frozen=True)
 class TinyModule:
-    """Embeddings tanh((x − ½) W) V of pictures; `scale` tells one program from another."""
+    """Embeddings tanh((x − ½) W) V of images; `scale` tells one program from another."""
 
     scale: float = 1.0
 
@@ -34,7 +34,7 @@ def tiny_embedder(seed=0, features=10, size=SIZE):
 
 
 def tiny_in_numpy(embedder, images):
-    """float64[N, D] of uint8[N, H, W, 3], or of pictures float in [0, 1]."""
+    """float64[N, D] of uint8[N, H, W, 3], or of images float in [0, 1]."""
     pixels = images / 255 if images.dtype == np.uint8 else images
     flat = np.reshape(np.float64(pixels), (len(images), -1)) - 0.5
     w, v = (np.asarray(embedder.variables[name], np.float64) for name in ("w", "v"))

@@ -1,4 +1,4 @@
-"""What several tests need: small recognisers and pictures."""
+"""What several tests need: small recognisers and images."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def small_model(seed=0, size=16, num_classes=5):
 
 
 def noise_faces(size=16):
-    """Eleven pictures of five persons, pure noise, as a data set."""
+    """Eleven images of five persons, pure noise, as a data set."""
     pixels = np.random.default_rng(3).integers(256, size=(11, size, size, 3), dtype=np.uint8)
     return FaceDataset(
         name="noise",
@@ -59,7 +59,7 @@ def pictures(count, size=16, seed=0):
 
 
 def let_batches_above_run_out_of_memory(monkeypatch, largest):
-    """Compiled programs fail for more than `largest` pictures, as accelerators say it."""
+    """Compiled programs fail for more than `largest` images, as accelerators say it."""
     real = programs.compile_once
 
     def compile_once(function, variables, batch, *rest, **static):

@@ -73,7 +73,7 @@ class FixedSize(Method):
         return self.norm == "linf"
 
 
-class LeastChange(Method):
+class LeastPerturbation(Method):
     """An attack that seeks the least perturbation that succeeds; it has no size."""
 
 

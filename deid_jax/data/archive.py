@@ -1,4 +1,4 @@
-"""Your own pictures in tar and zip archives: `<person>/<picture>` in any of them."""
+"""Your own images in tar and zip archives: `<person>/<picture>` in any of them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from deid_jax.data.streams import Stream, build_stream
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-# The fields of `Place`, and which archive. 34 bytes a picture.
+# The fields of `Place`, and which archive. 34 bytes an image.
 _PLACE = np.dtype(
     [
         ("offset", "<i8"),
@@ -28,19 +28,19 @@ _PLACE = np.dtype(
 
 
 def load(options: DataOptions) -> FaceDataset:
-    """Loads the pictures in `options.data_dir`, an archive (.tar, .zip) or a folder of some.
+    """Loads the images in `options.data_dir`, an archive (.tar, .zip) or a folder of some.
 
-    A picture's person is the folder that it lies in, whatever folders that one lies in; the
+    An image's person is the folder that it lies in, whatever folders that one lies in; the
     rules on files and names are those of `deid_jax.data.folder.load`. Members are ignored that
-    lie in no folder, or below one called __MACOSX or starting with a dot. A person's pictures
+    lie in no folder, or below one called __MACOSX or starting with a dot. A person's images
     may be spread over the archives.
 
     Archives are listed once and read at random access, so that memory does not grow with the
-    pictures' size: see `build_stream`.
+    images' size: see `build_stream`.
 
     Raises:
       InputError: `data_dir` has no archive, or a damaged, encrypted or wholly compressed one,
-        the same picture of a person is there twice, or what `build_stream` raises.
+        the same image of a person is there twice, or what `build_stream` raises.
     """
     if options.data_dir is None:
         raise InputError("data_dir must name a .tar or .zip archive, or a folder of some")
@@ -48,7 +48,7 @@ def load(options: DataOptions) -> FaceDataset:
     persons, labels, names, places = _list(archives)
     if not names:
         raise InputError(
-            f"data_dir {options.data_dir} has no pictures: <person>/*{{{','.join(SUFFIXES)}}} "
+            f"data_dir {options.data_dir} has no images: <person>/*{{{','.join(SUFFIXES)}}} "
             "in its archives is read"
         )
 
@@ -72,7 +72,7 @@ def load(options: DataOptions) -> FaceDataset:
 def _list(
     archives: Sequence[Archive],
 ) -> tuple[tuple[str, ...], NumpyArray, list[str], NumpyArray]:
-    """Persons, labels [N], names and places [N] of all pictures, by person and name."""
+    """Persons, labels [N], names and places [N] of all images, by person and name."""
     files: dict[str, list[str]] = {}
     numbers: dict[str, list[int]] = {}  # each file's place
     packed = bytearray()  # of places: an array that grows
@@ -96,7 +96,7 @@ def _list(
 
 
 def _person_and_file(path: str) -> tuple[str, str] | None:
-    """Whose picture a member is, and its file's name; None for all that is ignored."""
+    """Whose image a member is, and its file's name; None for all that is ignored."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if len(parts) < 2 or not is_picture(parts[-1]):
         return None
@@ -113,7 +113,7 @@ def _refuse_repeated(
         if file in seen:
             first, second = archives[seen[file]].path, archives[number].path
             where = f"twice in {first}" if first == second else f"in {first} and in {second}"
-            raise InputError(f"picture {person}/{file} is {where}")
+            raise InputError(f"image {person}/{file} is {where}")
         seen[file] = number
 
 

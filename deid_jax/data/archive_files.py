@@ -71,7 +71,7 @@ def find(data_dir: str) -> list[Archive]:
         if path.name.lower().endswith(COMPRESSED):
             raise InputError(
                 f"{path} is compressed as a whole, which leaves no random access: unpack it to "
-                "a plain .tar, or pack the pictures as .zip"
+                "a plain .tar, or pack the images as .zip"
             )
     archives = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not archives:

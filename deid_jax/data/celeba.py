@@ -1,7 +1,7 @@
-"""CelebA: 30 persons with 30 pictures each, drawn by seed.
+"""CelebA: 30 persons with 30 images each, drawn by seed.
 
 Ziwei Liu, Ping Luo, Xiaogang Wang, Xiaoou Tang, "Deep Learning Face Attributes in the Wild",
-ICCV 2015. Pictures are aligned, 178x218.
+ICCV 2015. Images are aligned, 178x218.
 """
 
 from collections.abc import Iterable
@@ -28,15 +28,15 @@ def load(options: DataOptions) -> FaceDataset:
     Two places are tried. (a) The download: `img_align_celeba/` and `identity_CelebA.txt` under
     `data_dir`, or in its `Img/` and `Anno/`; attributes come from `list_attr_celeba.txt` if it
     is there. (b) TFDS's `celeb_a` under `data_dir` (default ~/tensorflow_datasets), prepared on
-    first use where TensorFlow is installed. Both draw the same persons; the pictures of
+    first use where TensorFlow is installed. Both draw the same persons; the images of
     persons with more than 30 differ, since TFDS keeps no file names.
 
-    `provenance["selection"]` is {person: [picture, ...]} of all splits; `attributes` are
+    `provenance["selection"]` is {person: [image, ...]} of all splits; `attributes` are
     bool[N] by CelebA's names.
 
     Raises:
       InputError: neither place has the data, an annotation file is damaged, too few persons
-        have 30 pictures, or what `build_dataset` raises.
+        have 30 images, or what `build_dataset` raises.
     """
     if options.data_dir is not None:
         root = Path(options.data_dir)
@@ -52,7 +52,7 @@ def _load_download(root: Path, folder: Path, options: DataOptions) -> FaceDatase
     identities = _annotation(root, _IDENTITIES)
     if identities is None:
         raise InputError(
-            f"{folder} has pictures, but {_IDENTITIES}, which says whose, is not in {root}"
+            f"{folder} has images, but {_IDENTITIES}, which says whose, is not in {root}"
         )
     chosen = selection.choose_subset("celeba", _read_identities(identities), options.seed)
     table = _annotation(root, _ATTRIBUTES)

@@ -1,6 +1,6 @@
-"""What every loader returns: a random-access set of face pictures with identities.
+"""What every loader returns: a random-access set of face images with identities.
 
-Pictures are uint8[H, W, 3] in sRGB order (as any file holds them); `dataset[i]` gives
+Images are uint8[H, W, 3] in sRGB order (as any file holds them); `dataset[i]` gives
 float32 in [0, 1].
 """
 
@@ -30,10 +30,10 @@ class DataOptions:
 
     Attributes:
       data_dir: folder of the data set; loaders that embed their data take none.
-      image_size: height and width in pixels of the pictures returned.
+      image_size: height and width in pixels of the images returned.
       split: "train", "test" or "all".
       seed: decides the split and every other choice of the loader.
-      skip_unreadable: leave out (and count) pictures that cannot be read, instead of raising.
+      skip_unreadable: leave out (and count) images that cannot be read, instead of raising.
       crop: name of the face crop, a key of `deid_jax.data.images.CROPS`.
     """
 
@@ -50,7 +50,7 @@ class DataOptions:
 
 
 class StoredExamples(Protocol):
-    """Where pictures lie in the prepared TFDS data set that they come from."""
+    """Where images lie in the prepared TFDS data set that they come from."""
 
     @property
     def builder(self) -> TfdsObject:
@@ -64,41 +64,41 @@ class StoredExamples(Protocol):
 
     @property
     def split_of(self) -> NumpyArray:
-        """int[N]: each picture's split, as a position in `splits`."""
+        """int[N]: each image's split, as a position in `splits`."""
         ...
 
     @property
     def positions(self) -> NumpyArray:
-        """int[N]: each picture's place in its split."""
+        """int[N]: each image's place in its split."""
         ...
 
     def record(self, index: int) -> bytes:
-        """The serialized example of picture `index`; thread safe; `InputError` if damaged."""
+        """The serialized example of image `index`; thread safe; `InputError` if damaged."""
         ...
 
     def take(self, indices: NumpyArray) -> "StoredExamples":
-        """Those of the pictures at `indices`, in that order."""
+        """Those of the images at `indices`, in that order."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class FaceDataset:
-    """N pictures of P persons; also a Grain random-access source.
+    """N images of P persons; also a Grain random-access source.
 
     Attributes:
       name: the data set's name, a key of `deid_jax.data.DATASETS`.
-      persons: class names; the label of a picture is its person's position here.
+      persons: class names; the label of an image is its person's position here.
       labels: int32[N].
-      names: N picture names, unique within a person, without suffix ("001").
+      names: N image names, unique within a person, without suffix ("001").
       read: position -> uint8[H, W, 3]; thread safe; raises `InputError`, which names the
-        picture in one line, for what cannot be read.
+        image in one line, for what cannot be read.
       image_size: H = W.
       split: the split that this is.
       attributes: name -> array[N] of what is known beside the identity; may be empty.
       provenance: JSON-able facts on how the set was made (crop, seed, selection, counts).
-      skip_unreadable: whether pictures that turn out to be unreadable only when they are read
+      skip_unreadable: whether images that turn out to be unreadable only when they are read
         are left out, instead of stopping the run.
-      examples: the pictures' places in a prepared TFDS data set; None if they come from none.
+      examples: the images' places in a prepared TFDS data set; None if they come from none.
     """
 
     name: str
@@ -123,21 +123,21 @@ class FaceDataset:
 
     def __repr__(self) -> str:
         return (
-            f"FaceDataset({self.name}, split={self.split}, {len(self)} pictures of "
+            f"FaceDataset({self.name}, split={self.split}, {len(self)} images of "
             f"{len(self.persons)} persons, {self.image_size} px)"
         )
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """Every picture as "person/name", unique in the set."""
+        """Every image as "person/name", unique in the set."""
         return tuple(self.picture(index) for index in range(len(self)))
 
     def picture(self, index: int) -> str:
-        """One picture as "person/name"."""
+        """One image as "person/name"."""
         return f"{self.persons[self.labels[index]]}/{self.names[index]}"
 
     def take(self, indices: Sequence[int] | NumpyArray) -> "FaceDataset":
-        """The same set with only the pictures at `indices`, in that order."""
+        """The same set with only the images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         read = self.read
         return dataclasses.replace(
@@ -152,11 +152,11 @@ class FaceDataset:
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of what decides the names, the labels and the pixels.
 
-        Where `provenance["fingerprint"]` tells the files apart, no picture is read; all are
+        Where `provenance["fingerprint"]` tells the files apart, no image is read; all are
         read otherwise.
 
         Raises:
-          InputError: a picture cannot be read (and `skip_unreadable` is off).
+          InputError: an image cannot be read (and `skip_unreadable` is off).
         """
         source = self.provenance.get("fingerprint")
         facts = [self.image_size, self.provenance.get("crop"), source]
@@ -170,7 +170,7 @@ class FaceDataset:
         return digest.hexdigest()
 
     def _pixels(self, index: int) -> bytes:
-        """A picture's pixels; nothing for one that is left out."""
+        """An image's pixels; nothing for one that is left out."""
         try:
             return self.read(index).tobytes()
         except InputError:
@@ -183,7 +183,7 @@ class Loader(Protocol):
     """A data set by name: builds the split asked for, or raises `InputError` in one line."""
 
     def __call__(self, options: DataOptions) -> FaceDataset:
-        """Returns the pictures of `options.split`, ordered by person, then picture name.
+        """Returns the images of `options.split`, ordered by person, then image name.
 
         Only `tfds` keeps the order of its files, which a copy of the set then has too.
         """

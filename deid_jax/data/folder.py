@@ -1,4 +1,4 @@
-"""Your own pictures: `data_dir/<person>/<picture>`, a folder for each person."""
+"""Your own images: `data_dir/<person>/<picture>`, a folder for each person."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from deid_jax.errors import InputError
 
 
 def load(options: DataOptions) -> FaceDataset:
-    """Loads the pictures under `options.data_dir`.
+    """Loads the images under `options.data_dir`.
 
-    A person is a folder, sorted by name; its pictures are the files directly inside with one
+    A person is a folder, sorted by name; its images are the files directly inside with one
     of `SUFFIXES` in any case. Files and folders whose names start with a dot, deeper folders,
-    other files, and persons without a picture are ignored; links are followed. Pictures are
+    other files, and persons without an image are ignored; links are followed. Images are
     named as `picture_names` says.
 
     Raises:
-      InputError: `data_dir` is not a folder with pictures of two persons or more, a picture
+      InputError: `data_dir` is not a folder with images of two persons or more, an image
         cannot be read (see `DataOptions.skip_unreadable`), or a person cannot be divided.
     """
     if options.data_dir is None:
-        raise InputError("data_dir must name the folder of pictures, DIR/<person>/<picture>")
+        raise InputError("data_dir must name the folder of images, DIR/<person>/<image>")
     root = Path(options.data_dir)
     if not root.exists():
         raise InputError(f"data_dir {root} does not exist")
@@ -32,13 +32,13 @@ def load(options: DataOptions) -> FaceDataset:
     ]
     if not sources:
         raise InputError(
-            f"data_dir {root} has no pictures: DIR/<person>/*{{{','.join(SUFFIXES)}}} is read"
+            f"data_dir {root} has no images: DIR/<person>/*{{{','.join(SUFFIXES)}}} is read"
         )
     return build_dataset("folder", sources, options, {"folder": root.resolve().name})
 
 
 def _sources(folder: Path) -> list[Source]:
-    """The pictures directly in one person's folder."""
+    """The images directly in one person's folder."""
     paths = [path for path in visible(folder) if is_picture(path.name) and path.is_file()]
     names = picture_names([path.name for path in paths])
     return [

@@ -1,4 +1,4 @@
-"""From a picture file to the square face crop that the models see.
+"""From an image file to the square face crop that the models see.
 
 Pixels are uint8[H, W, 3] in sRGB; boxes are (left, top, right, bottom) in pixels, right and
 bottom exclusive. Colour profiles are ignored, as recognisers' training sets ignore them.
@@ -33,20 +33,20 @@ CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, 
 
 
 def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
-    """The first frame of a picture, upright.
+    """The first frame of an image, upright.
 
-    EXIF orientation is applied; grey, 1-bit, palette and CMYK pictures become RGB; 16-bit grey
+    EXIF orientation is applied; grey, 1-bit, palette and CMYK images become RGB; 16-bit grey
     is divided by 257 and rounded; what is transparent shows white.
 
     Args:
       path_or_bytes: the file, or its content.
-      name: what messages call the picture.
+      name: what messages call the image.
 
     Returns:
       uint8[H, W, 3].
 
     Raises:
-      InputError: not a whole picture of one of `FORMATS`, under 8 pixels wide or high, or over
+      InputError: not a whole image of one of `FORMATS`, under 8 pixels wide or high, or over
         `MAX_PIXELS`. The message is one line.
     """
     if isinstance(path_or_bytes, bytes):
@@ -63,7 +63,7 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
         raise InputError(f"{name} has more than {MAX_PIXELS} pixels") from error
     except Image.UnidentifiedImageError as error:
         empty = (
-            "an empty file" if _is_empty(path_or_bytes) else "not a picture in a known format"
+            "an empty file" if _is_empty(path_or_bytes) else "not an image in a known format"
         )
         raise InputError(f"{name} is {empty}") from error
     except Exception as error:  # Pillow's decoders raise all sorts on damaged files
@@ -82,7 +82,7 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise InputError(f"{name} has more than {MAX_PIXELS} pixels: {width}x{height}")
     if min(width, height) < MIN_PIXELS_A_SIDE:
         raise InputError(
-            f"{name} is {width}x{height}: a picture needs {MIN_PIXELS_A_SIDE} pixels a side"
+            f"{name} is {width}x{height}: an image needs {MIN_PIXELS_A_SIDE} pixels a side"
         )
 
 
@@ -138,11 +138,11 @@ def _auto(width: int, height: int) -> Box:
 
 # name -> (width, height) -> box.
 #   square: the largest centred square.
-#   celeba: x 25..153 of 178, y 62..190 of 218 (a square there; scaled with other pictures):
+#   celeba: x 25..153 of 178, y 62..190 of 218 (a square there; scaled with other images):
 #     the face from hairline to chin in CelebA's aligned geometry, eyes at (69, 111.5) and
 #     (108, 111.5), mouth at y = 152.5.
-#   none: the whole picture; `resize` then ignores its aspect.
-#   auto: celeba for pictures of exactly 178x218, square for all others.
+#   none: the whole image; `resize` then ignores its aspect.
+#   auto: celeba for images of exactly 178x218, square for all others.
 BOXES: dict[str, Callable[[int, int], Box]] = {
     "auto": _auto,
     "celeba": _celeba,
@@ -157,7 +157,7 @@ def face_crop(pixels: NumpyArray, name: str, image_size: int) -> NumpyArray:
     """The crop called `name` of uint8[H, W, 3], as uint8[image_size, image_size, 3].
 
     Raises:
-      InputError: no crop has that name, or the picture is none that it knows.
+      InputError: no crop has that name, or the image is none that it knows.
     """
     if name not in CROPS:
         raise InputError(f"crop must be one of {', '.join(CROPS)}, got {name}")
@@ -167,24 +167,24 @@ def face_crop(pixels: NumpyArray, name: str, image_size: int) -> NumpyArray:
 
 
 def align(pixels: NumpyArray, image_size: int) -> NumpyArray:
-    """A picture of CelebA's aligned geometry, 178x218, moved onto the ArcFace template.
+    """An image of CelebA's aligned geometry, 178x218, moved onto the ArcFace template.
 
     Eyes, nose and mouth come to lie within two pixels of (38.3, 51.7), (73.5, 51.5),
     (56.0, 71.7), (41.5, 92.4) and (70.7, 92.2) of 112: the least-squares similarity of these
-    five points, bicubic. Pictures of 112x112 are on it already.
+    five points, bicubic. Images of 112x112 are on it already.
 
     Raises:
-      InputError: a picture of another size.
+      InputError: an image of another size.
     """
     height, width = pixels.shape[:2]
     if (height, width) == (_TEMPLATE_SIZE, _TEMPLATE_SIZE):
         return resize(pixels, image_size)
     if (width, height) != CELEBA_SIZE:
         raise InputError(
-            "crop=arcface needs pictures of 178x218 (CelebA's aligned geometry) or 112x112 "
+            "crop=arcface needs images of 178x218 (CelebA's aligned geometry) or 112x112 "
             f"(aligned already), got {width}x{height}"
         )
-    # Pillow maps corners of pixels, from the result to the picture; the matrix maps centres.
+    # Pillow maps corners of pixels, from the result to the image; the matrix maps centres.
     size = max(image_size, _TEMPLATE_SIZE)
     linear, offset = CELEBA_TO_TEMPLATE[:, :2], CELEBA_TO_TEMPLATE[:, 2]
     inverse = np.linalg.inv(linear) * (_TEMPLATE_SIZE / size)
@@ -212,7 +212,7 @@ def crop(pixels: NumpyArray, name: str) -> NumpyArray:
 def resize(pixels: NumpyArray, image_size: int) -> NumpyArray:
     """uint8[H, W, 3] to uint8[image_size, image_size, 3], down or up.
 
-    Pillow's LANCZOS, which widens with the reduction and so antialiases. A picture of that
+    Pillow's LANCZOS, which widens with the reduction and so antialiases. An image of that
     size comes back as it is.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,7 +1,7 @@
-"""Labeled Faces in the Wild: 30 of the 34 persons with 30 pictures or more, drawn by seed.
+"""Labeled Faces in the Wild: 30 of the 34 persons with 30 images or more, drawn by seed.
 
 Gary B. Huang, Manu Ramesh, Tamara Berg, Erik Learned-Miller, "Labeled Faces in the Wild",
-University of Massachusetts, Amherst, Technical Report 07-49, 2007. Pictures are 250x250, the
+University of Massachusetts, Amherst, Technical Report 07-49, 2007. Images are 250x250, the
 face in the middle.
 """
 
@@ -9,7 +9,7 @@ from deid_jax.data import prepared
 from deid_jax.data.dataset import DataOptions, FaceDataset
 
 _ADVICE = (
-    "; or download the pictures yourself and use --dataset=folder with --data_dir naming the"
+    "; or download the images yourself and use --dataset=folder with --data_dir naming the"
     " folder of persons"
 )
 
@@ -19,11 +19,11 @@ def load(options: DataOptions) -> FaceDataset:
 
     It is read from TFDS's `lfw` under `data_dir` (default ~/tensorflow_datasets), prepared on
     first use where TensorFlow is installed. `provenance["selection"]` is
-    {person: [picture, ...]} of all splits; pictures are named as `deid_jax.data.prepared` says.
+    {person: [image, ...]} of all splits; images are named as `deid_jax.data.prepared` says.
 
     Raises:
       InputError: the data is not there and cannot be prepared, too few persons have 30
-        pictures, or what `build_dataset` raises.
+        images, or what `build_dataset` raises.
     """
     data = prepared.open_named("lfw", options.data_dir, _ADVICE)
     return prepared.load_subset("lfw", data, options)

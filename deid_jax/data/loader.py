@@ -15,13 +15,13 @@ from deid_jax.data.dataset import Example, FaceDataset
 from deid_jax.errors import InputError
 from deid_jax.types import Batch
 
-# Pictures held in memory cost nothing to read; decoding files keeps a few threads busy.
+# Images held in memory cost nothing to read; decoding files keeps a few threads busy.
 NUM_THREADS = 4
 _READ = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=64)
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
-    """How many batches hold `num_images` pictures."""
+    """How many batches hold `num_images` images."""
     return -(-num_images // batch_size)
 
 
@@ -33,7 +33,7 @@ def num_full_batches(num_images: int, batch_size: int) -> int:
 def even_batch_size(num_images: int, batch_size: int) -> int:
     """The smallest batch size that needs no more batches than `batch_size` does.
 
-    150 pictures at a batch size of 64 become 3 × 50, not 64 + 64 + 22 and 42 of padding.
+    150 images at a batch size of 64 become 3 × 50, not 64 + 64 + 22 and 42 of padding.
     """
     return -(-num_images // num_batches(num_images, batch_size))
 
@@ -77,19 +77,19 @@ def in_order(
     spans: Sequence[range] | None = None,
     watch: Stopwatch | None = None,
 ) -> Iterator[Batch]:
-    """Pictures in order, a batch for every entry of `divided`.
+    """Images in order, a batch for every entry of `divided`.
 
-    A batch that is not full is padded with its last picture. Where the data set says so, a
-    picture that cannot be read is masked like padding, in its own place.
+    A batch that is not full is padded with its last image. Where the data set says so, a
+    image that cannot be read is masked like padding, in its own place.
 
     Args:
-      dataset: the pictures.
-      batch_size: pictures in a batch.
+      dataset: the images.
+      batch_size: images in a batch.
       spans: which positions; None: all.
       watch: told how long reading takes.
 
     Raises:
-      InputError: a picture cannot be read.
+      InputError: an image cannot be read.
     """
     batches = divided([range(len(dataset))] if spans is None else spans, batch_size)
     source = _Places(dataset, batches, batch_size, watch or Stopwatch())
@@ -135,11 +135,11 @@ class _Places:
 def shuffled(
     dataset: FaceDataset, batch_size: int, *, seed: int, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """All pictures in an order that `seed` decides, less what does not fill a batch.
+    """All images in an order that `seed` decides, less what does not fill a batch.
 
     Args:
-      dataset: the pictures.
-      batch_size: pictures in a batch of all processes together.
+      dataset: the images.
+      batch_size: images in a batch of all processes together.
       seed: decides the order.
       part: (i, n): of every batch only the i-th of n equal parts, for one of n processes.
 
@@ -160,12 +160,12 @@ def shuffled(
 
 
 def _plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; what is wrong with a picture in one line, without Grain's."""
+    """The batches; what is wrong with an image in one line, without Grain's."""
     try:
         yield from batches
     except InputError as error:
         text = str(error).partition("\n")[0]
-        raise InputError(f"{text}; --skip_unreadable leaves such pictures out") from error
+        raise InputError(f"{text}; --skip_unreadable leaves such images out") from error
 
 
 def _stack(dataset: FaceDataset, examples: Sequence[Example]) -> Batch:

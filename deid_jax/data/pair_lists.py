@@ -297,7 +297,7 @@ def _places(dataset: FaceDataset) -> dict[str, int]:
 
 
 def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> NumpyArray:
-    """int64[len(pictures)], their positions."""
+    """int64[len(images)], their positions."""
     for picture in pictures:
         if picture not in where:
             raise InputError(f"{name} has {picture}, which is not in the data set")

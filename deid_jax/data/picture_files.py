@@ -1,4 +1,4 @@
-"""Which files are pictures, and what the pictures are called: in folders and in archives."""
+"""Which files are images, and what the images are called: in folders and in archives."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ def is_picture(file: str) -> bool:
 
 
 def picture_names(files: Sequence[str]) -> list[str]:
-    """Names of one person's pictures, from the different names of their files.
+    """Names of one person's images, from the different names of their files.
 
-    A picture is named after its file without the suffix; where two would share a name (a.jpg,
+    An image is named after its file without the suffix; where two would share a name (a.jpg,
     a.png), these keep the suffix.
     """
     stems = [_parts(file)[0] for file in files]

@@ -1,4 +1,4 @@
-"""A `FaceDataset` from a list of picture files: decoding, near-duplicates, split, cache."""
+"""A `FaceDataset` from a list of image files: decoding, near-duplicates, split, cache."""
 
 import dataclasses
 import os
@@ -18,19 +18,19 @@ from deid_jax.types import NumpyArray
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_CACHED_BYTES = 2**30  # larger sets are decoded again whenever a picture is read
+MAX_CACHED_BYTES = 2**30  # larger sets are decoded again whenever an image is read
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One picture before it is decoded.
+    """One image before it is decoded.
 
     Attributes:
       person: who it shows.
       name: unique within the person.
       content: its file, or the file's bytes.
       title: what messages call it.
-      attributes: what is known of it; the same keys for all pictures of a set.
+      attributes: what is known of it; the same keys for all images of a set.
     """
 
     person: str
@@ -48,17 +48,17 @@ def build_dataset(
 ) -> FaceDataset:
     """Decodes all sources once and returns the split asked for.
 
-    The cropped pictures stay in memory if all of them, of whatever split, fit
+    The cropped images stay in memory if all of them, of whatever split, fit
     `MAX_CACHED_BYTES` (1 GiB); `read` decodes on demand otherwise.
 
     Args:
       name: the data set's name.
-      sources: the pictures of all splits, in any order.
-      options: size, crop, split, seed, and what to do about unreadable pictures.
+      sources: the images of all splits, in any order.
+      options: size, crop, split, seed, and what to do about unreadable images.
       provenance: facts to which the ones found here are added.
 
     Raises:
-      InputError: an option is out of range, a picture cannot be read (and `skip_unreadable`
+      InputError: an option is out of range, an image cannot be read (and `skip_unreadable`
         is off), fewer than two persons are left, or one cannot be divided as the split needs.
     """
     check_options(options)
@@ -96,11 +96,9 @@ def check_options(options: DataOptions) -> None:
 
 
 def check_num_persons(name: str, count: int) -> None:
-    """Refuses a set with pictures of fewer than two persons."""
+    """Refuses a set with images of fewer than two persons."""
     if count < 2:
-        raise InputError(
-            f"{name} needs readable pictures of two persons or more, found {count}"
-        )
+        raise InputError(f"{name} needs readable images of two persons or more, found {count}")
 
 
 def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str, object]:
@@ -115,7 +113,7 @@ def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str
 
 
 def comparison_facts(pairs: NumpyArray, unreadable: Sequence[str]) -> dict[str, object]:
-    """What the provenance tells where all pictures have been decoded and compared."""
+    """What the provenance tells where all images have been decoded and compared."""
     return {
         "num_near_duplicate_pairs": len(pairs),
         "num_unreadable": len(unreadable),
@@ -126,7 +124,7 @@ def comparison_facts(pairs: NumpyArray, unreadable: Sequence[str]) -> dict[str, 
 def divide(
     labels: NumpyArray, pairs: NumpyArray, persons: Sequence[str], options: DataOptions
 ) -> NumpyArray:
-    """Positions of the split asked for, of pictures ordered by person, then name."""
+    """Positions of the split asked for, of images ordered by person, then name."""
     groups = splits.group_pairs(len(labels), pairs)
     return splits.split_indices(labels, options.split, options.seed, groups, persons)
 
@@ -137,18 +135,18 @@ def decode_in_threads(
     """What `decode` gives for each thing, in order.
 
     Raises:
-      InputError: one that `decode` returned, unless unreadable pictures are left out.
+      InputError: one that `decode` returned, unless unreadable images are left out.
     """
     with images.quiet_pillow(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(decode, things):
             if isinstance(result, InputError) and not options.skip_unreadable:
                 pool.shutdown(cancel_futures=True)
-                raise InputError(f"{result}; --skip_unreadable leaves such pictures out")
+                raise InputError(f"{result}; --skip_unreadable leaves such images out")
             yield result
 
 
 def read_face(content: Path | bytes, title: str, options: DataOptions) -> NumpyArray:
-    """A picture file as the crop asked for, uint8[image_size, image_size, 3].
+    """An image file as the crop asked for, uint8[image_size, image_size, 3].
 
     Raises:
       InputError: it cannot be read, or cropped so; the message begins with `title`.

@@ -161,7 +161,7 @@ class PreparedSet:
             raise InputError(f"{title} cannot be read: {one_line(error)}") from error
 
     def image(self, split: str, position: int) -> bytes:
-        """The picture file in an example; thread safe.
+        """The image file in an example; thread safe.
 
         Raises:
           InputError: the example cannot be read, or has none.
@@ -171,7 +171,7 @@ class PreparedSet:
             return stored["image"].bytes_list.value[0]
         except IndexError as error:
             title = f"{self.name} {example_name(split, position)}"
-            raise InputError(f"{title} has no picture") from error
+            raise InputError(f"{title} has no image") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,15 +189,15 @@ class PreparedExamples:
         return self.data.builder
 
     def record(self, index: int) -> bytes:
-        """The serialized example of picture `index`."""
+        """The serialized example of image `index`."""
         return self.data.record(*self.place(index))
 
     def place(self, index: int) -> tuple[str, int]:
-        """The split of picture `index`, and its position there."""
+        """The split of image `index`, and its position there."""
         return self.splits[self.split_of[index]], int(self.positions[index])
 
     def take(self, indices: NumpyArray) -> "PreparedExamples":
-        """Those of the pictures at `indices`, in that order."""
+        """Those of the images at `indices`, in that order."""
         return dataclasses.replace(
             self, split_of=self.split_of[indices], positions=self.positions[indices]
         )
@@ -308,9 +308,9 @@ def _open_splits(builder: TfdsObject) -> dict[str, TfdsObject]:
 
 
 def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDataset:
-    """The pictures of the persons that `selection.choose_subset` draws.
+    """The images of the persons that `selection.choose_subset` draws.
 
-    Pictures come undecoded from the feature "image"; "attributes", where the set has them,
+    Images come undecoded from the feature "image"; "attributes", where the set has them,
     become the attributes.
 
     Args:

@@ -1,4 +1,4 @@
-"""Writes a data set with other pictures in the place of its own, as TFDS prepares data sets.
+"""Writes a data set with other images in the place of its own, as TFDS prepares data sets.
 
 The copy is in the ArrayRecord format; neither writing nor reading it needs TensorFlow.
 """
@@ -39,7 +39,7 @@ class PreparedCopy:
     (the persons), `name` and, if it has any, `attributes`, and with one split, called as that
     of the set is; "all" is called "whole", since TFDS keeps that name for itself.
 
-    A shard becomes one file for each split that it has pictures of; in a split, examples are
+    A shard becomes one file for each split that it has images of; in a split, examples are
     ordered by shard, and in a shard as they are in the original. So where the set is in the
     original's order and the shards are too, the copy is as well.
 
@@ -49,7 +49,7 @@ class PreparedCopy:
 
     Args:
       folder: where to write; made if missing.
-      dataset: the pictures, all processes have the same.
+      dataset: the images, all processes have the same.
       shards: ranges of positions in `dataset`, ascending and apart; the same everywhere.
 
     Raises:
@@ -66,11 +66,11 @@ class PreparedCopy:
     def write(self, shard: int, pictures: Mapping[int, bytes]) -> list[int]:
         """Writes one shard's files, each whole, in the place of what is there.
 
-        The same pictures give the same bytes.
+        The same images give the same bytes.
 
         Args:
           shard: which of the shards.
-          pictures: position in the data set -> PNG file; the shard's other pictures are left
+          images: position in the data set -> PNG file; the shard's other images are left
             out of the copy.
 
         Returns:
@@ -83,7 +83,7 @@ class PreparedCopy:
         positions = self.shards[shard]
         strangers = [position for position in pictures if position not in positions]
         if strangers:
-            raise InputError(f"pictures has position {strangers[0]}, not in shard {shard}")
+            raise InputError(f"images has position {strangers[0]}, not in shard {shard}")
         kept = np.array(sorted(pictures), dtype=np.int64)
         kept = kept[np.argsort(self._contents.order[kept], kind="stable")]
         split_of = self._contents.split_of[kept]
@@ -103,13 +103,13 @@ class PreparedCopy:
     def finish(self) -> dict[str, int]:
         """Describes the shards that lie in the folder; for one process, once all are written.
 
-        A split of which no picture was written is left out.
+        A split of which no image was written is left out.
 
         Returns:
           Split -> number of examples.
 
         Raises:
-          InputError: a shard has not been written, or none has a picture.
+          InputError: a shard has not been written, or none has an image.
           TransientError: a file cannot be written.
         """
         for left in self.folder.glob(".*"):  # What a process wrote that was killed.
@@ -126,20 +126,20 @@ class PreparedCopy:
             num_bytes = sum(path.stat().st_size for path in paths)
             info.splits.add(name=split, shard_lengths=lengths, num_bytes=num_bytes)
         if not counts:
-            raise InputError(f"no picture was written to {self.folder}")
+            raise InputError(f"no image was written to {self.folder}")
         _write_description(self.folder, info, self._contents.features)
         return counts
 
 
 @dataclasses.dataclass(frozen=True)
 class _Contents:
-    """What a copy consists of, but for the pictures.
+    """What a copy consists of, but for the images.
 
     Attributes:
       info: a `DatasetInfo` message, without splits.
       features: a `FeaturesDict`.
       splits: names.
-      split_of: int[N], each picture's split as a position in `splits`.
+      split_of: int[N], each image's split as a position in `splits`.
       order: int[N], ascends within a split of the original.
       record: position -> serialized example, with any image.
     """
@@ -159,7 +159,7 @@ def _contents(dataset: FaceDataset) -> _Contents:
 
 
 def _original(examples: StoredExamples, image_size: int) -> _Contents:
-    """Those of a TFDS set, with pictures of another size."""
+    """Those of a TFDS set, with images of another size."""
     import tensorflow_datasets as tfds
 
     builder = examples.builder
@@ -293,7 +293,7 @@ def _name_files(
 
 
 def _with_image(record: bytes, image: bytes) -> bytes:
-    """A serialized example with another picture file."""
+    """A serialized example with another image file."""
     example = prepared.parse_example(record)
     example.features.feature["image"].bytes_list.value[:] = [image]
     # Without this, the order of features differs from process to process.

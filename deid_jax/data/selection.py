@@ -1,4 +1,4 @@
-"""The paper's subset of a larger data set: 30 persons with 30 pictures each."""
+"""The paper's subset of a larger data set: 30 persons with 30 images each."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,27 +15,27 @@ NUM_PICTURES = 30
 def choose_subset(
     name: str, pictures: Mapping[str, Sequence[str]], seed: int
 ) -> dict[str, list[str]]:
-    """Draws `NUM_PERSONS` persons, and `NUM_PICTURES` pictures of each.
+    """Draws `NUM_PERSONS` persons, and `NUM_PICTURES` images of each.
 
     The draw depends on the names and the seed, not on the order in which they come; which
-    pictures of a person are drawn does not depend on the other persons.
+    images of a person are drawn does not depend on the other persons.
 
     Args:
       name: the data set's name, for the message.
-      pictures: person -> picture names.
+      images: person -> image names.
       seed: an integer >= 0.
 
     Returns:
-      person -> picture names, both sorted.
+      person -> image names, both sorted.
 
     Raises:
-      InputError: too few persons have that many pictures, or the seed is negative.
+      InputError: too few persons have that many images, or the seed is negative.
     """
     checks.count("seed", seed)
     eligible = sorted(person for person in pictures if len(pictures[person]) >= NUM_PICTURES)
     if len(eligible) < NUM_PERSONS:
         raise InputError(
-            f"{name} has {len(eligible)} persons with {NUM_PICTURES} pictures or more, "
+            f"{name} has {len(eligible)} persons with {NUM_PICTURES} images or more, "
             f"{NUM_PERSONS} are needed"
         )
     persons = np.random.default_rng([seed, 0]).choice(eligible, NUM_PERSONS, replace=False)

@@ -1,7 +1,7 @@
-"""Train and test pictures of every person, with near-duplicates kept on one side.
+"""Train and test images of every person, with near-duplicates kept on one side.
 
 Labels are int[N]; thumbnails are what `deid_jax.data.images.thumbnail` returns, grey
-uint8[N, THUMBNAIL_SIZE, THUMBNAIL_SIZE] of whole pictures.
+uint8[N, THUMBNAIL_SIZE, THUMBNAIL_SIZE] of whole images.
 """
 
 import zlib
@@ -14,9 +14,9 @@ from deid_jax.data.dataset import SPLITS
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-TEST_SHARE = 6  # one picture in six is for the test: 5 of 30
+TEST_SHARE = 6  # one image in six is for the test: 5 of 30
 NEAR_DUPLICATE = 0.92  # least correlation of gradients; margins in `near_duplicate_pairs`
-_BLOCK = 1024  # rows compared at once: bounds the memory of a person with many pictures
+_BLOCK = 1024  # rows compared at once: bounds the memory of a person with many images
 
 
 def split_indices(
@@ -26,18 +26,18 @@ def split_indices(
     groups: NumpyArray | None = None,
     persons: Sequence[str] | None = None,
 ) -> NumpyArray:
-    """Positions of the pictures of a split.
+    """Positions of the images of a split.
 
-    Every person is in both splits: of n pictures max(1, round(n / 6)) are for the test, or,
+    Every person is in both splits: of n images max(1, round(n / 6)) are for the test, or,
     where the groups do not allow that number, the nearest number that they do (the smaller of
     two), always leaving at least one for training. A person's division depends on the seed,
-    the person's name and the number and groups of its pictures, on no other person.
+    the person's name and the number and groups of its images, on no other person.
 
     Args:
       labels: int[N].
       split: "train", "test" or "all".
       seed: an integer >= 0.
-      groups: int[N], equal for pictures of one person that belong on one side; None: no two.
+      groups: int[N], equal for images of one person that belong on one side; None: no two.
       persons: names by label, for the messages and the seeding; None: the labels.
 
     Returns:
@@ -63,16 +63,16 @@ def split_indices(
 
 
 def _choose_test(groups: NumpyArray, generator: np.random.Generator, person: str) -> NumpyArray:
-    """bool[n]: which of one person's pictures are for the test; whole groups only."""
+    """bool[n]: which of one person's images are for the test; whole groups only."""
     total = len(groups)
     _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
-        what = "one picture" if total == 1 else f"{total} pictures, all near-duplicates"
+        what = "one image" if total == 1 else f"{total} images, all near-duplicates"
         raise InputError(
-            f"person {person} has {what}: a train and a test split need two different pictures"
+            f"person {person} has {what}: a train and a test split need two different images"
         )
     order = generator.permutation(len(sizes))
-    # reachable[i]: bit k says that some of the groups order[i:] have k pictures together.
+    # reachable[i]: bit k says that some of the groups order[i:] have k images together.
     reachable = [1] * (len(sizes) + 1)
     for place in reversed(range(len(sizes))):
         later = reachable[place + 1]
@@ -90,16 +90,16 @@ def _choose_test(groups: NumpyArray, generator: np.random.Generator, person: str
 
 
 def near_duplicate_pairs(thumbnails: NumpyArray, labels: NumpyArray) -> NumpyArray:
-    """Pairs of pictures of one person that show the same photograph.
+    """Pairs of images of one person that show the same photograph.
 
-    Two pictures are near-duplicates if the correlation of their thumbnails' gradients,
+    Two images are near-duplicates if the correlation of their thumbnails' gradients,
     ⟨g₁, g₂⟩ / (‖g₁‖ ‖g₂‖) with g all differences of neighbouring pixels along x and y, is at
     least `NEAR_DUPLICATE` = 0.92: indifferent to brightness and contrast, and unlike the
     correlation of the pixels themselves little moved by the shading that portraits share.
 
-    Measured on 30 CelebA persons with 30 aligned pictures each: the 6 pairs known to be one
+    Measured on 30 CelebA persons with 30 aligned images each: the 6 pairs known to be one
     photograph reach 0.993 or more, the other 13,044 pairs of one person 0.871 at most (0.968
-    if pixels are correlated). A picture still finds itself (least of the 900) after JPEG at
+    if pixels are correlated). An image still finds itself (least of the 900) after JPEG at
     quality 10 (0.98), halving and JPEG at quality 30 (0.976), reduction to 32x39 (0.94), a
     shift by a pixel (0.97) or gamma 0.7 (0.975); not after cropping 4 of 178 pixels on every
     side, nor mirrored.
@@ -141,7 +141,7 @@ def _gradients(thumbnails: NumpyArray) -> NumpyArray:
 
 
 def group_pairs(count: int, pairs: NumpyArray) -> NumpyArray:
-    """int64[count]: for each of `count` pictures the least position linked to it."""
+    """int64[count]: for each of `count` images the least position linked to it."""
     parents = list(range(count))
 
     def root(position: int) -> int:

@@ -1,6 +1,6 @@
-"""A `FaceDataset` whose pictures stay in their archives until they are read.
+"""A `FaceDataset` whose images stay in their archives until they are read.
 
-What is held per picture is its name and a few numbers, whatever the pictures' size. So sets of
+What is held per image is its name and a few numbers, whatever the images' size. So sets of
 hundreds of thousands are read in the memory of one batch.
 """
 
@@ -19,16 +19,16 @@ _DECODED_AT_ONCE = 1024  # at least, while looking for near-duplicates: whole pe
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """N pictures of P persons, undecoded.
+    """N images of P persons, undecoded.
 
     Attributes:
-      persons: those with pictures, sorted.
-      labels: int32[N], each picture's person.
+      persons: those with images, sorted.
+      labels: int32[N], each image's person.
       names: unique within a person.
-      content: position -> the picture's file; thread safe; raises `InputError`, which names
-        the picture.
+      content: position -> the image's file; thread safe; raises `InputError`, which names
+        the image.
       title: position -> what messages call it.
-      fingerprint: another one for other pictures; found without decoding them.
+      fingerprint: another one for other images; found without decoding them.
       attributes: as in `FaceDataset`.
       examples: as in `FaceDataset`.
     """
@@ -46,16 +46,16 @@ class Stream:
 def build_stream(
     name: str, stream: Stream, options: DataOptions, provenance: Mapping[str, object]
 ) -> FaceDataset:
-    """The split asked for, as `build_dataset` gives it; pictures keep the stream's order.
+    """The split asked for, as `build_dataset` gives it; images keep the stream's order.
 
     For the split "all" nothing is decoded: what cannot be read is found when it is read. The
-    others need one pass over all pictures to find near-duplicates, which also finds the
+    others need one pass over all images to find near-duplicates, which also finds the
     unreadable ones; nothing of it is kept but the split.
 
     Args:
       name: the data set's name.
-      stream: the pictures of all splits.
-      options: size, crop, split, seed, and what to do about unreadable pictures.
+      stream: the images of all splits.
+      options: size, crop, split, seed, and what to do about unreadable images.
       provenance: facts to which the ones found here are added.
 
     Raises:
@@ -84,7 +84,7 @@ def build_stream(
 
 
 def _split(whole: FaceDataset, stream: Stream, options: DataOptions) -> FaceDataset:
-    """The pictures of `options.split`, less the unreadable ones."""
+    """The images of `options.split`, less the unreadable ones."""
     labels = stream.labels
     keys = list(zip(labels.tolist(), stream.names, strict=True))
     ordered = sorted(range(len(keys)), key=keys.__getitem__)
@@ -109,12 +109,12 @@ def _split(whole: FaceDataset, stream: Stream, options: DataOptions) -> FaceData
 def _compare(
     stream: Stream, ordered: NumpyArray, options: DataOptions
 ) -> tuple[NumpyArray, NumpyArray, list[int]]:
-    """Decodes all pictures, a few persons at a time.
+    """Decodes all images, a few persons at a time.
 
     Args:
-      stream: the pictures.
+      stream: the images.
       ordered: int64[N], all positions, ordered by person and name.
-      options: what to do about unreadable pictures.
+      options: what to do about unreadable images.
 
     Returns:
       The positions of the readable ones, int64[M], in that order; near-duplicate pairs of
@@ -149,7 +149,7 @@ def _compare(
 
 
 def _runs_of_persons(labels: NumpyArray) -> Iterator[range]:
-    """Ranges of whole persons, of `_DECODED_AT_ONCE` pictures or more; labels ascend."""
+    """Ranges of whole persons, of `_DECODED_AT_ONCE` images or more; labels ascend."""
     ends = [*(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
     start = 0
     for end in ends:

@@ -22,15 +22,15 @@ def load(options: DataOptions) -> FaceDataset:
 
     If that file lies not in it but one or two folders deeper, as in NAME/VERSION, it is found
     as long as it is the only one. TFDS's splits are joined, in its order of splits and
-    examples, which the pictures keep.
+    examples, which the images keep.
 
     The person is told by the first of the features `identity/Identity_No`, `label` and
-    `person` that there is: text, a class or a number. The picture is the feature `image`. It is
-    named by the feature `name` if that is text, different for all pictures of a person, and
+    `person` that there is: text, a class or a number. The image is the feature `image`. It is
+    named by the feature `name` if that is text, different for all images of a person, and
     fit for a file's name; by its split and position otherwise, "train_000123". What is under
     the feature `attributes` becomes the attributes.
 
-    All examples are read once for these features, no picture is decoded: see `build_stream`.
+    All examples are read once for these features, no image is decoded: see `build_stream`.
 
     Raises:
       InputError: there is no such file, or several; the set is damaged, in another format, or
@@ -39,7 +39,7 @@ def load(options: DataOptions) -> FaceDataset:
     """
     data = prepared.open_folder(_find(options.data_dir))
     if not _has_pictures(data):
-        raise InputError(f"the {data.name} in {data.builder.data_path} has no pictures: image")
+        raise InputError(f"the {data.name} in {data.builder.data_path} has no images: image")
     digest = hashlib.sha256(json.dumps([data.builder.info.full_name, data.lengths]).encode())
     persons, labels, names, attributes = _scan(data, digest)
     lengths = list(data.lengths.values())
@@ -126,7 +126,7 @@ def _scan(
 
 
 def _name(data: PreparedSet) -> Column | None:
-    """The feature that names pictures, if there is one."""
+    """The feature that names images, if there is one."""
     import tensorflow_datasets as tfds
 
     is_text = isinstance(data.feature("name"), tfds.features.Text)
@@ -134,7 +134,7 @@ def _name(data: PreparedSet) -> Column | None:
 
 
 def _are_names(names: Sequence[str], labels: NumpyArray) -> bool:
-    """Whether these tell every person's pictures apart, and files can be called so."""
+    """Whether these tell every person's images apart, and files can be called so."""
     if not names or not all(_is_file_name(name) for name in names):
         return False
     return len(set(zip(labels.tolist(), names, strict=True))) == len(names)

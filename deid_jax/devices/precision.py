@@ -1,6 +1,6 @@
 """In which precision an attack computes its gradients.
 
-Pictures, losses and steps stay float32, and so does the verdict: only the recogniser inside
+Images, losses and steps stay float32, and so does the verdict: only the recogniser inside
 the attack's loop computes in less. On CPUs float32 and tf32 are the same.
 """
 

@@ -91,10 +91,10 @@ def smaller_to_fit(
     """A batch size that should fit if this one does not; None if it does.
 
     Args:
-      size: pictures per call of `compiled`.
+      size: images per call of `compiled`.
       compiled: the program.
       limit: bytes that a device has; None: unknown, so that everything fits.
-      least: the smallest size, one picture a device.
+      least: the smallest size, one image a device.
 
     Raises:
       InputError: not even that fits.
@@ -104,7 +104,7 @@ def smaller_to_fit(
         return None
     if size <= least:
         raise InputError(
-            f"one picture needs {_gib(needed)} of memory, and {_gib(limit)} are free"
+            f"one image needs {_gib(needed)} of memory, and {_gib(limit)} are free"
         )
     smaller = max(least, min(size - 1, size * limit // needed))
     _say_split(size, smaller, f"needs {_gib(needed)} of memory, {_gib(limit)} are free")
@@ -131,13 +131,13 @@ def half_of(size: int, *, least: int = 1) -> int:
 
     Args:
       size: the batch size.
-      least: the smallest size, one picture a device.
+      least: the smallest size, one image a device.
 
     Raises:
       InputError: it was the smallest.
     """
     if size <= least:
-        raise InputError("one picture needs more memory than there is")
+        raise InputError("one image needs more memory than there is")
     smaller = max(least, size // 2)
     _say_split(size, smaller, "needs more memory than there is")
     return smaller

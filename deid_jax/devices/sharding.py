@@ -1,7 +1,7 @@
 """Work spread over devices: JAX's meshes, and where arrays lie on them.
 
-A mesh has two axes: along `BATCH` every device has pictures of its own, along `MODEL` dense
-layers are divided, where they do not fit on one device. Attacks treat every picture by itself,
+A mesh has two axes: along `BATCH` every device has images of its own, along `MODEL` dense
+layers are divided, where they do not fit on one device. Attacks treat every image by itself,
 so that no device waits for another; trainings exchange gradients.
 """
 
@@ -64,7 +64,7 @@ def _mesh(devices: Sequence[jax.Device], model_parallel: int) -> Mesh:
 
 
 def narrowed(mesh: Mesh, size: int) -> Mesh:
-    """As much of a mesh as has an equal share each of a batch of `size` pictures."""
+    """As much of a mesh as has an equal share each of a batch of `size` images."""
     count = int(np.gcd(size, num_parts(mesh)))
     return mesh if count == num_parts(mesh) else Mesh(mesh.devices[:count], mesh.axis_names)
 
@@ -156,9 +156,9 @@ def over_batch(
     divided: Sequence[bool],
     results: Any,
 ) -> Callable[..., Any]:
-    """A function of batches whose pictures do not know of each other, on all devices at once.
+    """A function of batches whose images do not know of each other, on all devices at once.
 
-    Every device runs the program of its own pictures, so that dividing a batch changes no
+    Every device runs the program of its own images, so that dividing a batch changes no
     figure but by the rounding of another batch size.
 
     Args:

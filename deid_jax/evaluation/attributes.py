@@ -1,6 +1,6 @@
-"""What pictures show beside the person, read off them by a classifier trained on other persons.
+"""What images show beside the person, read off them by a classifier trained on other persons.
 
-Attributes become classes: the classes of N pictures are int32[N, A], a column per attribute;
+Attributes become classes: the classes of N images are int32[N, A], a column per attribute;
 -1 stands for a value that is none of an attribute's classes.
 """
 
@@ -31,14 +31,14 @@ BANDS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
 # Left out where the other, which says the same more finely, is there.
 DUPLICATES = {"looking_left": "yaw", "light_from_left": "light_direction"}
 
-# Whose classes change places, the first with the last, when a picture is mirrored.
+# Whose classes change places, the first with the last, when an image is mirrored.
 MIRRORED = ("yaw", "roll", "light_direction", *DUPLICATES)
 
 # How far from chance (0) to perfect (1) the classifier must come, on persons that it was not
 # trained on, for an attribute to count as one that it tells.
 LEAST_KAPPA = 0.4
 
-# The trainer's flips don't know of `MIRRORED`; every picture is trained on both ways instead.
+# The trainer's flips don't know of `MIRRORED`; every image is trained on both ways instead.
 RECIPE = TrainConfig(epochs=6, learning_rate=2e-3, batch_size=32, flips=False)
 
 _HELD_OUT = 8  # One person in so many measures the classifier and trains it not.
@@ -69,7 +69,7 @@ class Attribute:
 
 
 def describe(values: Mapping[str, np.ndarray]) -> tuple[Attribute, ...]:
-    """The attributes of pictures to train on, as classes.
+    """The attributes of images to train on, as classes.
 
     Booleans have two classes, texts one for each that occurs, numbers three: those of `BANDS`,
     else terciles. `DUPLICATES`, and attributes of which one class alone occurs, are left out.
@@ -96,7 +96,7 @@ def describe(values: Mapping[str, np.ndarray]) -> tuple[Attribute, ...]:
 
 
 def encode(attributes: Sequence[Attribute], faces: FaceDataset) -> np.ndarray:
-    """The true classes of a data set's pictures, int32[N, A].
+    """The true classes of a data set's images, int32[N, A].
 
     Raises:
       InputError: the data set lacks one of the attributes.
@@ -123,13 +123,13 @@ class LabelledFaces(FaceDataset):
 
 
 def label(faces: FaceDataset, attributes: Sequence[Attribute]) -> LabelledFaces:
-    """The same pictures with the classes of their attributes as labels."""
+    """The same images with the classes of their attributes as labels."""
     fields = {field.name: getattr(faces, field.name) for field in dataclasses.fields(faces)}
     return LabelledFaces(**fields, classes=encode(attributes, faces))
 
 
 def with_mirrored(faces: LabelledFaces, attributes: Sequence[Attribute]) -> LabelledFaces:
-    """The pictures, then the same mirrored; only the labels follow, not `attributes`."""
+    """The images, then the same mirrored; only the labels follow, not `attributes`."""
     read, count, mirrored = faces.read, len(faces), faces.classes.copy()
     for place, attribute in enumerate(attributes):
         if attribute.name in MIRRORED:
@@ -155,7 +155,7 @@ class Skill:
     """What a classifier is worth on an attribute, on persons that it was not trained on.
 
     Attributes:
-      accuracy: share of pictures of which it names the true class.
+      accuracy: share of images of which it names the true class.
       chance: share of the commonest class.
       kappa: `cohen_kappa` of its answers and the truth.
     """
@@ -166,7 +166,7 @@ class Skill:
 
     @property
     def is_told(self) -> bool:
-        """Whether the attribute can be told from the picture: κ >= `LEAST_KAPPA`."""
+        """Whether the attribute can be told from the image: κ >= `LEAST_KAPPA`."""
         return self.kappa >= LEAST_KAPPA
 
 
@@ -177,12 +177,12 @@ class ClassifierInfo:
     Attributes:
       dataset: name in `deid_jax.data.DATASETS`.
       image_size: height and width in pixels.
-      crop: the face crop of its pictures.
+      crop: the face crop of its images.
       seed: decides its persons and its training.
       attributes: what it tells, an entry per head.
       skills: what it is worth, an entry per head.
       persons: whom it was trained or measured on, by `names_of_persons`.
-      num_images: how many pictures it was trained on.
+      num_images: how many images it was trained on.
       training: epochs, learning rate, batch size, ...
     """
 
@@ -211,7 +211,7 @@ class AttributeClassifier(NamedTuple):
     info: ClassifierInfo
 
     def classify(self, faces: FaceDataset, *, batch_size: int = 64) -> np.ndarray:
-        """The classes that it names for pictures of its size, int32[N, A]."""
+        """The classes that it names for images of its size, int32[N, A]."""
         named, variables = [], jax.device_put(self.variables)
         for batch in loader.in_order(faces, loader.even_batch_size(len(faces), batch_size)):
             logits = predicting.predict(variables, batch.image, model=self.model)
@@ -241,7 +241,7 @@ def fit(
     """Trains a classifier on seven persons in eight, measures it on the rest, and keeps it.
 
     Args:
-      others: pictures with attributes, of other persons than those to be evaluated, whom
+      others: images with attributes, of other persons than those to be evaluated, whom
         `persons` names as `names_of_persons` does.
       options: how the set to be evaluated is loaded.
       path: the checkpoint to write.
@@ -249,7 +249,7 @@ def fit(
       progress: see `deid_jax.recognisers.training.train`.
 
     Raises:
-      InputError: the pictures are too small, no attribute varies, or `path` cannot be written.
+      InputError: the images are too small, no attribute varies, or `path` cannot be written.
     """
     size, least = others.image_size, AttributeNet.min_image_size
     if size < least:
@@ -259,12 +259,10 @@ def fit(
     seen = others.take(np.flatnonzero(others.labels < first_held_out))
     attributes = describe(seen.attributes)
     if not attributes:
-        raise InputError(f"no attribute of data set {others.name} varies between its pictures")
+        raise InputError(f"no attribute of data set {others.name} varies between its images")
     unseen = label(others.take(np.flatnonzero(others.labels >= first_held_out)), attributes)
     shown, model = with_mirrored(label(seen, attributes), attributes), _network(attributes)
-    variables, _ = training.train(
-        model, TrainingData(shown, unseen), config, progress=progress
-    )
+    variables, _ = training.train(model, TrainingData(shown, unseen), config, progress=progress)
     info = ClassifierInfo(
         dataset=others.name,
         image_size=size,
@@ -307,7 +305,7 @@ def load(path: Path, evaluated: FaceDataset, options: DataOptions) -> AttributeC
         ) from error
     for what, theirs, ours in (
         ("the data set", info.dataset, evaluated.name),
-        ("pictures of size", info.image_size, evaluated.image_size),
+        ("images of size", info.image_size, evaluated.image_size),
         ("seed", info.seed, options.seed),
         ("crop", info.crop, options.crop),
     ):
@@ -333,11 +331,11 @@ def _chance(classes: np.ndarray) -> float:
 
 
 def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement beyond chance of two ways to class the same N pictures.
+    """Agreement beyond chance of two ways to class the same N images.
 
-    κ = (p₀ − pₑ) / (1 − pₑ), with p₀ the share of pictures classed alike and
+    κ = (p₀ − pₑ) / (1 − pₑ), with p₀ the share of images classed alike and
     pₑ = Σ_c n₁(c) n₂(c) / N² the share to be expected if neither knew of the other. 1 is full
-    agreement, 0 chance. Where both name one and the same class for all pictures, so that
+    agreement, 0 chance. Where both name one and the same class for all images, so that
     pₑ = 1, κ is 1 by convention.
 
     Args:
@@ -368,11 +366,11 @@ def compare(
       attributes: A of them.
       truth: int32[N, A], the true classes.
       before: int32[N, A], its answers on the originals.
-      after: int32[N, A], its answers on the de-identified pictures.
+      after: int32[N, A], its answers on the de-identified images.
       confidence: of the interval.
 
     Returns:
-      One record per attribute: `num_images`; `agreement`, the share of pictures with the same
+      One record per attribute: `num_images`; `agreement`, the share of images with the same
       answer, and its Wilson interval `low` to `high`; `kappa`, see `cohen_kappa`;
       `accuracy_before` and `accuracy_after`, shares of true answers; `chance`, the share of
       the commonest true class.

@@ -15,7 +15,7 @@ from deid_jax.models.layers import conv, max_pool
 # The logit of a class that an attribute does not have: its probability is 0.
 UNUSED = -1e9
 
-# The trunk works on about this many places across and down, whatever the picture's size.
+# The trunk works on about this many places across and down, whatever the image's size.
 _GRID = 32
 
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from deid_jax.models.layers import conv, max_pool
 
-# Mean of VGG-Face's training pictures, R, G, B in 0–255.
+# Mean of VGG-Face's training images, R, G, B in 0–255.
 VGG_FACE_MEAN = (129.1863, 104.7624, 93.5940)
 
 # Block -> (number of 3×3 convolutions, features).

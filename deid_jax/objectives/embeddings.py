@@ -1,10 +1,10 @@
 """Objectives on embeddings: away from a person's gallery, towards another's, or both.
 
-Recognisers that compare faces give an embedding float[B, D] of each picture; two pictures show
+Recognisers that compare faces give an embedding float[B, D] of each image; two images show
 one person where the cosine of their embeddings is at least a threshold τ. Losses here are
 margins: below zero exactly where the goal is reached, as `objectives.margin` is, so that least-
 distortion attacks know where the boundary lies. Galleries are unit vectors float32[B, D], each
-picture's own: `verification.centroids` of several photos of a person.
+image's own: `verification.centroids` of several photos of a person.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Object
 
     Args:
       embed_fn: f, float32[B, H, W, C] in [0, 1] -> float32[B, D].
-      gallery: c, float32[B, D], unit vectors of each picture's own person.
+      gallery: c, float32[B, D], unit vectors of each image's own person.
       threshold: τ, one or [B].
 
     Returns:
@@ -89,11 +89,11 @@ def expectation(
     """Expectation over transformations: l(x̂) = E_t l(t(x̂)), of `num_samples` draws a step.
 
     One evaluation costs `num_samples` forward passes. Draws are fresh at every step and each
-    picture's own. Success is that of all draws.
+    image's own. Success is that of all draws.
     Athalye, Engstrom, Ilyas, Kwok: "Synthesizing Robust Adversarial Examples", ICML 2018.
 
     Args:
-      objective: what to judge a transformed picture by.
+      objective: what to judge a transformed image by.
       transformation: t, (images, key[B]) -> images, differentiable.
       num_samples: S ≥ 1.
       reduction: "mean", or "max", the worst draw; or "smooth", see `ensemble`.

@@ -51,7 +51,7 @@ _OTHERS = {
     "a JPEG 2000": rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
     "a PDF": rb"%PDF",
 }
-_UNKNOWN = f"damaged or no picture of {', '.join(FORMATS)}"
+_UNKNOWN = f"damaged or no image of {', '.join(FORMATS)}"
 # Warning filters belong to the whole process.
 _one_at_a_time = threading.Lock()
 

@@ -35,7 +35,7 @@ class CheckpointInfo:
       dataset: name in `deid_jax.data.DATASETS`.
       split: what it was trained on, "train" or "all".
       seed: the seed of split, initialisation and training.
-      pictures: "person/name" of every image it was trained on.
+      images: "person/name" of every image it was trained on.
       provenance: facts of the data set (crop, selection, ...).
       training: epochs, learning rate, batch size.
       accuracy: split -> accuracy when training ended.

@@ -33,7 +33,7 @@ CONVERTERS = {"mobilefacenet": "deid_jax.models.mobilefacenet:convert"}
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
 # What training scripts put around a network's weights.
 _WRAPPERS = ("net_state_dict.", "state_dict.", "model.")
-# Pictures whose embeddings are computed at a time.
+# Images whose embeddings are computed at a time.
 BATCH_SIZE = 32
 _SIZES = (1, 4, BATCH_SIZE)
 
@@ -126,12 +126,12 @@ def load_embedder(
 
     Args:
       text: `NAME`, `NAME:FILE` or `package.module:function`.
-      image_size: H = W of the pictures that it is to judge.
+      image_size: H = W of the images that it is to judge.
       progress: told of bytes while they are downloaded.
 
     Raises:
       InputError: there is no such recogniser or file, it cannot be read, or it cannot take
-        these pictures.
+        these images.
     """
     name, _, rest = text.partition(":")
     if name in names():
@@ -191,17 +191,17 @@ def _brought(text: str) -> Embedder:
 
 
 def _check(embedder: Embedder, image_size: int) -> None:
-    """Refuses what does not give one vector a picture."""
+    """Refuses what does not give one vector an image."""
     pictures = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     try:
         shape = jax.eval_shape(embedder.module.apply, embedder.variables, pictures).shape
     except Exception as error:
         raise InputError(
-            f"recogniser {embedder.name} cannot take pictures of {image_size} px: "
+            f"recogniser {embedder.name} cannot take images of {image_size} px: "
             f"{one_line(error)}"
         ) from error
     if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
         raise InputError(
-            f"recogniser {embedder.name} must give a vector for each picture, [B, D] with "
+            f"recogniser {embedder.name} must give a vector for each image, [B, D] with "
             f"D >= 2; of two it gives {shape}"
         )

@@ -21,11 +21,11 @@ from deid_jax.recognisers.checkpoints import CheckpointInfo, Recogniser
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.types import Model, NumpyArray, Variables
 
-# What the recogniser's function gives for a picture.
+# What the recogniser's function gives for an image.
 OUTPUTS = ("embeddings", "logits")
 # ArcFace's scale: cosines are too close together for a softmax.
 _SCALE = 30.0
-# Pictures in memory while the gallery is embedded.
+# Images in memory while the gallery is embedded.
 _AT_A_TIME = 256
 
 
@@ -46,7 +46,7 @@ class GalleryClassifier:
 
         Args:
           variables: "recogniser", its own, and "gallery", float32[P, D], unit vectors.
-          images: the pictures.
+          images: the images.
         """
         found = self.module.apply(variables["recogniser"], images)
         if self.output == "logits":
@@ -67,7 +67,7 @@ class GalleryClassifier:
 
 
 def _embed_all(embedder: Embedder, faces: FaceDataset) -> NumpyArray:
-    """float32[N, D], a few pictures in memory at a time."""
+    """float32[N, D], a few images in memory at a time."""
     found = []
     for start in range(0, len(faces), _AT_A_TIME):
         places = range(start, min(start + _AT_A_TIME, len(faces)))

@@ -1,4 +1,4 @@
-"""What a model says of pictures, without attacks: logits, and how often it is right."""
+"""What a model says of images, without attacks: logits, and how often it is right."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,13 @@ def accuracy(
     batch_size: int = 64,
     mesh: Mesh | None = None,
 ) -> float:
-    """Share of a data set's labels that the model names rightly; NaN for no pictures.
+    """Share of a data set's labels that the model names rightly; NaN for no images.
 
     Args:
       model: the module.
       variables: its weights.
-      dataset: the pictures.
-      batch_size: pictures per call, of all processes together.
+      dataset: the images.
+      batch_size: images per call, of all processes together.
       mesh: the devices; None: one of this process.
     """
     mesh = mesh or sharding.narrowed(sharding.local_mesh(), 1)
@@ -54,7 +54,7 @@ def accuracy(
 
 
 def _padded_parts(dataset: FaceDataset, parts: Sequence[range], size: int) -> Iterator[Batch]:
-    """Batches in order, one for every part, also for those without pictures."""
+    """Batches in order, one for every part, also for those without images."""
     batches = loader.in_order(dataset, size, spans=[part for part in parts if len(part)])
     for part in parts:
         if len(part):

@@ -349,8 +349,8 @@ def _facts(model: Network, faces: FaceDataset, config: TrainConfig) -> dict[str,
         "image size": faces.image_size,
         "split": faces.split,
         "crop": faces.provenance.get("crop"),
-        "checksum of picture names": zlib.crc32("\n".join(faces.pictures).encode()),
-        "checksum of the first picture": zlib.crc32(faces.read(0).tobytes()),
+        "checksum of image names": zlib.crc32("\n".join(faces.pictures).encode()),
+        "checksum of the first image": zlib.crc32(faces.read(0).tobytes()),
         **dataclasses.asdict(config),
     }
 

@@ -34,7 +34,7 @@ from deid_jax.errors import InputError
 from deid_jax.models.vgg16 import VGG16, VGG_FACE_MEAN
 from deid_jax.types import NumpyArray
 
-# Height and width at which VGG-Face was trained; fc6 takes the 7×7 features of such pictures.
+# Height and width at which VGG-Face was trained; fc6 takes the 7×7 features of such images.
 IMAGE_SIZE = 224
 _TOP = ("fc6", "fc7")
 _LAYER = re.compile(r"(conv\d_\d|fc[67])(?!\d)")
@@ -70,11 +70,11 @@ def load_vggface(path: str | Path, *, image_size: int = IMAGE_SIZE) -> Pretraine
     """Reads VGG-Face's descriptor, conv1_1 to fc7, or its convolutions alone.
 
     A file with fc6 and fc7 gives all 15 layers; one without ("notop") the 13 convolutions,
-    for pictures of any size. The classifier of 2622 persons, fc8, is left out.
+    for images of any size. The classifier of 2622 persons, fc8, is left out.
 
     Args:
       path: an `.h5`, `.mat` or `.npz` file, see above.
-      image_size: height and width in pixels of the pictures that Model B is to take.
+      image_size: height and width in pixels of the images that Model B is to take.
 
     Returns:
       The layers under Model B's names, as NumPy arrays.
@@ -212,7 +212,7 @@ def _read_matconvnet(path: Path) -> _Contents:
 
 
 def _check_mean(path: Path, net: object) -> None:
-    """Refuses what was trained on other pictures: ImageNet's network has the same layers."""
+    """Refuses what was trained on other images: ImageNet's network has the same layers."""
     for place in (getattr(net, "meta", None), net):
         average = getattr(getattr(place, "normalization", None), "averageImage", None)
         if average is None or np.size(average) == 0:

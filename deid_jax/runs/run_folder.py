@@ -59,7 +59,7 @@ class RunFolder(RunFiles):
             used; they stay until a run into the folder is complete.
         """
         digest = digest_of(facts)
-        self._group.check_same(digest, "settings, pictures, weights or versions")
+        self._group.check_same(digest, "settings, images, weights or versions")
         self._resumable = True
         self._work = self._staging / digest
         return self

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deid_jax.arrays import Bracket
-from deid_jax.attacks import METHODS, Baseline, LeastChange
+from deid_jax.attacks import METHODS, Baseline, LeastPerturbation
 from deid_jax.attacks.budgets import l2_of_psnr
 from deid_jax.objectives.embeddings import Reduction
 from deid_jax.transfer.judges import Faces, GalleryJudge
@@ -32,7 +32,7 @@ def config_of(run: TransferRun, plan: TransferPlan, num_values: int) -> Config:
     method = METHODS[run.method]
     if isinstance(method, Baseline):
         return method.config()
-    if isinstance(method, LeastChange):
+    if isinstance(method, LeastPerturbation):
         return method.config(num_steps=plan.num_steps)
     if run.budget.epsilon is not None:
         size = run.budget.epsilon
@@ -68,7 +68,7 @@ def protect_images(
     """
     images, labels = faces.protected, faces.protected_labels
     fit = [recognisers[name] for name in run.fit]
-    seeks_least = isinstance(METHODS[run.method], LeastChange)
+    seeks_least = isinstance(METHODS[run.method], LeastPerturbation)
     reduction: Reduction = "max" if seeks_least else "smooth"
     thresholds = [one.own_thresholds[plan.fars[0]] for one in fit]
     surrogates = Surrogates.of(

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from deid_jax.attacks import METHODS, Baseline, FixedSize, FixedSteps, LeastChange
+from deid_jax.attacks import METHODS, Baseline, FixedSize, FixedSteps, LeastPerturbation
 
 # P-FGVM has no size, and I-FGVM's steps have no length that a size could set.
 OFFERED = tuple(
@@ -100,7 +100,7 @@ class TransferPlan:
             if isinstance(method, Baseline):
                 found += [TransferRun(method=name, budget=budget) for budget in budgets]
                 continue
-            if isinstance(method, LeastChange):
+            if isinstance(method, LeastPerturbation):
                 budgets = [PerturbationBudget(), *by_psnr]
             elif method.bounds_pixels:
                 by_pixel = [PerturbationBudget(epsilon=epsilon) for epsilon in self.epsilons]

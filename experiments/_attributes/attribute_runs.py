@@ -13,7 +13,7 @@ from deid_jax.attacks import ATTACKS
 from deid_jax.data.images import decode_image
 from deid_jax.errors import InputError
 
-# The settings of a run that decide what its pictures are.
+# The settings of a run that decide what its images are.
 _DATA = ("dataset", "data_dir", "image_size", "crop", "skip_unreadable", "seed", "split")
 
 
@@ -26,7 +26,7 @@ class AttackRun(NamedTuple):
       model: the recogniser that was attacked.
       settings: the method's settings, name -> value as text.
       data: the settings named in `_DATA`.
-      pictures: "person/name" of every picture.
+      images: "person/name" of every image.
     """
 
     folder: Path
@@ -37,14 +37,14 @@ class AttackRun(NamedTuple):
     pictures: tuple[str, ...]
 
     def read(self, index: int) -> np.ndarray:
-        """The de-identified picture at a position, uint8[H, W, 3].
+        """The de-identified image at a position, uint8[H, W, 3].
 
         Raises:
           InputError: it is missing, damaged, or not of the run's size.
         """
         path = self.folder / "images" / f"{self.pictures[index]}.png"
         if not path.is_file():
-            raise InputError(f"run {self.folder} lacks the picture {path}")
+            raise InputError(f"run {self.folder} lacks the image {path}")
         picture, size = decode_image(path, str(path)), self.data["image_size"]
         if picture.shape != (size, size, 3):
             height, width = picture.shape[:2]
@@ -53,14 +53,14 @@ class AttackRun(NamedTuple):
 
 
 def read_runs(folders: str | None) -> list[AttackRun]:
-    """The runs, which are of the same pictures.
+    """The runs, which are of the same images.
 
     Args:
       folders: output folders of `experiments.attack`, by commas.
 
     Raises:
       InputError: none is named, one is named twice or holds no whole run, or two are of
-        different pictures.
+        different images.
     """
     paths = [Path(name.strip()) for name in (folders or "").split(",") if name.strip()]
     if not paths:
@@ -72,7 +72,7 @@ def read_runs(folders: str | None) -> list[AttackRun]:
         runs.append(_read_run(path))
     first = runs[0]
     for other in runs[1:]:
-        where = f"{first.folder} and {other.folder} are not of the same pictures"
+        where = f"{first.folder} and {other.folder} are not of the same images"
         for name in _DATA:
             if first.data[name] != other.data[name]:
                 raise InputError(
@@ -115,7 +115,7 @@ def _read_run(folder: Path) -> AttackRun:
         records = list(csv.DictReader(io.StringIO(texts[name])))
         pictures = tuple(f"{record['person']}/{record['name']}" for record in records)
         if not pictures:
-            raise ValueError("it lists no picture")
+            raise ValueError("it lists no image")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise InputError(

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from deid_jax.attacks import ATTACKS, LeastChange, of_kind
+from deid_jax.attacks import ATTACKS, LeastPerturbation, of_kind
 from deid_jax.data import FaceDataset
 from deid_jax.transfer import TransferEvaluation, TransferPlan, TransferRun, TransferTables
 from deid_jax.transfer.judges import BY_NAME, GALLERY, OTHERS
@@ -340,7 +340,7 @@ def _distortion(rows: Sequence[TransferRow]) -> str:
 def _least(report: TransferReport) -> list[str]:
     """Of least changes, how many photos are protected and within a budget, both at once."""
     plan = report.evaluation.plan
-    far, least = plan.fars[0], of_kind(ATTACKS, LeastChange)
+    far, least = plan.fars[0], of_kind(ATTACKS, LeastPerturbation)
     images: dict[tuple[TransferRun, str], list[tuple[float, bool]]] = {}
     for row in report.tables.images:
         if row.run.method in least and row.run.budget.psnr is None and row.judge in plan.judges:

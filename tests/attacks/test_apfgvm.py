@@ -24,13 +24,13 @@ def _norms(change):
 
 
 class Bent:
-    """l = w·(x − x₀)/s + c‖x − x₀‖² + m: a curved boundary at a known picture x₀."""
+    """l = w·(x − x₀)/s + c‖x − x₀‖² + m: a curved boundary at a known image x₀."""
 
     def __init__(self, seed=3, batch=5, curvature=0.8):
         random = np.random.default_rng(seed)
         self.images = random.integers(64, 192, size=(batch, *SHAPE)) / 255
         self.slope = random.normal(size=(batch, *SHAPE))
-        self.slope[-1] *= 4  # One picture whose loss is much steeper.
+        self.slope[-1] *= 4  # One image whose loss is much steeper.
         self.margin = random.uniform(3, 9, size=batch)
         self.curvature = curvature
 
@@ -50,7 +50,7 @@ class Bent:
 
 
 def _oracle(problem, num_steps, *, shrink, max_step, quantize):
-    """The docstring's recurrence, written anew: float64, one picture at a time."""
+    """The docstring's recurrence, written anew: float64, one image at a time."""
 
     def seen(x):
         return np.round(255 * x) / 255 if quantize else x
@@ -180,7 +180,7 @@ def test_quantised_results_are_8_bit_pictures_that_succeed(targeted):
     rounding = np.sqrt(images[0].size / 12) / 255
     most = np.hypot(_norms(exact.images - images), rounding)
     assert np.all(_norms(result.images - images) < 1.1 * most)
-    # Rounding what is continuous loses pictures, which is what this is for.
+    # Rounding what is continuous loses images, which is what this is for.
     assert not objective(on_grid(exact.images), KEY)[1].all()
 
 

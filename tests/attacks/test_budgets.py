@@ -17,7 +17,7 @@ at_budget = jax.jit(budgets.at_budget)
 
 
 def _lengths(changed, clean=CLEAN):
-    """‖x̂ − x‖₂ of each picture in float64."""
+    """‖x̂ − x‖₂ of each image in float64."""
     away = np.asarray(changed, np.float64) - np.asarray(clean, np.float64)
     return np.sqrt(np.sum(away**2, axis=(1, 2, 3)))
 
@@ -72,7 +72,7 @@ def test_changes_are_as_long_as_they_may_be_and_8_bit(kind, psnr):
 
 @pytest.mark.parametrize("kind", ["noise", "local"])
 def test_ratio_is_the_one_asked_for(kind):
-    """In dB, by scikit-image, of 8-bit pictures."""
+    """In dB, by scikit-image, of 8-bit images."""
     found = np.asarray(at_budget(CLEAN, _changes(kind), budgets.l2_of_psnr(31, NUM_VALUES)))
     for before, after in zip(
         *(np.uint8(np.round(255 * p)) for p in (CLEAN, found)), strict=True

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.attacks import ATTACKS, METHODS, FixedSize, LeastChange, of_kind
+from deid_jax.attacks import ATTACKS, METHODS, FixedSize, LeastPerturbation, of_kind
 from deid_jax.errors import InputError
 from deid_jax.objectives import cross_entropy
 from deid_jax.pixels import on_grid
@@ -23,7 +23,7 @@ IMAGES = pictures(3)
 KEYS = jax.random.split(jax.random.key(7), 3)
 # Start at a random point unless told where.
 RANDOM_START = ("pgd", "pgd_l2")
-FORWARDS = dict.fromkeys(METHODS, 1) | dict.fromkeys(of_kind(METHODS, LeastChange), 2)
+FORWARDS = dict.fromkeys(METHODS, 1) | dict.fromkeys(of_kind(METHODS, LeastPerturbation), 2)
 FORWARDS["apfgvm"] += 6
 
 

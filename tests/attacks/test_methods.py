@@ -4,7 +4,14 @@ import dataclasses
 
 import pytest
 
-from deid_jax.attacks import METHODS, Baseline, FixedSize, FixedSteps, LeastChange, of_kind
+from deid_jax.attacks import (
+    METHODS,
+    Baseline,
+    FixedSize,
+    FixedSteps,
+    LeastPerturbation,
+    of_kind,
+)
 from deid_jax.attacks.pfgvm import PFGVMConfig
 
 
@@ -14,7 +21,7 @@ class OnGrid:
 
 
 def test_every_method_is_of_one_kind():
-    kinds = (FixedSteps, FixedSize, LeastChange, Baseline)
+    kinds = (FixedSteps, FixedSize, LeastPerturbation, Baseline)
     assert sorted(name for kind in kinds for name in of_kind(METHODS, kind)) == sorted(METHODS)
     for method in METHODS.values():
         assert ("epsilon" in method.settings()) == isinstance(method, FixedSize)

@@ -19,7 +19,7 @@ def _norms(change):
 
 
 class Twisted(Bent):
-    """Each value curved in its own way, so that gradients turn as the picture moves."""
+    """Each value curved in its own way, so that gradients turn as the image moves."""
 
     def __init__(self):
         super().__init__()

@@ -107,7 +107,7 @@ def test_attacks_equal_a_plain_pytorch_loop(name):
 
 
 def _fixed_length_case(name):
-    """Our settings and first iterate, and the peer: a function of model, pictures, labels."""
+    """Our settings and first iterate, and the peer: a function of model, images, labels."""
     import foolbox
     import torchattacks
 

@@ -59,7 +59,7 @@ def test_value_is_the_root_of_the_quadratic_form(name):
 
 
 def test_texture_costs_by_the_inverse_of_the_local_variance():
-    """Compared as a ratio of two changes inside the picture: the mean cost drops out."""
+    """Compared as a ratio of two changes inside the image: the mean cost drops out."""
     images = np.asarray(0.5 + 0.2 * (pictures(2, 24) - 0.5), np.float64)
     images[:, :, 12:] += 0.3 * (np.arange(24)[:, None, None] % 2)
     changes = np.zeros((2, *images.shape))

@@ -21,7 +21,7 @@ _GENERATOR = np.random.default_rng(0)
 # Away from 0 and 255, so that no change is cut off.
 PIXELS = _GENERATOR.integers(60, 196, (COUNT, SIZE, SIZE, 3))
 IMAGES = jnp.asarray(LEVELS)[PIXELS]
-# A slope per picture; the boundary is where ⟨w, x̂ − x⟩ = −c, some a hundredth of a level
+# A slope per image; the boundary is where ⟨w, x̂ − x⟩ = −c, some a hundredth of a level
 # per pixel away, some two levels.
 SLOPES = jnp.asarray(_GENERATOR.normal(size=IMAGES.shape), jnp.float32)
 AWAY = jnp.geomspace(0.01, 2, COUNT) / 255

@@ -1,4 +1,4 @@
-"""Copies of small data sets, with pictures that tell their position."""
+"""Copies of small data sets, with images that tell their position."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ SIZE = 12
 
 
 def new_picture(position):
-    """What the picture at a position becomes."""
+    """What the image at a position becomes."""
     return noise(5000 + position, SIZE, SIZE)
 
 

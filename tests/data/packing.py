@@ -1,4 +1,4 @@
-"""Small sets of pictures, in folders and packed into archives, and how they load."""
+"""Small sets of images, in folders and packed into archives, and how they load."""
 
 import random
 import tarfile
@@ -21,7 +21,7 @@ def load_folder(root, split="all", **options):
 
 
 def faces(root, persons=("ada", "bob", "eve"), count=7):
-    """DIR/<person>/<picture>; two of ada's show the same."""
+    """DIR/<person>/<image>; two of ada's show the same."""
     for number, person in enumerate(persons):
         (root / person).mkdir(parents=True)
         for picture in range(count):

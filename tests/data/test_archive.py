@@ -65,7 +65,7 @@ def test_unreadable_pictures_are_left_out_as_from_the_folder(tmp_path, split):
     root = packing.faces(tmp_path / "faces")
     (root / "aaa").mkdir()
     for path in (root / "aaa" / "x.png", root / "bob" / "001.PNG", root / "eve" / "zz.jpg"):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     packing.pack_zip(tmp_path / "all.zip", packing.files(root), root)
     found = packing.load(tmp_path / "all.zip", split, skip_unreadable=True)
     expected = packing.load_folder(root, split, skip_unreadable=True)
@@ -80,12 +80,12 @@ def test_unreadable_pictures_are_left_out_as_from_the_folder(tmp_path, split):
 
 def test_the_whole_set_is_not_decoded_and_names_what_cannot_be_read(tmp_path):
     root = packing.faces(tmp_path / "faces")
-    (root / "bob" / "001.PNG").write_bytes(b"no picture")
+    (root / "bob" / "001.PNG").write_bytes(b"no image")
     packing.pack_tar(tmp_path / "all.tar", packing.files(root), root)
     dataset = packing.load(tmp_path / "all.tar")
     assert len(dataset) == 21 and not dataset.skip_unreadable
     assert "num_unreadable" not in dataset.provenance
-    with pytest.raises(InputError, match=r"all.tar: bob/001 is not a picture in a known form"):
+    with pytest.raises(InputError, match=r"all.tar: bob/001 is not an image in a known form"):
         dataset.read(dataset.pictures.index("bob/001"))
     assert packing.load(tmp_path / "all.tar", skip_unreadable=True).skip_unreadable
 
@@ -93,7 +93,7 @@ def test_the_whole_set_is_not_decoded_and_names_what_cannot_be_read(tmp_path):
 def test_a_picture_that_the_crop_refuses_is_named(tmp_path):
     root = packing.faces(tmp_path / "faces")
     packing.pack_tar(tmp_path / "all.tar", packing.files(root), root)
-    with pytest.raises(InputError, match=r"all.tar: ada/000: crop=arcface needs pictures of"):
+    with pytest.raises(InputError, match=r"all.tar: ada/000: crop=arcface needs images of"):
         packing.load(tmp_path / "all.tar", crop="arcface").read(0)
 
 
@@ -161,7 +161,7 @@ def test_take(tmp_path):
 
 
 def test_fingerprints(tmp_path):
-    """Other for other pictures or names; the same for the same archive under another name."""
+    """Other for other images or names; the same for the same archive under another name."""
     root = packing.faces(tmp_path / "faces")
     for kind in ("tar", "stored"):
         path = tmp_path / f"a.{packing.suffix(kind)}"
@@ -212,7 +212,7 @@ def test_zip_fingerprints_do_not_depend_on_the_packing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_memory_is_bounded_and_does_not_grow_while_reading(tmp_path, kind):
-    """An index takes under 200 bytes a picture; of 1000 pictures read, nothing stays."""
+    """An index takes under 200 bytes an image; of 1000 images read, nothing stays."""
     total, content = 20_000, png(noise(0, 8, 8))
     path = tmp_path / f"all.{kind}"
     names = (f"person_{number // 20:05d}/{number:06d}.png" for number in range(total))

@@ -24,7 +24,7 @@ def test_the_same_picture_twice(tmp_path, second):
         with zipfile.ZipFile(tmp_path / "in" / "one.zip", "a") as file:
             file.write(root / "eve" / "002.bmp", "y/eve/002.bmp")
         where = r"twice in .*one\.zip"
-    with pytest.raises(InputError, match=f"picture eve/002.bmp is {where}$"):
+    with pytest.raises(InputError, match=f"image eve/002.bmp is {where}$"):
         packing.load(tmp_path / "in")
 
 
@@ -42,13 +42,13 @@ def test_missing_data_dir(tmp_path):
         packing.load(tmp_path / "file.txt")
     with tarfile.open(tmp_path / "none.tar", "w") as file:
         file.addfile(tarfile.TarInfo("loose.png"))
-    with pytest.raises(InputError, match=r"has no pictures: <person>/\*\{\.bmp,.* is read"):
+    with pytest.raises(InputError, match=r"has no images: <person>/\*\{\.bmp,.* is read"):
         packing.load(tmp_path)
 
 
 def test_one_person_is_too_few(tmp_path):
     root = packing.faces(tmp_path / "faces", ("ada",))
-    with pytest.raises(InputError, match="archive needs readable pictures of two persons or m"):
+    with pytest.raises(InputError, match="archive needs readable images of two persons or m"):
         packing.load(packing.pack_tar(tmp_path / "all.tar", packing.files(root), root))
 
 

@@ -14,7 +14,7 @@ ATTRIBUTES = ("Bald", "Male", "Smiling")
 
 @pytest.fixture
 def few(monkeypatch):
-    """The subset is 3 persons with 4 pictures each."""
+    """The subset is 3 persons with 4 images each."""
     monkeypatch.setattr(selection, "NUM_PERSONS", 3)
     monkeypatch.setattr(selection, "NUM_PICTURES", 4)
 
@@ -42,12 +42,12 @@ def _load(root, split="all", **options):
     return load_dataset("celeba", DataOptions(data_dir=str(root), split=split, **options))
 
 
-# Person -> number of pictures; 9 has too few of them.
+# Person -> number of images; 9 has too few of them.
 COUNTS = {"2880": 4, "9": 3, "10": 6, "77": 5, "1": 4, "500": 9}
 
 
 def _download(root, images="img_align_celeba", annotations="."):
-    """What CelebA's download looks like; attributes follow from the picture's number."""
+    """What CelebA's download looks like; attributes follow from the image's number."""
     people = [person for person, count in COUNTS.items() for _ in range(count)]
     people = np.random.default_rng(0).permutation(people)
     (root / images).mkdir(parents=True)
@@ -145,14 +145,12 @@ def test_the_subset_is_30_by_30():
     names = [f"{number:03d}" for number in range(31)]
     chosen = selection.choose_subset("celeba", {str(person): names for person in range(34)}, 0)
     assert [len(names) for names in chosen.values()] == [30] * 30
-    with pytest.raises(
-        InputError, match="celeba has 29 persons with 30 pictures or more, 30 a"
-    ):
+    with pytest.raises(InputError, match="celeba has 29 persons with 30 images or more, 30 a"):
         selection.choose_subset("celeba", {str(person): names for person in range(29)}, 0)
 
 
 def test_too_few_persons(tmp_path):
-    with pytest.raises(InputError, match="celeba has 0 persons with 30 pictures or more, 30"):
+    with pytest.raises(InputError, match="celeba has 0 persons with 30 images or more, 30"):
         _load(_download(tmp_path))
 
 
@@ -260,7 +258,7 @@ def _prepare(root, examples, *, with_shards=True):
 
 
 def _examples():
-    """COUNTS spread over the splits; the picture of seed s is person's number s % 1000."""
+    """COUNTS spread over the splits; the image of seed s is person's number s % 1000."""
     people = [int(person) for person, count in COUNTS.items() for _ in range(count)]
     people = np.random.default_rng(1).permutation(people).tolist()
     pictures = [

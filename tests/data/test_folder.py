@@ -78,7 +78,7 @@ def test_a_person_of_near_duplicates_cannot_be_divided(tmp_path):
     _make(tmp_path)
     for name in ("a", "b"):
         _save(tmp_path / "cyd" / f"{name}.png", seed=5)
-    with pytest.raises(InputError, match="person cyd has 2 pictures, all near-duplicates"):
+    with pytest.raises(InputError, match="person cyd has 2 images, all near-duplicates"):
         _load(tmp_path, "train")
     assert len(_load(tmp_path, "all")) == 14
 
@@ -102,7 +102,7 @@ def test_everything_else_is_ignored(tmp_path):
     _save(tmp_path / "loose.png")
     _save(tmp_path / "ada" / "other.gif")
     (tmp_path / "ada" / "folder.png").mkdir()
-    (tmp_path / "ada" / "notes.txt").write_text("not a picture")
+    (tmp_path / "ada" / "notes.txt").write_text("not an image")
     (tmp_path / "ada" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "empty").mkdir()
     dataset = _load(tmp_path)
@@ -130,7 +130,7 @@ def test_clashing_names_keep_their_suffix(tmp_path):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(InputError, match="data_dir must name the folder of pictures"):
+    with pytest.raises(InputError, match="data_dir must name the folder of images"):
         load_dataset("folder", DataOptions(image_size=16))
     with pytest.raises(InputError, match="nowhere does not exist"):
         _load(tmp_path / "nowhere")
@@ -138,19 +138,19 @@ def test_bad_folders(tmp_path):
     with pytest.raises(InputError, match="file is not a folder"):
         _load(tmp_path / "file")
     (tmp_path / "empty" / "ada").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"empty has no pictures: DIR/<person>/\*\{.bmp,"):
+    with pytest.raises(InputError, match=r"empty has no images: DIR/<person>/\*\{.bmp,"):
         _load(tmp_path / "empty")
 
 
 def test_one_person_is_too_few(tmp_path):
-    with pytest.raises(InputError, match="folder needs readable pictures of two persons or m"):
+    with pytest.raises(InputError, match="folder needs readable images of two persons or m"):
         _load(_make(tmp_path, ("ada",)))
 
 
 def test_one_picture_cannot_be_divided_but_can_be_listed(tmp_path):
     _make(tmp_path)
     _save(tmp_path / "cyd" / "only.png")
-    with pytest.raises(InputError, match="person cyd has one picture"):
+    with pytest.raises(InputError, match="person cyd has one image"):
         _load(tmp_path, "train")
     assert _load(tmp_path).persons == ("ada", "bob", "cyd")
 

@@ -151,8 +151,8 @@ def test_truncated_files_are_named(suffix, tmp_path):
     ("content", "message"),
     [
         (b"", "x.jpg is an empty file"),
-        (b"not a picture, but text", "x.jpg is not a picture in a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture in a known"),
+        (b"not an image, but text", "x.jpg is not an image in a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a known"),
         (b"\x89PNG\r\n\x1a\n", "x.jpg"),
         (b"\xff\xd8\xff\xe0", "x.jpg"),
         (b"Pf 8 8 -1.0\n" + bytes(256), "floating point"),
@@ -286,7 +286,7 @@ def test_thumbnail_averages_areas():
     np.testing.assert_array_equal(images.thumbnail(pixels), blocks)
 
 
-# Eyes, nose, corners of the mouth: x, y of pixels' centres, in CelebA's aligned pictures and on
+# Eyes, nose, corners of the mouth: x, y of pixels' centres, in CelebA's aligned images and on
 # the template of 112 pixels that ArcFace's authors publish.
 CELEBA_POINTS = np.array([(69, 111.5), (108, 111.5), (88, 134), (72, 152.5), (105.5, 152.5)])
 TEMPLATE = np.array(
@@ -363,7 +363,7 @@ def test_what_is_on_the_template_already_stays():
 
 @pytest.mark.parametrize("width, height", [(218, 178), (178, 217), (112, 113), (250, 250)])
 def test_pictures_of_unknown_geometry_are_not_aligned(width, height):
-    message = f"needs pictures of 178x218 .* or 112x112 .*, got {width}x{height}$"
+    message = f"needs images of 178x218 .* or 112x112 .*, got {width}x{height}$"
     with pytest.raises(InputError, match=message) as refused:
         images.align(_noise(height, width), 112)
     assert "\n" not in str(refused.value)

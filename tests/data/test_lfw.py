@@ -17,7 +17,7 @@ def _jpeg(seed):
 
 
 def _prepare(root, people):
-    """Writes a TFDS lfw; the picture at position p shows people[p] and is _jpeg(p)."""
+    """Writes a TFDS lfw; the image at position p shows people[p] and is _jpeg(p)."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -85,7 +85,7 @@ def test_selection_is_recorded_and_splits_divide_it(people, tmp_path):
 
 def test_too_few_persons(people, tmp_path, monkeypatch):
     monkeypatch.setattr(selection, "NUM_PERSONS", 5)
-    with pytest.raises(InputError, match="lfw has 4 persons with 4 pictures or more, 5 are n"):
+    with pytest.raises(InputError, match="lfw has 4 persons with 4 images or more, 5 are n"):
         _load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Batches: every picture once, padding marked, orders that hang on the seed."""
+"""Batches: every image once, padding marked, orders that hang on the seed."""
 
 import dataclasses
 import threading
@@ -111,7 +111,7 @@ def test_unreadable_pictures_are_masked_in_their_place(faces):
         [True, False, True], [True] * 3, [False] * 3,
     ]  # fmt: skip
     assert [batch.position.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6] * 3]
-    # What fills their places is a picture of the batch that could be read.
+    # What fills their places is an image of the batch that could be read.
     np.testing.assert_allclose(255 * batches[0].image[:, 0, 0, 0], [0, 2, 2], rtol=1e-6)
     # Where none could be, it is grey, and the label one of the data set's.
     np.testing.assert_array_equal(batches[2].image, np.full((3, 2, 2, 3), 0.5, np.float32))
@@ -166,7 +166,7 @@ def test_reading_is_timed(faces):
 
     watch = loader.Stopwatch()
     list(loader.in_order(dataclasses.replace(faces, read=read), 3, watch=watch))
-    # Seven pictures; padding takes no time.
+    # Seven images; padding takes no time.
     assert 0.07 <= watch.seconds < 1
 
 

@@ -13,7 +13,7 @@ from deid_jax.errors import InputError
 
 
 def make_dataset(counts, persons=None, pixels=None):
-    """`counts[p]` pictures of each person, one colour each unless there are `pixels`."""
+    """`counts[p]` images of each person, one colour each unless there are `pixels`."""
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     if pixels is None:
         pixels = np.arange(len(labels))[:, None, None, None] * np.ones((8, 8, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Copies read back through TFDS itself: the new pictures, everything else as it was."""
+"""Copies read back through TFDS itself: the new images, everything else as it was."""
 
 import io
 import multiprocessing
@@ -153,7 +153,7 @@ def test_lost_pictures_leave_the_others_in_order(tmp_path, original):
     assert copying.write_copy(tmp_path / "b", dataset, 10, set(range(20, 30))) == {"train": 20}
     assert list(read(tmp_path / "b")) == ["train"]
     assert len(_load("tfds", tmp_path / "b")) == 20
-    with pytest.raises(InputError, match=r"no picture was written to .*c$"):
+    with pytest.raises(InputError, match=r"no image was written to .*c$"):
         copying.write_copy(tmp_path / "c", dataset, 10, set(range(30)))
 
 
@@ -174,7 +174,7 @@ def test_a_part_of_a_tfds_set_in_any_order(tmp_path, original):
 
 @pytest.fixture
 def celeba(tmp_path, monkeypatch):
-    """TFDS's celeb_a with 6 persons and 4 or more pictures of each, of whom 3 are drawn."""
+    """TFDS's celeb_a with 6 persons and 4 or more images of each, of whom 3 are drawn."""
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(selection, "NUM_PERSONS", 3)
@@ -217,7 +217,7 @@ def test_a_copy_of_celeba_loads_through_tfds_by_name(tmp_path, celeba):
 
 
 def test_a_whole_copy_of_celeba_gives_the_same_subset(tmp_path, celeba):
-    """Position by position: so the seed draws the same pictures."""
+    """Position by position: so the seed draws the same images."""
     dataset = _load("tfds", celeba)
     copying.write_copy(tmp_path / "copies" / subfolder(dataset), dataset, 4)
     before, after = _load("celeba", tmp_path), _load("celeba", tmp_path / "copies")

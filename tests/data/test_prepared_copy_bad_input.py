@@ -43,7 +43,7 @@ def test_bad_shards(tmp_path, shards):
 
 def test_a_picture_of_another_shard(tmp_path):
     copy = PreparedCopy(tmp_path, copying.other_set(), [range(0, 5), range(5, 10)])
-    with pytest.raises(InputError, match="pictures has position 5, not in shard 0"):
+    with pytest.raises(InputError, match="images has position 5, not in shard 0"):
         copy.write(0, {5: b""})
 
 

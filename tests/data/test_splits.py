@@ -104,10 +104,10 @@ def test_equal_group_numbers_of_two_persons_do_not_bind_them():
 
 def test_persons_that_cannot_be_divided_are_named():
     labels = np.array([0, 0, 1])
-    with pytest.raises(InputError, match="person bob has one picture"):
+    with pytest.raises(InputError, match="person bob has one image"):
         splits.split_indices(labels, "train", 0, persons=["ada", "bob"])
     groups = np.array([7, 7, 8])
-    with pytest.raises(InputError, match="person 0 has 2 pictures, all near-duplicates"):
+    with pytest.raises(InputError, match="person 0 has 2 images, all near-duplicates"):
         splits.split_indices(labels, "test", 0, groups)
     assert splits.split_indices(labels, "all", 0, groups).tolist() == [0, 1, 2]
 

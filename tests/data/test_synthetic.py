@@ -18,7 +18,7 @@ def pictures(dataset):
 
 
 def example(person=0, picture=0):
-    """One person in one picture's circumstances."""
+    """One person in one image's circumstances."""
     who, how = jax.random.key(100 + person), jax.random.key(200 + picture)
     return jax.jit(sample_identity)(who), jax.jit(sample_variation)(how)
 
@@ -228,7 +228,7 @@ def test_each_part_of_the_circumstances_is_seen(group):
 
 
 def test_pixels_alone_do_not_tell_who_it_is(whole):
-    """The nearest mean of the training pictures is wrong about two in five, or more."""
+    """The nearest mean of the training images is wrong about two in five, or more."""
     pixels = pictures(whole).reshape(900, -1).astype(np.float64)
     train, test = (split_indices(whole.labels, split, 0) for split in ("train", "test"))
     known = whole.labels[train]

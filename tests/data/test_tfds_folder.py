@@ -1,4 +1,4 @@
-"""Prepared TFDS sets give the pictures, persons and names that were put into them."""
+"""Prepared TFDS sets give the images, persons and names that were put into them."""
 
 import gc
 import io
@@ -45,7 +45,7 @@ def _prepare(folder, **named):
 
 
 def _folder(root, total=30):
-    """The same pictures as the data set `folder` takes them."""
+    """The same images as the data set `folder` takes them."""
     for number in range(total):
         cut = total * 2 // 3
         name = f"train_{number:06d}" if number < cut else f"test_{number - cut:06d}"
@@ -151,13 +151,13 @@ def test_sets_that_lack_what_is_needed(tmp_path):
     ):
         _load(tmp_path / "a")
     prepare(tmp_path / "b", {"label": np.int64}, {"train": [{"label": 1}]})
-    with pytest.raises(InputError, match=r"has no pictures: image"):
+    with pytest.raises(InputError, match=r"has no images: image"):
         _load(tmp_path / "b")
     prepare(tmp_path / "c", _features(), {"train": []})
     with pytest.raises(InputError, match=r"the faces in .* has no examples"):
         _load(tmp_path / "c")
     prepare(tmp_path / "d", _features(), {"train": [_example(0), _example(3)]})
-    with pytest.raises(InputError, match="tfds needs readable pictures of two persons or more"):
+    with pytest.raises(InputError, match="tfds needs readable images of two persons or more"):
         _load(tmp_path / "d")
     features = _features(label=tfds.features.ClassLabel(names=PEOPLE))
     prepare(tmp_path / "e", features, {"train": [_example(0), _example(1, label=-1)]})
@@ -244,8 +244,8 @@ def test_splits_are_those_of_the_folder(tmp_path, monkeypatch, split, skip):
     splits = _splits()
     root = _folder(tmp_path / "folder")
     if skip:
-        splits["train"][5]["image"] = io.BytesIO(b"no picture")
-        (root / "eve" / "train_000005.png").write_bytes(b"no picture")
+        splits["train"][5]["image"] = io.BytesIO(b"no image")
+        (root / "eve" / "train_000005.png").write_bytes(b"no image")
     prepare(tmp_path / "faces", _features(), splits, shard_length=7)
     for seed in range(4):
         options = {"seed": seed, "skip_unreadable": skip}
@@ -267,10 +267,10 @@ def test_splits_are_those_of_the_folder(tmp_path, monkeypatch, split, skip):
 
 def test_an_unreadable_picture_is_named(tmp_path):
     splits = _splits()
-    splits["test"][4]["image"] = io.BytesIO(b"no picture")
+    splits["test"][4]["image"] = io.BytesIO(b"no image")
     prepare(tmp_path / "faces", _features(), splits)
     dataset = _load(tmp_path)
-    with pytest.raises(InputError, match=r"^faces test_000004 of person bob is not a picture"):
+    with pytest.raises(InputError, match=r"^faces test_000004 of person bob is not an image"):
         dataset.read(24)
     assert _load(tmp_path, skip_unreadable=True).skip_unreadable
     with pytest.raises(
@@ -320,7 +320,7 @@ def test_an_example_without_a_picture(tmp_path):
     for _ in range(7):
         writer.write(bare.SerializeToString())
     writer.close()
-    with pytest.raises(InputError, match=r"^faces test_000000 has no picture$"):
+    with pytest.raises(InputError, match=r"^faces test_000000 has no image$"):
         _load(folder).read(20)
 
 
@@ -363,7 +363,7 @@ def test_fingerprints(tmp_path):
 
 @pytest.mark.slow
 def test_memory_is_bounded_and_does_not_grow_while_reading(tmp_path):
-    """An index takes under 300 bytes a picture; of 1000 pictures read, nothing stays."""
+    """An index takes under 300 bytes an image; of 1000 images read, nothing stays."""
     total, content = 5000, png(noise(0, 8, 8))
     examples = [
         {"image": io.BytesIO(content), "label": f"person_{number // 20:05d}"}

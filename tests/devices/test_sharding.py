@@ -109,7 +109,7 @@ def assert_near(ours, theirs):
 
 
 def assert_same_records(ours, theirs):
-    """The same pictures, targets and names; the mean L2 to 1e-4."""
+    """The same images, targets and names; the mean L2 to 1e-4."""
     assert len(ours) == len(theirs)
     for own, other in zip(ours, theirs, strict=True):
         assert list(own) == list(other)
@@ -191,7 +191,7 @@ def _collectives(compiled):
 
 
 def _check_method(method):
-    """Eight devices, eleven pictures: two batches of eight, the second padded."""
+    """Eight devices, eleven images: two batches of eight, the second padded."""
     before = programs.num_compiled()
     records, pixels = _evaluate(mesh_of(8), method, batch_size=8)
     assert_same_records(records, _on_one(method)[0])
@@ -253,10 +253,10 @@ def test_a_device_without_memory_has_its_share_halved():
             records, pixels = _evaluate(mesh_of(8), batch_size=16)
     assert_same_records(records, _on_one()[0])
     assert_near(pixels, _on_one()[1])
-    # One picture a device is the least.
+    # One image a device is the least.
     with pytest.MonkeyPatch.context() as patch:
         let_batches_above_run_out_of_memory(patch, largest=7)
-        with pytest.raises(InputError, match="one picture needs more memory than there is"):
+        with pytest.raises(InputError, match="one image needs more memory than there is"):
             _evaluate(mesh_of(8), batch_size=8)
 
 

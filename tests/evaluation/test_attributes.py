@@ -21,9 +21,9 @@ CONFIG = TrainConfig(epochs=8, learning_rate=2e-3, batch_size=16, flips=False)
 
 
 def rendered(seed, persons=16, pictures=8, size=16):
-    """Pictures of a hue and a bright column that stands left, in the middle or right.
+    """Images of a hue and a bright column that stands left, in the middle or right.
 
-    "nonsense" can't be told from the picture.
+    "nonsense" can't be told from the image.
     """
     random = np.random.default_rng(seed)
     count = persons * pictures
@@ -206,7 +206,7 @@ def test_classifier_never_trains_on_the_held_out_persons(monkeypatch, tmp_path):
     (dataset, held_out, config) = seen[0]
     assert set(dataset.labels) == set(range(14))
     assert set(held_out.labels) == {14, 15}
-    assert (len(dataset), len(held_out)) == (2 * 112, 16)  # Every picture both ways.
+    assert (len(dataset), len(held_out)) == (2 * 112, 16)  # Every image both ways.
     assert not config.flips
     assert config.seed == 5
     assert not list(tmp_path.iterdir())
@@ -230,7 +230,7 @@ def test_kept_classifier_gives_the_same_answers(kept, evaluated):
     ("faces", "options", "message"),
     [
         ({"name": "celeba"}, {}, "made for the data set synthetic, not celeba"),
-        ({"image_size": 32}, {}, "made for pictures of size 16, not 32"),
+        ({"image_size": 32}, {}, "made for images of size 16, not 32"),
         ({}, {"seed": 3}, "made for seed 0, not 3"),
         ({}, {"crop": "square"}, "made for crop auto, not square"),
         (
@@ -359,14 +359,14 @@ def test_same_pictures_agree_wholly_and_others_less(kept, evaluated):
     for record in measure(evaluated.read):
         assert (record["agreement"], record["kappa"], record["high"]) == (1, 1, 1)
         assert record["accuracy_after"] == record["accuracy_before"]
-    # One picture becomes a picture of another hue; the others stay.
+    # One image becomes an image of another hue; the others stay.
     hue = evaluated.attributes["hue"]
     other = int(np.flatnonzero(before[:, 0] != before[3, 0])[0])
     assert hue[other] != hue[3]
     record = measure(lambda index: evaluated.read(other if index == 3 else index))[0]
     assert record["agreement"] == 79 / 80
     assert record["kappa"] < 1
-    # All become pictures of other persons.
+    # All become images of other persons.
     for record in measure(lambda index: evaluated.read((index + 8) % 80))[:3]:
         assert record["agreement"] < 0.8
         assert abs(record["kappa"]) < 0.4

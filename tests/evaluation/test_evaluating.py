@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deid_jax.attacks import METHODS
-from deid_jax.attacks.methods import LeastChange
+from deid_jax.attacks.methods import LeastPerturbation
 from deid_jax.devices import programs
 from deid_jax.errors import InputError
 from deid_jax.evaluation import Protocol, WeightedModel, evaluating, summary
@@ -130,7 +130,7 @@ def test_every_kind_of_method_runs_over_a_data_set(evaluation_of, faces, method)
     for record in records:
         result = record.float_result
         # Attacks of the least change leave an image that is misclassified already.
-        if isinstance(METHODS[method], LeastChange) and not result.l2:
+        if isinstance(METHODS[method], LeastPerturbation) and not result.l2:
             assert result.mssim == pytest.approx(1)
             continue
         assert result.l2 > 0
@@ -185,7 +185,7 @@ def test_batches_that_do_not_fit_are_split_and_give_the_same(evaluation_of, whol
         assert_same(evaluation_of(memory=(small + large) // 2).records()[0], whole)
     with (
         pytest.warns(UserWarning, match="going on with batches of 1"),
-        pytest.raises(InputError, match=r"one picture needs .* of memory, and .* are free"),
+        pytest.raises(InputError, match=r"one image needs .* of memory, and .* are free"),
     ):
         evaluation_of(memory=10).records()
 
@@ -195,7 +195,7 @@ def test_memory_that_runs_out_halves_the_batch(evaluation_of, whole, monkeypatch
     with pytest.warns(UserWarning, match="a batch of 11 needs more memory than there is"):
         assert_same(evaluation_of().records()[0], whole)
     let_batches_above_run_out_of_memory(monkeypatch, 0)
-    with pytest.raises(InputError, match="one picture needs more memory than there is"):
+    with pytest.raises(InputError, match="one image needs more memory than there is"):
         evaluation_of(batch_size=1).records()
 
 

@@ -173,7 +173,7 @@ def test_a_stack_that_does_not_fit_is_split_and_gives_the_same(evaluation_of, wh
         assert_same(ours, theirs)
     with (
         pytest.warns(UserWarning, match="going on with batches"),
-        pytest.raises(InputError, match=r"one picture needs .* of memory"),
+        pytest.raises(InputError, match=r"one image needs .* of memory"),
     ):
         swept(evaluation_of(batch_size=4, memory=1000), points)
 

@@ -61,7 +61,7 @@ def broken(images):
 
 
 def scalar(images):
-    """No vector a picture."""
+    """No vector an image."""
     return images.mean((1, 2, 3))
 
 

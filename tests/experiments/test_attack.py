@@ -136,7 +136,7 @@ def test_other_flags_do_what_they_say(arguments, workplace, trained):
     assert metrics["l2"] == pytest.approx(metrics["l2_uint8"], rel=1e-6)
     names = [f"{record['person']}/{record['name']}" for record in records]
     assert names == list(trained[2].info.pictures[:2])
-    # Three steps from noise are still far from the picture.
+    # Three steps from noise are still far from the image.
     assert metrics["mssim"] < 0.5
 
 

@@ -223,7 +223,7 @@ def test_classifier_is_trained_on_other_persons(monkeypatch, name):
     use_plain_sets(monkeypatch)
     options = DataOptions(image_size=SIZE, split="test")
     evaluated = load_dataset(name, options)
-    # Persons of the set of whom no picture is evaluated are left out, too.
+    # Persons of the set of whom no image is evaluated are left out, too.
     part = evaluated.take(np.flatnonzero(evaluated.labels == 0))
     seen = []
     others = attributes.other_faces(part, options, lambda done, total: seen.append(done))
@@ -237,7 +237,7 @@ def test_classifier_is_trained_on_other_persons(monkeypatch, name):
         assert others.persons[:1] + others.persons[-1:] == ("1/person_0", "8/person_5")
     else:
         assert 5 <= len(others.persons) <= 20 - PERSONS
-    # Pictures and attributes are still those of their persons.
+    # Images and attributes are still those of their persons.
     last = load_dataset(name, dataclasses.replace(options, seed=len(seen)))
     owner = last.persons[-1] if name == "celeba" else f"8/{last.persons[-1]}"
     if owner == others.persons[-1]:
@@ -325,16 +325,16 @@ def _fewer(folder):
          "it lacks 'settings'"),
         (_write("config.json", '{"settings": null}'), "b/config.json is not as"),
         (_write("per_image.csv", "person,name\n"), "b/per_image.csv is not as "
-         "experiments.attack writes it: it lists no picture"),
+         "experiments.attack writes it: it lists no image"),
         (_write("per_image.csv", "a,b\n1,2\n"), "it lacks 'person'"),
-        (_remove("images/person_2/003.png"), "b lacks the picture b/images/person_2/003.png"),
+        (_remove("images/person_2/003.png"), "b lacks the image b/images/person_2/003.png"),
         (_resize, "b/images/person_2/003.png is 16x17, but its run is of 16x16"),
         (_cut, "b/images/person_2/003.png cannot be read"),
-        (_set("seed", 1), "a and b are not of the same pictures: seed is 0 and 1"),
-        (_set("split", "all"), "not of the same pictures: split is test and all"),
-        (_set("image_size", 32), "not of the same pictures: image_size is 16 and 32"),
-        (_set("dataset", "lfw"), "not of the same pictures: dataset is synthetic and lfw"),
-        (_fewer, "a and b are not of the same pictures: person_5/004 differs"),
+        (_set("seed", 1), "a and b are not of the same images: seed is 0 and 1"),
+        (_set("split", "all"), "not of the same images: split is test and all"),
+        (_set("image_size", 32), "not of the same images: image_size is 16 and 32"),
+        (_set("dataset", "lfw"), "not of the same images: dataset is synthetic and lfw"),
+        (_fewer, "a and b are not of the same images: person_5/004 differs"),
     ],
 )  # fmt: skip
 def test_bad_runs_end_in_one_line_and_nothing_is_written(place, capsys, change, message):
@@ -369,7 +369,7 @@ def test_run_of_pictures_that_the_data_set_has_not_is_refused(place, capsys):
     table = (folder / "per_image.csv").read_text()
     (folder / "per_image.csv").write_text(table.replace("person_0", "stranger"))
     assert attributes.main(command("a")) == 2
-    assert "a has a picture stranger/000, which data set synthetic has not" in (
+    assert "a has an image stranger/000, which data set synthetic has not" in (
         capsys.readouterr().err
     )
 

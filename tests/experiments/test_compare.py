@@ -323,7 +323,7 @@ def test_searches_share_the_gradients(num_steps, split):
 
 
 def test_samples_are_drawn_evenly_by_the_seed():
-    faces = noise_faces()  # Of five persons three pictures of the first and two of the others.
+    faces = noise_faces()  # Of five persons three images of the first and two of the others.
     for size in (1, 5, 7, 10):
         counts = np.bincount(data_settings.sampled(faces, size, 0).labels, minlength=5)
         assert counts.sum() == size

@@ -21,7 +21,7 @@ from tests.experiments.protect_helpers import FACES, picture
 
 pytestmark = pytest.mark.slow
 
-# Eighteen pictures: no multiple of four or eight devices.
+# Eighteen images: no multiple of four or eight devices.
 QUICK = ("--num_steps=3", "--split=all", "--checkpoint=recogniser")
 TRAIN = ("--epochs=2", "--batch_size=8")
 

@@ -101,7 +101,7 @@ def interrupted(monkeypatch, after, arguments):
         assert attack.main(arguments) == 130
 
 
-# The n-th file that is opened to be written: pictures, finished shards, tables.
+# The n-th file that is opened to be written: images, finished shards, tables.
 @pytest.mark.parametrize("number", [0, 13, 31, 32, 34])
 def test_disk_is_full_at_the_nth_file(arguments, undisturbed, monkeypatch, capsys, number):
     real, opened = io.open, itertools.count()
@@ -227,7 +227,7 @@ def test_folder_that_becomes_read_only(arguments, undisturbed, monkeypatch, caps
 
 
 def jpegs(faces, folder):
-    """The same pictures as JPEG files."""
+    """The same images as JPEG files."""
     for path in sorted(faces.rglob("*.png")):
         target = folder / path.parent.name / f"{path.stem}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def jpegs(faces, folder):
 
 @pytest.fixture
 def for_archives(trained, workplace):
-    """The checkpoint as one that was trained on an archive of these pictures."""
+    """The checkpoint as one that was trained on an archive of these images."""
     info = dataclasses.replace(trained[2].info, dataset="archive")
     trained[2]._replace(info=info).save(workplace / "recogniser")
     return "--checkpoint=recogniser"
@@ -257,7 +257,7 @@ def test_unreadable_picture_in_the_middle_of_an_archive(
 
     line = fails(given, capsys)
     assert line.startswith("error: faces.tar: person_1/03 cannot be read: ")
-    assert "--skip_unreadable leaves such pictures out" in line
+    assert "--skip_unreadable leaves such images out" in line
     assert line.endswith(GOES_ON)
     assert len(scale_helpers.pieces(Path("out"))) > 0
     assert attack.main([*given, "--skip_unreadable"]) == 0
@@ -272,7 +272,7 @@ def test_unreadable_picture_in_the_middle_of_an_archive(
         del kind["metrics.json"], kind["config.json"]
         lines = kind["per_image.csv"].splitlines()
         kind["per_image.csv"] = [row for row in lines if not row.startswith(b"person_1,03,")]
-    # The sheet shows the first pictures, this one not among them.
+    # The sheet shows the first images, this one not among them.
     assert ours == whole
 
 
@@ -332,7 +332,7 @@ _OWN = """
 import jax.numpy as jnp
 
 def embed(images):
-    '''The mean colours of four corners; no numbers for one picture.'''
+    '''The mean colours of four corners; no numbers for one image.'''
     corners = images[:, ::15, ::15].reshape(len(images), -1)
     is_odd = jnp.all(jnp.abs(corners - jnp.array([ODD])) < 1e-3, axis=-1)
     return jnp.where(is_odd[:, None], jnp.nan, corners - 0.2)
@@ -435,11 +435,11 @@ DAMAGES = {
     "piece flipped": ("png", "pieces/000001.json", lambda path: flip(path, 1000), 2),
     "piece empty": ("png", "pieces/000000.json", lambda path: path.write_bytes(b""), 2),
     "piece gone": ("png", "pieces/000002.json", Path.unlink, 2),
-    "picture cut": ("png", "images/person_0/05.png", _cut, 2),
-    "picture gone": ("png", "images/person_0/00.png", Path.unlink, 2),
-    "pictures gone": ("png", "images", shutil.rmtree, 0),
-    "picture of the sheet cut": ("png", "shown/0.png", _cut, None),
-    "picture of the sheet gone": ("png", "shown/0.png", Path.unlink, None),
+    "image cut": ("png", "images/person_0/05.png", _cut, 2),
+    "image gone": ("png", "images/person_0/00.png", Path.unlink, 2),
+    "images gone": ("png", "images", shutil.rmtree, 0),
+    "image of the sheet cut": ("png", "shown/0.png", _cut, None),
+    "image of the sheet gone": ("png", "shown/0.png", Path.unlink, None),
     "examples cut": ("tfds", "dataset/*/*/*-00001-*", _cut, 2),
     "examples gone": ("tfds", "dataset/*/*/*-00001-*", Path.unlink, 2),
 }

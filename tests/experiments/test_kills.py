@@ -93,7 +93,7 @@ class Undisturbed:
       arguments: those of the run, but for --output_dir.
       earlier: the folder of another run, which is in the way.
       content: what it writes.
-      pictures: "person/name" of all.
+      images: "person/name" of all.
       seconds: how long it takes, by the number of processes.
     """
 
@@ -228,7 +228,7 @@ def test_killed_attack_goes_on_and_ends_alike(undisturbed, tally, tmp_path, numb
         row["times"] += 1
     folder = "dataset" if is_tfds(undisturbed) else "images"
     work = list(output.glob(f"{HIDDEN}/*/{folder}"))
-    if reached >= "5":  # The pictures have left the hidden folder.
+    if reached >= "5":  # The images have left the hidden folder.
         work = []
     kept = sum(len(piece["records"]) for piece in scale_helpers.pieces(output)) if work else 0
     started = group("attack", arguments, cwd=tmp_path, count=chosen.reruns[-1])
@@ -288,13 +288,13 @@ def test_attack_killed_three_times_ends_alike(trained, faces, workplace):
     assert killed("pieces/000002.json", 0) == ""
     assert scale_helpers.visible(workplace / "out") == earlier
     assert num_pieces(workplace / "out") == 2
-    # Pictures and figures are in place, the other tables are not.
+    # Images and figures are in place, the other tables are not.
     assert (
         killed("per_image.csv', 'out/per_image.csv'", 0)
         == "going on: 2 of 5 shards are finished\n"
     )
     assert len(list((workplace / "out").glob("images/*/*.png"))) == 18
-    # All is in place, and the hidden folder half gone: pictures elsewhere, so all anew.
+    # All is in place, and the hidden folder half gone: images elsewhere, so all anew.
     err = killed("config.json', 'out/config.json'", 6)
     assert err == "going on: 5 of 5 shards are finished\n"
     assert (workplace / "out" / HIDDEN).exists()

@@ -20,7 +20,7 @@ from tests.experiments.test_attack import TIMING
 
 pytestmark = pytest.mark.slow
 
-# Eighteen pictures in shards of five: four shards, the last one smaller.
+# Eighteen images in shards of five: four shards, the last one smaller.
 ATTACK = ("--split=all", "--num_steps=3", "--shard_size=5")
 SWEEP = (*ATTACK, "--sweep=penalty_weight=0.2,0.5,1", "--settings_per_call=2")
 TRAIN = ("--epochs=2", "--batch_size=8")
@@ -103,7 +103,7 @@ def facts(folder, *, num_processes, devices_each=1):
         metrics = json.loads(files["metrics.json"])
         assert metrics["num_processes"] == num_processes
         assert metrics["num_devices"] == num_devices
-        # Every picture once.
+        # Every image once.
         assert metrics["num_images"] == metrics["num_attacked"] == 18
         files["metrics.json"] = {n: v for n, v in metrics.items() if n not in WHO}
     if "sweep.csv" in files:

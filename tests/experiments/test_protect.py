@@ -38,7 +38,7 @@ def _alpha(seed):
 
 
 def _pictures():
-    """{mode: Pillow's picture}."""
+    """{mode: Pillow's image}."""
     colours = Image.fromarray(picture(0))
     grey = colours.convert("L")
     transparent, grey_transparent = colours.copy(), grey.copy()
@@ -124,7 +124,7 @@ def test_jpegs_change_elsewhere_as_encoding_them_again_does(formats, name):
     again = Image.fromarray(upright[..., 0] if mode == "L" else upright)
     coding = {"quality": quality, "subsampling": sampling}
     if "orientation" in options:
-        # A turned picture's tables are turned with it.
+        # A turned image's tables are turned with it.
         with Image.open(source / name) as image:
             tables = [np.reshape(table, (8, 8)).T for table in image.quantization.values()]
         coding = {"qtables": [table.ravel().tolist() for table in tables]} | coding

@@ -47,7 +47,7 @@ if importlib.util.find_spec("cv2") is None:
         (["--detector=none.onnx", "--faces=all"], NO_YUNET),
         (["--gallery=none"], "gallery none is not a folder"),
         (["--gallery=mine"], "gallery mine: no face was found in person_0/"),
-        (["--gallery=bad"], "gallery bad: a.jpg is damaged or no picture of"),
+        (["--gallery=bad"], "gallery bad: a.jpg is damaged or no image of"),
         (["--recogniser=vgg17"], "recogniser must be NAME or NAME:FILE"),
         (["--recogniser=mobilefacenet_ms1m:none.npz"], "none.npz"),
         (["--recogniser=mobilefacenet_ms1m:in/a.png"], "without a recogniser nothing real is"),

@@ -24,7 +24,7 @@ PERSONS = ("person_0", "person_1", "person_2")
 
 
 def checkpoint_for(trained, dataset):
-    """The checkpoint as one that was trained on the same pictures in another data set."""
+    """The checkpoint as one that was trained on the same images in another data set."""
     path = Path(f"recogniser-{dataset}").absolute()
     info = dataclasses.replace(trained[2].info, dataset=dataset)
     trained[2]._replace(info=info).save(path)
@@ -37,7 +37,7 @@ def as_tar(faces, target):
 
 
 def as_zips(faces, target):
-    """Two archives, each with pictures of every person."""
+    """Two archives, each with images of every person."""
     files = packing.files(faces)
     packing.pack_zip(target / "in" / "one.zip", files[::2], faces, prefix="deep/")
     packing.pack_zip(target / "in" / "two.zip", files[1::2], faces)
@@ -96,7 +96,7 @@ def test_streams_are_attacked_like_a_folder(trained, faces, workplace, capsys, k
 
 
 def pngs(folder):
-    """(person, picture) -> pixels, of the PNGs of a run."""
+    """(person, image) -> pixels, of the PNGs of a run."""
     return {
         (path.parent.name, path.stem): np.asarray(Image.open(path))
         for path in folder.rglob("images/*/*.png")
@@ -104,7 +104,7 @@ def pngs(folder):
 
 
 def examples_of(folder):
-    """(person, picture) -> pixels, and split -> examples, as TFDS reads a copy."""
+    """(person, image) -> pixels, and split -> examples, as TFDS reads a copy."""
     import tensorflow_datasets as tfds
 
     names = tfds.builder_from_directory(folder).info.features["label"].names
@@ -143,7 +143,7 @@ def test_copy_holds_the_pictures_of_the_files(trained, faces, workplace, capsys,
 
 
 def write_tar(path, count):
-    """An archive of small pictures of the three persons, made one at a time."""
+    """An archive of small images of the three persons, made one at a time."""
     random = np.random.default_rng(0)
     with tarfile.open(path, "w") as file:
         for number in range(count):
@@ -196,6 +196,6 @@ def test_memory_does_not_grow_with_the_data_set(trained, workplace, binary, flag
             assert scale_helpers.metrics(output)["num_images"] == count
         with (output / "per_image.csv").open() as file:
             assert sum(1 for _ in file) == 1 + count * {"attack": 1, "sweep": 2}[binary]
-    text = ", ".join(f"{n} pictures {peak / 2**20:.0f} MiB" for n, peak in peaks.items())
+    text = ", ".join(f"{n} images {peak / 2**20:.0f} MiB" for n, peak in peaks.items())
     print(f"\n{binary} {' '.join(flags)}: {text}", file=sys.stderr)
     assert peaks[20_000] < 1.1 * peaks[2_000]

@@ -82,7 +82,7 @@ def _bad(message, *arguments):
         _bad("'stray'", "stray"),
         _bad("data_dir nowhere does not exist", "--data_dir=nowhere"),
         _bad("data_dir file is not a folder", "--data_dir=file"),
-        _bad("data_dir empty has no pictures", "--data_dir=empty"),
+        _bad("data_dir empty has no images", "--data_dir=empty"),
         _bad("two persons or more, found 1", "--data_dir=alone"),
         _bad("--data_dir=", "--dataset=synthetic"),
         _bad("checkpoint file exists and is no checkpoint", "--checkpoint=file"),
@@ -124,7 +124,7 @@ def test_existing_checkpoint_is_kept_and_unreadable_images_are_left_out_when_ask
     assert "faces/person_1/03.png" in err and err.count("\n") == 1
     assert listing(workplace) == before
     assert train.main([*arguments, "--overwrite", "--skip_unreadable"]) == 0
-    assert capsys.readouterr().err == "left out 1 unreadable picture\n"
+    assert capsys.readouterr().err == "left out 1 unreadable image\n"
     info = checkpoints.load_info(workplace / "recogniser")
     assert info.training["epochs"] == 1 and "person_1/03" not in info.pictures
     assert {path.name for path in workplace.iterdir()} == {"faces", "recogniser", "runs"}

@@ -43,7 +43,7 @@ RUN = ("fit", "method", "foreseen", "psnr", "epsilon")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Three persons' folder of twelve pictures each; not to be changed."""
+    """Three persons' folder of twelve images each; not to be changed."""
     return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 

@@ -23,7 +23,7 @@ A, B = "mobilefacenet_ms1m", "mobilefacenet_casia"
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Three persons' folder of twelve pictures each; not to be changed."""
+    """Three persons' folder of twelve images each; not to be changed."""
     return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 
@@ -132,7 +132,7 @@ def test_help_says_what_is_counted(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for words in (
         "of all comparisons of a clean photo with the gallery of another person",
-        "takes pictures of 178x218",
+        "takes images of 178x218",
         "0 or 1: none does",
     ):
         assert words in text

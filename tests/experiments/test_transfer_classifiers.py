@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Three persons' folder of twelve pictures each; not to be changed."""
+    """Three persons' folder of twelve images each; not to be changed."""
     return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 

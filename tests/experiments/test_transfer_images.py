@@ -48,7 +48,7 @@ SEEDS = {ONE: 1, TWO: 2}
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """Pictures, output folder, rows of the table, and those of every photo; not to change."""
+    """Images, output folder, rows of the table, and those of every photo; not to change."""
     pictures = write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
     folder = tmp_path_factory.mktemp("transfer") / "run"
     given = arguments(

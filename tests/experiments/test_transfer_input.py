@@ -34,7 +34,7 @@ from tests.experiments.transfer_helpers import (
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Three persons' folder of twelve pictures each; not to be changed."""
+    """Three persons' folder of twelve images each; not to be changed."""
     return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 
@@ -110,7 +110,7 @@ def _bad(message, *given):
         _bad("cannot be imported: No module named 'nowhere'", "--fit=nowhere:embed"),
         _bad("has no attribute 'three'", f"--fit={OWN}:three"),
         _bad("is no function", f"--fit={OWN}:number"),
-        _bad("must give a vector for each picture", f"--fit={OWN}:scalar"),
+        _bad("must give a vector for each image", f"--fit={OWN}:scalar"),
         _bad(f"recogniser {OWN}:zero: embeddings must not be 0", f"--test={OWN}:zero"),
         _bad("recogniser must be NAME or NAME:FILE", "--test=nobody"),
         _bad("missing.npz", "--fit=mobilefacenet_ms1m:missing.npz"),
@@ -141,7 +141,7 @@ def _bad(message, *given):
         _bad("has 2 different photos, the lists need 3", "--data_dir=few"),
         _bad("two persons or more", "--data_dir=alone"),
         _bad("data_dir nowhere does not exist", "--data_dir=nowhere"),
-        _bad("crop=arcface needs pictures of 178x218", "--crop=arcface"),
+        _bad("crop=arcface needs images of 178x218", "--crop=arcface"),
         _bad("means nothing to --dataset=synthetic", "--dataset=synthetic"),
         _bad("protocol nowhere.json cannot be read", "--protocol=nowhere.json"),
         _bad("protocol file cannot be read: it is no JSON file", "--protocol=file"),

@@ -121,7 +121,7 @@ def test_the_file_holds_no_metadata(name, make, studio, tmp_path):
     with Image.open(outcome.output) as image:
         assert not image.getexif()
         assert {"exif", "xmp", "comment"}.isdisjoint(image.info)
-    # Nor do the pictures that the page shows.
+    # Nor do the images that the page shows.
     for shown in [path for view in outcome.previews for path in view]:
         with Image.open(shown) as image:
             assert image.info == {}
@@ -219,7 +219,7 @@ def test_each_file_is_accounted_for(studio, tmp_path):
     text = parsed(last).text
     assert text.startswith("1 of 6 photos")
     for said_of in (
-        "letter.png is damaged or no picture",
+        "letter.png is damaged or no image",
         "empty.jpg is an empty file",
         "No face was found in small.png",
         "half.png cannot be read",

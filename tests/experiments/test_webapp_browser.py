@@ -238,7 +238,7 @@ def test_what_is_no_photo_or_too_large_is_said(server, new_tab, astronaut, tmp_p
     letter.write_text("Dear all")
     tab = new_tab(address)
     (said,) = tab.protect(letter)
-    assert said == "letter.png is damaged or no picture of JPEG, PNG, WEBP, TIFF, BMP."
+    assert said == "letter.png is damaged or no image of JPEG, PNG, WEBP, TIFF, BMP."
     for selector in ("#before", "#verdict table", "#downloads"):
         tab.expect(selector).not_to_be_visible()
 
@@ -247,7 +247,7 @@ def test_what_is_no_photo_or_too_large_is_said(server, new_tab, astronaut, tmp_p
     lines = tab.protect(letter, large, ("a.png", png(astronaut)), nobody)
     assert lines == [
         "1 of 4 photos: all faces found fool all recognisers asked.",
-        "letter.png is damaged or no picture of JPEG, PNG, WEBP, TIFF, BMP.",
+        "letter.png is damaged or no image of JPEG, PNG, WEBP, TIFF, BMP.",
         "large.png has more than 50000000 pixels: 8200x6220.",
         "No face was found in nobody.png: there is nothing to download.",
     ]

@@ -42,7 +42,7 @@ def zero(images):
 
 
 def scalar(images):
-    """No vector a picture."""
+    """No vector an image."""
     return images.mean((1, 2, 3))
 
 

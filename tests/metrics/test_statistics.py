@@ -121,7 +121,7 @@ def test_interval_of_a_gain_is_the_delta_methods(lower_is_better):
 
 
 def test_pairs_stay_pairs():
-    """Half of each picture's value is a gain of exactly 50 %, whatever is drawn."""
+    """Half of each image's value is a gain of exactly 50 %, whatever is drawn."""
     other = np.random.default_rng(0).gamma(2, size=40)
     interval = bootstrap_gain(other / 2, other, lower_is_better=True)
     np.testing.assert_allclose(interval, (0.5, 0.5), rtol=1e-12)

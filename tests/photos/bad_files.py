@@ -23,7 +23,7 @@ def make(folder, seed=0):
 
     Args:
       folder: where.
-      seed: of pictures, places of damage and garbage.
+      seed: of images, places of damage and garbage.
 
     Returns:
       {name: whether it must be readable; None where luck decides}, 200 of them.
@@ -58,7 +58,7 @@ def picture(rng, width=40, height=30, channels=3):
 
 
 def encoded(image, kind, **options):
-    """A file's content of an array or of Pillow's picture."""
+    """A file's content of an array or of Pillow's image."""
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     content = io.BytesIO()

@@ -125,7 +125,7 @@ def tiff_directory(entries, place, following=0):
 
 
 def exif_by_hand(orientation=1, maker=b"notes-of-maker" + SMALL):
-    """EXIF by hand: camera, maker's notes, GPS, and a thumbnail that shows another picture."""
+    """EXIF by hand: camera, maker's notes, GPS, and a thumbnail that shows another image."""
     camera_at, place_at, thumbnail_at = 400, 8000, 9000
     first = {
         0x010F: (2, b"ACME\0"),

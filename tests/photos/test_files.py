@@ -22,7 +22,7 @@ from tests.photos.photo_bytes import (
 
 # --- Orientation ---
 
-# How "ABC / DEF" is stored, from EXIF's own table of which side of the picture is stored first.
+# How "ABC / DEF" is stored, from EXIF's own table of which side of the image is stored first.
 STORED = {
     1: ("ABC", "DEF"),
     2: ("CBA", "FED"),
@@ -233,7 +233,7 @@ def test_two_hundred_odd_files(tmp_path):
     "content, message",
     [
         (b"", "photo is an empty file"),
-        (b"Dear Ann", "photo is damaged or no picture of JPEG, PNG, WEBP, TIFF, BMP"),
+        (b"Dear Ann", "photo is damaged or no image of JPEG, PNG, WEBP, TIFF, BMP"),
         (
             encoded(picture(), "GIF"),
             "photo is a GIF, which cannot be written again: photos must",

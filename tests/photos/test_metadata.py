@@ -81,7 +81,7 @@ def test_notes_of_the_maker_without_a_picture_stay():
 
 def test_metadata_that_cannot_be_written_are_lost_and_not_the_photo():
     levels = picture()
-    # EXIF with room for a thumbnail; XMP in UTF-16, in which pictures are not looked for.
+    # EXIF with room for a thumbnail; XMP in UTF-16, in which images are not looked for.
     long = exif_by_hand(maker=b"n-" * 3500)[6:].ljust(65_500, b"\0")
     strange = '<x tiff:Orientation="6">Ann</x>'.encode("utf-16-le")
     photo = parse(encoded(levels, "JPEG", exif=b"Exif\0\0" + long, xmp=strange))
@@ -191,7 +191,7 @@ LAYOUT = {256, 257, 258, 259, 262, 273, 277, 278, 279, 282, 283, 284, 296, 317, 
 def test_tiff():
     exif = Image.Exif()
     exif[0x010E], exif[0x013B], exif[0x0112], exif[700] = "Secret Street", "Ann", 5, XMP
-    # Photoshop's thumbnail without compression: nothing in it tells that it is a picture.
+    # Photoshop's thumbnail without compression: nothing in it tells that it is an image.
     exif[0x8649] = b"8BIM" + struct.pack(">HHI", 0x0409, 0, 300) + SMALL[20:320]
     exif[0x8825] = {27: b"GPS-there"}
     notes = {"exif": exif.tobytes(), "icc_profile": PROFILE, "dpi": (150, 300)}

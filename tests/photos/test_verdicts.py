@@ -14,7 +14,7 @@ LEFT, RIGHT = Face((10.0, 12.0, 50.0, 50.0)), Face((90.0, 14.0, 50.0, 50.0))
 
 
 def _mean_colour(images):
-    """The mean colour, about grey: three numbers a picture."""
+    """The mean colour, about grey: three numbers an image."""
     return images.mean((1, 2)) - 0.5
 
 

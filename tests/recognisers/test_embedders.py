@@ -267,11 +267,11 @@ def test_function_modules_are_float32_and_hashed_by_their_function():
         ("brought_broken:embed", "brought_broken:embed cannot be imported"),
         ("brought_failing:embed", "cannot be imported: first second"),
         ("brought_here:constant", "recogniser brought_here:constant is no function"),
-        ("brought_here:of_no_batch", r"a vector for each picture, .* of two it gives \(2,\)"),
+        ("brought_here:of_no_batch", r"a vector for each image, .* of two it gives \(2,\)"),
         ("brought_here:one_for_all", r"of two it gives \(112, 3\)"),
         ("brought_here:single_number", r"D >= 2; of two it gives \(2, 1\)"),
-        ("brought_here:in_numpy", "in_numpy cannot take pictures of 112 px: "),
-        ("brought_here:says_much", "cannot take pictures of 112 px: first line second line"),
+        ("brought_here:in_numpy", "in_numpy cannot take images of 112 px: "),
+        ("brought_here:says_much", "cannot take images of 112 px: first line second line"),
     ],
 )
 def test_what_is_no_recogniser_is_refused_in_one_line(folder, text, message):
@@ -281,7 +281,7 @@ def test_what_is_no_recogniser_is_refused_in_one_line(folder, text, message):
 def test_pictures_of_a_size_that_it_cannot_take_are_refused(tmp_path):
     np.savez(tmp_path / "net.npz", **_random_arrays("ms1m"))
     message = _one_line(f"mobilefacenet:{tmp_path / 'net.npz'}", image_size=64)
-    assert message.startswith("recogniser mobilefacenet cannot take pictures of 64 px: ")
+    assert message.startswith("recogniser mobilefacenet cannot take images of 64 px: ")
     assert "112" in message
 
 

@@ -1,4 +1,4 @@
-"""How often a model is right: every label once, padding and unreadable pictures not at all."""
+"""How often a model is right: every label once, padding and unreadable images not at all."""
 
 import dataclasses
 import math
@@ -52,7 +52,7 @@ def faces_that_say(levels, **changes):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 11, 64])
 def test_every_picture_counts_once_whatever_the_padding(batch_size):
-    # The last picture, which pads batches, is named rightly; six others are not.
+    # The last image, which pads batches, is named rightly; six others are not.
     labels = np.arange(11) % 5
     levels = np.where(np.arange(11) < 6, (labels + 1) % 5, labels)
     faces = faces_that_say(levels)
@@ -85,7 +85,7 @@ def test_unreadable_pictures_do_not_count():
 
     def read(index):
         if index in (2, 9, 10):
-            raise InputError(f"picture {index} cannot be read")
+            raise InputError(f"image {index} cannot be read")
         return said.read(index)
 
     broken = dataclasses.replace(said, read=read, skip_unreadable=True)
@@ -93,7 +93,7 @@ def test_unreadable_pictures_do_not_count():
     wrong = np.where(np.arange(11) == 0, 4, labels)
     broken = dataclasses.replace(broken, labels=wrong.astype(np.int32))
     assert predicting.accuracy(Brightness(), {}, broken, batch_size=2) == pytest.approx(7 / 8)
-    with pytest.raises(InputError, match="picture 2 cannot be read"):
+    with pytest.raises(InputError, match="image 2 cannot be read"):
         predicting.accuracy(
             Brightness(), {}, dataclasses.replace(broken, skip_unreadable=False)
         )

@@ -141,7 +141,7 @@ class Linear(nn.Module):
 
 
 class Sides(FaceDataset):
-    """Pictures bright on the left (class 0) or the right (1); a label may be an array."""
+    """Images bright on the left (class 0) or the right (1); a label may be an array."""
 
     def __getitem__(self, index):
         side = self.labels[index]
@@ -166,7 +166,7 @@ def test_left_and_right_are_learnt_without_flips_only():
     for flips, least, most in ((False, 0.99, 1), (True, 0, 0.8)):
         config = dataclasses.replace(SIDES, flips=flips)
         _, history = training.train(Linear(), TrainingData(faces), config)
-        # Of 16 mirrored pictures half are named wrongly by whoever names the originals rightly.
+        # Of 16 mirrored images half are named wrongly by whoever names the originals rightly.
         assert least <= history[-1].train_accuracy <= most, flips
     assert TrainConfig(epochs=1, learning_rate=1e-3).flips
 

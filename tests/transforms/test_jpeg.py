@@ -34,7 +34,7 @@ COMPILED = jax.jit(jpeg)
 
 
 def test_every_quality_is_pillows():
-    """One picture at each quality, in one batch: tables, scaling and quality per picture."""
+    """One image at each quality, in one batch: tables, scaling and quality per image."""
     picture, qualities = photo(48, 64), np.arange(1, 101)
     batch = np.repeat(LEVELS[picture][None], len(qualities), axis=0)
     ours = 255 * np.asarray(COMPILED(batch, qualities), np.float64)

@@ -20,7 +20,7 @@ from tests.helpers import pictures
 KEYS = jax.random.split(jax.random.key(7), 5)
 # Of other height than width, and odd.
 NOISE = jax.random.uniform(jax.random.key(1), (5, 21, 16, 3))
-# By default it leaves pictures as small as these as they are.
+# By default it leaves images as small as these as they are.
 STRONG_BLUR = functools.partial(random_transforms.random_blur, largest_sigma=0.1)
 ALL = TRANSFORMATIONS | {
     "blur": STRONG_BLUR,
@@ -51,12 +51,12 @@ def many_keys(count, seed=0):
 
 
 def repeated(image, count):
-    """The same picture `count` times."""
+    """The same image `count` times."""
     return jnp.asarray(np.repeat(np.asarray(image, np.float32)[None], count, axis=0))
 
 
 def drawn(transformation, image, count):
-    """What `count` draws make of one picture: float64[count, H, W, 3]."""
+    """What `count` draws make of one image: float64[count, H, W, 3]."""
     changed = jax.jit(transformation)(repeated(image, count), many_keys(count))
     return np.asarray(changed, np.float64)
 
@@ -71,7 +71,7 @@ def test_stays_in_range_and_shape(name):
 
 @every
 def test_depends_on_its_own_key_and_picture_alone(name):
-    """Another place among other pictures with other keys changes nothing, another key does."""
+    """Another place among other images with other keys changes nothing, another key does."""
     batch = np.asarray(compiled(name)(NOISE, KEYS))
     others, other_keys = 1 - NOISE[::-1], many_keys(5, seed=1)
     for i in range(5):
@@ -156,7 +156,7 @@ def pillow_resized(image, height, width):
 
 
 def test_resize_pad_flip_equals_pillow():
-    """A frame of black around the resized picture, at every size, everywhere, mirrored."""
+    """A frame of black around the resized image, at every size, everywhere, mirrored."""
     # No pixel of it is black.
     image = 0.5 + 0.5 * np.asarray(jax.random.uniform(jax.random.key(2), (20, 30, 3)))
     seen = []
@@ -226,7 +226,7 @@ def test_crop_jitter_scales_about_the_centre():
 
 
 def test_blur_equals_scipy():
-    """The picture's third channel is a point, whose image tells σ."""
+    """The image's third channel is a point, whose image tells σ."""
     strong = functools.partial(random_transforms.random_blur, largest_sigma=0.06)
     image = np.asarray(pictures(1, size=40)[0]).astype(np.float64)
     image[..., 2] = 0
@@ -318,7 +318,7 @@ def test_sometimes_is_as_often_as_it_says():
 
 
 def test_sometimes_draws_apart_from_what_it_guards():
-    """Among mirrored pictures of flips that happen sometimes, none is favoured."""
+    """Among mirrored images of flips that happen sometimes, none is favoured."""
     image = np.asarray(NOISE[0])
     flips = sometimes(0.5, random_transforms.random_flip)
     changed = drawn(flips, image, 400)

@@ -1,4 +1,4 @@
-"""What is not written again: metadata, cover pictures, and files that are no videos."""
+"""What is not written again: metadata, cover images, and files that are no videos."""
 
 import hashlib
 import io

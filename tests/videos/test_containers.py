@@ -224,7 +224,7 @@ def matrix_of(frame):
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
 @pytest.mark.parametrize("name", WAYS)
 def test_rotation_is_applied_and_stays(tmp_path, name, suffix):
-    """Changes are made to the upright picture and come where it was stored."""
+    """Changes are made to the upright image and come where it was stored."""
     a, b, c, d = WAYS[name]
     whole = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
     codec = "libvpx-vp9" if suffix == ".webm" else "libx264"

@@ -164,7 +164,7 @@ def face_frame(number, faces=()):
 
     Args:
       number: < 256, told by eight bars of the uppermost rows.
-      faces: (seed, (left, top, width, height)) in whole pixels, each a picture of its own that
+      faces: (seed, (left, top, width, height)) in whole pixels, each an image of its own that
         fills all of a recogniser's crop.
     """
     pixels = picture(99, (WIDTH, HEIGHT))

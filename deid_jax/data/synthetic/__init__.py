@@ -1,8 +1,8 @@
 """The embedded data set: 30 procedural persons with 30 photographs each.
 
-A person is an `Identity`, a picture's circumstances are a `Variation`, and `render` makes the
-photograph of one in the other. Everything follows from the seed; the picture size changes the
-number of pixels, not who or what is in the picture.
+A person is an `Identity`, an image's circumstances are a `Variation`, and `render` makes the
+photograph of one in the other. Everything follows from the seed; the image size changes the
+number of pixels, not who or what is in the image.
 """
 
 from deid_jax.data.synthetic.identity import Identity, sample_identity

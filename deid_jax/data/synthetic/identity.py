@@ -1,4 +1,4 @@
-"""Who a synthetic person is: everything that stays the same in all pictures of one person.
+"""Who a synthetic person is: everything that stays the same in all images of one person.
 
 Lengths are in head units: the head is 2 high, eye level is y = 0, the chin is near y = -1.
 The axes are x to the viewer's right, y up and z towards the viewer. Colours are linear RGB
@@ -142,7 +142,7 @@ class Beard(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """A person; apart from it, a picture depends on a `Variation` alone."""
+    """A person; apart from it, an image depends on a `Variation` alone."""
 
     traits: Traits
     head: Head

@@ -1,4 +1,4 @@
-"""`load`: samples the people and their pictures from the seed, renders a split, labels it."""
+"""`load`: samples the people and their images from the seed, renders a split, labels it."""
 
 import functools
 import os
@@ -28,7 +28,7 @@ _CANDIDATES = 90  # of whom 30 are cast
 
 @jax.jit
 def _sample(seed: jax.Array) -> tuple[Identity, Variation]:
-    """All persons [P] and all pictures' circumstances [P * K] of a seed."""
+    """All persons [P] and all images' circumstances [P * K] of a seed."""
     who, how = jax.random.split(jax.random.key(seed))
     persons = jax.random.split(who, _CANDIDATES)
     pictures = jax.random.split(how, len(PERSONS) * PICTURES_PER_PERSON)
@@ -68,7 +68,7 @@ def _cast(description: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="image_size")
 def _photograph(one: tuple[Identity, Variation], places: Places, image_size: int) -> jax.Array:
-    """One picture, uint8[image_size, image_size, 3]; places are `rays(image_size)`."""
+    """One image, uint8[image_size, image_size, 3]; places are `rays(image_size)`."""
     return jnp.round(render(*one, image_size, places) * 255).astype(jnp.uint8)
 
 
@@ -98,9 +98,9 @@ def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variatio
 
 
 def _render_all(identities: Identity, variations: Variation, image_size: int) -> NumpyArray:
-    """Renders pictures [N], as many at a time as there are cores.
+    """Renders images [N], as many at a time as there are cores.
 
-    One picture a call is fastest on a CPU (its arrays stay in the cache; a chunk under `vmap`
+    One image a call is fastest on a CPU (its arrays stay in the cache; a chunk under `vmap`
     takes 1.3 times as long, one under `lax.map` 2.3 times) and keeps the memory flat.
     """
     total = len(identities.traits.age)
@@ -116,7 +116,7 @@ def _render_all(identities: Identity, variations: Variation, image_size: int) ->
 
 
 def _attributes(identities: Identity, variations: Variation) -> dict[str, NumpyArray]:
-    """Labels [N] of what is to be seen, of the picture first and then of the person."""
+    """Labels [N] of what is to be seen, of the image first and then of the person."""
     pose, expression, light = variations.pose, variations.expression, variations.light
     traits, hair, beard = identities.traits, identities.hair, identities.beard
     tones = np.array(["light", "medium", "dark"])
@@ -143,9 +143,9 @@ def _attributes(identities: Identity, variations: Variation) -> dict[str, NumpyA
 
 
 def load(options: DataOptions) -> FaceDataset:
-    """Renders the pictures of one split: 25 (train), 5 (test) or 30 (all) of each person.
+    """Renders the images of one split: 25 (train), 5 (test) or 30 (all) of each person.
 
-    The same options give the same bytes, and a picture is the same whichever split it is
+    The same options give the same bytes, and an image is the same whichever split it is
     loaded in. Rendering is done on the CPU, whatever other devices there are.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Pictures of synthetic people: rays are marched to the surface, shaded, and photographed.
+"""Images of synthetic people: rays are marched to the surface, shaded, and photographed.
 
-`render` is a pure function of a person, a picture's circumstances and the size; `vmap` it over
-the first two. The picture is rendered at 1.5 times its size and filtered down.
+`render` is a pure function of a person, an image's circumstances and the size; `vmap` it over
+the first two. The image is rendered at 1.5 times its size and filtered down.
 """
 
 import math
@@ -30,7 +30,7 @@ from deid_jax.data.synthetic.variation import Camera, Light, Variation
 _COARSENING = 2  # of the grid on which shadows are found
 _MARCH_STEPS = 28
 _DISTANCE = 6.5  # of the camera from the head
-_HALF_VIEW = 1.30  # half of the picture's height at the head
+_HALF_VIEW = 1.30  # half of the image's height at the head
 _NORMAL_STEP = 0.012
 
 
@@ -229,7 +229,7 @@ def _person(figure: Figure, variation: Variation, u: jax.Array, v: jax.Array) ->
 
 
 def _fine(size: int) -> int:
-    """Rows and columns that are rendered for a picture: 1.5 times as many, an even number."""
+    """Rows and columns that are rendered for an image: 1.5 times as many, an even number."""
     return _COARSENING * math.ceil(1.5 * size / _COARSENING)
 
 
@@ -256,7 +256,7 @@ def _develop(radiance: jax.Array, camera: Camera) -> jax.Array:
 
 
 def rays(image_size: int) -> tuple[jax.Array, jax.Array]:
-    """Places (u, v) in [-1, 1], v upwards, of all that is rendered for a picture, each [N]."""
+    """Places (u, v) in [-1, 1], v upwards, of all that is rendered for an image, each [N]."""
     fine = _fine(image_size)
     line = (jnp.arange(fine) + 0.5) / fine * 2 - 1
     u, v = jnp.meshgrid(line, -line)
@@ -269,7 +269,7 @@ def render(
     image_size: int,
     places: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """One picture, float32[image_size, image_size, 3], sRGB in [0, 1].
+    """One image, float32[image_size, image_size, 3], sRGB in [0, 1].
 
     `places` is `rays(image_size)`. As an argument of the jitted caller it halves the time on a
     CPU, where XLA would otherwise fuse it into, and so repeat, much of the shading.

@@ -11,7 +11,7 @@ _EYE_DISTANCE = 6.5
 
 
 def background(scene: Scene, u: jax.Array, v: jax.Array) -> jax.Array:
-    """Gradient, soft shapes and stripes at picture coordinates in [-1, 1] -> [3, N]."""
+    """Gradient, soft shapes and stripes at image coordinates in [-1, 1] -> [3, N]."""
     c, s = jnp.cos(scene.angle), jnp.sin(scene.angle)
     along, across = c * u + s * v, c * v - s * u
     colour = mix(tone(scene.bottom), tone(scene.top), jnp.clip(0.5 + 0.5 * along, 0.0, 1.0))

@@ -1,4 +1,4 @@
-"""What varies between two pictures of one person: pose, expression, light, scene, camera.
+"""What varies between two images of one person: pose, expression, light, scene, camera.
 
 Angles are in degrees: yaw > 0 turns the face to the viewer's right, pitch > 0 lifts it, roll
 > 0 tilts it counter-clockwise. Lengths are in head units, colours linear RGB.
@@ -15,7 +15,7 @@ NUM_SHAPES = 6
 
 
 class Pose(NamedTuple):
-    """Rotation in degrees, shift of the head, and its scale in the picture."""
+    """Rotation in degrees, shift of the head, and its scale in the image."""
 
     yaw: jax.Array
     pitch: jax.Array
@@ -74,7 +74,7 @@ class Wear(NamedTuple):
 class Camera(NamedTuple):
     """Exposure and contrast as factors, white balance [3], blur and noise, and its seed.
 
-    Blur is a fraction of the picture's height, noise a standard deviation in sRGB.
+    Blur is a fraction of the image's height, noise a standard deviation in sRGB.
     """
 
     exposure: jax.Array
@@ -87,7 +87,7 @@ class Camera(NamedTuple):
 
 
 class Variation(NamedTuple):
-    """All of a picture that is not the person."""
+    """All of an image that is not the person."""
 
     pose: Pose
     expression: Expression
@@ -185,7 +185,7 @@ def _sample_camera(draws: Draws) -> Camera:
 
 
 def sample_variation(key: jax.Array) -> Variation:
-    """Draws a picture's circumstances: key -> `Variation`, pure; knows nothing of persons."""
+    """Draws an image's circumstances: key -> `Variation`, pure; knows nothing of persons."""
     draws = Draws(key, 160)
     return Variation(
         _sample_pose(draws),
