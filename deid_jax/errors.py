@@ -10,7 +10,7 @@ class TransientError(InputError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """What an error says, on one printable line of at most 200 characters.
+    """The message of an error, on one printable line of at most 200 characters.
 
     The system's own words for an `OSError`, the exception's name where it says nothing.
     """

@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
 
 class Objective(Protocol):
-    """What an attack minimises, evaluated by one forward pass."""
+    """The function that an attack minimises, evaluated by one forward pass."""
 
     def __call__(self, images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Judges a batch.
@@ -76,7 +76,7 @@ class Objective(Protocol):
 
 
 class AttackResult(NamedTuple):
-    """What an attack returns.
+    """The result of an attack.
 
     Attributes:
       images: float32[B, H, W, C] in [0, 1], the de-identified images.

@@ -172,7 +172,7 @@ def _attack(
 def _metrics(
     settings: AttackSettings, sharded: ShardedRun, timings: Sequence[ProcessTiming]
 ) -> dict[str, Json]:
-    """What `metrics.json` holds."""
+    """The content of `metrics.json`."""
     evaluation = sharded.evaluation
     means = summary(sharded.records())
     loading.say_left_out(len(evaluation.dataset) - means.num_images)

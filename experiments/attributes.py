@@ -76,7 +76,7 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
 
 
 def _options(run: AttackRun) -> DataOptions:
-    """What the loader of the run's data set is asked for."""
+    """Options for the loader of the run's data set."""
     data = {name: value for name, value in run.data.items() if name != "split"}
     return data_settings.DataSettings(**data).options(run.data["split"])
 

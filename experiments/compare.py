@@ -194,7 +194,7 @@ def _panel(target: str) -> str:
 
 
 def notes_on(plan: ComparisonPlan) -> list[str]:
-    """What a reader of the tables must know of the peers compared."""
+    """Notes on the peers that a reader of the tables must know."""
     if not plan.peers:
         return []
     libraries = dict.fromkeys(PEERS[name].library for name in plan.peers)

@@ -80,7 +80,7 @@ class Growth:
         return curves
 
     def figures(self) -> dict[str, Json]:
-        """What `growth.json` holds; a workload of several curves once."""
+        """The content of `growth.json`; a workload of several curves appears once."""
         return {
             "machine": {
                 "processor": machine.processor(),
@@ -197,7 +197,7 @@ def _measured(planned: dict[str, dict[int, Workload]], settings: GrowthSettings)
 
 
 def _titles(settings: GrowthSettings) -> dict[str, str]:
-    """What is constant where something else grows."""
+    """The quantities that stay constant while another grows."""
     images, steps = f"{settings.images} pictures", f"{settings.steps} steps"
     size, batch = f"{settings.image_size} px", f"batch {settings.batch}"
     return {

@@ -146,7 +146,7 @@ def _refuse_failed(process: subprocess.Popen, said: Any) -> None:
 
 
 def _arguments(settings: ScalingSettings) -> list[str]:
-    """What `experiments.attack` is given."""
+    """The flags for `experiments.attack`."""
     own = {field.name for field in dataclasses.fields(ScalingSettings)} - {
         field.name for field in dataclasses.fields(method_settings.MethodSettings)
     }

@@ -358,7 +358,7 @@ def _print(
 
 
 def _best_line(point: MeasuredPoint) -> str:
-    """What a method costs where it protects enough."""
+    """The cost of a method where it protects enough."""
     means = point.metrics.uint8_result
     reached = means.mr >= _MIN_MR
     what = f"least L2 with MR >= {_MIN_MR:.0%}" if reached else f"never reaches {_MIN_MR:.0%}"

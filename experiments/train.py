@@ -85,7 +85,7 @@ def run(settings: TrainSettings) -> Recogniser:
 def _train(
     settings: TrainSettings, options: DataOptions, config: TrainConfig, group: Group
 ) -> Recogniser:
-    """What `run` does, as one of the processes of a group."""
+    """The work of `run`, as one process of a group."""
     default = recognisers.default_path(settings.model, settings.dataset, options)
     path = Path(settings.checkpoint or default)
     output = Path(settings.output_dir or Path("runs", "train", default.name))

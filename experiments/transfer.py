@@ -134,7 +134,7 @@ class TransferSettings:
     output_dir: str = setting("runs/transfer", "Where to write.")
 
     def options(self) -> DataOptions:
-        """What the data set's loader is asked for."""
+        """Options for the data set's loader."""
         if self.dataset == "synthetic":
             for name in ("data_dir", "crop", "skip_unreadable"):
                 value = getattr(self, name)

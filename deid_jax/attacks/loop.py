@@ -40,7 +40,7 @@ class Iterate(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """What a run ends with.
+    """The end of a run of the loop.
 
     Attributes:
       images: float32[B, H, W, C], x̂_N, or a better iterate.

@@ -1,4 +1,4 @@
-"""What a penalised attack holds small: the 'realism' term R(x̂) beside the loss.
+"""Penalties: the 'realism' term R(x̂) beside the loss.
 
 The paper's is ½‖δ‖², δ = x̂ − x. All but one of these are quadratic, R = ½⟨δ, Mδ⟩ with a
 metric M that costs more where people see more: then the cheapest way to gain on a loss of

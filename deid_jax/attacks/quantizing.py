@@ -51,7 +51,7 @@ class _OutwardSearch(NamedTuple):
 
 
 class _Descent(NamedTuple):
-    """What `_step_downhill` carries.
+    """The state of `_step_downhill`.
 
     Attributes:
       found: as rounded where nothing succeeded yet.

@@ -1,4 +1,4 @@
-"""What every loader returns: a random-access set of face images with identities.
+"""A random-access set of face images with identities, as every loader returns it.
 
 Images are uint8[H, W, 3] in sRGB order (as any file holds them); `dataset[i]` gives
 float32 in [0, 1].
@@ -26,7 +26,7 @@ Example: TypeAlias = Mapping[str, NumpyArray | np.int32]
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """What a loader is asked for.
+    """Options of a data set's loader.
 
     Attributes:
       data_dir: folder of the data set; loaders that embed their data take none.

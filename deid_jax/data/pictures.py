@@ -102,7 +102,7 @@ def check_num_persons(name: str, count: int) -> None:
 
 
 def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str, object]:
-    """What the provenance of every set tells."""
+    """The provenance of any data set."""
     return {
         "crop": options.crop,
         "resize": images.FILTER.name.lower(),
@@ -113,7 +113,7 @@ def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str
 
 
 def comparison_facts(pairs: NumpyArray, unreadable: Sequence[str]) -> dict[str, object]:
-    """What the provenance tells where all images have been decoded and compared."""
+    """The provenance of a data set whose images were all decoded and compared."""
     return {
         "num_near_duplicate_pairs": len(pairs),
         "num_unreadable": len(unreadable),
@@ -132,7 +132,7 @@ def divide(
 def decode_in_threads(
     decode: Callable[[T], R | InputError], things: Iterable[T], options: DataOptions
 ) -> Iterator[R | InputError]:
-    """What `decode` gives for each thing, in order.
+    """The result of `decode` for each thing, in order.
 
     Raises:
       InputError: one that `decode` returned, unless unreadable images are left out.

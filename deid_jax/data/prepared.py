@@ -204,7 +204,7 @@ class PreparedExamples:
 
 
 def example_name(split: str, position: int) -> str:
-    """What an example without a name of its own is called."""
+    """The name of an example that has none."""
     return f"{split}_{position:06d}"
 
 

@@ -63,7 +63,7 @@ class PreparedCopy:
         self._contents = _contents(dataset)
         self._files = _name_files(folder, self._contents, self.shards)
 
-    def write(self, shard: int, pictures: Mapping[int, bytes]) -> list[int]:
+    def write(self, shard: int, images: Mapping[int, bytes]) -> list[int]:
         """Writes one shard's files, each whole, in the place of what is there.
 
         The same images give the same bytes.
@@ -81,20 +81,20 @@ class PreparedCopy:
           TransientError: a file cannot be written.
         """
         positions = self.shards[shard]
-        strangers = [position for position in pictures if position not in positions]
+        strangers = [position for position in images if position not in positions]
         if strangers:
             raise InputError(f"images has position {strangers[0]}, not in shard {shard}")
-        kept = np.array(sorted(pictures), dtype=np.int64)
+        kept = np.array(sorted(images), dtype=np.int64)
         kept = kept[np.argsort(self._contents.order[kept], kind="stable")]
         split_of = self._contents.split_of[kept]
         for split, path in self._files[shard].items():
             chosen = kept[split_of == split].tolist()
             records = (
-                _with_image(self._contents.record(position), pictures[position])
+                _with_image(self._contents.record(position), images[position])
                 for position in chosen
             )
             _write_records(path, records)
-        return sorted(pictures)
+        return sorted(images)
 
     def paths(self, shard: int) -> list[Path]:
         """The files that `write` makes of a shard."""
@@ -133,7 +133,7 @@ class PreparedCopy:
 
 @dataclasses.dataclass(frozen=True)
 class _Contents:
-    """What a copy consists of, but for the images.
+    """Everything in a copy except the images.
 
     Attributes:
       info: a `DatasetInfo` message, without splits.

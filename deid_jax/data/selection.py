@@ -13,7 +13,7 @@ NUM_PICTURES = 30
 
 
 def choose_subset(
-    name: str, pictures: Mapping[str, Sequence[str]], seed: int
+    name: str, images: Mapping[str, Sequence[str]], seed: int
 ) -> dict[str, list[str]]:
     """Draws `NUM_PERSONS` persons, and `NUM_PICTURES` images of each.
 
@@ -32,7 +32,7 @@ def choose_subset(
       InputError: too few persons have that many images, or the seed is negative.
     """
     checks.count("seed", seed)
-    eligible = sorted(person for person in pictures if len(pictures[person]) >= NUM_PICTURES)
+    eligible = sorted(person for person in images if len(images[person]) >= NUM_PICTURES)
     if len(eligible) < NUM_PERSONS:
         raise InputError(
             f"{name} has {len(eligible)} persons with {NUM_PICTURES} images or more, "
@@ -42,7 +42,7 @@ def choose_subset(
     chosen = {}
     for person in sorted(str(person) for person in persons):
         generator = np.random.default_rng([seed, 1, zlib.crc32(person.encode())])
-        names = sorted(pictures[person])
+        names = sorted(images[person])
         drawn = generator.choice(len(names), NUM_PICTURES, replace=False)
         chosen[person] = [names[position] for position in sorted(drawn)]
     return chosen

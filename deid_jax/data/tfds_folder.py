@@ -145,5 +145,5 @@ def _is_file_name(name: str) -> bool:
 
 
 def _as_text(values: NumpyArray) -> NumpyArray:
-    """What held objects as an array of text."""
+    """An array of objects as an array of text."""
     return values.astype(str) if values.dtype == object else values

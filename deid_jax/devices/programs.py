@@ -41,7 +41,7 @@ def num_compiled() -> int:
 
 
 def required_bytes(compiled: Any) -> int:
-    """What a program's arguments, results and intermediate arrays take, in bytes."""
+    """Memory for a program's arguments, results and intermediate arrays, in bytes."""
     sizes = compiled.memory_analysis()
     return int(
         sizes.argument_size_in_bytes
@@ -52,7 +52,7 @@ def required_bytes(compiled: Any) -> int:
 
 
 def free_bytes() -> int | None:
-    """What every device of this process has free; None where the system does not tell."""
+    """Free memory of each device of this process; None where the system does not tell."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -65,7 +65,7 @@ def free_bytes() -> int | None:
 
 
 def _free_in_system() -> int | None:
-    """What Linux can give to processes without swapping."""
+    """Memory that Linux can give to processes without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -75,7 +75,7 @@ def _free_in_system() -> int | None:
 
 
 def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container's limit leaves, where it has one."""
+    """Memory left below a container's limit, where it has one."""
     try:
         limit, used = (
             (folder / name).read_text().strip() for name in ("memory.max", "memory.current")
@@ -127,7 +127,7 @@ def watching_memory() -> Iterator[None]:
 
 
 def half_of(size: int, *, least: int = 1) -> int:
-    """What to go on with after `OutOfMemoryError` at a batch size; warns.
+    """The batch size to continue with after `OutOfMemoryError`; warns.
 
     Args:
       size: the batch size.

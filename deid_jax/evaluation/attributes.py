@@ -1,4 +1,4 @@
-"""What images show beside the person, read off them by a classifier trained on other persons.
+"""Attributes of images, predicted by a classifier that was trained on other persons.
 
 Attributes become classes: the classes of N images are int32[N, A], a column per attribute;
 -1 stands for a value that is none of an attribute's classes.
@@ -152,7 +152,7 @@ def names_of_persons(faces: FaceDataset) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Skill:
-    """What a classifier is worth on an attribute, on persons that it was not trained on.
+    """Quality of the classifier on one attribute, on held-out persons.
 
     Attributes:
       accuracy: share of images of which it names the true class.
@@ -172,7 +172,7 @@ class Skill:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierInfo:
-    """What an attribute classifier was made from.
+    """Data and settings that an attribute classifier was trained with.
 
     Attributes:
       dataset: name in `deid_jax.data.DATASETS`.

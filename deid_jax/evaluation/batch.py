@@ -348,7 +348,7 @@ class PlacedProgram:
         return programs.smaller_to_fit(size * settings, compiled, limit, least=least)
 
     def __call__(self, batch: Batch) -> PyTree:
-        """What `jitted` returns for a batch."""
+        """The result of `jitted` for a batch."""
         placed = sharding.place_batch(batch, self.mesh)
         return self.compiled(len(batch.label))(self.variables, placed, self.config, self.key)
 

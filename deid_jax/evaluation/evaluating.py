@@ -96,7 +96,7 @@ class Evaluation:
 
     @property
     def program(self) -> BatchProgram:
-        """What decides the compiled program."""
+        """Everything that decides the compiled program."""
         return self.protocol.program(self.recogniser.model, self.method, self.mesh)
 
     @property
@@ -233,7 +233,7 @@ class Evaluation:
 
 
 def facts_of_data(dataset: FaceDataset, recogniser: Mapping[str, object]) -> dict[str, object]:
-    """What decides a record beside method and protocol, JSON-able.
+    """Everything beside method and protocol that decides a record, as JSON.
 
     Args:
       dataset: the images.

@@ -15,7 +15,7 @@ from deid_jax.types import Batch
 
 
 class Predictions(NamedTuple):
-    """What a recogniser predicts; every entry is [B].
+    """Predictions of a recogniser; every entry is [B].
 
     Attributes:
       label: int32, argmax f(x̂).

@@ -16,7 +16,7 @@ from deid_jax.runs import RunFolder
 
 
 class ProcessTiming(NamedTuple):
-    """What one process of a run spent.
+    """Time that one process of a run spent.
 
     Attributes:
       num_attacked: images that it attacked.

@@ -56,7 +56,7 @@ def _backward(kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Ar
     shares = lax.optimization_barrier(lax.optimization_barrier(padded) @ weights)
 
     def of_tap(tap: int, axis: int) -> jax.Array:
-        """What a row or column of the kernel gives to the images, in place."""
+        """Adds the contribution of one row or column of the kernel, in place."""
         start = size - 1 - tap
         line = lax.slice_in_dim(shares, start, start + gradient.shape[axis], axis=axis)
         return jnp.split(line, size, axis=-1)[tap]

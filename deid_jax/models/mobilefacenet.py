@@ -43,7 +43,7 @@ _EPSILON = 1e-5
 
 
 class Bottleneck(NamedTuple):
-    """What sets an inverted bottleneck: 1×1 to `wide`, depthwise 3×3, 1×1 to `channels`."""
+    """Shape of an inverted bottleneck: 1×1 to `wide`, depthwise 3×3, 1×1 to `channels`."""
 
     inputs: int
     wide: int

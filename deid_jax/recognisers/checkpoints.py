@@ -26,7 +26,7 @@ _IDENTIFYING = ("persons_seed", "crop")
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint was made from.
+    """Data, settings and accuracy of a trained recogniser.
 
     Attributes:
       model: name in `deid_jax.models.MODELS`.
@@ -79,7 +79,7 @@ class Recogniser(NamedTuple):
     info: CheckpointInfo
 
     def describe(self) -> dict[str, Json]:
-        """What it was made from, and the SHA-256 of its weights."""
+        """Data and settings of its training, and the SHA-256 of its weights."""
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(self.variables):
             digest.update(np.asarray(leaf).tobytes())

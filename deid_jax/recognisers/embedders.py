@@ -93,7 +93,7 @@ def names() -> list[str]:
 
 
 def name_of(text: str) -> str:
-    """What a recogniser is called: NAME of NAME:FILE; a function keeps its whole name."""
+    """The name of a recogniser: NAME of NAME:FILE; a function keeps its full name."""
     name = text.partition(":")[0]
     return name if name in names() else text
 

@@ -1,4 +1,4 @@
-"""What a model says of images, without attacks: logits, and how often it is right."""
+"""Logits and accuracy of a model, without attacks."""
 
 import functools
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What recognisers are trained with: data, settings, and the recipe of each model."""
+"""Training data, training settings, and the recipe of each model."""
 
 import dataclasses
 

@@ -97,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str, /) -> object:
-        """What stands for a class or function; anything unknown is refused."""
+        """The stand-in for a class or function; raises for any that is not allowed."""
         if module == "torch" and name in _DTYPES:
             return name
         allowed: dict[tuple[str, str], object] = {

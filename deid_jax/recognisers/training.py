@@ -341,7 +341,7 @@ def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
 
 
 def _facts(model: Network, faces: FaceDataset, config: TrainConfig) -> dict[str, Json]:
-    """What must be the same for a stopped training to continue."""
+    """Everything that must be the same for an interrupted training to continue."""
     return {
         "model": type(model).__name__,
         "classes": model.num_classes,

@@ -60,7 +60,7 @@ class Pretrained(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """What a file holds: layer -> its arrays; the order of the input's channels."""
+    """Content of a file: layer -> its arrays; the order of the input's channels."""
 
     arrays: dict[str, list[NumpyArray]]
     channels: str

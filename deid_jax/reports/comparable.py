@@ -27,7 +27,7 @@ class _Fact(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SharedFacts:
-    """What all runs have in common.
+    """Everything that the runs have in common.
 
     Attributes:
       known: name -> value, the same wherever it was recorded.

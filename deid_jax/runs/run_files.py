@@ -71,7 +71,7 @@ class RunFiles:
 
 
 def describe(settings: "DataclassInstance | None" = None, **more: object) -> dict[str, object]:
-    """What `DESCRIPTION` holds: all that is needed to run the same again.
+    """The content of `DESCRIPTION`: everything that is needed to repeat the run.
 
     Args:
       settings: the command's settings.

@@ -135,7 +135,7 @@ class FolderStore(Store):
 
 
 class _Piece(TypedDict):
-    """What is written of a piece: its records, and its files with their sizes."""
+    """A finished piece: its records, and its files with their sizes."""
 
     files: dict[str, int | None]
     records: Json

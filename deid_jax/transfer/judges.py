@@ -67,7 +67,7 @@ class Faces:
 
 @dataclasses.dataclass(frozen=True)
 class ProtectionRates:
-    """What judged images come to, at one false accept rate and in one comparison.
+    """Rates of judged images, at one false accept rate and in one comparison.
 
     Attributes:
       far: the false accept rate; None for classifiers.
@@ -104,7 +104,7 @@ class ProtectionRates:
 
 @dataclasses.dataclass(frozen=True)
 class JudgedImages:
-    """What a judge makes of images, one by one.
+    """Scores that a judge gives to images.
 
     Attributes:
       outputs: float[N, D], the images' embeddings, or a classifier's logits.

@@ -104,7 +104,7 @@ class SurrogateAttack:
         return ensemble(goals, self.reduction) if goals else _always_reached
 
     def fitted(self, surrogates: Surrogates) -> Objective:
-        """What the attack minimises: `goal` in expectation over what is foreseen."""
+        """The objective of the attack: `goal` in expectation over the transformations."""
         goal = self.goal(surrogates)
         if not self.foreseen:
             return goal

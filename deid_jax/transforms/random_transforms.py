@@ -96,7 +96,7 @@ def random_resize(images: jax.Array, key: jax.Array, *, smallest: float = 0.5) -
 def crop_jitter(
     images: jax.Array, key: jax.Array, *, shift: float = 0.03, scale: float = 0.05
 ) -> jax.Array:
-    """What another face detector would have cropped: a little beside, larger or smaller.
+    """The crop of another face detector: slightly shifted and scaled.
 
     x'(p) = x(c + (p − c − t)/s), c the centre; t uniform within ±shift of height and width,
     s uniform within 1 ± scale. Bilinear at sub-pixel places; edges are repeated outwards.

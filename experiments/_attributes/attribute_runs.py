@@ -18,7 +18,7 @@ _DATA = ("dataset", "data_dir", "image_size", "crop", "skip_unreadable", "seed",
 
 
 class AttackRun(NamedTuple):
-    """What an output folder of `experiments.attack` holds.
+    """Content of an output folder of `experiments.attack`.
 
     Attributes:
       folder: the folder.

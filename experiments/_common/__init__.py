@@ -1,1 +1,1 @@
-"""What the commands share: settings, flags, the terminal."""
+"""Settings, flags and terminal output that the commands share."""

@@ -241,7 +241,7 @@ def _named(run: TransferRun) -> list[str]:
 
 
 def _classified(report: TransferReport) -> list[str]:
-    """What classifiers of the persons make of it, their own errors first."""
+    """Results of classifiers of the persons, their clean errors first."""
     names = list(report.evaluation.classifiers)
     if not names:
         return []

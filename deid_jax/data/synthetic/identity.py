@@ -38,7 +38,7 @@ HAIR_COLOURS = ("black", "dark_brown", "brown", "red", "blond", "grey")
 
 
 class Traits(NamedTuple):
-    """What people would say of the person: male 0 or 1, age in [0, 1], melanin in [0, 1]."""
+    """Traits of the person: male 0 or 1, age in [0, 1], melanin in [0, 1]."""
 
     male: jax.Array
     age: jax.Array

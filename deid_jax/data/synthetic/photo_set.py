@@ -39,7 +39,7 @@ def _sample(seed: jax.Array) -> tuple[Identity, Variation]:
 
 
 def _description(people: Identity) -> jax.Array:
-    """What strikes one about people first, float32[P, 16], each about 1 apart at most."""
+    """The most visible traits of persons, float32[P, 16], each at most about 1 apart."""
     hair, beard, skin = people.hair, people.beard, people.skin
     colours = jnp.concatenate([skin.colour, hair.colour, people.mouth.colour], axis=1) ** 0.45
     numbers = [

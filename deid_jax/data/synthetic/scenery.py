@@ -1,4 +1,4 @@
-"""What surrounds a face: background, clothes and glasses. Colours are linear RGB."""
+"""Background, clothes and glasses. Colours are linear RGB."""
 
 import jax
 import jax.numpy as jnp

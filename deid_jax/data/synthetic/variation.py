@@ -1,4 +1,4 @@
-"""What varies between two images of one person: pose, expression, light, scene, camera.
+"""Variation between two images of one person: pose, expression, light, scene, camera.
 
 Angles are in degrees: yaw > 0 turns the face to the viewer's right, pitch > 0 lifts it, roll
 > 0 tilts it counter-clockwise. Lengths are in head units, colours linear RGB.
