@@ -8,6 +8,7 @@ from what is finished.
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import secrets
@@ -42,6 +43,9 @@ class Group:
       count: how many there are.
     """
 
+    # Of all groups of this process, one after the other: no barrier is used twice.
+    _turns = itertools.count()
+
     def __init__(self, index: int = 0, count: int = 1):
         self.index = index
         self.count = count
@@ -59,6 +63,7 @@ class Group:
         """The JSON-able values of all processes, in their order, in every process."""
         if self.count == 1:
             return [value]
+        self._meet()
         data = np.frombuffer(json.dumps(value).encode(), np.uint8)
         sizes = _gathered(np.array([len(data)], np.int32))[:, 0]
         # Rounded up, so that one compilation serves most values.
@@ -84,7 +89,15 @@ class Group:
 
     def wait(self) -> None:
         """Returns once every process has come here."""
-        self.gather(None)
+        if self.count > 1:
+            self._meet()
+
+    def _meet(self) -> None:
+        """Waits outside of any computation: on CPUs those give up after half an hour."""
+        from orbax.checkpoint import multihost
+
+        barrier = multihost.get_barrier_sync_fn()
+        barrier(key=f"deid_jax/{next(self._turns)}", timeout_ms=1000 * _WAIT_TIMEOUT)
 
     def check_shared(self, folder: Path, name: str) -> None:
         """Refuses a folder that is another one for another process.
@@ -123,14 +136,7 @@ def _gathered(row: np.ndarray) -> np.ndarray:
     devices = np.array([first_devices[i] for i in sorted(first_devices)], dtype=object)
     mesh = Mesh(devices, ("process",))
     divided = NamedSharding(mesh, PartitionSpec("process"))
-    # On CPUs half an hour is JAX's own limit.
-    on_cpu = jax.default_backend() == "cpu"
-    options = {"xla_cpu_collective_timeout_seconds": _WAIT_TIMEOUT} if on_cpu else None
-    everywhere = jax.jit(
-        lambda rows: rows,
-        out_shardings=NamedSharding(mesh, PartitionSpec()),
-        compiler_options=options,
-    )
+    everywhere = jax.jit(lambda rows: rows, out_shardings=NamedSharding(mesh, PartitionSpec()))
     rows = jax.make_array_from_process_local_data(divided, row[None])
     return np.asarray(everywhere(rows).addressable_data(0))
 
@@ -168,8 +174,9 @@ def joined(
     except BaseException as error:
         if started and group.count > 1:
             _leave()
-        # What CPUs talk by says so when a process is gone.
-        if isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" in str(error):
+        # So say barriers, and what CPUs talk by, when a process is gone.
+        gone = ("Gloo", "arrier")
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error) for w in gone):
             raise InputError(
                 "another process of the run stopped or is lost: what it printed says why; "
                 f"{GOES_ON}"

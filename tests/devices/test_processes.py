@@ -103,6 +103,7 @@ def start():
         yield started
 
 
+@pytest.mark.slow
 def test_processes_agree_gather_and_wait(start, tmp_path):
     # The second comes late to every meeting; the key-value store is asked for no key twice,
     # also by a second group.
@@ -134,6 +135,7 @@ def last_line(text):
     return [line for line in text.splitlines() if not line.startswith("[Gloo]")][-1]
 
 
+@pytest.mark.slow
 def test_all_end_in_a_line_where_all_refuse(start):
     for status, _, err in start("group.check_same(index == 1, 'settings')").ended():
         assert status == 2
@@ -153,7 +155,7 @@ def test_one_that_stops_ends_those_that_wait_for_it(start, stop):
             signal.SIGINT if stop == "is interrupted" else signal.SIGKILL
         )
     ended = running.ended()
-    assert time.monotonic() - since < 30
+    assert time.monotonic() - since < 60
     expected = {
         "fails": (2, "error: the disk is full\n"),
         "is interrupted": (130, "interrupted\n"),
