@@ -49,6 +49,8 @@ class RunFolder(RunFiles):
         self._contents = (*contents, DESCRIPTION)
         self._group = group
         self._resumable = False
+        # Whether other processes write here, too.
+        self._shared = False
         self._lock = contextlib.ExitStack()
 
     def going_on(self, facts: Mapping[str, object]) -> "RunFolder":
@@ -109,6 +111,7 @@ class RunFolder(RunFiles):
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
+        self._shared = self._group.count > 1
         return self
 
     def _clear_leftovers(self) -> None:
@@ -141,7 +144,7 @@ class RunFolder(RunFiles):
         if isinstance(error, OSError) and not error.filename:
             error.filename = str(self.path)  # For a full disk the system names no file.
         # Other processes may be about to finish a piece.
-        if self._resumable and (self._group.count > 1 or len(self.store)):
+        if self._resumable and (self._shared or len(self.store)):
             error.add_note(GOES_ON)
         else:
             shutil.rmtree(self._work, ignore_errors=True)
