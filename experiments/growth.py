@@ -21,7 +21,7 @@ from deid_jax.errors import InputError, one_line
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS, create_model
 from deid_jax.reports.growth_plot import Curve, draw_growth
-from deid_jax.runs import DESCRIPTION, RunFolder, describe
+from deid_jax.runs import DESCRIPTION, RunFolder, describe, package_versions
 from deid_jax.types import Json
 from experiments._common import cli, machine, terminal
 from experiments._common.flags import setting
@@ -86,7 +86,7 @@ class Growth:
                 "processor": machine.processor(),
                 "cores": os.cpu_count(),
                 "devices": list(self.devices),
-                "versions": describe()["versions"],
+                "versions": package_versions(),
             },
             "curves": {name: curve.figures() for name, curve in self.curves().items()},
             "points": [

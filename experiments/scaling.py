@@ -3,27 +3,28 @@
     python -m experiments.scaling --dataset=folder --data_dir=FACES --split=all
 
 Each process has cores of its own (--cores_per_process). The numbers of processes take turns,
---repeats times; medians are of pictures a second, start-up and compiling aside. Writes
+--repeats times; medians are of images a second, start-up and compiling aside. Writes
 `scaling.csv` (a line a run) and `config.json` into --output_dir.
 """
 
 import contextlib
 import dataclasses
-import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from deid_jax.attacks import METHODS
 from deid_jax.checks import count
 from deid_jax.errors import InputError
+from deid_jax.evaluation.records import MeanMetrics, Row, RunMetrics
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
+from deid_jax.runs.reading import RowReader, read_json
 from experiments._common import cli, flags, loading, method_settings, terminal
 from experiments._common.flags import setting
 from experiments._common.machine import threads
@@ -66,8 +67,52 @@ class ScalingSettings(method_settings.MethodSettings):
         return numbers
 
 
-def run(settings: ScalingSettings) -> list[dict[str, Any]]:
-    """Runs, measures, writes, prints; returns a line a run.
+@dataclasses.dataclass(frozen=True)
+class TimedRun:
+    """One run by some processes: a line of `scaling.csv`.
+
+    Attributes:
+      turn: which repetition it belongs to.
+      num_processes: how many processes shared the images.
+      num_images: how many images were attacked.
+      seconds: of the wall clock, without start-up and compilation.
+      images_per_second: images in each of those seconds.
+      compile_seconds: until the program was compiled.
+      uint8_result: the means of the 8-bit images.
+    """
+
+    turn: int
+    num_processes: int
+    num_images: int
+    seconds: float
+    images_per_second: float
+    compile_seconds: float
+    uint8_result: MeanMetrics
+
+    @classmethod
+    def from_metrics(cls, turn: int, path: Path) -> "TimedRun":
+        """Reads a run's `metrics.json`."""
+        row = read_json(path)
+        read, metrics = RowReader(row, str(path)), RunMetrics.from_row(row, str(path))
+        return cls(
+            turn=turn,
+            num_processes=read.integer("num_processes"),
+            num_images=metrics.num_images,
+            seconds=read.number("seconds"),
+            images_per_second=read.number("images_per_second"),
+            compile_seconds=read.number("compile_seconds"),
+            uint8_result=metrics.uint8_result,
+        )
+
+    def to_row(self) -> Row:
+        """The line of `scaling.csv`."""
+        means = self.uint8_result
+        own: Row = {n: value for n, value in vars(self).items() if n != "uint8_result"}
+        return own | {"l2_uint8": means.l2, "mssim_uint8": means.mssim, "mr_uint8": means.mr}
+
+
+def run(settings: ScalingSettings) -> list[TimedRun]:
+    """Runs, measures, writes, prints; returns the runs.
 
     Raises:
       InputError: bad settings, data, checkpoint or output folder, or a run failed.
@@ -79,28 +124,23 @@ def run(settings: ScalingSettings) -> list[dict[str, Any]]:
     folder.check()
     # Trains the recogniser if need be, and refuses what the processes would.
     loading.load_or_train_recogniser(settings, loading.load_split(settings))
-    lines: list[dict[str, Any]] = []
+    runs: list[TimedRun] = []
     bar = terminal.progress_bar("runs")
     with folder, tempfile.TemporaryDirectory() as scratch, bar as update:
         total = settings.repeats * len(numbers)
         for turn in range(settings.repeats):
             for number in numbers:
                 metrics = _attack(settings, number, Path(scratch, f"{turn}-{number}"))
-                lines.append({"turn": turn, **_line(metrics)})
-                update(len(lines), total)
-        folder.write_csv("scaling.csv", lines)
+                runs.append(TimedRun.from_metrics(turn, metrics))
+                update(len(runs), total)
+        folder.write_csv("scaling.csv", [one.to_row() for one in runs])
         folder.write_json(DESCRIPTION, describe(settings))
-    _print(lines, numbers, settings.cores_per_process, folder.path)
-    return lines
+    _print(runs, numbers, settings.cores_per_process, folder.path)
+    return runs
 
 
-def _line(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("num_processes", "num_images", "seconds", "images_per_second", "compile_seconds")
-    return {name: metrics[name] for name in (*kept, "l2_uint8", "mssim_uint8", "mr_uint8")}
-
-
-def _attack(settings: ScalingSettings, number: int, output: Path) -> dict[str, Any]:
-    """`metrics.json` of one run by some processes, each on cores of its own."""
+def _attack(settings: ScalingSettings, number: int, output: Path) -> Path:
+    """The `metrics.json` of one run by some processes, each on cores of its own."""
     cores = sorted(os.sched_getaffinity(0))
     arguments = [*_arguments(settings), f"--output_dir={output}"]
     if number > 1:
@@ -108,7 +148,7 @@ def _attack(settings: ScalingSettings, number: int, output: Path) -> dict[str, A
             f"--coordinator_address=127.0.0.1:{_free_port()}",
             f"--num_processes={number}",
         ]
-    started: list[subprocess.Popen] = []
+    started: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
         for index in range(number):
             first = index * settings.cores_per_process
@@ -125,7 +165,7 @@ def _attack(settings: ScalingSettings, number: int, output: Path) -> dict[str, A
             stack.callback(_refuse_failed, process, said)
         for process in started:
             process.wait()
-    return json.loads((output / "metrics.json").read_text("utf-8"))
+    return output / "metrics.json"
 
 
 # A process takes its cores before JAX looks how many there are.
@@ -136,7 +176,7 @@ runpy.run_module("experiments.attack", run_name="__main__", alter_sys=True)
 """
 
 
-def _refuse_failed(process: subprocess.Popen, said: Any) -> None:
+def _refuse_failed(process: subprocess.Popen[bytes], said: IO[str]) -> None:
     """Says what ended a run, if it has failed."""
     if process.returncode:
         said.seek(0)
@@ -150,7 +190,7 @@ def _arguments(settings: ScalingSettings) -> list[str]:
     own = {field.name for field in dataclasses.fields(ScalingSettings)} - {
         field.name for field in dataclasses.fields(method_settings.MethodSettings)
     }
-    given = dict(settings.method_settings)
+    given: dict[str, object] = dict(settings.method_settings)
     for name, flag in flags.flags_of(ScalingSettings).items():
         value = getattr(settings, name, flag.default)
         if name not in own - {"method"} and value != flag.default:
@@ -164,23 +204,21 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _print(
-    lines: Sequence[Mapping[str, Any]], numbers: Sequence[int], cores: int, path: Path
-) -> None:
+def _print(runs: Sequence[TimedRun], numbers: Sequence[int], cores: int, path: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    pictures = lines[0]["num_images"]
-    table = Table("processes", title=f"{pictures} pictures, cores of each process: {cores}")
-    for heading in ("pictures/s", "least", "most", "times the first", "L2"):
+    images = runs[0].num_images
+    table = Table("processes", title=f"{images} images, cores of each process: {cores}")
+    for heading in ("images/s", "least", "most", "times the first", "L2"):
         table.add_column(heading, justify="right")
     rates = {
-        number: [line["images_per_second"] for line in lines if line["num_processes"] == number]
+        number: [one.images_per_second for one in runs if one.num_processes == number]
         for number in numbers
     }
     base = statistics.median(rates[numbers[0]])
     for number, own in rates.items():
-        l2 = next(line["l2_uint8"] for line in lines if line["num_processes"] == number)
+        l2 = next(one.uint8_result.l2 for one in runs if one.num_processes == number)
         middle = statistics.median(own)
         table.add_row(
             str(number),

@@ -1,17 +1,23 @@
 """In which precision an attack computes its gradients.
 
-Images, losses and steps stay float32, and so does the verdict: only the recogniser inside
-the attack's loop computes in less. On CPUs float32 and tf32 are the same.
+Images, losses and steps stay float32, and so does what is measured: only the recogniser
+inside the attack's loop computes in less. On CPUs float32 and tf32 are the same.
 """
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from deid_jax.types import Model
+
+if TYPE_CHECKING:
+    import flax.linen as nn
 
 # name -> (JAX's name for the precision of float32 products, dtype of the layers).
-_SETTINGS: dict[str, tuple[str, Any]] = {
+_SETTINGS: dict[str, tuple[str, DTypeLike | None]] = {
     "float32": ("highest", None),
     "tf32": ("tensorfloat32", None),
     "bf16": ("default", jnp.bfloat16),
@@ -19,22 +25,24 @@ _SETTINGS: dict[str, tuple[str, Any]] = {
 PRECISIONS = tuple(_SETTINGS)
 
 
-def dtype_of(precision: str) -> Any:
+def dtype_of(precision: str) -> DTypeLike | None:
     """The dtype that layers compute in, or None: the input's."""
     return _SETTINGS[precision][1]
 
 
-def in_precision(model: Any, precision: str) -> Any:
-    """A recogniser's module that computes in a precision; its weights stay as they are.
+def in_precision(model: "Model | nn.Module", precision: str) -> Model:
+    """A recogniser's network that computes in a precision; its weights stay float32.
 
     Args:
-      model: a module with a field `dtype`, as those of `deid_jax.models` have.
+      model: a Flax module with a field `dtype`, as those of `deid_jax.models` have.
       precision: of `PRECISIONS`.
     """
     dtype = dtype_of(precision)
-    return model if dtype is None else model.clone(dtype=dtype)
+    # Linen types what `apply` returns as anything that a module can.
+    cloned = model if dtype is None else cast("nn.Module", model).clone(dtype=dtype)
+    return cast("Model", cloned)
 
 
-def products_in(precision: str) -> contextlib.AbstractContextManager:
+def products_in(precision: str) -> contextlib.AbstractContextManager[None]:
     """Where float32 products are traced with a precision."""
     return jax.default_matmul_precision(_SETTINGS[precision][0])

@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deid_jax.errors import InputError, one_line
+from deid_jax.types import NumpyArray
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ class Group:
 ALONE = Group()
 
 
-def _gathered(row: np.ndarray) -> np.ndarray:
+def _gathered(row: NumpyArray) -> NumpyArray:
     """Rows [N] of all processes, of one shape: [processes, N]."""
     first_devices: dict[int, jax.Device] = {}
     for device in sorted(jax.devices(), key=lambda device: device.id):

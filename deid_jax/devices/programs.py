@@ -4,19 +4,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
+from jax.stages import Compiled, Wrapped
 
 from deid_jax.errors import InputError
+from deid_jax.types import PyTree
 
 # Of the memory that is free, the share that a program may take: other processes grow, too.
 _SHARE = 0.9
 
-_compiled: dict[Any, Any] = {}
+_compiled: dict[tuple[object, ...], Compiled] = {}
 
 
-def compile_once(function: Any, *arguments: Any, **static: Any) -> Any:
+def compile_once(function: Wrapped, *arguments: PyTree, **static: object) -> Compiled:
     """A jitted function compiled for arguments like these; the same again for the same.
 
     Args:
@@ -25,7 +26,7 @@ def compile_once(function: Any, *arguments: Any, **static: Any) -> Any:
       static: its static arguments, by name.
 
     Returns:
-      `jax.stages.Compiled`, to be called with the arguments alone.
+      The program, to be called with the arguments alone.
     """
     leaves, structure = jax.tree.flatten(arguments)
     avals = tuple((jax.typeof(x).shape, jax.typeof(x).dtype) for x in leaves)
@@ -40,9 +41,10 @@ def num_compiled() -> int:
     return len(_compiled)
 
 
-def required_bytes(compiled: Any) -> int:
+def required_bytes(compiled: Compiled) -> int:
     """Memory for a program's arguments, results and intermediate arrays, in bytes."""
     sizes = compiled.memory_analysis()
+    assert sizes is not None  # Only programs read from a file lack it.
     return int(
         sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes
@@ -86,7 +88,7 @@ def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def smaller_to_fit(
-    size: int, compiled: Any, limit: int | None, *, least: int = 1
+    size: int, compiled: Compiled, limit: int | None, *, least: int = 1
 ) -> int | None:
     """A batch size that should fit if this one does not; None if it does.
 
@@ -94,7 +96,7 @@ def smaller_to_fit(
       size: images per call of `compiled`.
       compiled: the program.
       limit: bytes that a device has; None: unknown, so that everything fits.
-      least: the smallest size, one image a device.
+      least: the smallest size, one image per device.
 
     Raises:
       InputError: not even that fits.
@@ -131,7 +133,7 @@ def half_of(size: int, *, least: int = 1) -> int:
 
     Args:
       size: the batch size.
-      least: the smallest size, one image a device.
+      least: the smallest size, one image per device.
 
     Raises:
       InputError: it was the smallest.

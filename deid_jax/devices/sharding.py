@@ -9,13 +9,17 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deid_jax.errors import InputError
+from deid_jax.types import NumpyArray, PyTree
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 BATCH = "batch"
 MODEL = "model"
@@ -79,7 +83,7 @@ def whole_parts(mesh: Mesh, size: int) -> int:
     return -(-size // num_parts(mesh)) * num_parts(mesh)
 
 
-def place_variables(variables: Any, mesh: Mesh) -> Any:
+def place_variables(variables: PyTree, mesh: Mesh) -> PyTree:
     """A recogniser's weights, or a training's state: a copy for every part of the batch.
 
     Kernels of dense layers [D, K] are divided along K over the devices of `MODEL`, if these
@@ -92,18 +96,18 @@ def place_variables(variables: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: _place(leaf, mesh, _layout(leaf, mesh)), variables)
 
 
-def layouts(variables: Any, mesh: Mesh) -> Any:
+def layouts(variables: PyTree, mesh: Mesh) -> PyTree:
     """Where `place_variables` puts each array, of which shapes are enough: `NamedSharding`."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _layout(leaf, mesh)), variables)
 
 
-def place_batch(batch: Any, mesh: Mesh) -> Any:
+def place_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Arrays [B, ...] divided along B; of a mesh over several processes, this one's part."""
     layout = NamedSharding(mesh, PartitionSpec(BATCH))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(layout, a), batch)
 
 
-def batch_layout(batch: Any, mesh: Mesh) -> Any:
+def batch_layout(batch: PyTree, mesh: Mesh) -> PyTree:
     """The same for arrays of which there are shapes only."""
     layout = NamedSharding(mesh, PartitionSpec(BATCH))
     return jax.tree.map(
@@ -111,19 +115,19 @@ def batch_layout(batch: Any, mesh: Mesh) -> Any:
     )
 
 
-def place_everywhere(tree: Any, mesh: Mesh) -> Any:
+def place_everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
     """Arrays that every device has whole."""
     return jax.tree.map(lambda leaf: _place(leaf, mesh, PartitionSpec()), tree)
 
 
-def _layout(leaf: Any, mesh: Mesh) -> PartitionSpec:
+def _layout(leaf: jax.Array | NumpyArray | jax.ShapeDtypeStruct, mesh: Mesh) -> PartitionSpec:
     over = mesh.shape[MODEL]
     if over > 1 and leaf.ndim == 2 and leaf.shape[1] % over == 0:
         return PartitionSpec(None, MODEL)
     return PartitionSpec()
 
 
-def _place(leaf: Any, mesh: Mesh, layout: PartitionSpec) -> jax.Array:
+def _place(leaf: jax.Array | NumpyArray, mesh: Mesh, layout: PartitionSpec) -> jax.Array:
     sharding = NamedSharding(mesh, layout)
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
         return leaf
@@ -136,12 +140,12 @@ def _place(leaf: Any, mesh: Mesh, layout: PartitionSpec) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
 
-def to_host(tree: Any) -> Any:
+def to_host(tree: PyTree) -> PyTree:
     """Arrays that `place_variables` placed, as NumPy arrays: whole in every process."""
     return jax.tree.map(_to_host, tree)
 
 
-def _to_host(leaf: Any) -> np.ndarray:
+def _to_host(leaf: jax.Array | NumpyArray) -> NumpyArray:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return np.asarray(leaf)
     whole = np.empty(leaf.shape, leaf.dtype)
@@ -151,19 +155,19 @@ def _to_host(leaf: Any) -> np.ndarray:
 
 
 def over_batch(
-    function: Callable[..., Any],
+    function: Callable[P, R],
     mesh: Mesh | None,
     divided: Sequence[bool],
-    results: Any,
-) -> Callable[..., Any]:
-    """A function of batches whose images do not know of each other, on all devices at once.
+    results: PyTree,
+) -> Callable[P, R]:
+    """A function of batches whose images do not depend on each other, on all devices at once.
 
-    Every device runs the program of its own images, so that dividing a batch changes no
-    figure but by the rounding of another batch size.
+    Every device runs the program on its own images, so that dividing a batch changes
+    results only by the rounding of another batch size.
 
     Args:
       function: of positional arguments.
-      mesh: the devices; None or one: the function as it is.
+      mesh: the devices; None or one: the function stays as it is.
       divided: for each argument, whether it is divided along its first axis; the others are
         the same for all.
       results: `PartitionSpec` of what it returns.
@@ -188,9 +192,9 @@ class _DevicesAtHand:
 
     def __init__(self, devices: Sequence[jax.Device]):
         self._mesh = _mesh(devices, len(devices))
-        self._placed: dict[int, tuple[Any, Any]] = {}
+        self._placed: dict[int, tuple[PyTree, PyTree]] = {}
 
-    def placed(self, variables: Any) -> Any:
+    def placed(self, variables: PyTree) -> PyTree:
         """Weights on the devices, copied there once."""
         if id(variables) not in self._placed:
             # The original is held on to, so that no other gets its id.
@@ -212,7 +216,7 @@ def working_on(devices: Sequence[jax.Device]) -> Iterator[None]:
         del _thread.at_hand
 
 
-def placed_at_hand(variables: Any) -> Any:
+def placed_at_hand(variables: PyTree) -> PyTree:
     """Weights on the devices of this thread; outside of `working_on` on the usual one."""
     at_hand: _DevicesAtHand | None = getattr(_thread, "at_hand", None)
     return jax.device_put(variables) if at_hand is None else at_hand.placed(variables)

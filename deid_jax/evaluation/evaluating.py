@@ -20,7 +20,7 @@ from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord
 from deid_jax.models import prepare
 from deid_jax.pixels import Pixels
-from deid_jax.runs import describe
+from deid_jax.runs import package_versions
 from deid_jax.types import Config, Model, Variables
 
 # Images × pixels × steps from which prepared kernels save about as much time as compiling
@@ -240,7 +240,7 @@ def facts_of_data(dataset: FaceDataset, recogniser: Mapping[str, object]) -> dic
       recogniser: from `recognisers.Recogniser.describe`.
     """
     return {
-        "versions": describe()["versions"],
+        "versions": package_versions(),
         "recogniser": recogniser,
         "images": dataset.fingerprint(),
         "data set": [dataset.name, dataset.split, dataset.provenance],

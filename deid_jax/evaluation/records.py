@@ -8,7 +8,8 @@ import array
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -302,6 +303,17 @@ def summary(records: Iterable[ImageRecord]) -> RunMetrics:
         num_gradients=mean["num_gradients"],
         num_forwards=mean["num_forwards"],
     )
+
+
+def stored_rows(records: Iterable[ImageRecord]) -> Json:
+    """What a store keeps of records."""
+    return [record.to_row() for record in records]
+
+
+def read_stored(rows: Json) -> Iterator[ImageRecord]:
+    """The records of `stored_rows`."""
+    for row in cast(list[Row], rows):
+        yield ImageRecord.from_row(row, "a stored record")
 
 
 def _flat(record: ImageRecord | RunMetrics) -> Row:

@@ -10,7 +10,7 @@ from deid_jax.devices.processes import Group
 from deid_jax.evaluation.batch_loop import NUM_KEEPERS, Timing
 from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.outputs import ImageOutput
-from deid_jax.evaluation.records import ImageRecord, Row
+from deid_jax.evaluation.records import ImageRecord, Row, read_stored, stored_rows
 from deid_jax.pixels import Pixels
 from deid_jax.runs import RunFolder
 
@@ -64,7 +64,7 @@ class ShardedRun:
         Raises:
           OSError: files of finished shards have disappeared.
         """
-        left = self.group.agree(self._unfinished() if self.group.is_first else None)
+        left = self.group.agree(self._unfinished() if self.group.is_first else [])
         if len(left) < len(self.shards) and self.group.is_first:
             done = len(self.shards) - len(left)
             print(
@@ -81,18 +81,19 @@ class ShardedRun:
                 longest=len(self.shards[0]),
             )
         num_attacked = sum(len(self.shards[number]) for number in own)
-        gathered = self.group.gather([num_attacked, timing, startup_seconds])
+        own_timing = ProcessTiming(num_attacked, timing, startup_seconds)
+        gathered = self.group.gather(own_timing)
         if self.group.is_first:
             if self._unfinished():
                 raise OSError("files of finished shards are gone or cut: run the command again")
             self.output.close()
+        # Those of other processes come as JSON, which has lists for tuples.
         return [ProcessTiming(count, Timing(*spent), start) for count, spent, start in gathered]
 
     def records(self) -> Iterator[ImageRecord]:
         """One record per image, in the data set's order; at most a shard in memory."""
         for rows in self.folder.store.all_of(range(len(self.shards))):
-            for row in rows:
-                yield ImageRecord.from_row(row, "a stored record")
+            yield from read_stored(rows)
 
     def read_shown(self, index: int) -> Pixels:
         """The de-identified image at one of the positions `shown`, uint8[H, W, 3]."""
@@ -111,7 +112,7 @@ class ShardedRun:
     def _finish(self, number: int, records: Sequence[ImageRecord]) -> None:
         files = self.output.finish(number, records)
         files += [_shown_name(index) for index in self.shown if index in self.shards[number]]
-        self.folder.store.write(number, [record.to_row() for record in records], files)
+        self.folder.store.write(number, stored_rows(records), files)
 
 
 def _shown_name(index: int) -> str:

@@ -8,7 +8,7 @@ trajectory; what changes the program (the width of a blur) is compiled anew.
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import jax
 
@@ -20,9 +20,9 @@ from deid_jax.evaluation.batch_loop import check_numbers, show_nothing
 from deid_jax.evaluation.evaluating import Evaluation
 from deid_jax.evaluation.grids import ProgramPoints, Settings, by_program
 from deid_jax.evaluation.measuring import BatchMetrics
-from deid_jax.evaluation.records import ImageRecord, records_of
+from deid_jax.evaluation.records import ImageRecord, read_stored, records_of, stored_rows
 from deid_jax.runs import Store
-from deid_jax.types import Batch
+from deid_jax.types import Batch, Json
 
 Records: TypeAlias = list[ImageRecord]
 # What a piece is stored under: method, span and settings.
@@ -160,8 +160,7 @@ class _StoredRecords:
     def __iter__(self) -> Iterator[ImageRecord]:
         keys = [key for key, _ in self.pieces]
         for (_, place), per_step in zip(self.pieces, self.store.all_of(keys), strict=True):
-            for row in per_step[place]:
-                yield ImageRecord.from_row(row, "a stored record")
+            yield from read_stored(cast(list[Json], per_step)[place])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +213,7 @@ class _Call:
                 for records, new in zip(per_step, more, strict=True):
                     records.extend(new)
         for key, per_step in zip(keys, per_setting, strict=True):
-            rows = [[record.to_row() for record in records] for records in per_step]
-            self.store.write(key, rows)
+            self.store.write(key, list(map(stored_rows, per_step)))
 
     def pieces(
         self, span: range, chosen: Sequence[Settings]

@@ -216,7 +216,7 @@ def _fields(record: object) -> dict[str, Json]:
     """A dataclass as JSON, numbers rounded; an infinite PSNR is null."""
     return {
         field.name: _json(getattr(record, field.name), _DIGITS.get(field.name))
-        for field in dataclasses.fields(record)  # type: ignore[arg-type]
+        for field in dataclasses.fields(record)  # type: ignore[arg-type]  # Dataclasses share no type.
     }
 
 
@@ -227,4 +227,4 @@ def _json(value: object, digits: int | None) -> Json:
         return _fields(value)
     if isinstance(value, float) and digits is not None:
         return round(value, digits) if math.isfinite(value) else None
-    return value  # type: ignore[return-value]
+    return value  # type: ignore[return-value]  # All fields are.

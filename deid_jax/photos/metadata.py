@@ -163,7 +163,8 @@ def _sums_of_tables(quality: int) -> tuple[int, int]:
 
 def _density(value: object) -> tuple[float, float] | None:
     try:
-        across, down = (float(number) for number in value)  # type: ignore[attr-defined]  # raises
+        # What is no pair of numbers raises.
+        across, down = (float(number) for number in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError, ZeroDivisionError):
         return None
     fits = all(1 <= number < 65_535 for number in (across, down))

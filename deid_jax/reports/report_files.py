@@ -26,7 +26,7 @@ from deid_jax.reports.report import (
     title_of_method,
 )
 from deid_jax.reports.sheet import as_webp
-from deid_jax.runs import describe
+from deid_jax.runs import package_versions
 from deid_jax.runs.reading import section
 from deid_jax.types import Json
 
@@ -158,14 +158,15 @@ def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
     """(run, versions), runs of equal versions together; those of the report last."""
     groups: dict[str, list[str]] = {}
     for run in runs:
-        groups.setdefault(_listed(run.description), []).append(run.source)
-    own = ("report", _listed(describe()))
+        groups.setdefault(_listed(section(run.description, "versions")), []).append(run.source)
+    own = ("report", _listed(package_versions()))
     return [*((", ".join(sources), text) for text, sources in groups.items()), own]
 
 
-def _listed(description: Mapping[str, Json]) -> str:
-    versions = section(description, "versions").items()
-    return ", ".join(f"{name} {version}" for name, version in versions) or "not recorded"
+def _listed(versions: Mapping[str, Json]) -> str:
+    return (
+        ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
+    )
 
 
 def for_terminal(table: ComparisonTable) -> "Table":

@@ -4,7 +4,7 @@ The only code that knows about it. Imports `devices` and the base modules.
 """
 
 from deid_jax.runs.locking import locked
-from deid_jax.runs.run_files import DESCRIPTION, describe
+from deid_jax.runs.run_files import DESCRIPTION, describe, package_versions
 from deid_jax.runs.run_folder import RunFolder
 from deid_jax.runs.stores import FolderStore, Store, digest_of, shards_of
 from deid_jax.runs.whole_files import UNFINISHED, replacing, write_whole
@@ -18,6 +18,7 @@ __all__ = [
     "describe",
     "digest_of",
     "locked",
+    "package_versions",
     "replacing",
     "shards_of",
     "write_whole",

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from deid_jax.pixels import Pixels
 from deid_jax.runs.whole_files import replacing
+from deid_jax.types import Json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -58,14 +60,14 @@ class RunFiles:
             writer.writerow(first)
             writer.writerows(coming)
 
-    def write_png(self, name: str, image: np.ndarray) -> np.ndarray:
+    def write_png(self, name: str, image: Pixels) -> Pixels:
         """Writes uint8[H, W, 3] as PNG; returns what the file reads back as."""
         # Not beside it: a file left by a killed run would become part of the next one.
         with replacing(self._work / name, by_way_of=self._work) as unfinished:
             Image.fromarray(image).save(unfinished, format="PNG", compress_level=4)
             return _read_png(unfinished)
 
-    def read_png(self, name: str) -> np.ndarray:
+    def read_png(self, name: str) -> Pixels:
         """Reads what `write_png` wrote: uint8[H, W, 3]."""
         return _read_png(self._work / name)
 
@@ -77,13 +79,17 @@ def describe(settings: "DataclassInstance | None" = None, **more: object) -> dic
       settings: the command's settings.
       more: facts on what the settings led to.
     """
-    packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
-    versions = {name: importlib.metadata.version(name) for name in packages}
     given = {} if settings is None else {"settings": dataclasses.asdict(settings)}
-    return {**given, **more, "versions": versions}
+    return {**given, **more, "versions": package_versions()}
 
 
-def _read_png(path: Path) -> np.ndarray:
+def package_versions() -> dict[str, Json]:
+    """Package -> installed version, of those that decide results."""
+    packages = ("deid_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _read_png(path: Path) -> Pixels:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
 

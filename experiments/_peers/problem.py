@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -73,7 +74,11 @@ def model_of(case: Case) -> nn.Module:
       InputError: an unknown name, or images of a size that the recogniser does not take.
     """
     if case.model in MODELS:
-        return create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size)
+        # Every `Network` is a Linen module.
+        return cast(
+            nn.Module,
+            create_model(case.model, num_classes=NUM_CLASSES, image_size=case.image_size),
+        )
     if case.model not in MOBILEFACENETS:
         names = ", ".join([*MODELS, *MOBILEFACENETS])
         raise InputError(f"model must be one of {names}, got {case.model}")
