@@ -3,8 +3,8 @@
     python -m experiments.attributes --runs=DIR,DIR,...
 
 Each DIR is an output folder of `experiments.attack`; all are of the same images. A classifier
-names every attribute on the original and on the written 8-bit image: how often it says the
-same is the agreement. It is trained on persons that are not in the runs, and kept under
+predicts every attribute of the original and of the written 8-bit image; the share of equal
+predictions is the agreement. It is trained on persons that are not in the runs, and kept under
 checkpoints/. Writes into --output_dir: `attributes.csv` (a line per run and attribute),
 `attributes.md` and `config.json`.
 """
@@ -14,14 +14,15 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deid_jax.data import DataOptions, FaceDataset, load_dataset
 from deid_jax.errors import InputError
 from deid_jax.evaluation import attributes
-from deid_jax.evaluation.attributes import AttributeClassifier, ClassifierInfo
+from deid_jax.evaluation.agreement import Agreement, agreement_on
+from deid_jax.evaluation.attributes import AttributeClassifier, ClassifierInfo, Skill
+from deid_jax.evaluation.records import Row
 from deid_jax.recognisers import EpochRecord, checkpoints, storage
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._attributes.attribute_runs import AttackRun, read_runs
@@ -30,7 +31,7 @@ from experiments._common.flags import setting
 
 _CONTENTS = ("attributes.csv", "attributes.md")
 
-# Which images the classifier is trained on: of how many other seeds, and which split of each.
+# What the classifier is trained on: images of how many other seeds, and which split of each.
 # A few images of many persons teach more than many of a few; of CelebA, reading one split
 # takes as long as reading all.
 _OTHERS = {"synthetic": (40, "test"), "celeba": (10, "all")}
@@ -45,8 +46,30 @@ class AttributesSettings:
     output_dir: str = setting("runs/attributes", "Where to write.")
 
 
-def run(settings: AttributesSettings) -> list[dict[str, Any]]:
-    """Compares, writes, prints; returns the lines of `attributes.csv`.
+@dataclasses.dataclass(frozen=True)
+class AttributeResult:
+    """What became of one attribute in one run: a line of `attributes.csv`.
+
+    Attributes:
+      run: the run.
+      agreement: of the classifier's predictions before and after.
+      skill: how well the classifier tells the attribute.
+    """
+
+    run: AttackRun
+    agreement: Agreement
+    skill: Skill
+
+    def to_row(self) -> Row:
+        """The line of `attributes.csv`."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.run.settings.items())
+        run: Row = {"method": self.run.method, "model": self.run.model, "settings": settings}
+        skill: Row = {"classifier_kappa": self.skill.kappa, "told": self.skill.is_told}
+        return run | vars(self.agreement) | skill
+
+
+def run(settings: AttributesSettings) -> list[AttributeResult]:
+    """Compares, writes, prints; returns the results, all attributes of a run together.
 
     Raises:
       InputError: a folder without a whole run, runs of different images, a data set without
@@ -60,49 +83,52 @@ def run(settings: AttributesSettings) -> list[dict[str, Any]]:
         raise InputError(f"output_dir {folder.path} is one of the runs: name another folder")
     options = _options(runs[0])
     originals = _originals(runs[0], options)
-    for run_of, index in ((one, at) for one in runs for at in range(len(one.pictures))):
+    for run_of, index in ((one, at) for one in runs for at in range(len(one.images))):
         run_of.read(index)
-    classifier = _classifier(originals, options)
-    rows = _compare(runs, originals, classifier)
+    classifier = _load_or_train_classifier(originals, options)
+    results = _compare(runs, originals, classifier)
     info = dataclasses.asdict(classifier.info) | {"persons": len(classifier.info.persons)}
-    description = describe(settings, classifier=info, data=runs[0].data)
-    lines = _table(rows, _headings(runs))
+    description = describe(settings, classifier=info, data=dataclasses.asdict(runs[0].data))
+    lines = _table(results, _headings(runs))
     with folder:
-        folder.write_csv("attributes.csv", rows)
+        folder.write_csv("attributes.csv", [one.to_row() for one in results])
         folder.write_text("attributes.md", _markdown(lines, runs[0], classifier.info))
         folder.write_json(DESCRIPTION, description)
     _print(lines, runs[0], folder.path)
-    return rows
+    return results
 
 
 def _options(run: AttackRun) -> DataOptions:
-    """Options for the loader of the run's data set."""
-    data = {name: value for name, value in run.data.items() if name != "split"}
-    return data_settings.DataSettings(**data).options(run.data["split"])
+    """The options that the run's data set was loaded with."""
+    data = dataclasses.asdict(run.data)
+    split = data.pop("split")
+    return data_settings.DataSettings(**data).options(split)
 
 
 def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:
     """The run's images before de-identification, in its order."""
-    faces = load_dataset(run.data["dataset"], options)
+    faces = load_dataset(run.data.dataset, options)
     if faces.name not in _OTHERS or not faces.attributes:
         raise InputError(
             f"data set {faces.name} has no attribute labels here; {' and '.join(_OTHERS)} "
             "(with its list of attributes) have"
         )
-    places = {picture: index for index, picture in enumerate(faces.pictures)}
-    missing = [picture for picture in run.pictures if picture not in places]
+    places = {image: index for index, image in enumerate(faces.pictures)}
+    missing = [image for image in run.images if image not in places]
     if missing:
         raise InputError(
-            f"{run.folder} has an image {missing[0]}, which data set {faces.name} has not"
+            f"{run.folder} has an image {missing[0]}, which data set {faces.name} lacks"
         )
-    return faces.take([places[picture] for picture in run.pictures])
+    return faces.take([places[image] for image in run.images])
 
 
-def _classifier(originals: FaceDataset, options: DataOptions) -> AttributeClassifier:
+def _load_or_train_classifier(
+    originals: FaceDataset, options: DataOptions
+) -> AttributeClassifier:
     """The classifier for these images, trained now if it is missing."""
-    path = attributes.default_path(originals.name, options)
+    path = attributes.classifier_path(originals.name, options)
     if storage.exists(path):
-        return attributes.load(path, originals, options)
+        return attributes.load_classifier(path, originals, options)
     checkpoints.check_target(path, overwrite=False)
     print(
         f"No attribute classifier at {path} yet: training one on other persons now.",
@@ -116,23 +142,25 @@ def _classifier(originals: FaceDataset, options: DataOptions) -> AttributeClassi
             held_out = f"{history[-1].test_accuracy:.1%}" if history else "–"
             update(done, total, f"epoch {len(history) + 1}, held-out accuracy {held_out}")
 
-        return attributes.fit(others, options, path, config=attributes.RECIPE, progress=show)
+        return attributes.train_classifier(
+            others, options, path, config=attributes.RECIPE, progress=show
+        )
 
 
 def other_faces(
     evaluated: FaceDataset,
     options: DataOptions,
-    progress: Callable[[int, int], Any] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> FaceDataset:
     """Images of persons other than those evaluated: what the data set gives for other seeds.
 
     Args:
-      evaluated: the set whose persons are left out, those without images in it, too.
+      evaluated: the set whose persons are left out, also those without images in it.
       options: how it was loaded.
       progress: called with (seeds done, seeds in all).
 
     Returns:
-      One set of them all, its persons by `attributes.names_of_persons`.
+      One set of them all, its persons named by `attributes.names_of_persons`.
 
     Raises:
       InputError: too few persons are left, or what the loader raises.
@@ -182,23 +210,20 @@ def _joined(sets: Sequence[FaceDataset], persons: tuple[str, ...]) -> FaceDatase
 
 def _compare(
     runs: Sequence[AttackRun], originals: FaceDataset, classifier: AttributeClassifier
-) -> list[dict[str, Any]]:
-    """A line per run and attribute."""
+) -> list[AttributeResult]:
     info = classifier.info
     truth = attributes.encode(info.attributes, originals)
     before = classifier.classify(originals)
-    rows = []
+    results = []
     with terminal.progress_bar("comparing") as update:
         for done, one in enumerate(runs, start=1):
             after = classifier.classify(dataclasses.replace(originals, read=one.read))
-            records = attributes.compare(info.attributes, truth, before, after)
-            text = ", ".join(f"{name} {value}" for name, value in one.settings.items())
-            named = {"method": one.method, "model": one.model, "settings": text}
-            for record, skill in zip(records, info.skills, strict=True):
-                known = {"classifier_kappa": skill.kappa, "told": skill.is_told}
-                rows.append(named | record | known)
+            for place, attribute in enumerate(info.attributes):
+                classes = (answers[:, place] for answers in (truth, before, after))
+                agreement = agreement_on(attribute.name, *classes)
+                results.append(AttributeResult(one, agreement, info.skills[place]))
             update(done, len(runs))
-    return rows
+    return results
 
 
 def _headings(runs: Sequence[AttackRun]) -> list[str]:
@@ -216,27 +241,24 @@ def _headings(runs: Sequence[AttackRun]) -> list[str]:
     return headings
 
 
-def _table(rows: Sequence[dict[str, Any]], headings: Sequence[str]) -> list[list[str]]:
+def _table(results: Sequence[AttributeResult], headings: Sequence[str]) -> list[list[str]]:
     """Header and lines of cells: attributes down, runs across, means at the end."""
-    count = len(rows) // len(headings)
-    columns = [rows[start : start + count] for start in range(0, len(rows), count)]
+    count = len(results) // len(headings)
+    columns = [results[start : start + count] for start in range(0, len(results), count)]
     lines = [["attribute", "chance", "accuracy", *headings]]
     for across in zip(*columns, strict=True):
-        first = across[0]
-        shares = [first["chance"], first["accuracy_before"]]
-        shares += [row["agreement"] for row in across]
-        name = first["attribute"] + ("" if first["told"] else " *")
+        first = across[0].agreement
+        shares = [first.chance, first.accuracy_before]
+        shares += [one.agreement.agreement for one in across]
+        name = first.attribute + ("" if across[0].skill.is_told else " *")
         lines.append([name, *(f"{100 * share:.1f}" for share in shares)])
-    told = [[row for row in column if row["told"]] for column in columns]
+    told = [[one.agreement for one in column if one.skill.is_told] for column in columns]
     if told[0]:
-
-        def mean(column: Sequence[dict[str, Any]], name: str) -> float:
-            return float(np.mean([row[name] for row in column]))
-
-        shares = [mean(told[0], "chance"), mean(told[0], "accuracy_before")]
-        shares += [mean(column, "agreement") for column in told]
-        lines.append(["mean", *(f"{100 * share:.1f}" for share in shares)])
-        kappas = [f"{mean(column, 'kappa'):.3f}" for column in told]
+        means = [float(np.mean([one.chance for one in told[0]]))]
+        means += [float(np.mean([one.accuracy_before for one in told[0]]))]
+        means += [float(np.mean([one.agreement for one in column])) for column in told]
+        lines.append(["mean", *(f"{100 * share:.1f}" for share in means)])
+        kappas = [f"{np.mean([one.kappa for one in column]):.3f}" for column in told]
         lines.append(["mean kappa", "", "", *kappas])
     return lines
 
@@ -262,11 +284,11 @@ def _markdown(lines: Sequence[Sequence[str]], run: AttackRun, info: ClassifierIn
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], rule, *lines[1:]))
     text = _MARKDOWN.format(
-        count=len(run.pictures),
+        count=len(run.images),
         num_images=info.num_images,
         table=table,
         note="" if all(skill.is_told for skill in info.skills) else _NOTE,
-        **run.data,
+        **dataclasses.asdict(run.data),
     )
     return text.replace("* ", "\\* ").rstrip() + "\n"
 
@@ -280,7 +302,7 @@ def _print(lines: Sequence[Sequence[str]], run: AttackRun, path: Path) -> None:
         table.add_column(name, justify="right" if place else "left", no_wrap=not place)
     for cells in lines[1:]:
         table.add_row(*cells)
-    print(f"Same answer before and after, per cent of {len(run.pictures)} images:")
+    print(f"Equal predictions before and after, per cent of {len(run.images)} images:")
     Console().print(table)
     if any(cells[0].endswith("*") for cells in lines):
         print(_NOTE)

@@ -1,13 +1,13 @@
-"""Attributes of images, predicted by a classifier that was trained on other persons.
+"""What images show beside the person, read off them by a classifier trained on other persons.
 
 Attributes become classes: the classes of N images are int32[N, A], a column per attribute;
--1 stands for a value that is none of an attribute's classes.
+-1 stands for a value outside an attribute's classes.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,11 @@ import numpy as np
 from deid_jax import recognisers
 from deid_jax.data import DataOptions, FaceDataset, loader
 from deid_jax.errors import InputError
-from deid_jax.metrics.statistics import wilson
+from deid_jax.evaluation.agreement import chance_of, cohen_kappa
+from deid_jax.models import Network
 from deid_jax.models.attribute_net import AttributeNet
 from deid_jax.recognisers import TrainConfig, TrainingData, predicting, storage, training
+from deid_jax.types import Json, NumpyArray, Variables
 
 # Numbers whose bounds have a meaning (degrees, see `data.synthetic.variation`): classes in
 # ascending order, and what divides them. Other numbers are divided into terciles.
@@ -28,20 +30,20 @@ BANDS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "roll": (("clockwise", "upright", "counter-clockwise"), (-2.0, 2.0)),
     "light_direction": (("left", "front", "right"), (-20.0, 20.0)),
 }
-# Left out where the other, which says the same more finely, is there.
+# Left out where the other, which tells the same more finely, is there.
 DUPLICATES = {"looking_left": "yaw", "light_from_left": "light_direction"}
 
 # Whose classes change places, the first with the last, when an image is mirrored.
 MIRRORED = ("yaw", "roll", "light_direction", *DUPLICATES)
 
-# How far from chance (0) to perfect (1) the classifier must come, on persons that it was not
-# trained on, for an attribute to count as one that it tells.
+# The least kappa, on persons that it was not trained on, for an attribute to count as one that
+# the classifier tells: 0 is chance, 1 perfect.
 LEAST_KAPPA = 0.4
 
-# The trainer's flips don't know of `MIRRORED`; every image is trained on both ways instead.
+# The trainer's flips do not know `MIRRORED`: it is trained on every image and its mirror image.
 RECIPE = TrainConfig(epochs=6, learning_rate=2e-3, batch_size=32, flips=False)
 
-_HELD_OUT = 8  # One person in so many measures the classifier and trains it not.
+_HELD_OUT = 8  # One person in so many is held out, to measure the classifier.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Attribute:
     classes: tuple[str, ...]
     bounds: tuple[float, ...] = ()
 
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Values [N] as classes int32[N]; -1 for a text that is none of the classes."""
+    def encode(self, values: NumpyArray) -> NumpyArray:
+        """Values [N] as classes int32[N]; -1 for a text outside the classes."""
         if self.bounds:
             return np.digitize(values, self.bounds).astype(np.int32)
         if values.dtype == bool:
@@ -68,11 +70,11 @@ class Attribute:
         return np.array([positions.get(str(value), -1) for value in values], np.int32)
 
 
-def describe(values: Mapping[str, np.ndarray]) -> tuple[Attribute, ...]:
-    """The attributes of images to train on, as classes.
+def attributes_in(values: Mapping[str, NumpyArray]) -> tuple[Attribute, ...]:
+    """The attributes to train on, as classes.
 
     Booleans have two classes, texts one for each that occurs, numbers three: those of `BANDS`,
-    else terciles. `DUPLICATES`, and attributes of which one class alone occurs, are left out.
+    else terciles. `DUPLICATES` are left out, and so are attributes of a single class.
 
     Args:
       values: attribute -> array[N].
@@ -95,7 +97,7 @@ def describe(values: Mapping[str, np.ndarray]) -> tuple[Attribute, ...]:
     return tuple(found)
 
 
-def encode(attributes: Sequence[Attribute], faces: FaceDataset) -> np.ndarray:
+def encode(attributes: Sequence[Attribute], faces: FaceDataset) -> NumpyArray:
     """The true classes of a data set's images, int32[N, A].
 
     Raises:
@@ -115,9 +117,9 @@ class LabelledFaces(FaceDataset):
       classes: int32[N, A].
     """
 
-    classes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    classes: NumpyArray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, NumpyArray]:
         """One example: image float32[H, W, 3] in [0, 1], label int32[A], position int32."""
         return super().__getitem__(index) | {"label": self.classes[index]}
 
@@ -129,7 +131,7 @@ def label(faces: FaceDataset, attributes: Sequence[Attribute]) -> LabelledFaces:
 
 
 def with_mirrored(faces: LabelledFaces, attributes: Sequence[Attribute]) -> LabelledFaces:
-    """The images, then the same mirrored; only the labels follow, not `attributes`."""
+    """The images, then the same mirrored; `attributes` are dropped."""
     read, count, mirrored = faces.read, len(faces), faces.classes.copy()
     for place, attribute in enumerate(attributes):
         if attribute.name in MIRRORED:
@@ -145,19 +147,19 @@ def with_mirrored(faces: LabelledFaces, attributes: Sequence[Attribute]) -> Labe
 
 
 def names_of_persons(faces: FaceDataset) -> tuple[str, ...]:
-    """The persons by names that no one else has: rendered ones are others for each seed."""
+    """Unique names of the persons: each seed renders other persons under the same names."""
     seed = faces.provenance.get("persons_seed")
     return faces.persons if seed is None else tuple(f"{seed}/{who}" for who in faces.persons)
 
 
 @dataclasses.dataclass(frozen=True)
 class Skill:
-    """Quality of the classifier on one attribute, on held-out persons.
+    """How well a classifier tells an attribute, on persons that it was not trained on.
 
     Attributes:
-      accuracy: share of images of which it names the true class.
+      accuracy: share of images of which it predicts the true class.
       chance: share of the commonest class.
-      kappa: `cohen_kappa` of its answers and the truth.
+      kappa: `cohen_kappa` of its predictions and the truth.
     """
 
     accuracy: float
@@ -166,7 +168,7 @@ class Skill:
 
     @property
     def is_told(self) -> bool:
-        """Whether the attribute can be told from the image: κ >= `LEAST_KAPPA`."""
+        """Whether the classifier tells the attribute: κ >= `LEAST_KAPPA`."""
         return self.kappa >= LEAST_KAPPA
 
 
@@ -180,8 +182,8 @@ class ClassifierInfo:
       crop: the face crop of its images.
       seed: decides its persons and its training.
       attributes: what it tells, an entry per head.
-      skills: what it is worth, an entry per head.
-      persons: whom it was trained or measured on, by `names_of_persons`.
+      skills: how well it tells each, an entry per head.
+      persons: those that it was trained or measured on, by `names_of_persons`.
       num_images: how many images it was trained on.
       training: epochs, learning rate, batch size, ...
     """
@@ -194,7 +196,7 @@ class ClassifierInfo:
     skills: tuple[Skill, ...]
     persons: tuple[str, ...]
     num_images: int
-    training: Mapping[str, Any]
+    training: Mapping[str, Json]
 
 
 class AttributeClassifier(NamedTuple):
@@ -207,30 +209,30 @@ class AttributeClassifier(NamedTuple):
     """
 
     model: AttributeNet
-    variables: Any
+    variables: Variables
     info: ClassifierInfo
 
-    def classify(self, faces: FaceDataset, *, batch_size: int = 64) -> np.ndarray:
-        """The classes that it names for images of its size, int32[N, A]."""
-        named, variables = [], jax.device_put(self.variables)
+    def classify(self, faces: FaceDataset, *, batch_size: int = 64) -> NumpyArray:
+        """The predicted classes of images of its size, int32[N, A]."""
+        predicted, variables = [], jax.device_put(self.variables)
         for batch in loader.in_order(faces, loader.even_batch_size(len(faces), batch_size)):
             logits = predicting.predict(variables, batch.image, model=self.model)
-            named.append(np.argmax(logits, axis=-1)[batch.mask])
-        return np.concatenate(named).astype(np.int32)
+            predicted.append(np.argmax(logits, axis=-1)[batch.mask])
+        return np.concatenate(predicted).astype(np.int32)
 
 
 def _network(attributes: Sequence[Attribute]) -> AttributeNet:
     return AttributeNet(tuple(len(attribute.classes) for attribute in attributes))
 
 
-def default_path(dataset: str, options: DataOptions) -> Path:
-    """Where the classifier for these settings is kept, whatever the split."""
+def classifier_path(dataset: str, options: DataOptions) -> Path:
+    """The checkpoint of the classifier for these settings, the same for every split."""
     return recognisers.default_path(
         "attributes", dataset, dataclasses.replace(options, split="train")
     )
 
 
-def fit(
+def train_classifier(
     others: FaceDataset,
     options: DataOptions,
     path: Path,
@@ -238,11 +240,11 @@ def fit(
     config: TrainConfig = RECIPE,
     progress: training.TrainingProgress | None = None,
 ) -> AttributeClassifier:
-    """Trains a classifier on seven persons in eight, measures it on the rest, and keeps it.
+    """Trains a classifier on seven persons in eight, measures it on the rest, and saves it.
 
     Args:
-      others: images with attributes, of other persons than those to be evaluated, whom
-        `persons` names as `names_of_persons` does.
+      others: images with attributes, of other persons than those to be evaluated; its
+        `persons` are named as by `names_of_persons`.
       options: how the set to be evaluated is loaded.
       path: the checkpoint to write.
       config: how to train; `options` has the seed.
@@ -257,12 +259,18 @@ def fit(
     config = dataclasses.replace(config, seed=options.seed)
     first_held_out = len(others.persons) - -(-len(others.persons) // _HELD_OUT)
     seen = others.take(np.flatnonzero(others.labels < first_held_out))
-    attributes = describe(seen.attributes)
+    attributes = attributes_in(seen.attributes)
     if not attributes:
         raise InputError(f"no attribute of data set {others.name} varies between its images")
     unseen = label(others.take(np.flatnonzero(others.labels >= first_held_out)), attributes)
     shown, model = with_mirrored(label(seen, attributes), attributes), _network(attributes)
-    variables, _ = training.train(model, TrainingData(shown, unseen), config, progress=progress)
+    variables, _ = training.train(
+        # Linen types `apply` more widely than a network is called.
+        cast("Network", model),
+        TrainingData(shown, unseen),
+        config,
+        progress=progress,
+    )
     info = ClassifierInfo(
         dataset=others.name,
         image_size=size,
@@ -274,18 +282,21 @@ def fit(
         num_images=len(seen),
         training=dataclasses.asdict(config),
     )
-    named = AttributeClassifier(model, variables, info).classify(unseen)
-    info = dataclasses.replace(info, skills=tuple(map(_skill, unseen.classes.T, named.T)))
+    predicted = AttributeClassifier(model, variables, info).classify(unseen)
+    info = dataclasses.replace(info, skills=tuple(map(_skill, unseen.classes.T, predicted.T)))
     storage.save(path, variables, dataclasses.asdict(info))
     return AttributeClassifier(model, variables, info)
 
 
-def _skill(truth: np.ndarray, named: np.ndarray) -> Skill:
-    return Skill(float(np.mean(truth == named)), _chance(truth), cohen_kappa(truth, named))
+def _skill(truth: NumpyArray, predicted: NumpyArray) -> Skill:
+    accuracy = float(np.mean(truth == predicted))
+    return Skill(accuracy, chance_of(truth), cohen_kappa(truth, predicted))
 
 
-def load(path: Path, evaluated: FaceDataset, options: DataOptions) -> AttributeClassifier:
-    """Reads a classifier that must fit a data set.
+def load_classifier(
+    path: Path, evaluated: FaceDataset, options: DataOptions
+) -> AttributeClassifier:
+    """Loads a classifier that must fit a data set.
 
     Raises:
       InputError: it is missing, damaged, made for something else, or was trained on persons
@@ -323,73 +334,3 @@ def load(path: Path, evaluated: FaceDataset, options: DataOptions) -> AttributeC
     example = jax.ShapeDtypeStruct((1, info.image_size, info.image_size, 3), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), example)
     return AttributeClassifier(model, storage.load_arrays(path, expected), info)
-
-
-def _chance(classes: np.ndarray) -> float:
-    """Share of the commonest class of int32[N]."""
-    return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
-
-
-def cohen_kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement beyond chance of two ways to class the same N images.
-
-    κ = (p₀ − pₑ) / (1 − pₑ), with p₀ the share of images classed alike and
-    pₑ = Σ_c n₁(c) n₂(c) / N² the share to be expected if neither knew of the other. 1 is full
-    agreement, 0 chance. Where both name one and the same class for all images, so that
-    pₑ = 1, κ is 1 by convention.
-
-    Args:
-      first: integers [N], N >= 1.
-      second: integers [N].
-
-    Source: Cohen, "A Coefficient of Agreement for Nominal Scales", 1960.
-    """
-    classes = np.union1d(first, second)
-    n_first = np.sum(first[:, None] == classes[None], axis=0)
-    n_second = np.sum(second[:, None] == classes[None], axis=0)
-    by_chance = int(n_first @ n_second)
-    alike, square = int(np.sum(first == second)) * len(first), len(first) ** 2
-    return 1.0 if by_chance == square else (alike - by_chance) / (square - by_chance)
-
-
-def compare(
-    attributes: Sequence[Attribute],
-    truth: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    *,
-    confidence: float = 0.95,
-) -> list[dict[str, Any]]:
-    """How far a classifier's answers before and after de-identification are the same.
-
-    Args:
-      attributes: A of them.
-      truth: int32[N, A], the true classes.
-      before: int32[N, A], its answers on the originals.
-      after: int32[N, A], its answers on the de-identified images.
-      confidence: of the interval.
-
-    Returns:
-      One record per attribute: `num_images`; `agreement`, the share of images with the same
-      answer, and its Wilson interval `low` to `high`; `kappa`, see `cohen_kappa`;
-      `accuracy_before` and `accuracy_after`, shares of true answers; `chance`, the share of
-      the commonest true class.
-    """
-    records = []
-    for attribute, true, old, new in zip(attributes, truth.T, before.T, after.T, strict=True):
-        same = int(np.sum(old == new))
-        low, high = wilson(same, len(old), confidence)
-        records.append(
-            {
-                "attribute": attribute.name,
-                "num_images": len(old),
-                "agreement": same / len(old),
-                "low": low,
-                "high": high,
-                "kappa": cohen_kappa(old, new),
-                "accuracy_before": float(np.mean(old == true)),
-                "accuracy_after": float(np.mean(new == true)),
-                "chance": _chance(true),
-            }
-        )
-    return records

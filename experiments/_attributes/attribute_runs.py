@@ -1,31 +1,40 @@
 """The runs that `experiments.attributes` reads: output folders of `experiments.attack`."""
 
-import csv
-import io
-import json
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from deid_jax.attacks import ATTACKS
 from deid_jax.data.images import decode_image
 from deid_jax.errors import InputError
+from deid_jax.pixels import Pixels
+from deid_jax.runs import DESCRIPTION
+from deid_jax.runs.reading import RowReader, read_csv, read_json, section
 
-# The settings of a run that decide what its images are.
-_DATA = ("dataset", "data_dir", "image_size", "crop", "skip_unreadable", "seed", "split")
+
+@dataclasses.dataclass(frozen=True)
+class AttackedData:
+    """The settings of a run that decide what its images are, see `DataSettings`."""
+
+    dataset: str
+    data_dir: str | None
+    image_size: int
+    crop: str | None
+    skip_unreadable: bool
+    seed: int
+    split: str
 
 
-class AttackRun(NamedTuple):
-    """Content of an output folder of `experiments.attack`.
+@dataclasses.dataclass(frozen=True)
+class AttackRun:
+    """An output folder of `experiments.attack`.
 
     Attributes:
       folder: the folder.
       method: a key of `deid_jax.attacks.METHODS`.
       model: the recogniser that was attacked.
       settings: the method's settings, name -> value as text.
-      data: the settings named in `_DATA`.
+      data: where its images come from.
       images: "person/name" of every image.
     """
 
@@ -33,23 +42,23 @@ class AttackRun(NamedTuple):
     method: str
     model: str
     settings: Mapping[str, str]
-    data: Mapping[str, Any]
-    pictures: tuple[str, ...]
+    data: AttackedData
+    images: tuple[str, ...]
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Pixels:
         """The de-identified image at a position, uint8[H, W, 3].
 
         Raises:
           InputError: it is missing, damaged, or not of the run's size.
         """
-        path = self.folder / "images" / f"{self.pictures[index]}.png"
+        path = self.folder / "images" / f"{self.images[index]}.png"
         if not path.is_file():
             raise InputError(f"run {self.folder} lacks the image {path}")
-        picture, size = decode_image(path, str(path)), self.data["image_size"]
-        if picture.shape != (size, size, 3):
-            height, width = picture.shape[:2]
+        image, size = decode_image(path, str(path)), self.data.image_size
+        if image.shape != (size, size, 3):
+            height, width = image.shape[:2]
             raise InputError(f"{path} is {width}x{height}, but its run is of {size}x{size}")
-        return picture
+        return image
 
 
 def read_runs(folders: str | None) -> list[AttackRun]:
@@ -59,7 +68,7 @@ def read_runs(folders: str | None) -> list[AttackRun]:
       folders: output folders of `experiments.attack`, by commas.
 
     Raises:
-      InputError: none is named, one is named twice or holds no whole run, or two are of
+      InputError: none is given, one is given twice or holds no whole run, or two are of
         different images.
     """
     paths = [Path(name.strip()) for name in (folders or "").split(",") if name.strip()]
@@ -73,54 +82,66 @@ def read_runs(folders: str | None) -> list[AttackRun]:
     first = runs[0]
     for other in runs[1:]:
         where = f"{first.folder} and {other.folder} are not of the same images"
-        for name in _DATA:
-            if first.data[name] != other.data[name]:
-                raise InputError(
-                    f"{where}: {name} is {first.data[name]} and {other.data[name]}"
-                )
-        if first.pictures != other.pictures:
-            odd = sorted(set(first.pictures).symmetric_difference(other.pictures))
+        theirs = dataclasses.asdict(other.data)
+        for name, value in dataclasses.asdict(first.data).items():
+            if value != theirs[name]:
+                raise InputError(f"{where}: {name} is {value} and {theirs[name]}")
+        if first.images != other.images:
+            odd = sorted(set(first.images).symmetric_difference(other.images))
             raise InputError(f"{where}: {odd[0] if odd else 'their order'} differs")
     return runs
 
 
 def _read_run(folder: Path) -> AttackRun:
-    texts = {}
-    for name in ("metrics.json", "config.json", "per_image.csv"):
-        try:
-            texts[name] = (folder / name).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
+    files = [folder / name for name in ("metrics.json", DESCRIPTION, "per_image.csv")]
+    for path in files:
+        if not path.is_file():
             raise InputError(
-                f"{folder} is no output folder of experiments.attack: it has no {name}"
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder / name} cannot be read: {error}") from error
-    try:
-        name = "metrics.json"
-        figures = json.loads(texts[name])
-        method, model = str(figures["method"]), str(figures["model"])
-        config = {
-            key: f"{value:g}" if isinstance(value, float) else str(value)
-            for key, value in figures["config"].items()
-        }
-        name = "config.json"
-        given = json.loads(texts[name])["settings"]
-        data = {key: given[key] for key in _DATA}
-        if method in ATTACKS:
-            config |= {"target": given["target"] or "random", "init": given["init"] or "image"}
-            config |= {"precision": given["precision"]} if given.get("precision") else {}
-        if given["quantize"] and "quantize" not in config:
-            config["quantize"] = "yes"
-        name = "per_image.csv"
-        records = list(csv.DictReader(io.StringIO(texts[name])))
-        pictures = tuple(f"{record['person']}/{record['name']}" for record in records)
-        if not pictures:
-            raise ValueError("it lists no image")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise InputError(
-            f"{folder / name} is not as experiments.attack writes it: {reason}"
-        ) from error
-    if data["data_dir"]:
-        data["data_dir"] = str(Path(data["data_dir"]).resolve())
-    return AttackRun(folder, method, model, config, data, pictures)
+                f"{folder} is no output folder of experiments.attack: it has no {path.name}"
+            )
+    measured, described, records = files
+    metrics = read_json(measured)
+    method = RowReader(metrics, str(measured)).text("method")
+    given = RowReader(section(read_json(described), "settings"), f"{described}, settings")
+    settings = {
+        name: f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in section(metrics, "config").items()
+    }
+    lines = read_csv(records, ("person", "name"))
+    if not lines:
+        raise InputError(f"{records} lists no image")
+    return AttackRun(
+        folder,
+        method,
+        RowReader(metrics, str(measured)).text("model"),
+        settings | _protocol(given, method, settings),
+        _read_data(given),
+        tuple(f"{line.entries['person']}/{line.entries['name']}" for line in lines),
+    )
+
+
+def _protocol(given: RowReader, method: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings beside the method's own that decide its result."""
+    chosen: dict[str, str] = {}
+    if method in ATTACKS:
+        chosen["target"] = given.optional(given.text, "target") or "random"
+        chosen["init"] = given.optional(given.text, "init") or "image"
+        precision = given.optional(given.text, "precision")
+        if precision:
+            chosen["precision"] = precision
+    if given.optional(given.flag, "quantize") and "quantize" not in settings:
+        chosen["quantize"] = "yes"
+    return chosen
+
+
+def _read_data(given: RowReader) -> AttackedData:
+    data_dir = given.optional(given.text, "data_dir")
+    return AttackedData(
+        dataset=given.text("dataset"),
+        data_dir=data_dir and str(Path(data_dir).resolve()),
+        image_size=given.integer("image_size", least=1),
+        crop=given.optional(given.text, "crop"),
+        skip_unreadable=given.flag("skip_unreadable"),
+        seed=given.integer("seed"),
+        split=given.text("split"),
+    )

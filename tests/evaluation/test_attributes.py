@@ -12,8 +12,9 @@ from scipy import stats
 from deid_jax.data import DataOptions, FaceDataset
 from deid_jax.data.synthetic import photo_set
 from deid_jax.errors import InputError
-from deid_jax.evaluation import attributes
-from deid_jax.evaluation.attributes import BANDS, DUPLICATES, Attribute
+from deid_jax.evaluation import agreement, attributes
+from deid_jax.evaluation.agreement import Agreement
+from deid_jax.evaluation.attributes import BANDS, DUPLICATES
 from deid_jax.recognisers import TrainConfig, storage, training
 
 OPTIONS = DataOptions(image_size=16, split="test")
@@ -55,7 +56,7 @@ def rendered(seed, persons=16, pictures=8, size=16):
 
 
 def strangers(seed=1):
-    """A set as `fit` takes it: persons under names that no one else has."""
+    """A set as `train_classifier` takes it: persons under names that no one else has."""
     faces = rendered(seed)
     return dataclasses.replace(faces, persons=attributes.names_of_persons(faces), provenance={})
 
@@ -69,12 +70,12 @@ def evaluated():
 def kept(tmp_path_factory):
     """(path, classifier): kept there; not to be changed."""
     path = tmp_path_factory.mktemp("classifier") / "kept"
-    return path, attributes.fit(strangers(), OPTIONS, path, config=CONFIG)
+    return path, attributes.train_classifier(strangers(), OPTIONS, path, config=CONFIG)
 
 
 def test_every_kind_of_value_becomes_classes():
     numbers = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    found = attributes.describe(
+    found = attributes.attributes_in(
         {
             "smiling": np.array([True, False] * 3),
             "hair_colour": np.array(["red", "black", "grey"] * 2),
@@ -102,8 +103,8 @@ def test_every_kind_of_value_becomes_classes():
 @pytest.mark.parametrize("coarse", DUPLICATES)
 def test_what_another_attribute_says_more_finely_is_left_out(coarse):
     values = {coarse: np.array([True, False]), DUPLICATES[coarse]: np.array([-30.0, 30.0])}
-    assert [one.name for one in attributes.describe(values)] == [DUPLICATES[coarse]]
-    assert [one.name for one in attributes.describe({coarse: values[coarse]})] == [coarse]
+    assert [one.name for one in attributes.attributes_in(values)] == [DUPLICATES[coarse]]
+    assert [one.name for one in attributes.attributes_in({coarse: values[coarse]})] == [coarse]
 
 
 def test_tables_speak_of_attributes_that_the_synthetic_set_has():
@@ -115,7 +116,7 @@ def test_tables_speak_of_attributes_that_the_synthetic_set_has():
 
 
 def test_labels_are_the_classes_in_the_attributes_order(evaluated):
-    described = attributes.describe(evaluated.attributes)
+    described = attributes.attributes_in(evaluated.attributes)
     assert [one.name for one in described] == ["hue", "red", "yaw", "nonsense"]
     faces = attributes.label(evaluated, described)
     example = faces[7]
@@ -134,7 +135,7 @@ def test_labels_are_the_classes_in_the_attributes_order(evaluated):
 
 
 def test_mirrored_pictures_have_mirrored_labels(evaluated):
-    described = attributes.describe(evaluated.attributes)
+    described = attributes.attributes_in(evaluated.attributes)
     faces = attributes.label(evaluated, described)
     both = attributes.with_mirrored(faces, described)
     assert len(both) == 160
@@ -148,7 +149,7 @@ def test_mirrored_pictures_have_mirrored_labels(evaluated):
     assert set(faces.classes[:, 2]) == {0, 1, 2}
     # Where the coarse attribute stands alone, it turns round as well.
     alone = {"looking_left": evaluated.attributes["looking_left"]}
-    coarse = attributes.describe(alone)
+    coarse = attributes.attributes_in(alone)
     faces = attributes.label(dataclasses.replace(evaluated, attributes=alone), coarse)
     both = attributes.with_mirrored(faces, coarse)
     np.testing.assert_array_equal(both.classes[80:], 1 - both.classes[:80])
@@ -189,20 +190,20 @@ def test_skills_are_those_on_the_held_out_persons(kept):
     for place, skill in enumerate(classifier.info.skills):
         assert skill.accuracy == np.mean(named[:, place] == truth[:, place])
         assert skill.chance == np.bincount(truth[:, place]).max() / 16
-        assert skill.kappa == attributes.cohen_kappa(truth[:, place], named[:, place])
+        assert skill.kappa == agreement.cohen_kappa(truth[:, place], named[:, place])
 
 
 def test_classifier_never_trains_on_the_held_out_persons(monkeypatch, tmp_path):
     seen = []
 
-    def train(model, dataset, config, *, held_out, progress):
-        seen.append((dataset, held_out, config))
+    def train(model, data, config, *, progress):
+        seen.append((data.train, data.test, config))
         raise InputError("enough")
 
     monkeypatch.setattr(training, "train", train)
     options = dataclasses.replace(OPTIONS, seed=5)
     with pytest.raises(InputError, match="enough"):
-        attributes.fit(strangers(), options, tmp_path / "new")
+        attributes.train_classifier(strangers(), options, tmp_path / "new")
     (dataset, held_out, config) = seen[0]
     assert set(dataset.labels) == set(range(14))
     assert set(held_out.labels) == {14, 15}
@@ -220,7 +221,7 @@ def test_answers_do_not_depend_on_the_batch_size(kept, evaluated):
 
 def test_kept_classifier_gives_the_same_answers(kept, evaluated):
     path, classifier = kept
-    again = attributes.load(path, evaluated, OPTIONS)
+    again = attributes.load_classifier(path, evaluated, OPTIONS)
     assert again.info == classifier.info
     assert again.model == classifier.model
     np.testing.assert_array_equal(again.classify(evaluated), classifier.classify(evaluated))
@@ -243,11 +244,11 @@ def test_kept_classifier_gives_the_same_answers(kept, evaluated):
 def test_kept_classifier_of_something_else_is_refused(kept, evaluated, faces, options, message):
     other = dataclasses.replace(evaluated, **faces)
     with pytest.raises(InputError, match=f"checkpoint .*kept does not fit: it was {message}"):
-        attributes.load(kept[0], other, dataclasses.replace(OPTIONS, **options))
+        attributes.load_classifier(kept[0], other, dataclasses.replace(OPTIONS, **options))
 
 
 def test_damaged_or_foreign_checkpoint_is_refused(kept, evaluated, tmp_path):
-    load = functools.partial(attributes.load, evaluated=evaluated, options=OPTIONS)
+    load = functools.partial(attributes.load_classifier, evaluated=evaluated, options=OPTIONS)
     with pytest.raises(InputError, match="missing does not exist"):
         load(tmp_path / "missing")
     storage.save(tmp_path / "foreign", {"a": np.zeros(2)}, {"model": "model_a"})
@@ -275,13 +276,13 @@ def test_damaged_or_foreign_checkpoint_is_refused(kept, evaluated, tmp_path):
 def test_what_cannot_be_learnt_is_refused(tmp_path, change, message):
     others = dataclasses.replace(strangers(), **change)
     with pytest.raises(InputError, match=message):
-        attributes.fit(others, OPTIONS, tmp_path / "new")
+        attributes.train_classifier(others, OPTIONS, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
-def test_default_path_says_what_it_was_made_for_and_serves_every_split():
+def test_path_says_what_it_was_made_for_and_serves_every_split():
     paths = {
-        str(attributes.default_path("synthetic", DataOptions(image_size=64, split=split)))
+        str(attributes.classifier_path("synthetic", DataOptions(image_size=64, split=split)))
         for split in ("all", "train", "test")
     }
     assert paths == {"checkpoints/attributes-synthetic-64px-seed0"}
@@ -308,7 +309,7 @@ def _pairs(table):
     ],
 )
 def test_kappa_of_known_tables(table, expected):
-    assert attributes.cohen_kappa(*_pairs(table)) == pytest.approx(expected, abs=1e-12)
+    assert agreement.cohen_kappa(*_pairs(table)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_kappa_is_the_double_loop_over_classes():
@@ -319,54 +320,49 @@ def test_kappa_is_the_double_loop_over_classes():
     expected = 0.0
     for c in range(-1, 5):
         expected += np.float64(sum(first == c)) / 200 * np.float64(sum(second == c)) / 200
-    kappa = attributes.cohen_kappa(first, second)
+    kappa = agreement.cohen_kappa(first, second)
     assert kappa == pytest.approx((observed - expected) / (1 - expected), abs=1e-12)
-    assert kappa == attributes.cohen_kappa(second, first)
+    assert kappa == agreement.cohen_kappa(second, first)
     assert 0.3 < kappa < 0.8
 
 
-def test_comparison_of_known_answers():
-    described = [Attribute("a", ("no", "yes")), Attribute("b", ("x", "y", "z"))]
-    truth = np.array([[0, 2], [1, 1], [1, 0], [1, 0]])
-    before = np.array([[0, 2], [1, 1], [0, 0], [1, 1]])
-    after = np.array([[0, 2], [0, 1], [0, 2], [1, 1]])
-    first, second = attributes.compare(described, truth, before, after, confidence=0.9)
+def test_agreement_of_known_answers():
+    truth, before, after = (np.array(a) for a in ([0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]))
     interval = stats.binomtest(3, 4).proportion_ci(0.9, method="wilson")
-    assert first == {
-        "attribute": "a",
-        "num_images": 4,
-        "agreement": 0.75,
-        "low": pytest.approx(interval.low),
-        "high": pytest.approx(interval.high),
-        "kappa": pytest.approx(0.5),
-        "accuracy_before": 0.75,
-        "accuracy_after": 0.5,
-        "chance": 0.75,
-    }
-    assert (second["attribute"], second["agreement"], second["chance"]) == ("b", 0.75, 0.5)
-    assert second["kappa"] == pytest.approx((0.75 - 0.375) / 0.625)
+    assert agreement.agreement_on("a", truth, before, after, confidence=0.9) == Agreement(
+        attribute="a",
+        num_images=4,
+        agreement=0.75,
+        low=pytest.approx(interval.low),
+        high=pytest.approx(interval.high),
+        kappa=pytest.approx(0.5),
+        accuracy_before=0.75,
+        accuracy_after=0.5,
+        chance=0.75,
+    )
 
 
-def test_same_pictures_agree_wholly_and_others_less(kept, evaluated):
+def test_same_images_agree_wholly_and_others_less(kept, evaluated):
     _, classifier = kept
-    described = classifier.info.attributes
-    truth, before = attributes.encode(described, evaluated), classifier.classify(evaluated)
+    truth = attributes.encode(classifier.info.attributes, evaluated)
+    before = classifier.classify(evaluated)
 
     def measure(read):
         after = classifier.classify(dataclasses.replace(evaluated, read=read))
-        return attributes.compare(described, truth, before, after)
+        columns = zip(truth.T, before.T, after.T, strict=True)
+        return [agreement.agreement_on("any", *column) for column in columns]
 
-    for record in measure(evaluated.read):
-        assert (record["agreement"], record["kappa"], record["high"]) == (1, 1, 1)
-        assert record["accuracy_after"] == record["accuracy_before"]
+    for found in measure(evaluated.read):
+        assert (found.agreement, found.kappa, found.high) == (1, 1, 1)
+        assert found.accuracy_after == found.accuracy_before
     # One image becomes an image of another hue; the others stay.
     hue = evaluated.attributes["hue"]
     other = int(np.flatnonzero(before[:, 0] != before[3, 0])[0])
     assert hue[other] != hue[3]
-    record = measure(lambda index: evaluated.read(other if index == 3 else index))[0]
-    assert record["agreement"] == 79 / 80
-    assert record["kappa"] < 1
+    found = measure(lambda index: evaluated.read(other if index == 3 else index))[0]
+    assert found.agreement == 79 / 80
+    assert found.kappa < 1
     # All become images of other persons.
-    for record in measure(lambda index: evaluated.read((index + 8) % 80))[:3]:
-        assert record["agreement"] < 0.8
-        assert abs(record["kappa"]) < 0.4
+    for found in measure(lambda index: evaluated.read((index + 8) % 80))[:3]:
+        assert found.agreement < 0.8
+        assert abs(found.kappa) < 0.4

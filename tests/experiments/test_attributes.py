@@ -119,7 +119,7 @@ def place(first_time, workplace, monkeypatch):
     """The current folder: plain sets and a kept classifier, which may not be trained again."""
     use_plain_sets(monkeypatch)
     shutil.copytree(first_time / CHECKPOINT, workplace / CHECKPOINT)
-    monkeypatch.setattr(library, "fit", None)
+    monkeypatch.setattr(library, "train_classifier", None)
     return workplace
 
 
@@ -275,7 +275,7 @@ def test_run_of_the_attack_command_is_read(trained, faces, workplace, capsys):
     capsys.readouterr()
     (run,) = attribute_runs.read_runs("run")
     assert (run.method, run.model, run.settings) == ("mask", "model_a", {"mask_size": "0.5"})
-    assert len(run.pictures) == 3
+    assert len(run.images) == 3
     assert run.read(0).shape == (SIZE, SIZE, 3)
     assert attributes.main(command("run")) == 2
     assert capsys.readouterr() == (
@@ -317,16 +317,13 @@ def _fewer(folder):
     [
         (shutil.rmtree, "b is no output folder of experiments.attack: it has no metrics.json"),
         (_remove("config.json"), "experiments.attack: it has no config.json"),
-        (_write("metrics.json", "{"), "b/metrics.json is not as experiments.attack writes it:"),
-        (_write("metrics.json", "[]"), "b/metrics.json is not as"),
-        (_write("metrics.json", "{}"), "b/metrics.json is not as experiments.attack writes it: "
-         "it lacks 'method'"),
-        (_write("config.json", "{}"), "b/config.json is not as experiments.attack writes it: "
-         "it lacks 'settings'"),
-        (_write("config.json", '{"settings": null}'), "b/config.json is not as"),
-        (_write("per_image.csv", "person,name\n"), "b/per_image.csv is not as "
-         "experiments.attack writes it: it lists no image"),
-        (_write("per_image.csv", "a,b\n1,2\n"), "it lacks 'person'"),
+        (_write("metrics.json", "{"), "b/metrics.json is broken: "),
+        (_write("metrics.json", "[]"), "b/metrics.json is broken: it must be a JSON object"),
+        (_write("metrics.json", "{}"), "b/metrics.json lacks method"),
+        (_write("config.json", "{}"), "b/config.json, settings lacks "),
+        (_write("config.json", '{"settings": null}'), "b/config.json, settings lacks "),
+        (_write("per_image.csv", "person,name\n"), "b/per_image.csv lists no image"),
+        (_write("per_image.csv", "a,b\n1,2\n"), "csv lacks the columns person, name"),
         (_remove("images/person_2/003.png"), "b lacks the image b/images/person_2/003.png"),
         (_resize, "b/images/person_2/003.png is 16x17, but its run is of 16x16"),
         (_cut, "b/images/person_2/003.png cannot be read"),
@@ -369,7 +366,7 @@ def test_run_of_pictures_that_the_data_set_has_not_is_refused(place, capsys):
     table = (folder / "per_image.csv").read_text()
     (folder / "per_image.csv").write_text(table.replace("person_0", "stranger"))
     assert attributes.main(command("a")) == 2
-    assert "a has an image stranger/000, which data set synthetic has not" in (
+    assert "a has an image stranger/000, which data set synthetic lacks" in (
         capsys.readouterr().err
     )
 

@@ -1,0 +1,94 @@
+"""Agreement of a classifier's answers before and after de-identification."""
+
+import dataclasses
+
+import numpy as np
+
+from deid_jax.metrics.statistics import wilson
+from deid_jax.types import NumpyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far the answers on one attribute are the same: columns of `attributes.csv`.
+
+    Attributes:
+      attribute: its name.
+      num_images: N.
+      agreement: share of images with the same answer before and after.
+      low: lower end of the Wilson interval of `agreement`.
+      high: its upper end.
+      kappa: `cohen_kappa` of the answers before and after.
+      accuracy_before: share of right answers on the originals.
+      accuracy_after: share of right answers on the de-identified images.
+      chance: share of the commonest true class.
+    """
+
+    attribute: str
+    num_images: int
+    agreement: float
+    low: float
+    high: float
+    kappa: float
+    accuracy_before: float
+    accuracy_after: float
+    chance: float
+
+
+def agreement_on(
+    attribute: str,
+    truth: NumpyArray,
+    before: NumpyArray,
+    after: NumpyArray,
+    *,
+    confidence: float = 0.95,
+) -> Agreement:
+    """Compares the answers on one attribute.
+
+    Args:
+      attribute: its name.
+      truth: int32[N], the true classes.
+      before: int32[N], the answers on the originals.
+      after: int32[N], the answers on the de-identified images.
+      confidence: of the interval.
+    """
+    same = int(np.sum(before == after))
+    low, high = wilson(same, len(before), confidence)
+    return Agreement(
+        attribute=attribute,
+        num_images=len(before),
+        agreement=same / len(before),
+        low=low,
+        high=high,
+        kappa=cohen_kappa(before, after),
+        accuracy_before=float(np.mean(before == truth)),
+        accuracy_after=float(np.mean(after == truth)),
+        chance=chance_of(truth),
+    )
+
+
+def chance_of(classes: NumpyArray) -> float:
+    """The share of the commonest class of int32[N]."""
+    return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
+
+
+def cohen_kappa(first: NumpyArray, second: NumpyArray) -> float:
+    """Agreement beyond chance of two classifications of the same N images.
+
+    κ = (p₀ − pₑ) / (1 − pₑ), with p₀ the share of images classed alike and
+    pₑ = Σ_c n₁(c) n₂(c) / N² the share to be expected if neither knew of the other. 1 is full
+    agreement, 0 chance. Where both give one and the same class to all images, so that
+    pₑ = 1, κ is 1 by convention.
+
+    Args:
+      first: integers [N], N >= 1.
+      second: integers [N].
+
+    Source: Cohen, "A Coefficient of Agreement for Nominal Scales", 1960.
+    """
+    classes = np.union1d(first, second)
+    n_first = np.sum(first[:, None] == classes[None], axis=0)
+    n_second = np.sum(second[:, None] == classes[None], axis=0)
+    by_chance = int(n_first @ n_second)
+    alike, square = int(np.sum(first == second)) * len(first), len(first) ** 2
+    return 1.0 if by_chance == square else (alike - by_chance) / (square - by_chance)
