@@ -197,7 +197,7 @@ def test_classifier_never_trains_on_the_held_out_persons(monkeypatch, tmp_path):
     seen = []
 
     def train(model, data, config, *, progress):
-        seen.append((data.train, data.test, config))
+        seen.append((data.train, data.held_out, config))
         raise InputError("enough")
 
     monkeypatch.setattr(training, "train", train)
