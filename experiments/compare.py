@@ -2,7 +2,7 @@
 
     python -m experiments.compare --num_steps=10,20,50,100
 
-Ours and the peers (foolbox, adv-lib) attack the same pictures, with the same targets and
+Ours and the peers (foolbox, adv-lib) attack the same images, with the same targets and
 weights; the same recogniser judges them. Writes into --output_dir: `compare.md`, `compare.csv`
 (a line per method, target and number of gradients), `compare.png`, `per_image.csv`,
 `timing.csv` and `config.json`. Peers need PyTorch:

@@ -54,7 +54,7 @@ class TransferSettings:
 
     dataset: str = setting("folder", "Data set.", choices=tuple(DATASETS))
     data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
-    image_size: int = setting(112, "Height and width in pixels that images are brought to.")
+    image_size: int = setting(112, "Height and width in pixels that images are resized to.")
     crop: str | None = setting(
         None,
         "Which part of an image file is the face; arcface, the template of recognisers of 112 "

@@ -176,7 +176,7 @@ def de_identify(
     if isinstance(getattr(config, "num_steps", None), tuple):
         several = PartitionSpec(None, BATCH)
     alone = functools.partial(_de_identify, program=program)
-    # A tree of specs in the place of arrays.
+    # mypy expects arrays, but a tree of specs takes their place.
     results = BatchResult(several, each, each, several, several, several)  # type: ignore[arg-type]
     divided = over_batch(alone, program.mesh, (False, True, False, False), results)
     return divided(variables, batch, config, key)

@@ -7,9 +7,13 @@ written, by the digits of their fields.
 import dataclasses
 import json
 import math
+from typing import TYPE_CHECKING
 
 from deid_jax.photos.faces import Box
 from deid_jax.types import Json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PROTECTED, NOT_PROTECTED = "protected", "not protected"
 NO_FACE, UNREADABLE = "no face found", "unreadable"
@@ -212,19 +216,20 @@ def read_record(line: str) -> FileRecord | None:
     return record if whole and isinstance(record.file, str) else None
 
 
-def _fields(record: object) -> dict[str, Json]:
+def _fields(record: "DataclassInstance") -> dict[str, Json]:
     """A dataclass as JSON, numbers rounded; an infinite PSNR is null."""
     return {
         field.name: _json(getattr(record, field.name), _DIGITS.get(field.name))
-        for field in dataclasses.fields(record)  # type: ignore[arg-type]  # Dataclasses share no type.
+        for field in dataclasses.fields(record)
     }
 
 
 def _json(value: object, digits: int | None) -> Json:
     if isinstance(value, tuple):
         return [_json(entry, digits) for entry in value]
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _fields(value)
     if isinstance(value, float) and digits is not None:
         return round(value, digits) if math.isfinite(value) else None
-    return value  # type: ignore[return-value]  # All fields are.
+    # All other fields are texts, numbers, flags or None.
+    return value  # type: ignore[return-value]

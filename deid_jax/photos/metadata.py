@@ -163,7 +163,7 @@ def _sums_of_tables(quality: int) -> tuple[int, int]:
 
 def _density(value: object) -> tuple[float, float] | None:
     try:
-        # What is no pair of numbers raises.
+        # `value` is whatever a file holds: anything but two numbers raises.
         across, down = (float(number) for number in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError, ZeroDivisionError):
         return None
