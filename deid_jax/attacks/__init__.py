@@ -26,7 +26,9 @@ from deid_jax.attacks.methods import (
     FixedSteps,
     LeastPerturbation,
     Method,
-    of_kind,
+)
+from deid_jax.attacks.methods import (
+    of_kind as of_kind,
 )
 from deid_jax.attacks.mifgsm import MIFGSMConfig, mifgsm
 from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm

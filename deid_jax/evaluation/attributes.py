@@ -15,6 +15,7 @@ import numpy as np
 
 from deid_jax import recognisers
 from deid_jax.data import DataOptions, FaceDataset, loader
+from deid_jax.data.dataset import Example
 from deid_jax.errors import InputError
 from deid_jax.evaluation.agreement import chance_of, cohen_kappa
 from deid_jax.models import Network
@@ -119,9 +120,9 @@ class LabelledFaces(FaceDataset):
 
     classes: NumpyArray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
-    def __getitem__(self, index: int) -> dict[str, NumpyArray]:
+    def __getitem__(self, index: int) -> Example:
         """One example: image float32[H, W, 3] in [0, 1], label int32[A], position int32."""
-        return super().__getitem__(index) | {"label": self.classes[index]}
+        return {**super().__getitem__(index), "label": self.classes[index]}
 
 
 def label(faces: FaceDataset, attributes: Sequence[Attribute]) -> LabelledFaces:
