@@ -74,9 +74,9 @@ def fmn(
     ε ← min(ε(1 − γₙ), the least distance of a success) where x̂ succeeds; else ε(1 + γₙ)
     where an iterate before succeeded; else ‖x̂ − x‖₂ + |l(x̂)|/‖∇l(x̂)‖₂, where the boundary
     would be if l were linear: l is to be zero there, as `objectives.margin` is. αₙ falls from
-    α to α/100; ε never exceeds what [0, 1] allows. It starts at x without the paper's
-    search along a line to an image that succeeds. Returns the successful iterate nearest to x,
-    the last one included; where none succeeded, the last one. Beside gradients it spends two
+    α to α/100; ε never exceeds what [0, 1] allows. It starts at x without the paper's search
+    along a line to an image that succeeds. Returns the successful iterate nearest to x, the
+    last one included; where none succeeded, the last one. Beside gradients it spends two
     forward passes.
 
     The projection is the paper's; foolbox 3.3.4 leaves it out in L2, by a slip.

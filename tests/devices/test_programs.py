@@ -72,9 +72,7 @@ def test_a_smaller_batch_is_in_proportion(size, needed, limit, smaller):
 
 
 def test_what_not_even_one_picture_has_is_named():
-    with pytest.raises(
-        InputError, match="one image needs 3 GiB of memory, and 1 GiB are free"
-    ):
+    with pytest.raises(InputError, match="one image needs 3 GiB of memory, and 1 GiB are free"):
         programs.smaller_to_fit(1, _Program(3 * GIB), GIB)
     with pytest.raises(InputError, match="one image needs more memory than there is"):
         programs.half_of(1)
