@@ -265,10 +265,10 @@ def _table(results: Sequence[AttributeResult], headings: Sequence[str]) -> list[
 
 _MARKDOWN = """# Attributes before and after de-identification
 
-{count} images of {dataset}, split {split}, seed {seed}, {image_size} px. Under each method:
-the share of images, in per cent, of which a classifier says the same before and after.
+{count} pictures of {dataset}, split {split}, seed {seed}, {image_size} px. Under each method:
+the share of pictures, in per cent, of which a classifier says the same before and after.
 Accuracy is its share of true answers on the originals, chance the share of the commonest
-class, kappa agreement beyond chance (Cohen's). It learnt from {num_images} images of others.
+class, kappa agreement beyond chance (Cohen's). It learnt from {num_images} pictures of others.
 
 {table}
 
