@@ -47,7 +47,7 @@ if typing.TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """`load_recogniser` brings Flax and Orbax, so it loads when first used."""
+    """Loads `load_recogniser` on first use, because it imports Flax and Orbax."""
     if name == "load_recogniser":
         from deid_jax import recognisers
 

@@ -18,9 +18,9 @@ Array = TypeVar("Array", jax.Array, NumpyArray)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bracket(Generic[Array]):
-    """Two points between which a condition changes; bisection brings them together.
+    """The bracket of a bisection: two points between which a condition changes.
 
-    Works on NumPy arrays and on JAX arrays, traced or not, of any one shape.
+    Works with NumPy and JAX arrays, traced or not, of any shape.
 
     Attributes:
       holds: a point where the condition holds; infinite where none is known yet.
@@ -36,7 +36,7 @@ class Bracket(Generic[Array]):
         return middle if outwards is None else _where(abs(middle) < np.inf, middle, outwards)
 
     def narrowed(self, point: Array, holds: Array) -> "Bracket[Array]":
-        """With `point` as one of the ends: which one, `holds` (bool) says."""
+        """The bracket with one end moved to `point`; `holds` (bool) says which end."""
         return Bracket(_where(holds, point, self.holds), _where(holds, self.fails, point))
 
 
@@ -47,17 +47,17 @@ def _where(condition: Array, one: Array, other: Array) -> Array:
 
 
 def per_image_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """One key per image: `key` itself if it is key[B], else key split B ways."""
+    """One key per image: `key` itself if it is key[B], otherwise `key` split B ways."""
     return key if key.ndim else jax.random.split(key, batch_size)
 
 
 def fold_in_all(keys: jax.Array, data: jax.Array | int) -> jax.Array:
-    """`jax.random.fold_in` of the same number into every key of key[B]."""
+    """Folds the same number into every key of key[B], as `jax.random.fold_in` does."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 
 def normal(images: jax.Array, key: jax.Array) -> jax.Array:
-    """N(0, 1) per pixel and channel, each image's from its own key.
+    """N(0, 1) noise per pixel and channel, each image's from its own key.
 
     Args:
       images: float[B, H, W, C], read for shape and dtype only.
@@ -71,7 +71,7 @@ def normal(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
-    """A first iterate without any of the image: N(0.5, 0.25²) per pixel, cut to [0, 1].
+    """A first iterate independent of the image: N(0.5, 0.25²) per pixel, clipped to [0, 1].
 
     Args:
       images: float[B, H, W, C], read for shape and dtype only.
@@ -81,7 +81,7 @@ def gaussian_noise(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def per_image(values: jax.Array) -> jax.Array:
-    """[B] -> [B, 1, 1, 1], to be multiplied with images."""
+    """Reshapes [B] to [B, 1, 1, 1], so that it broadcasts against images."""
     return values[:, None, None, None]
 
 
@@ -91,7 +91,7 @@ def norms(images: jax.Array) -> jax.Array:
 
 
 def unit(images: jax.Array) -> jax.Array:
-    """Every image over its ‖·‖₂; zero stays zero."""
+    """Divides every image by its ‖·‖₂; zero stays zero."""
     size = norms(images)
     return images / per_image(jnp.where(size > 0, size, 1))
 

@@ -13,14 +13,14 @@ from deid_jax.errors import InputError
 
 
 def _is_concrete_number(value: object) -> bool:
-    """True for what can be looked at now: no tracers, no pytree placeholders."""
+    """Whether the value is known now: not a tracer and not a pytree placeholder."""
     if isinstance(value, jax.Array):
         return not isinstance(value, jax.core.Tracer)
     return isinstance(value, int | float | np.ndarray | np.generic)
 
 
 def non_negative(name: str, value: object) -> None:
-    """Refuses NaN, infinities below zero and negative numbers; tracers pass unseen."""
+    """Refuses NaN and negative numbers; tracers pass unchecked."""
     if _is_concrete_number(value) and not np.all(np.asarray(value) >= 0):
         raise InputError(f"{name} must be a number >= 0, got {value}")
 
@@ -34,14 +34,14 @@ def fraction(name: str, value: object) -> None:
 
 
 def finite_non_negative(name: str, value: object) -> None:
-    """Like `non_negative`, and infinity is refused too."""
+    """Like `non_negative`, but also refuses infinity."""
     non_negative(name, value)
     if _is_concrete_number(value) and not np.all(np.isfinite(np.asarray(value))):
         raise InputError(f"{name} must be finite, got {value}")
 
 
 def below_one(name: str, value: object) -> None:
-    """Refuses plain numbers of 1 and more; traced and stacked settings pass unseen."""
+    """Refuses plain numbers of 1 or more; traced and stacked settings pass unchecked."""
     if isinstance(value, int | float) and value >= 1:
         raise InputError(f"{name} must be < 1, got {value}")
 
@@ -55,7 +55,7 @@ def count(name: str, value: object, *, least: int = 0, most: int | None = None) 
 
 
 def step_counts(name: str, value: object) -> None:
-    """Refuses everything but an integer >= 0, or a tuple of increasing ones."""
+    """Refuses everything but an integer >= 0 or an increasing tuple of them."""
     if not isinstance(value, tuple):
         count(name, value)
         return
@@ -66,14 +66,14 @@ def step_counts(name: str, value: object) -> None:
 
 
 def folder_to_write(name: str, path: Path) -> None:
-    """Refuses a path where no folder is and none can be made, or that cannot be written."""
+    """Refuses a path that is not a writable folder and cannot be created as one."""
     whole = path.absolute()
     existing = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
     if not existing.is_dir():
         what = "is" if existing == whole else f"lies below {existing.name},"
         raise InputError(f"{name} {path} {what} a file, not a folder")
     try:
-        # Only trying tells: rights, read-only disks, file systems without folders.
+        # Permissions and read-only disks only show when one tries.
         Path(tempfile.mkdtemp(prefix=".probe-", dir=existing)).rmdir()
     except OSError as error:
         raise InputError(f"{name} {path} cannot be written: {error.strerror}") from error
@@ -82,7 +82,7 @@ def folder_to_write(name: str, path: Path) -> None:
 def images(name: str, value: object) -> None:
     """Refuses arrays that are not float[B, H, W, C] with finite pixels in [0, 1].
 
-    Under `jit` and `vmap` only rank and dtype can be checked; the values pass unseen.
+    Under `jit` and `vmap` only rank and dtype can be checked, not the values.
     """
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if array.ndim != 4:
@@ -91,7 +91,7 @@ def images(name: str, value: object) -> None:
         raise InputError(f"{name} must be floating point in [0, 1], got dtype {array.dtype}")
     if isinstance(array, jax.core.Tracer) or array.size == 0:
         return
-    # Concrete images may be closed over by a function that is being traced.
+    # A function that is being traced may close over concrete images.
     with jax.ensure_compile_time_eval():
         low, high = float(array.min()), float(array.max())
     if math.isnan(low) or math.isnan(high):

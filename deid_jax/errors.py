@@ -1,4 +1,4 @@
-"""The errors that every part of the library raises, and how others' errors are told."""
+"""The errors that the library raises, and one-line messages for all others."""
 
 
 class InputError(ValueError):
@@ -6,13 +6,13 @@ class InputError(ValueError):
 
 
 class TransientError(InputError):
-    """Not the input's fault; may succeed next time: a missing package, memory, disk space."""
+    """A failure that may go away: a missing package, too little memory or disk space."""
 
 
 def one_line(error: BaseException | str) -> str:
     """The message of an error, on one printable line of at most 200 characters.
 
-    The system's own words for an `OSError`, the exception's name where it says nothing.
+    For an `OSError` this is the system's message; an error without a message gives its name.
     """
     text = str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -25,14 +25,14 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 class Config(Protocol):
     """The settings of a method: a frozen dataclass that is a pytree.
 
-    What changes the compiled program is static; α, λ, ε are leaves.
+    Settings that change the compiled program are static; α, λ, ε are leaves.
     """
 
     __dataclass_fields__: ClassVar[dict[str, "dataclasses.Field[object]"]]
 
 
 class Model(Protocol):
-    """A network as Flax Linen has it: hashable, its weights kept apart."""
+    """A Flax Linen network: hashable, and separate from its weights."""
 
     def apply(self, variables: Variables, images: jax.Array, /) -> jax.Array:
         """Logits float32[B, K] or embeddings float32[B, D] of images float32[B, H, W, 3]."""
@@ -65,8 +65,8 @@ class Objective(Protocol):
 
         Args:
           images: float32[B, H, W, C] in [0, 1].
-          key: key[B], one per image and fresh at every step: random transformations of the
-            input live in the objective.
+          key: key[B], one per image and fresh at every step, for objectives that transform
+            their input at random.
 
         Returns:
           loss: float32[B], to be minimised.
@@ -81,9 +81,9 @@ class AttackResult(NamedTuple):
     Attributes:
       images: float32[B, H, W, C] in [0, 1], the de-identified images.
       loss: float32[B], the objective's loss at `images`.
-      success: bool[B], the objective's verdict at `images`.
+      success: bool[B], whether `images` reach the attack's goal.
       num_gradients: int32[B], gradient evaluations spent on each image.
-      num_forwards: int32[B], forward passes spent on each image beside those of gradients.
+      num_forwards: int32[B], further forward passes spent on each image.
 
     Where a config asks for S numbers of steps at once, every entry has a leading axis S.
     """
@@ -112,8 +112,8 @@ class Attack(Protocol):
         Args:
           objective: what to minimise; it alone knows models and labels.
           images: float32[B, H, W, C] in [0, 1], the originals x.
-          config: the method's frozen config; its floats are pytree leaves (traced, so that
-            another value needs no compilation), what changes the program is static.
+          config: the method's frozen config. Floats are traced pytree leaves, so that another
+            value needs no compilation; settings that change the program are static.
           key: one key for the batch or key[B], one per image.
           initial: float32[B, H, W, C] in [0, 1], the first iterate x̂₀; the originals if None.
 

@@ -1,13 +1,13 @@
-"""Makes the paper's table of finished runs: methods beside methods, with intervals.
+"""Compares finished runs in the paper's table, with confidence intervals.
 
     python -m experiments.aggregate --runs=runs/attack
     python -m experiments.aggregate --runs=runs/sweep/a,runs/attack/b --min_mr=0.99
 
-A run is a folder that experiments.attack or experiments.sweep has written; in other folders,
-all runs below are found. Runs with different images, targets, seeds or recognisers cannot be
-compared and are refused. A method with several settings is shown at the least L2 that reaches
-the misclassification rate asked for. Writes into --output_dir: `table.md`, `table.csv` (a line
-per kind of image, rate, model and method) and `report.html`.
+A run is a folder written by experiments.attack or experiments.sweep; any other folder is
+searched for runs. Runs with different images, targets, seeds or recognisers cannot be compared
+and are refused. If a method was run at several settings, the table shows the one with the
+smallest L2 that reaches the required misclassification rate. Writes `table.md`, `table.csv`
+(one line per kind of image, rate, model and method) and `report.html` into --output_dir.
 """
 
 import dataclasses
@@ -46,10 +46,10 @@ class AggregateSettings:
     output_dir: str = setting("runs/aggregate", "Where to write.")
 
     def rates(self) -> list[float] | None:
-        """The rates of --min_mr; None where it is not given.
+        """The rates given by --min_mr; None without the flag.
 
         Raises:
-          InputError: one is no number from 0 to 1.
+          InputError: a rate is not a number from 0 to 1.
         """
         if self.min_mr is None:
             return None
@@ -64,10 +64,10 @@ class AggregateSettings:
         return list(dict.fromkeys(rates))
 
     def folders(self) -> list[Path]:
-        """The folders of --runs.
+        """The folders given by --runs.
 
         Raises:
-          InputError: there is none, one is empty, or no folder.
+          InputError: no folder is given, or a path is empty or not a folder.
         """
         names = [name.strip() for name in (self.runs or "").split(",")]
         if not all(names):
@@ -80,11 +80,11 @@ class AggregateSettings:
 
 
 def run(settings: AggregateSettings) -> list[ComparisonTable]:
-    """Reads, compares, writes, prints; returns the tables.
+    """Reads and compares the runs, writes and prints the tables, and returns them.
 
     Raises:
-      InputError: bad settings, a broken run, or runs that cannot be compared; nothing is
-        written then.
+      InputError: bad settings, a broken run, or runs that cannot be compared. Nothing is
+        written in that case.
     """
     from rich.console import Console
 

@@ -1,14 +1,14 @@
-"""De-identifies a data set with one method and measures the results.
+"""De-identifies the images of a data set with one attack and measures the results.
 
     python -m experiments.attack --method=pfgvm
 
-Writes into --output_dir: `metrics.json`, `per_image.csv`, `config.json`, `sheet.png` and
-`images/<person>/<name>.png`, or with --output_format=tfds `dataset/<name>/<version>/`, which
-TFDS loads like the original; with --evolution also `evolution.png` and `evolution.gif`.
+Writes `metrics.json`, `per_image.csv`, `config.json`, `sheet.png` and the images
+`images/<person>/<name>.png` into --output_dir. With --output_format=tfds the images go to
+`dataset/<name>/<version>/` instead, which TFDS loads like the original data set. --evolution
+adds `evolution.png` and `evolution.gif`.
 
-The work is done in shards, on all devices, and by several processes if they are started. A run
-that was stopped goes on where it stopped when the same command is given again, by any number
-of processes.
+The images are processed in shards on all devices, and by several processes if you start them.
+To resume an interrupted run, repeat the command; the number of processes may differ.
 """
 
 import dataclasses
@@ -77,7 +77,7 @@ class AttackSettings(MethodSettings, ShardSettings):
     output_dir: str | None = setting(None, "Where to write; default: under runs/attack/.")
 
     def check(self) -> None:
-        """Refuses values out of range, and flags that mean nothing together.
+        """Refuses values out of range and flags that cannot be combined.
 
         Raises:
           InputError: see above.
@@ -96,10 +96,11 @@ class AttackSettings(MethodSettings, ShardSettings):
 
 
 def run(settings: AttackSettings) -> dict[str, Json]:
-    """De-identifies, measures, writes, prints; returns what `metrics.json` holds.
+    """Runs the attack, writes and prints its results; returns the content of `metrics.json`.
 
     Raises:
-      InputError: bad settings, data, checkpoint or output folder; nothing is written then.
+      InputError: bad settings, data, checkpoint or output folder. Nothing is written in that
+        case.
     """
     start = time.perf_counter()
     settings.check()
@@ -145,7 +146,7 @@ def _facts(
     shards: Sequence[range],
     recogniser: Mapping[str, Json],
 ) -> dict[str, object]:
-    """All that decides what is written."""
+    """Everything that determines the output."""
     protocol = dataclasses.asdict(evaluation.protocol)
     del protocol["batch_size"]
     return {
@@ -160,7 +161,7 @@ def _facts(
 def _attack(
     settings: AttackSettings, sharded: ShardedRun, *, startup_seconds: float
 ) -> list[ProcessTiming]:
-    """The attack itself, behind a progress bar."""
+    """Runs the attack, with a progress bar."""
     with (
         loading.profiled(settings.profile_dir),
         quiet_pillow(),
@@ -208,7 +209,7 @@ def _rows(sharded: ShardedRun) -> list[SheetRow]:
 
 
 def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
-    """The filmstrip and the GIF of the first images of as many persons."""
+    """Writes the filmstrip and the GIF: the first image of each of several persons."""
     dataset, num_steps = evaluation.dataset, evaluation.num_steps
     indices = spread_over_persons(dataset.labels.tolist(), _FILMS)
     strip, gif = (filmstrip.moments(num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES))

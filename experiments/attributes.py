@@ -1,12 +1,13 @@
-"""Do expression, pose, age and the like survive de-identification?
+"""Measures how well expression, pose, age and other attributes survive de-identification.
 
     python -m experiments.attributes --runs=DIR,DIR,...
 
-Each DIR is an output folder of `experiments.attack`; all are of the same images. A classifier
-predicts every attribute of the original and of the written 8-bit image; the share of equal
-predictions is the agreement. It is trained on persons that are not in the runs, and kept under
-checkpoints/. Writes into --output_dir: `attributes.csv` (a line per run and attribute),
-`attributes.md` and `config.json`.
+Each DIR is an output folder of `experiments.attack`, and all must hold the same images. A
+classifier predicts every attribute of the original and of the written 8-bit image; the
+agreement is the share of images for which both predictions are equal. The classifier is
+trained on persons who are not in the runs, and its checkpoint is kept under checkpoints/.
+Writes `attributes.csv` (one line per run and attribute), `attributes.md` and `config.json`
+into --output_dir.
 """
 
 import dataclasses
@@ -32,8 +33,8 @@ from experiments._common.flags import setting
 _CONTENTS = ("attributes.csv", "attributes.md")
 
 # What the classifier is trained on: images of how many other seeds, and which split of each.
-# A few images of many persons teach more than many of a few; of CelebA, reading one split
-# takes as long as reading all.
+# A few images of many persons teach more than many images of a few. With CelebA, reading one
+# split takes as long as reading all of them.
 _OTHERS = {"synthetic": (40, "test"), "celeba": (10, "all")}
 _LEAST_PERSONS = 30
 
@@ -48,12 +49,12 @@ class AttributesSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AttributeResult:
-    """What became of one attribute in one run: a line of `attributes.csv`.
+    """The result for one attribute in one run: a line of `attributes.csv`.
 
     Attributes:
       run: the run.
       agreement: of the classifier's predictions before and after.
-      skill: how well the classifier tells the attribute.
+      skill: how well the classifier predicts the attribute.
     """
 
     run: AttackRun
@@ -69,12 +70,12 @@ class AttributeResult:
 
 
 def run(settings: AttributesSettings) -> list[AttributeResult]:
-    """Compares, writes, prints; returns the results, all attributes of a run together.
+    """Compares the runs, writes and prints the tables; returns the results, run by run.
 
     Raises:
-      InputError: a folder without a whole run, runs of different images, a data set without
-        attribute labels or with too few persons, or an output folder that cannot be written;
-        nothing is written then.
+      InputError: a folder without a complete run, runs on different images, a data set without
+        attribute labels or with too few persons, or an output folder that cannot be written.
+        Nothing is written in that case.
     """
     folder = RunFolder(Path(settings.output_dir), _CONTENTS)
     folder.check()
@@ -106,7 +107,7 @@ def _options(run: AttackRun) -> DataOptions:
 
 
 def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:
-    """The run's images before de-identification, in its order."""
+    """The run's images before de-identification, in the run's order."""
     faces = load_dataset(run.data.dataset, options)
     if faces.name not in _OTHERS or not faces.attributes:
         raise InputError(
@@ -125,7 +126,7 @@ def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:
 def _load_or_train_classifier(
     originals: FaceDataset, options: DataOptions
 ) -> AttributeClassifier:
-    """The classifier for these images, trained now if it is missing."""
+    """The classifier for these images; trains it if there is no checkpoint yet."""
     path = attributes.classifier_path(originals.name, options)
     if storage.exists(path):
         return attributes.load_classifier(path, originals, options)
@@ -152,18 +153,18 @@ def other_faces(
     options: DataOptions,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> FaceDataset:
-    """Images of persons other than those evaluated: what the data set gives for other seeds.
+    """Images of persons who are not evaluated, loaded from the data set with other seeds.
 
     Args:
-      evaluated: the set whose persons are left out, also those without images in it.
+      evaluated: the set whose persons are left out, including those without images in it.
       options: how it was loaded.
-      progress: called with (seeds done, seeds in all).
+      progress: called with (seeds done, total seeds).
 
     Returns:
-      One set of them all, its persons named by `attributes.names_of_persons`.
+      One data set of all these images, with persons named by `attributes.names_of_persons`.
 
     Raises:
-      InputError: too few persons are left, or what the loader raises.
+      InputError: too few persons are left, or the loader fails.
     """
     num_seeds, split = _OTHERS[evaluated.name]
     known = set(attributes.names_of_persons(evaluated))
@@ -192,7 +193,7 @@ def other_faces(
 
 
 def _joined(sets: Sequence[FaceDataset], persons: tuple[str, ...]) -> FaceDataset:
-    """One set of several whose labels are positions in `persons` already."""
+    """Joins data sets whose labels are already positions in `persons`."""
     reads = [functools.partial(one.read, index) for one in sets for index in range(len(one))]
     return dataclasses.replace(
         sets[0],
@@ -227,7 +228,7 @@ def _compare(
 
 
 def _headings(runs: Sequence[AttackRun]) -> list[str]:
-    """A name for each run: its method, and what tells it from others of that method."""
+    """A heading for each run: its method, and what distinguishes it from others of the same."""
     headings = []
     for one in runs:
         others = [other for other in runs if other.method == one.method and other is not one]
@@ -242,7 +243,7 @@ def _headings(runs: Sequence[AttackRun]) -> list[str]:
 
 
 def _table(results: Sequence[AttributeResult], headings: Sequence[str]) -> list[list[str]]:
-    """Header and lines of cells: attributes down, runs across, means at the end."""
+    """The table's header and rows: one row per attribute, one column per run, means last."""
     count = len(results) // len(headings)
     columns = [results[start : start + count] for start in range(0, len(results), count)]
     lines = [["attribute", "chance", "accuracy", *headings]]

@@ -1,16 +1,17 @@
-"""Times P-FGVM beside peers that hold the same weights: ms per image and iteration.
+"""Times P-FGVM against other implementations with the same weights (ms per image and step).
 
     python -m experiments.benchmark
 
-Writes `benchmark.json` into --output_dir. Ours and every peer run in turn (A B A B ...), on
-the same batch and device, with the same number of threads; figures are medians, ratios a peer's
-time over ours. Peers need PyTorch: `pip install --no-deps -r tests/requirements-peers.txt`; one
-that is missing is named and left out. Of the plain PyTorch loop's variants the fastest counts.
-`--layers` times the recognisers' layers one by one instead of whole attacks.
+Our attack and every peer run in turn (A B A B ...) on the same batch and device, with the same
+number of threads. Times are medians; a ratio is the peer's time divided by ours. Peers need
+PyTorch: `pip install --no-deps -r tests/requirements-peers.txt`. A missing peer is reported and
+left out. Several variants of a plain PyTorch loop are tried, and the fastest counts. With
+--layers, single layers of the recognisers are timed instead of whole attacks. Writes
+`benchmark.json` into --output_dir.
 
-MobileFaceNet is timed where a case names it, mobilefacenet_ms1m:112:32 say. As what counts is
-the recogniser's time, the 128 numbers of its embedding stand for logits, and the attack and its
-cross-entropy are those of the other cases.
+MobileFaceNet is timed if you name it as a case, for example mobilefacenet_ms1m:112:32. Only the
+recogniser's time matters here, so its 128-dimensional embedding is treated as logits, and the
+attack and the cross-entropy are the same as in the other cases.
 """
 
 import dataclasses
@@ -49,8 +50,8 @@ from experiments._peers.problem import (
 _ENVIRONMENT = {
     # PyTorch needs room on the same accelerator.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    # OpenMP threads that wait by spinning can block each other where the cores are few or
-    # shared: a PyTorch loop then takes several times as long.
+    # OpenMP threads that spin while waiting can block each other on few or shared cores, and
+    # a PyTorch loop then takes several times as long.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
@@ -93,7 +94,7 @@ class BenchmarkSettings:
 
 
 def default_cases() -> list[Case]:
-    """The cases timed where none are named, with batches for JAX's device."""
+    """The cases that are timed by default, with batch sizes for JAX's device."""
     on_cpu = jax.default_backend() == "cpu"
     return [
         Case(model, image_size, batch if on_cpu else larger)
@@ -105,7 +106,7 @@ def parse_cases(text: str) -> list[Case]:
     """Reads "model:size:batch,…".
 
     Raises:
-      InputError: a case of another form, or an unknown model.
+      InputError: a malformed case, or an unknown model.
     """
     cases = []
     for part in text.split(","):
@@ -134,7 +135,7 @@ def _check(settings: BenchmarkSettings, cases: list[Case]) -> None:
 
 
 def run(settings: BenchmarkSettings) -> BenchmarkResult:
-    """Times every case, writes and prints the result.
+    """Times every case, and writes and prints the results.
 
     Raises:
       InputError: bad settings.
@@ -145,7 +146,7 @@ def run(settings: BenchmarkSettings) -> BenchmarkResult:
     _check(settings, cases)
     folder = RunFolder(Path(settings.output_dir), ["benchmark.json"])
     folder.check()
-    # Last, as it prints which peers are missing.
+    # Comes last, because it prints which peers are missing.
     peers = present_peers(settings.peers, cases)
     packages = [package for name in peers for package in PEERS[name].packages]
     if "torch" in packages:
@@ -201,7 +202,7 @@ def time_cases(
 
 
 def _case_result(problem: Problem, times: Times, seconds: float, rate: float) -> CaseResult:
-    """Adds FLOPs of an image's forward pass; ours performs twice that per step."""
+    """Adds the FLOPs of one image's forward pass; our attack performs twice that per step."""
     case = problem.case
     flops = 2 * forward_multiply_adds(case)
     reached = 2 * flops * case.batch * problem.num_steps / seconds

@@ -1,11 +1,11 @@
-"""Compares least-distortion attacks with other libraries' at equal numbers of gradients.
+"""Compares our least-distortion attacks with other libraries' at equal numbers of gradients.
 
     python -m experiments.compare --num_steps=10,20,50,100
 
-Ours and the peers (foolbox, adv-lib) attack the same images, with the same targets and
-weights; the same recogniser judges them. Writes into --output_dir: `compare.md`, `compare.csv`
-(a line per method, target and number of gradients), `compare.png`, `per_image.csv`,
-`timing.csv` and `config.json`. Peers need PyTorch:
+Our attacks and the peers' (foolbox, adv-lib) perturb the same images with the same targets and
+weights, and the same recogniser decides which of them succeed. Writes `compare.md`,
+`compare.csv` (one line per method, target and number of gradients), `compare.png`,
+`per_image.csv`, `timing.csv` and `config.json` into --output_dir. Peers need PyTorch:
 `pip install --no-deps -r tests/requirements-peers.txt`.
 """
 
@@ -82,7 +82,7 @@ class CompareSettings(data_settings.EvaluationSettings):
 
 
 def comparison_plan(settings: CompareSettings) -> ComparisonPlan:
-    """Reads the lists of the settings.
+    """Parses the settings that hold lists.
 
     Raises:
       InputError: an unknown name, a number of steps below 1, or a peer that cannot run.
@@ -103,17 +103,18 @@ def comparison_plan(settings: CompareSettings) -> ComparisonPlan:
 
 
 def _check_data(settings: CompareSettings, plan: ComparisonPlan) -> None:
-    """Refuses data that are too few, before a recogniser is trained where none is yet."""
+    """Refuses a data set that is too small, before a missing recogniser is trained."""
     if plan.peers:
         whole = load_dataset(settings.dataset, settings.options(settings.split))
         check_persons_for(plan.peers, len(whole.persons))
 
 
 def run(settings: CompareSettings) -> list[TrialSummary]:
-    """Compares, writes, prints; returns the lines of `compare.csv`.
+    """Compares the attacks, writes and prints the tables; returns the lines of `compare.csv`.
 
     Raises:
-      InputError: bad settings, data, checkpoint or output folder; nothing is written then.
+      InputError: bad settings, data, checkpoint or output folder. Nothing is written in that
+        case.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -194,7 +195,7 @@ def _panel(target: str) -> str:
 
 
 def notes_on(plan: ComparisonPlan) -> list[str]:
-    """Notes on the peers that a reader of the tables must know."""
+    """Notes on the peers, which a reader of the tables needs to know."""
     if not plan.peers:
         return []
     libraries = dict.fromkeys(PEERS[name].library for name in plan.peers)
@@ -227,14 +228,14 @@ def notes_on(plan: ComparisonPlan) -> list[str]:
 
 
 def _default_output(settings: CompareSettings) -> Path:
-    """One folder per recogniser and split, named like the default checkpoint."""
+    """The default output: one folder per recogniser and split, named like the checkpoint."""
     options = settings.options("train")
     name = recognisers.default_path(settings.judge, settings.dataset, options).name
     return Path("runs", "compare", f"{name}-{settings.split}")
 
 
 def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> None:
-    """A table per target: mean L2 and success of the 8-bit images."""
+    """Prints one table per target: mean L2 and success rate of the 8-bit images."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)

@@ -1,11 +1,11 @@
-"""Measures how time and memory grow: with images, steps, pixels and the batch.
+"""Measures how time and memory grow with the number of images, steps and pixels and the batch.
 
     python -m experiments.growth
 
-Each point is a whole evaluation (reading, P-FGVM, judging, writing PNG) in a process of its
-own, of images that are drawn as they are read. Writes into --output_dir: `growth.json`
-(points, fitted lines, machine), `growth.csv` (a line per point), `growth.png` and
-`config.json`.
+Each point is a complete evaluation (reading, P-FGVM, judging, writing PNG files) in a separate
+process, on random images generated as they are read. Writes `growth.json` (points, fitted
+lines, machine), `growth.csv` (one line per point), `growth.png` and `config.json` into
+--output_dir.
 """
 
 import dataclasses
@@ -55,9 +55,10 @@ class Growth:
     """The workloads of each curve, and their measurements.
 
     Attributes:
-      planned: by what grows ("images", "steps", "pixels", "batch") and its count.
-      usages: of the workloads that could be measured.
-      failures: why others could not.
+      planned: workloads by the quantity that grows ("images", "steps", "pixels", "batch") and
+        its value.
+      usages: time and memory of the workloads that could be measured.
+      failures: why the others could not be measured.
     """
 
     planned: dict[str, dict[int, Workload]]
@@ -70,7 +71,7 @@ class Growth:
         return next(iter(self.usages.values())).devices
 
     def curves(self) -> dict[str, Curve]:
-        """One curve for each thing that grows."""
+        """One curve for each quantity that grows."""
         curves = {}
         for name, points in self.planned.items():
             found = [self.usages.get(workload) for workload in points.values()]
@@ -80,7 +81,7 @@ class Growth:
         return curves
 
     def figures(self) -> dict[str, Json]:
-        """The content of `growth.json`; a workload of several curves appears once."""
+        """The content of `growth.json`; a workload shared by several curves appears once."""
         return {
             "machine": {
                 "processor": machine.processor(),
@@ -113,7 +114,7 @@ class Growth:
 
 
 def plan_growth(settings: GrowthSettings) -> dict[str, dict[int, Workload]]:
-    """The workloads of each curve, by what grows.
+    """The workloads of each curve, by the quantity that grows.
 
     Raises:
       InputError: bad settings.
@@ -135,7 +136,7 @@ def plan_growth(settings: GrowthSettings) -> dict[str, dict[int, Workload]]:
         num_steps=settings.steps,
         batch_size=settings.batch,
     )
-    # Two batches at least: the next one is computed while images of the last are written.
+    # At least two batches: one is computed while the images of the last are being written.
     batched = {n: max(settings.images, 2 * n) for n in batches}
     change = dataclasses.replace
     return {
@@ -153,7 +154,7 @@ def distinct_workloads(planned: dict[str, dict[int, Workload]]) -> list[Workload
 
 
 def run(settings: GrowthSettings) -> Growth:
-    """Measures every workload, writes and prints.
+    """Measures every workload, and writes and prints the results.
 
     Raises:
       InputError: bad settings, or nothing could be measured.
@@ -177,7 +178,7 @@ def run(settings: GrowthSettings) -> Growth:
 
 
 def _measured(planned: dict[str, dict[int, Workload]], settings: GrowthSettings) -> Growth:
-    """Measures; prints the reason where that fails."""
+    """Measures every workload; prints the reason if one fails."""
     growth = Growth(planned, {}, {})
     todo = distinct_workloads(planned)
     with terminal.progress_bar("growth") as update:
@@ -197,7 +198,7 @@ def _measured(planned: dict[str, dict[int, Workload]], settings: GrowthSettings)
 
 
 def _titles(settings: GrowthSettings) -> dict[str, str]:
-    """The quantities that stay constant while another grows."""
+    """For each curve, the quantities that stay constant."""
     images, steps = f"{settings.images} pictures", f"{settings.steps} steps"
     size, batch = f"{settings.image_size} px", f"batch {settings.batch}"
     return {

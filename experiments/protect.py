@@ -3,14 +3,15 @@
     python -m experiments.protect --input=PHOTOS --output=PROTECTED
         --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
-Finds faces, perturbs them so little that people hardly see it, writes the files under the same
-names below --output, decodes what it wrote, and has recognisers judge it: videos frame by
-frame. `manifest.jsonl` there says what became of every file. Metadata (place, time, camera,
-thumbnails) is left out. Originals are never touched. A killed run resumes where it stopped.
+Finds the faces, adds a perturbation that people hardly see, and writes each file under the same
+name below --output. The written files are then decoded and judged by recognisers, videos frame
+by frame. `manifest.jsonl` in the output folder records the outcome of every file. Metadata
+(place, time, camera, thumbnails) is left out, and originals are never changed. To resume an
+interrupted run, repeat the command. Hidden files (names that begin with a dot) are skipped.
 
-Exit status 0 means that faces were found in every file and every chosen one (--faces) is
-protected; 1 that something is not: no face was found, a file is no photo, or a recogniser still
-matches somebody. Hidden files, whose names begin with a dot, are skipped.
+The exit status is 0 if faces were found in every file and every chosen face (--faces) is
+protected. It is 1 if no face was found in some file, a file is not a photo or video, or a
+recogniser still matches a face.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         """Which faces to protect.
 
         Raises:
-          InputError: flags that exclude each other, or a file that cannot be read.
+          InputError: flags that cannot be combined, or a file that cannot be read.
         """
         which = parse_faces(self.faces)
         given = [not isinstance(which, str), self.boxes is not None, self.aligned]
@@ -93,10 +94,10 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         return FaceChoice(which, known, detector)
 
     def deciding(self) -> dict[str, object]:
-        """The settings that decide what is written."""
+        """The settings that determine the output."""
         found = dataclasses.asdict(self)
-        # Who does the work is left out, and on which devices, although dividing layers changes
-        # the rounding.
+        # The number of processes and devices is left out, although dividing layers changes the
+        # rounding.
         processes = ("coordinator_address", "num_processes", "process_id", "model_parallel")
         for name in ("input", "output", *processes):
             del found[name]
@@ -104,10 +105,10 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
 
 
 def run(settings: ProtectSettings) -> list[FileRecord]:
-    """Protects, judges, writes and prints; returns the records of all files.
+    """Protects, judges and writes all files; prints and returns their records.
 
     Raises:
-      InputError: bad settings; nothing is written then.
+      InputError: bad settings. Nothing is written in that case.
       ShortfallError: not everything could be protected.
     """
     with settings.joined() as group:
@@ -124,12 +125,12 @@ def run(settings: ProtectSettings) -> list[FileRecord]:
 
 
 def _protect(settings: ProtectSettings, group: Group) -> tuple[FileProtector, list[FileRecord]]:
-    """The work, and its records (in the first process)."""
+    """Protects the files; the first process also returns their records."""
     mesh = settings.local_mesh()
     source, output = folders(settings.input, settings.output)
     settings.check()
     choice = settings.choice()
-    # The file of boxes may lie beside the photos.
+    # The file with the boxes may be in the same folder as the photos.
     names = listed(source, but=settings.boxes)
     with sharding.working_on(mesh.devices[0]):
         work = FileProtector(_protector(settings, choice), choice, source, output)
@@ -159,7 +160,7 @@ def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
 def _protect_all(
     names: Sequence[str], work: FileProtector, manifest: Manifest, mesh: Mesh
 ) -> None:
-    """Protects files, as many at once as there are rows of devices."""
+    """Protects files, one per row of devices at a time."""
     turn, began = threading.Lock(), time.monotonic()
     ended = faces = 0
     with terminal.progress_bar("protect") as update:

@@ -1,10 +1,11 @@
-"""Measures what more processes on this machine bring: `experiments.attack` by 1, 2, … of them.
+"""Measures how the speed of `experiments.attack` scales with the number of processes.
 
     python -m experiments.scaling --dataset=folder --data_dir=FACES --split=all
 
-Each process has cores of its own (--cores_per_process). The numbers of processes take turns,
---repeats times; medians are of images a second, start-up and compiling aside. Writes
-`scaling.csv` (a line a run) and `config.json` into --output_dir.
+All processes run on this machine, each on its own cores (--cores_per_process). The numbers of
+processes are measured in turn, --repeats times. The result is the median of images per second,
+without start-up and compilation. Writes `scaling.csv` (one line per run) and `config.json` into
+--output_dir.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ class ScalingSettings(method_settings.MethodSettings):
         """The numbers of processes.
 
         Raises:
-          InputError: they are none, or the machine has too few cores.
+          InputError: a value is not a number of processes, or the machine has too few cores.
         """
         try:
             numbers = [int(text) for text in self.processes.split(",")]
@@ -75,7 +76,7 @@ class TimedRun:
       turn: which repetition it belongs to.
       num_processes: how many processes shared the images.
       num_images: how many images were attacked.
-      seconds: of the wall clock, without start-up and compilation.
+      seconds: wall time, without start-up and compilation.
       images_per_second: images in each of those seconds.
       compile_seconds: until the program was compiled.
       uint8_result: the means of the 8-bit images.
@@ -112,7 +113,7 @@ class TimedRun:
 
 
 def run(settings: ScalingSettings) -> list[TimedRun]:
-    """Runs, measures, writes, prints; returns the runs.
+    """Measures every number of processes, writes and prints the results; returns the runs.
 
     Raises:
       InputError: bad settings, data, checkpoint or output folder, or a run failed.
@@ -122,7 +123,7 @@ def run(settings: ScalingSettings) -> list[TimedRun]:
     numbers = settings.numbers()
     folder = RunFolder(Path(settings.output_dir), ["scaling.csv"])
     folder.check()
-    # Trains the recogniser if need be, and refuses what the processes would.
+    # Trains a missing recogniser, and refuses whatever the processes would refuse.
     loading.load_or_train_recogniser(settings, loading.load_split(settings))
     runs: list[TimedRun] = []
     bar = terminal.progress_bar("runs")
@@ -140,7 +141,7 @@ def run(settings: ScalingSettings) -> list[TimedRun]:
 
 
 def _attack(settings: ScalingSettings, number: int, output: Path) -> Path:
-    """The `metrics.json` of one run by some processes, each on cores of its own."""
+    """Runs the attack in processes with their own cores; returns the path of `metrics.json`."""
     cores = sorted(os.sched_getaffinity(0))
     arguments = [*_arguments(settings), f"--output_dir={output}"]
     if number > 1:
@@ -160,7 +161,7 @@ def _attack(settings: ScalingSettings, number: int, output: Path) -> Path:
                 stdout=subprocess.DEVNULL,
                 stderr=said,
             )
-            stack.callback(process.kill)  # Of no effect on one that has ended.
+            stack.callback(process.kill)  # No effect if it has ended.
             started.append(process)
             stack.callback(_refuse_failed, process, said)
         for process in started:
@@ -168,7 +169,7 @@ def _attack(settings: ScalingSettings, number: int, output: Path) -> Path:
     return output / "metrics.json"
 
 
-# A process takes its cores before JAX looks how many there are.
+# A process must be bound to its cores before JAX counts them.
 _PINNED = """
 import os, runpy, sys
 os.sched_setaffinity(0, map(int, sys.argv.pop(1).split(",")))
@@ -177,7 +178,7 @@ runpy.run_module("experiments.attack", run_name="__main__", alter_sys=True)
 
 
 def _refuse_failed(process: subprocess.Popen[bytes], said: IO[str]) -> None:
-    """Says what ended a run, if it has failed."""
+    """Raises an error that explains why a run failed, if it did."""
     if process.returncode:
         said.seek(0)
         lines = said.read().strip().splitlines()

@@ -1,13 +1,13 @@
-"""Runs methods at every point of a grid of their settings and draws the trade-offs.
+"""Runs attacks over a grid of settings and plots distortion against misclassification.
 
     python -m experiments.sweep --method=pfgvm --sweep=penalty_weight=0.1,0.3,1
     python -m experiments.sweep --method=all
 
-Settings are stacked and attacked together (`vmap`); several numbers of steps come from one
-run. A sweep that was stopped goes on where it stopped when the same command is given again,
-also with more values of a setting. Writes into --output_dir: `sweep.csv` (a line per point),
-`per_image.csv`, `config.json`, `frontier.png` (distortion against misclassification) and
-`sheets/<method>.png` (images at the least distortion that gets 99 % misclassified).
+Many settings run together (`vmap`), and one attack gives the results for several numbers of
+steps. To resume an interrupted sweep, repeat the command; you may also add values to a setting.
+Writes `sweep.csv` (one line per point), `per_image.csv`, `config.json`, `frontier.png`
+(misclassification against distortion) and `sheets/<method>.png` (images at the smallest
+distortion that gets 99 % misclassified) into --output_dir.
 """
 
 import dataclasses
@@ -86,10 +86,10 @@ class SweepSettings(MethodSettings, ShardSettings):
         return Path(self.output_dir or Path("runs", "sweep", name))
 
     def methods(self) -> list[str]:
-        """The methods asked for.
+        """The methods to run.
 
         Raises:
-          InputError: an unknown one, or one named twice.
+          InputError: a method is unknown or named twice.
         """
         names = list(METHODS) if self.method == "all" else self.method.split(",")
         for name in names:
@@ -126,7 +126,7 @@ class SweepSettings(MethodSettings, ShardSettings):
         return grids
 
     def _sweeps(self) -> dict[str, list[float | str]]:
-        """Setting -> values, from the texts given."""
+        """Setting -> values, as parsed from the flags."""
         kinds: dict[str, type[PyTree]] = {
             field.name: type(field.default)
             for method in METHODS.values()
@@ -152,10 +152,11 @@ class SweepSettings(MethodSettings, ShardSettings):
 
 
 def run(settings: SweepSettings) -> list[MeasuredPoint]:
-    """Sweeps, writes, prints; returns one point per line of `sweep.csv`.
+    """Runs the sweep, writes and prints it; returns one point per line of `sweep.csv`.
 
     Raises:
-      InputError: bad settings, data, checkpoint or output folder; nothing is written then.
+      InputError: bad settings, data, checkpoint or output folder. Nothing is written in that
+        case.
     """
     settings.check()
     grids = settings.grids()
@@ -171,7 +172,7 @@ def run(settings: SweepSettings) -> list[MeasuredPoint]:
         described = recogniser.describe()
         folder.going_on(sweeper.facts(described))
         with folder:
-            # Before other processes may have stored a first piece.
+            # Must come before another process can have stored its first shard.
             if group.agree(len(folder.store)) and group.is_first:
                 print("going on where the sweep stopped", file=sys.stderr)
             start = time.perf_counter()
@@ -205,7 +206,7 @@ class _Sweeper:
 
     @property
     def shards(self) -> list[range]:
-        """The positions of each."""
+        """The positions of the images in each shard."""
         return shards_of(len(self.dataset), self.settings.shard_size)
 
     def evaluation(self, method: str) -> Evaluation:
@@ -220,7 +221,7 @@ class _Sweeper:
         )
 
     def facts(self, recogniser: Mapping[str, object]) -> dict[str, object]:
-        """All that decides the records of a point, except the point."""
+        """Everything but the point itself that determines the point's records."""
         own, shards = self.settings, self.shards
         return {
             **facts_of_data(self.dataset, recogniser),
@@ -263,7 +264,7 @@ class _Sweeper:
     def write_tables(
         self, points: Sequence[MeasuredPoint], records: Sequence[Iterable[ImageRecord]]
     ) -> None:
-        """`sweep.csv`, `per_image.csv` and `frontier.png`."""
+        """Writes `sweep.csv`, `per_image.csv` and `frontier.png`."""
         lines = (
             {**_key(point, points), **record.to_row()}
             for point, own in zip(points, records, strict=True)
@@ -304,7 +305,7 @@ class _Sweeper:
 
 
 def _key(point: MeasuredPoint, points: Sequence[MeasuredPoint]) -> Row:
-    """The method and every setting of any method; empty where this one has no such."""
+    """The method and all methods' settings; empty where this method lacks the setting."""
     names = dict.fromkeys(name for other in points for name in other.settings)
     return {"method": point.method, **{name: point.settings.get(name, "") for name in names}}
 
@@ -358,7 +359,7 @@ def _print(
 
 
 def _best_line(point: MeasuredPoint) -> str:
-    """The cost of a method where it protects enough."""
+    """One line on a method's distortion at a setting that protects enough."""
     means = point.metrics.uint8_result
     reached = means.mr >= _MIN_MR
     what = f"least L2 with MR >= {_MIN_MR:.0%}" if reached else f"never reaches {_MIN_MR:.0%}"

@@ -1,15 +1,16 @@
-"""Trains a recogniser on a data set and keeps it as a checkpoint.
+"""Trains a recogniser on a data set and saves it as a checkpoint.
 
     python -m experiments.train --dataset=folder --data_dir=FACES
 
-Writes the checkpoint, and `history.csv` and `config.json` into --output_dir. A training that
-was stopped goes on where it stood when the same command is given again.
+Writes the checkpoint, and `history.csv` and `config.json` into --output_dir. To resume
+interrupted training, repeat the command.
 
-Model B as the paper trains it, its descriptor VGG-Face's and only the head trained:
+To train Model B as in the paper, with VGG-Face's descriptor frozen and a new head:
 
     python -m experiments.train --model=vgg16 --image_size=224 --pretrained=vgg_face.mat
 
-That file may be downloaded, by the name that `deid_jax.recognisers.weights` has for it.
+Instead of a file, --pretrained also takes a name from `deid_jax.recognisers.weights`; the
+weights are then downloaded.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._common import cli, data_settings, loading, process_settings
 from experiments._common.flags import setting
 
-# The model whose layers `--pretrained` has, and the published weights that are such.
+# The model whose layers `--pretrained` can fill, and the published weights for it.
 _PRETRAINED_MODEL = "vgg16"
 _READER = f"{load_vggface.__module__}:{load_vggface.__name__}"
 _PRETRAINED = tuple(name for name, row in weights.WEIGHTS.items() if row.converter == _READER)
@@ -63,11 +64,11 @@ class TrainSettings(data_settings.DataSettings, process_settings.ModelParallelSe
 
 
 def run(settings: TrainSettings) -> Recogniser:
-    """Trains, writes checkpoint and history, and returns the recogniser.
+    """Trains the recogniser, writes its checkpoint and history, and returns it.
 
     Raises:
-      InputError: bad settings, data or pretrained weights, the checkpoint exists already, or a
-        path that cannot be written; nothing is written then.
+      InputError: bad settings, data or pretrained weights, a checkpoint that already exists, or
+        a path that cannot be written. Nothing is written in that case.
     """
     options = settings.options(settings.split)
     config = recognisers.train_config(
@@ -122,7 +123,7 @@ def _train(
 
 
 def _pretrained(settings: TrainSettings) -> Pretrained | None:
-    """The layers that are taken from a file, if one is given or named."""
+    """The pretrained layers, read from the file or the published weights, if any."""
     given = settings.pretrained
     if settings.sha256 is not None and given not in weights.WEIGHTS:
         raise InputError(

@@ -1,12 +1,13 @@
-"""Measures how protection carries over to recognisers that it was not fitted on.
+"""Measures how well protection transfers to recognisers that the attack was not fitted on.
 
     python -m experiments.transfer --dataset=folder --data_dir=FACES
         --fit=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
-Protects photos with some recognisers, and has others judge them on a protocol that is written
-down and hashed: `transfer.csv` (a line per run, recogniser, processing, comparison and false
-accept rate), `per_image.csv` (a line per run, recogniser and photo as protected, by which the
-rates can be checked), `transfer.md`, `protocol.json` and `config.json` in --output_dir.
+Fits the attack on surrogates and has other recognisers judge the protected images. The protocol
+(which images are galleries, probes and protected) is saved and hashed, so that the evaluation
+can be repeated. Writes into --output_dir: `transfer.csv` (one line per run, judge, processing,
+comparison and false accept rate), `per_image.csv` (one line per run, judge and unprocessed
+image, from which the rates can be checked), `transfer.md`, `protocol.json` and `config.json`.
 """
 
 import dataclasses
@@ -153,10 +154,10 @@ class TransferSettings:
 
 
 def plan_of(settings: TransferSettings) -> tuple[TransferPlan, dict[str, str]]:
-    """Reads the lists of the settings.
+    """Parses the settings that hold lists.
 
     Returns:
-      The plan, and how each of its recognisers, by name, was written.
+      The plan, and for each recogniser's name the text by which the user gave it.
 
     Raises:
       InputError: an unknown name, or a number out of range.
@@ -177,7 +178,7 @@ def plan_of(settings: TransferSettings) -> tuple[TransferPlan, dict[str, str]]:
         for group in _parts(settings.transformations)
     )
     kinds = list(PROCESSING) if settings.processing == "all" else _parts(settings.processing)
-    kinds = ["none", *kinds]  # What is left is told beside what was there.
+    kinds = ["none", *kinds]  # Processed results are compared with unprocessed ones.
     epsilons = () if settings.epsilon == "none" else _numbers("epsilon", settings.epsilon, 1)
     plan = TransferPlan(
         fits=tuple(dict.fromkeys(fits)),
@@ -203,7 +204,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _named(group: str, written: dict[str, str]) -> tuple[str, ...]:
-    """Names of recognisers joined by +; what each was written as goes into `written`."""
+    """The recognisers in a list joined by +; adds name -> text as given to `written`."""
     names = []
     for text in split_list(group, "+"):
         name = name_of(text)
@@ -226,7 +227,7 @@ def _of(flag: str, names: Sequence[str], known: Collection[str]) -> tuple[str, .
 
 
 def _numbers(flag: str, text: str, most: float) -> tuple[float, ...]:
-    """Reads "a,b,…", fractions such as 4/255 among them."""
+    """Reads numbers "a,b,…"; fractions such as 4/255 are allowed."""
     quotients = [part.split("/") for part in _parts(text)]
     try:
         numbers = tuple(float(a) / math.prod(map(float, b)) for a, *b in quotients)
@@ -239,11 +240,11 @@ def _numbers(flag: str, text: str, most: float) -> tuple[float, ...]:
 
 
 def run(settings: TransferSettings) -> list[TransferRow]:
-    """Protects, judges, writes, prints; returns the rows of `transfer.csv`.
+    """Protects and judges the images, writes and prints; returns the rows of `transfer.csv`.
 
     Raises:
-      InputError: bad settings, data, recognisers, protocol or output folder; nothing is
-        written then.
+      InputError: bad settings, data, recognisers, protocol or output folder. Nothing is
+        written in that case.
     """
     plan, written = plan_of(settings)
     classifiers: tuple[str, ...] = ()
@@ -305,7 +306,7 @@ def _lists(settings: TransferSettings, dataset: FaceDataset) -> pair_lists.Lists
 def _check(
     plan: TransferPlan, embedders: dict[str, Embedder], lists: pair_lists.Positions
 ) -> None:
-    """Refuses, before anything is computed, what would end it later."""
+    """Refuses, before anything is computed, settings that would fail later."""
     impostors = len(lists.probes) * (len(lists.gallery) - 1)
     for far in plan.fars:
         verification.threshold_at_far(np.zeros(impostors), far)
@@ -326,7 +327,7 @@ def _check(
 def _keeper(
     folder: RunFolder, faces: Faces
 ) -> Callable[[TransferRun, NDArray[np.uint8]], None]:
-    """Writes every protected photo of a run as PNG."""
+    """A function that writes every protected image of a run as PNG."""
 
     def keep(run: TransferRun, photos: NDArray[np.uint8]) -> None:
         fit, method, foreseen, psnr, epsilon = run.columns().values()

@@ -1,15 +1,15 @@
-"""A page on your own machine that protects the faces in photos against face recognisers.
+"""Serves a web page on your own machine that protects faces in photos.
 
     python -m experiments.webapp
         --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
-Open the address that it prints, drop photos, compare before and after, read the recognisers'
-verdicts, and download the protected files: without metadata, under their own names. It gives
-the same files as `experiments.protect`.
+Open the printed address, drop photos onto the page, compare before and after, read the
+recognisers' verdicts, and download the protected files. They keep their names, carry no
+metadata, and are the same as those of `experiments.protect`.
 
-Only this machine can reach the page (it listens on 127.0.0.1), and the page requests nothing
-from elsewhere. Uploads and results lie in a temporary folder, which is deleted at the end
-(Ctrl-C).
+Only this machine can reach the page (it listens on 127.0.0.1), and the page loads nothing from
+the internet. Uploads and results are kept in a temporary folder, which is deleted when you stop
+the server with Ctrl-C.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ HOST = "127.0.0.1"
 _MAX_FILE_SIZE = "160mb"
 # Seconds between checks for old uploads, and their age at which they are deleted.
 _CLEANING = (3600, 86400)
-# Temporary folders' names begin so; the process's number follows.
+# The names of temporary folders begin with this, followed by the process's number.
 _FOLDER = "deid_jax_webapp_"
 # Gradio reads these when it is imported.
 _ENVIRONMENT = {
@@ -72,7 +72,7 @@ def run(settings: WebappSettings) -> None:
 
 @contextlib.contextmanager
 def serve(settings: WebappSettings) -> Iterator[str]:
-    """The page's address, for as long as the block runs.
+    """Serves the page while the block runs; yields its address.
 
     Raises:
       InputError: see `run`.
@@ -126,10 +126,10 @@ def protector_of(settings: WebappSettings) -> Protector:
 
 
 def _free(port: int) -> int:
-    """The port, or a free one instead of 0."""
+    """The port itself, or a free port if it is 0."""
     count("port", port, most=65535)
     with socket.socket() as probe:
-        # As the server does: a port whose last connections are closing counts as free.
+        # Like the server, count a port as free while its last connections are closing.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -141,7 +141,7 @@ def _free(port: int) -> int:
 def _own_names_only() -> "list[Middleware]":
     """Middleware that only answers requests to this machine's own names.
 
-    Otherwise a foreign page could have its name point to this machine, and read the page.
+    Otherwise another site could point its domain name to this machine and read the page.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -150,7 +150,7 @@ def _own_names_only() -> "list[Middleware]":
 
 
 def _direct() -> dict[str, str]:
-    """Keeps Gradio's check of its own server off proxies."""
+    """Settings by which Gradio checks its own server directly, without a proxy."""
     names = ("no_proxy", "NO_PROXY")
     return {name: ",".join(filter(None, [os.environ.get(name), HOST])) for name in names}
 
@@ -194,7 +194,7 @@ def _remove_left_behind() -> None:
             except ProcessLookupError:
                 shutil.rmtree(left, ignore_errors=True)
             except (OSError, OverflowError):
-                continue  # Somebody else's.
+                continue  # It belongs to another user.
 
 
 main = cli.binary(run, WebappSettings)

@@ -1,7 +1,7 @@
 """Metrics: distortion, verification, and statistics.
 
-How large a perturbation is, whether two embeddings show one person at a false accept rate, and
-confidence intervals of means and rates. Imports base modules only.
+The size of a perturbation, whether two embeddings match at a false accept rate, and confidence
+intervals of means and rates. Imports base modules only.
 """
 
 from deid_jax.metrics.distortion import SSIM_WINDOW, l2, linf, misclassified, mssim

@@ -20,21 +20,21 @@ def l2(images: jax.Array, originals: jax.Array) -> jax.Array:
 
 
 def linf(images: jax.Array, originals: jax.Array) -> jax.Array:
-    """‖x̂ − x‖∞: the largest change of a pixel's channel."""
+    """‖x̂ − x‖∞: the largest perturbation of any channel of any pixel."""
     return jnp.max(jnp.abs(images - originals), axis=(1, 2, 3))
 
 
 def mssim(images: jax.Array, originals: jax.Array) -> jax.Array:
-    """Mean structural similarity, the paper's SI.
+    """Mean structural similarity (SSIM), the paper's SI.
 
-    11×11 Gaussian window of σ = 1.5, K₁ = 0.01, K₂ = 0.03, data range 1, windows that lie
-    wholly inside the image, mean over channels. Wang, Bovik, Sheikh, Simoncelli: "Image
-    Quality Assessment", 2004. Images must be at least 11 pixels wide and high.
+    11×11 Gaussian windows with σ = 1.5 that lie wholly inside the image, K₁ = 0.01, K₂ = 0.03,
+    data range 1, mean over channels. Wang, Bovik, Sheikh, Simoncelli: "Image Quality
+    Assessment", 2004. Images must be at least 11 pixels wide and high.
     """
     from dm_pix import ssim
 
-    # The window as two matrix products: dm-pix's own 1-D convolutions take nine times as long
-    # on the CPU, a tenth of the whole time of a ten-step attack.
+    # The window is applied as two matrix products: dm-pix's 1-D convolutions take nine times as
+    # long on the CPU, a tenth of the time of a whole ten-step attack.
     rows, columns = (jnp.asarray(_gaussian_windows(size)) for size in images.shape[1:3])
 
     def blur(batch: jax.Array) -> jax.Array:

@@ -1,10 +1,9 @@
 """Confidence intervals of means and rates over images.
 
-Rates have Wilson intervals; means, and gains of one mean over another, bootstrap intervals over
-images by the percentile method, which needs no special case where values repeat. What they
-cover is the choice of images, not another recogniser or another draw of targets. Where
-images come in groups, as several of one person do, `bootstrap_groups` covers the choice of
-groups.
+Rates get Wilson intervals. Means, and gains of one mean over another, get percentile bootstrap
+intervals over images, which need no special case where values repeat. The intervals account
+for the choice of images, not for another recogniser or another draw of targets. If images come
+in groups, such as several per person, `bootstrap_groups` accounts for the choice of groups.
 """
 
 import math
@@ -20,16 +19,16 @@ from deid_jax.types import NumpyArray
 Interval = tuple[float, float]
 Number = TypeVar("Number", float, NumpyArray)
 
-# Two seeds' intervals then differ by about a fiftieth of their half width.
+# With this many, the intervals of two seeds differ by about a fiftieth of their half width.
 RESAMPLES = 9999
-# Cheaper, for tables of thousands of rates; then about a twentieth.
+# Cheaper, for tables of thousands of rates; intervals then differ by about a twentieth.
 GROUP_RESAMPLES = 2000
-# Values drawn at a time: bounds the memory, 8 MB an array.
+# Values drawn at a time; limits memory to 8 MB per array.
 _VALUES_PER_BATCH = 2**20
 
 
 def check_confidence(confidence: float) -> None:
-    """Refuses what is no share strictly between 0 and 1.
+    """Refuses anything but a number strictly between 0 and 1.
 
     Raises:
       InputError: see above.
@@ -42,7 +41,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a rate p = k/n, as SciPy computes it.
 
     (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n), z the normal quantile at
-    (1 + confidence)/2. It lies in [0, 1], and has a width for k = 0 and k = n, too.
+    (1 + confidence)/2. It lies in [0, 1], and its width is positive even for k = 0 and k = n.
 
     Args:
       successes: k, 0 to n.
@@ -77,7 +76,7 @@ def bootstrap_mean(
       resamples: how many.
 
     Returns:
-      (low, high); (NaN, NaN) for N = 1, which says nothing of how values spread.
+      (low, high); (NaN, NaN) for N = 1, since one value says nothing about the spread.
 
     Raises:
       InputError: no values, values that are not finite, or a parameter out of range.
@@ -94,14 +93,14 @@ def bootstrap_gain(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap interval of `gain` between two means, over pairs.
+    """Percentile bootstrap interval of the `gain` between two methods' means, paired by image.
 
-    A resample draws images, and takes both methods' values of each: what makes an image
-    hard for both cancels.
+    A resample draws images and takes both methods' values for each, so that what makes an
+    image hard for both methods cancels.
 
     Args:
       ours: finite numbers, [N].
-      other: the other method's, of the same images in the same order.
+      other: the other method's values for the same images in the same order.
       lower_is_better: see `gain`.
       confidence: between 0 and 1.
       seed: decides the resamples, and nothing else does.
@@ -137,21 +136,21 @@ def bootstrap_groups(
     seed: int = 0,
     resamples: int = GROUP_RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap interval of a mean over groups of values, a person's photos say.
+    """Percentile bootstrap interval of a mean over groups of values, such as a person's images.
 
     A resample draws as many groups as there are, with replacement, and takes all values of
-    each: values of one group may depend on each other in any way. Of few groups it is too
-    narrow, and of equal values a point.
+    each, so that values of one group may depend on each other in any way. With few groups the
+    interval is too narrow; with equal values it is a single point.
 
     Args:
       values: finite numbers, or booleans for a rate, [N].
-      groups: int[N], equal for values of one group.
+      groups: int[N], the group of each value.
       confidence: between 0 and 1.
       seed: decides the resamples, and nothing else does.
       resamples: how many.
 
     Returns:
-      (low, high); (NaN, NaN) for one group, which says nothing of how groups spread.
+      (low, high); (NaN, NaN) for one group, which says nothing about the spread of groups.
 
     Raises:
       InputError: no values, other numbers of them, values that are not finite, or a parameter
@@ -179,12 +178,12 @@ def bootstrap_groups(
 
 
 def gain(ours: Number, other: Number, *, lower_is_better: bool) -> Number:
-    """(other − ours)/other if lower is better, else (ours − other)/other: a fraction.
+    """Relative gain: (other − ours)/other if lower is better, else (ours − other)/other.
 
     Args:
-      ours: our figure.
-      other: the figure that it is set beside, not 0.
-      lower_is_better: true of distances, false of similarities and rates.
+      ours: our metric.
+      other: the metric that it is compared with, not 0.
+      lower_is_better: true for distances, false for similarities and rates.
     """
     return ((other - ours) if lower_is_better else (ours - other)) / other
 
@@ -211,7 +210,7 @@ def _bootstrap(
     n = len(samples[0])
     if n == 1:
         return math.nan, math.nan
-    # Infinities of a gain reach the quantiles, where they become NaN.
+    # Infinite gains are kept up to the quantiles, where they become NaN.
     with np.errstate(invalid="ignore"):
         result = stats.bootstrap(
             samples,

@@ -1,9 +1,9 @@
-"""Whether face recognisers still know a person: scores, thresholds, rates.
+"""Face verification: similarity scores, thresholds at a false accept rate, and ranks.
 
 Embeddings are [N, D], of any scale; everything is computed in float64 NumPy on the host.
-A score is a cosine in [-1, 1]. A photo is taken for a person if its score s to the person is
-at least the threshold: s ≥ t; it is protected if s < t. Persons are columns, and the label of
-a photo is the column of the person that it shows.
+A score is a cosine in [-1, 1]. An image matches a person if its score s with the person's
+gallery is at least the threshold, s ≥ t, and is protected if s < t. Persons are columns, and
+the label of an image is the column of the person that it shows.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-# Below this length a mean of unit vectors is rounding error, and has no direction.
+# A mean of unit vectors shorter than this is rounding error and has no direction.
 _NO_DIRECTION = 1e-9
 
 
 class SameDifferent(NamedTuple):
-    """How well scores tell pairs of one person from pairs of two.
+    """How well scores separate genuine pairs (one person) from impostor pairs (two persons).
 
     Attributes:
-      accuracy: the best share of pairs told rightly by one threshold.
-      threshold: the lowest score that reaches it.
-      auc: P(g > i) + P(g = i)/2 of a genuine score g and an impostor score i.
+      accuracy: the largest share of pairs that one threshold classifies correctly.
+      threshold: the lowest score that reaches this accuracy.
+      auc: P(g > i) + P(g = i)/2 for a genuine score g and an impostor score i.
     """
 
     accuracy: float
@@ -34,7 +34,7 @@ class SameDifferent(NamedTuple):
 
 
 def normalise(embeddings: NumpyArray) -> NDArray[np.float64]:
-    """Each embedding x as x / ‖x‖₂, float64[N, D].
+    """Divides each embedding x by ‖x‖₂: float64[N, D].
 
     Raises:
       InputError: not [N, D], not finite, or an embedding of length 0.
@@ -59,7 +59,7 @@ def cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
 def row_cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
     """⟨aᵢ, bᵢ⟩ / (‖aᵢ‖ ‖bᵢ‖), float64[N] in [-1, 1], of a [N, D] and b [N, D].
 
-    Pairs of photos (i, j) of `embeddings` are `row_cosines(embeddings[i], embeddings[j])`.
+    For index arrays i and j of pairs, use `row_cosines(embeddings[i], embeddings[j])`.
 
     Raises:
       InputError: an embedding that `normalise` refuses.
@@ -69,11 +69,11 @@ def row_cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
 
 
 def centroids(embeddings: NumpyArray, members: Sequence[NumpyArray]) -> NDArray[np.float64]:
-    """cₚ = mₚ / ‖mₚ‖₂ with mₚ the mean of person p's normalised embeddings.
+    """Centroids cₚ = mₚ / ‖mₚ‖₂, with mₚ the mean of person p's normalised embeddings.
 
     Args:
       embeddings: [N, D].
-      members: for each of P persons the positions of their embeddings, one or more.
+      members: for each of P persons, the positions of their embeddings, at least one.
 
     Returns:
       float64[P, D].
@@ -90,11 +90,11 @@ def centroids(embeddings: NumpyArray, members: Sequence[NumpyArray]) -> NDArray[
 
 
 def leave_one_out_centroids(embeddings: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
-    """For every photo the centroid of the *other* photos of its person.
+    """For every image, the centroid of the *other* images of the same person.
 
-    cᵢ = mᵢ / ‖mᵢ‖₂, mᵢ the mean of eⱼ / ‖eⱼ‖₂ over j ≠ i with the label of i. The cosine of
-    each photo to it, `row_cosines(embeddings, result)`, tells whether protected photos are
-    still linked to each other.
+    cᵢ = mᵢ / ‖mᵢ‖₂, mᵢ the mean of eⱼ / ‖eⱼ‖₂ over j ≠ i with the label of i. The cosines
+    `row_cosines(embeddings, result)` show whether protected images of a person still match
+    each other.
 
     Args:
       embeddings: [N, D].
@@ -104,7 +104,7 @@ def leave_one_out_centroids(embeddings: NumpyArray, labels: NumpyArray) -> NDArr
       float64[N, D].
 
     Raises:
-      InputError: a person with one photo, or what `centroids` refuses.
+      InputError: a person with one image, or what `centroids` refuses.
     """
     units = normalise(embeddings)
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
@@ -117,26 +117,26 @@ def leave_one_out_centroids(embeddings: NumpyArray, labels: NumpyArray) -> NDArr
 
 
 def genuine_scores(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
-    """sᵢ,ₗᵢ: each probe's score to its own person, float64[N], of scores [N, P]."""
+    """sᵢ,ₗᵢ: each probe's score with its own person, float64[N], from scores [N, P]."""
     return scores[np.arange(len(scores)), labels]
 
 
 def impostor_scores(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
-    """sᵢ,ₚ, p ≠ lᵢ: the probes' scores to all other persons, float64[N (P − 1)]."""
+    """sᵢ,ₚ, p ≠ lᵢ: the probes' scores with all other persons, float64[N (P − 1)]."""
     return scores[np.arange(scores.shape[1]) != labels[:, None]]
 
 
 def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
-    """The smallest threshold at which few enough impostors are accepted.
+    """The smallest threshold whose false accept rate is at most `far`.
 
-    min {t ∈ float64: #{s ≥ t} / n ≤ far}. With k the largest integer of k/n ≤ far that is the
-    float64 next above the (k + 1)-th highest score. So of impostors that tie there all are
-    rejected, and the rate reached may be lower than `far`, never higher.
+    min {t ∈ float64: #{s ≥ t} / n ≤ far}. With k the largest integer such that k/n ≤ far, this
+    is the float64 just above the (k + 1)-th highest score. Impostors tied at that score are all
+    rejected, so the actual rate may be lower than `far` but never higher.
 
     Args:
-      impostor_scores: [n], of any order.
-      far: false accept rate, between 0 and 1; n far ≥ 1, since fewer scores cannot tell it
-        from 0.
+      impostor_scores: [n], in any order.
+      far: false accept rate, between 0 and 1; n far ≥ 1, since fewer scores cannot distinguish
+        it from 0.
 
     Raises:
       InputError: `far` out of range, too few scores for it, or one that is not finite.
@@ -156,10 +156,10 @@ def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
 def far_thresholds(
     scores: NumpyArray, labels: NumpyArray, fars: Sequence[float]
 ) -> dict[float, float]:
-    """`threshold_at_far` for several rates, over clean probes against other persons.
+    """Thresholds at several false accept rates, from clean probes against other persons.
 
     Args:
-      scores: [N, P], `cosines` of the probes to galleries.
+      scores: [N, P], `cosines` of the probes with the galleries.
       labels: int[N], the probes' own persons, which are left out.
       fars: false accept rates.
 
@@ -174,11 +174,11 @@ def far_thresholds(
 
 
 def accuracy_and_threshold(genuine: NumpyArray, impostor: NumpyArray) -> SameDifferent:
-    """The best accuracy of saying "same person" to scores s ≥ t, and the area under the ROC.
+    """The best accuracy of accepting pairs with s ≥ t as the same person, and the ROC's area.
 
-    accuracy = max_t (#{g ≥ t} + #{i < t}) / (m + n), over t among the scores and above them
-    all, where no pair is accepted; of equally good ones the lowest t is returned. The AUC is
-    Mann and Whitney's U / (m n), ties counted half.
+    accuracy = max_t (#{g ≥ t} + #{i < t}) / (m + n), over t equal to a score or above all of
+    them, where no pair is accepted; the lowest of the best t is returned. The AUC is Mann and
+    Whitney's U / (m n), with ties counted half.
 
     Args:
       genuine: [m], scores of pairs of one person.
@@ -193,7 +193,7 @@ def accuracy_and_threshold(genuine: NumpyArray, impostor: NumpyArray) -> SameDif
     accepted = len(same) - np.searchsorted(same, candidates)
     right = accepted + np.searchsorted(other, candidates)
     best = int(np.argmax(right))
-    # Impostors below each genuine score, and those tied with it counted half.
+    # The number of impostors below each genuine score; ties count half.
     below = np.searchsorted(other, same, "left") + np.searchsorted(other, same, "right")
     return SameDifferent(
         accuracy=float(right[best] / (len(same) + len(other))),
@@ -203,10 +203,10 @@ def accuracy_and_threshold(genuine: NumpyArray, impostor: NumpyArray) -> SameDif
 
 
 def rank(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.int64]:
-    """1 + #{p: sᵢ,ₚ > sᵢ,ₗᵢ}: the place of the true person in the list of the likeliest.
+    """Rank of the true person among all persons by score: 1 + #{p: sᵢ,ₚ > sᵢ,ₗᵢ}.
 
-    1 is the best. Of persons with exactly equal scores the true one counts as first, so that
-    ties never count as protection.
+    1 is the best. The true person comes first among exactly equal scores, so that ties never
+    count as protection.
 
     Args:
       scores: [N, P].
@@ -220,7 +220,7 @@ def rank(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.int64]:
 
 
 def rank_rate(ranks: NumpyArray, k: int) -> float:
-    """#{rᵢ ≤ k} / n: the share of photos whose person is among the k likeliest."""
+    """Rank-k rate #{rᵢ ≤ k} / n: the share of images whose person ranks in the first k."""
     return float(np.mean(ranks <= k))
 
 

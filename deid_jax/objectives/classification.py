@@ -1,7 +1,7 @@
 """Objectives: what an attack minimises, per image.
 
-Logits are float32[B, K] over K identities. An objective is built inside the compiled
-program, from a function that already holds the model's (traced) weights.
+Logits are float32[B, K] over K persons. An objective is built inside the compiled program,
+from a function that already holds the model's (traced) weights.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ LogitsFn = Callable[[jax.Array], jax.Array]
 
 
 def cross_entropy(logits_fn: LogitsFn, labels: jax.Array, *, targeted: bool) -> Objective:
-    """Cross-entropy to a label, per image and never averaged over the batch.
+    """Cross-entropy with a label, per image and never averaged over the batch.
 
     Targeted: l(x̂) = −log softmax(f(x̂))[ŷ] with the target ŷ; success is argmax f(x̂) = ŷ.
     Untargeted: l(x̂) = +log softmax(f(x̂))[y] with the true y; success is argmax f(x̂) ≠ y.
@@ -41,13 +41,14 @@ def cross_entropy(logits_fn: LogitsFn, labels: jax.Array, *, targeted: bool) -> 
 
 
 def margin(logits_fn: LogitsFn, labels: jax.Array, *, targeted: bool) -> Objective:
-    """The difference of two logits, per image: below zero exactly where the attack succeeds.
+    """Logit margin, per image: below zero exactly where the attack succeeds.
 
     Targeted: l(x̂) = max over k ≠ ŷ of f(x̂)[k], minus f(x̂)[ŷ]; success is argmax f(x̂) = ŷ.
     Untargeted: l(x̂) = f(x̂)[y] minus the max over k ≠ y of f(x̂)[k]; success is
-    argmax f(x̂) ≠ y. Its slope does not fade as the recogniser gets sure, and its value tells
-    how far the boundary is. Carlini, Wagner: "Towards Evaluating the Robustness of Neural
-    Networks", 2017 (their f₆, before the max with −κ).
+    argmax f(x̂) ≠ y. Unlike the cross-entropy's, its gradient does not vanish when the
+    recogniser is confident, and its value tells how far the decision boundary is. Carlini,
+    Wagner: "Towards Evaluating the Robustness of Neural Networks", 2017 (their f₆, before the
+    max with −κ).
 
     Args:
       logits_fn: float32[B, H, W, C] in [0, 1] -> logits float32[B, K], K ≥ 2.

@@ -1,10 +1,10 @@
 """Objectives on embeddings: away from a person's gallery, towards another's, or both.
 
-Recognisers that compare faces give an embedding float[B, D] of each image; two images show
-one person where the cosine of their embeddings is at least a threshold τ. Losses here are
-margins: below zero exactly where the goal is reached, as `objectives.margin` is, so that least-
-distortion attacks know where the boundary lies. Galleries are unit vectors float32[B, D], each
-image's own: `verification.centroids` of several photos of a person.
+Embedders map images to embeddings float[B, D]; two images match if the cosine of their
+embeddings is at least a threshold τ. Like `objectives.margin`, the losses here are margins,
+below zero exactly where the goal is reached, so that least-distortion attacks can find the
+boundary. A gallery is float32[B, D], one unit vector per image: the `verification.centroids` of
+several photos of a person.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,8 @@ EmbedFn = Callable[[jax.Array], jax.Array]
 # (images float32[B, H, W, C] in [0, 1], key[B]) -> likewise.
 Transformation = Callable[[jax.Array, jax.Array], jax.Array]
 Reduction = Literal["mean", "max", "smooth"]
-# Of "smooth", in cosines: of two losses this far apart the higher counts e times as much.
+# The temperature s of "smooth", as a cosine: of two losses that differ by s, the higher one
+# weighs e times as much.
 _SOFTNESS = 0.1
 
 
@@ -35,7 +36,7 @@ def cosine(embeddings: jax.Array, gallery: ArrayLike) -> jax.Array:
 
 
 def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Objective:
-    """l(x̂) = cos(f(x̂), c) − τ: not to be taken for the person; success is l < 0.
+    """l(x̂) = cos(f(x̂), c) − τ: moves away from the person; success is l < 0.
 
     Args:
       embed_fn: f, float32[B, H, W, C] in [0, 1] -> float32[B, D].
@@ -55,16 +56,16 @@ def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Object
 
 
 def ensemble(objectives: Sequence[Objective], reduction: Reduction = "max") -> Objective:
-    """All goals at once: success where every objective succeeds.
+    """Combines several objectives; success where every one of them succeeds.
 
-    Serves several recognisers, and dodging and impersonating together.
+    Used to fool several recognisers, or to dodge and impersonate at the same time.
 
     Args:
       objectives: one or more.
-      reduction: "max", the hardest one's loss, which is below zero only where all are (for
-        attacks that seek the least change); "mean", so that every gradient knows of all (for
-        attacks of a given size); or "smooth", s log mean exp(l/s) with s = 0.1, which knows of
-        all and of the hardest the most.
+      reduction: "max", the largest loss, which is below zero only where all are (for attacks
+        that seek the least perturbation); "mean", whose gradient depends on every objective
+        (for attacks of a fixed size); or "smooth", s log mean exp(l/s) with s = 0.1, whose
+        gradient depends on all of them, and most on the largest.
 
     Raises:
       InputError: no objectives, or an unknown reduction.
@@ -86,17 +87,17 @@ def expectation(
     num_samples: int,
     reduction: Reduction = "mean",
 ) -> Objective:
-    """Expectation over transformations: l(x̂) = E_t l(t(x̂)), of `num_samples` draws a step.
+    """Expectation over transformations: l(x̂) = E_t l(t(x̂)), with `num_samples` draws a step.
 
-    One evaluation costs `num_samples` forward passes. Draws are fresh at every step and each
-    image's own. Success is that of all draws.
+    One evaluation costs `num_samples` forward passes. Every step and every image gets fresh
+    draws. An image succeeds if all of its draws do.
     Athalye, Engstrom, Ilyas, Kwok: "Synthesizing Robust Adversarial Examples", ICML 2018.
 
     Args:
-      objective: what to judge a transformed image by.
+      objective: the objective, evaluated on the transformed images.
       transformation: t, (images, key[B]) -> images, differentiable.
       num_samples: S ≥ 1.
-      reduction: "mean", or "max", the worst draw; or "smooth", see `ensemble`.
+      reduction: over the draws: "mean"; "max", the worst draw; or "smooth", see `ensemble`.
 
     Raises:
       InputError: S below 1, or an unknown reduction.

@@ -1,4 +1,4 @@
-"""Which runs can be compared: those that differ in method and settings alone."""
+"""Checks that runs can be compared: they may differ only in method and settings."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ RECOGNISER_FACTS = ("seed", "training", "accuracy", "split", "weights")
 
 
 class _Fact(NamedTuple):
-    """A fact that a run records, of one model or of all (""); None: it is not recorded."""
+    """A fact recorded by a run, about one model or all of them (""); None if not recorded."""
 
     name: str
     model: str
@@ -30,8 +30,8 @@ class SharedFacts:
     """Everything that the runs have in common.
 
     Attributes:
-      known: name -> value, the same wherever it was recorded.
-      unrecorded: run -> the names of facts that it does not record, and that were not compared.
+      known: name -> value, equal in all runs that record it.
+      unrecorded: run -> names of the facts that it does not record, which were not compared.
     """
 
     known: Mapping[str, FactValue]
@@ -41,12 +41,13 @@ class SharedFacts:
 def check_comparable(runs: Sequence[FinishedRun]) -> SharedFacts:
     """Refuses runs that differ in more than method and settings.
 
-    All must be of the same data set, split, number of images, images, size, crop, persons, seed
-    and rounding; attacks of the same kind of target and first iterate; and runs against one
-    recogniser of the same training. A fact that a run does not record passes.
+    All runs must have the same data set, split, number of images, images, size, crop, persons,
+    seed and rounding. Attacks must have the same kind of target and first iterate, and runs
+    against one recogniser must have the same training. Facts that a run does not record are
+    not compared.
 
     Raises:
-      InputError: two runs differ, or hold a point twice; names both.
+      InputError: two runs differ, or hold the same point; the message names both.
     """
     seen: dict[tuple[str, str], tuple[_Fact, str]] = {}
     unrecorded: dict[str, dict[str, None]] = {}
@@ -88,13 +89,13 @@ def _facts_of_settings(
         yield name, settings.get(name)
     quantize = settings.get("quantize")
     if quantize is None and "quantize" in settings:
-        # Methods that always round go with both.
+        # Methods that always round can be compared with either.
         if not (method in METHODS and METHODS[method].quantizes):
             yield "quantize", False
     else:
         yield "quantize", quantize
     yield "crop", settings.get("crop") or provenance.get("crop")
-    # Not every data set has these: "none" is a value, too.
+    # Not every data set has these; "none" counts as a value.
     folder = settings.get("data_dir")
     name = PurePath(folder).name if isinstance(folder, str) else ""
     recorded = "data_dir" in settings or provenance
@@ -103,7 +104,7 @@ def _facts_of_settings(
     if method in ATTACKS:
         for name, default in (("target", "random"), ("init", "image")):
             yield name, (settings.get(name) or default) if name in settings else None
-        # Runs from before there was a choice computed in float32.
+        # Older runs, which had no choice of precision, computed in float32.
         yield "precision", (settings.get("precision") or "float32") if settings else None
 
 
@@ -121,7 +122,7 @@ def check_no_point_twice(points: Sequence[MeasuredPoint]) -> None:
     """Refuses two points of the same method, recogniser and settings.
 
     Raises:
-      InputError: there are; names where they were read from.
+      InputError: there are two such points; the message names the runs they were read from.
     """
     seen: dict[tuple[object, ...], MeasuredPoint] = {}
     for point in points:

@@ -1,4 +1,4 @@
-"""Methods side by side: the fair point of each, with confidence intervals and gains."""
+"""Compares methods at equal misclassification rates, with confidence intervals and gains."""
 
 import dataclasses
 import math
@@ -11,15 +11,15 @@ from deid_jax.metrics.statistics import gain
 from deid_jax.models import MODELS
 from deid_jax.reports.measured import KINDS, MeasuredPoint, choose, known_first
 
-# The paper's gains: of the first over each of the others.
+# The paper reports the gains of the first method over each of the others.
 OURS, OTHERS = "pfgvm", ("ifgvm", "ifgsm")
-# Least misclassification rates that methods are compared at.
+# Methods are compared at settings that reach these misclassification rates.
 MIN_MR = (0.99, 0.995)
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number and its confidence interval, whose ends are None where it is unknown."""
+    """A number and its confidence interval, whose ends are None if unknown."""
 
     value: float
     low: float | None = None
@@ -28,7 +28,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-    """Metrics of a method, or its gains in them; None where there is none.
+    """Metrics of a method, or gains in them; None where there is no value.
 
     Attributes:
       l2: mean ‖x̂ − x‖₂.
@@ -43,12 +43,12 @@ class Estimates:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A method against a recogniser, in one table.
+    """One method's result against one recogniser, in one table.
 
     Attributes:
-      point: the point that stands for it; None where no point reaches the table's MR.
-      best_mr: the highest MR of its points.
-      estimates: of the point; empty without one.
+      point: the point that represents the method; None if no point reaches the table's MR.
+      best_mr: the highest MR of the method's points.
+      estimates: the point's metrics; empty without a point.
     """
 
     point: MeasuredPoint | None
@@ -58,15 +58,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonTable:
-    """Methods beside each other.
+    """One table that compares methods.
 
     Attributes:
       kind: one of `KINDS`.
-      min_mr: the MR that every point reaches; None: the points as they were run.
+      min_mr: the MR that every point reaches; None if the points are shown as they were run.
       methods: the rows, in the order of `METHODS`, unknown ones last.
       models: the recognisers, in the order of `MODELS`, unknown ones last.
       entries: (method, model) -> entry, where there is one.
-      gains: (other, model) -> the gains of `OURS` over the other method, where there are any.
+      gains: (other, model) -> the gains of `OURS` over the other method, if any.
     """
 
     kind: str
@@ -84,18 +84,18 @@ def tables_of(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[ComparisonTable]:
-    """The tables of some comparable points, 8-bit images first.
+    """Makes the tables for comparable points, those of 8-bit images first.
 
-    Without `min_mr`, and where every method has one point against each recogniser, there is
-    one table of each kind, of the points as they were run. Else there is a table for each
-    entry of `min_mr`: every method stands at its point of least L2 (then of highest MR) among
-    those whose MR reaches it, both judged on the table's kind of image.
+    If `min_mr` is None and every method has one point against each recogniser, there is one
+    table per kind of image, with the points as they were run. Otherwise there is one table per
+    kind and entry of `min_mr`, where each method is represented by the point of smallest L2
+    (then of highest MR) among those that reach this MR, measured on the table's kind of image.
 
     Args:
       points: at least one; see `comparable.check_comparable`.
       min_mr: misclassification rates, 0 to 1; None: 0.99 and 0.995, or the points as run.
-      confidence: of the intervals, between 0 and 1.
-      seed: of the bootstrap.
+      confidence: confidence level of the intervals, between 0 and 1.
+      seed: seed of the bootstrap.
 
     Raises:
       InputError: a parameter is out of range.
@@ -136,7 +136,7 @@ def _table(
 
 
 class _Estimator:
-    """Metrics and gains with their intervals; each point's are computed once."""
+    """Computes metrics and gains with their intervals, once for each point."""
 
     def __init__(self, confidence: float, seed: int):
         self._confidence = confidence
@@ -164,12 +164,12 @@ class _Estimator:
         return _estimate(mean, interval)
 
     def gains(self, ours: MeasuredPoint, other: MeasuredPoint, kind: str) -> Estimates:
-        """The gains; None where the other method has 0."""
+        """The gains of `ours` over `other`; None where the other method's metric is 0."""
         one, two, pairs = ours.means(kind), other.means(kind), _pairs(ours, other, kind)
         return Estimates(
             l2=self._gain(one.l2, two.l2, [(a.l2, b.l2) for a, b in pairs], True),
             mssim=self._gain(one.mssim, two.mssim, [(a.mssim, b.mssim) for a, b in pairs]),
-            # A bootstrap says nothing of rates near 1.
+            # A bootstrap says nothing about rates near 1.
             mr=self._gain(one.mr, two.mr, []),
         )
 
@@ -198,7 +198,7 @@ class _Estimator:
 def _pairs(
     ours: MeasuredPoint, other: MeasuredPoint, kind: str
 ) -> list[tuple[ImageMetrics, ImageMetrics]]:
-    """Both methods' metrics of each image; none where their images differ."""
+    """Pairs of both methods' metrics for each image; empty if their images differ."""
     first, second = (
         dict(zip((r.image for r in point.records), point.images(kind), strict=True))
         for point in (ours, other)

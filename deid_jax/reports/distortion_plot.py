@@ -1,7 +1,7 @@
-"""Success against distortion as a figure: one panel per goal, one step curve per trial.
+"""Plots success against distortion: one panel per goal, one step curve per trial.
 
 Up and to the left is better. Curves of other libraries are dashed. Distances are on a log
-scale: originals that meet the goal by themselves are at its left end.
+scale; originals that already meet the goal are at its left end.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _OURS, _OTHERS = ("-",), ("--", ":", "-.")
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One trial: its name in the legend, its distances, whether it is another library's."""
+    """One trial: its name in the legend, its distances, and whether it is a peer's."""
 
     name: str
     distances: Distances
@@ -32,8 +32,8 @@ def draw_success_curves(panels: Mapping[str, Sequence[Series]], *, title: str) -
     """Draws the curves, all panels to the same scale.
 
     Args:
-      panels: the trials by the panel's title, at least one; a name looks the same in all.
-      title: of the figure.
+      panels: panel title -> trials, at least one; a name looks the same in all panels.
+      title: title of the figure.
 
     Returns:
       A PNG file.
@@ -71,7 +71,7 @@ def draw_success_curves(panels: Mapping[str, Sequence[Series]], *, title: str) -
 
 
 def _looks(every: Sequence[Series]) -> dict[str, tuple[str, str]]:
-    """Colour and line of each name: ours solid; lines change where colours repeat."""
+    """Colour and line style of each name: ours solid; styles vary where colours repeat."""
     looks = {}
     for is_peer, lines in ((False, _OURS), (True, _OTHERS)):
         names = dict.fromkeys(series.name for series in every if series.is_peer == is_peer)
@@ -89,7 +89,7 @@ def _left(every: Sequence[Series], limit: float) -> float:
 
 
 def _dress(axis: "Axes", name: str, span: tuple[float, float]) -> None:
-    """Axes and grid; distances on a log scale, as trials differ by factors."""
+    """Draws axes and grid, with a log scale for distances, because trials differ by factors."""
     axis.set_xscale("log")
     axis.set_xlim(*span)
     ticks = plotting.round_ticks(*span, (plotting.HALVES,))

@@ -24,7 +24,7 @@ def write_line(
     size: int = 13,
     width: int = TILE,
 ) -> None:
-    """Writes one line no wider than `width`; `text` is cut with "..." where it is too long."""
+    """Writes one line no wider than `width`; ends `text` with "..." if it is too long."""
     font = _font(size)
     text = _drawable(text)
     shown, length = text + ending, len(text)
@@ -35,7 +35,7 @@ def write_line(
 
 
 def _drawable(text: str) -> str:
-    """The text in ASCII, as the font has no more: without accents, "?" for other characters."""
+    """The text in ASCII, which is all the font has: no accents, "?" for other characters."""
     plain = [c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)]
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in plain)
 

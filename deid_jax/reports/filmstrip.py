@@ -1,7 +1,7 @@
 """The evolution figure: how an attack's images change step by step, as a filmstrip and a GIF.
 
-Images are uint8[H, W, 3]. Below each frame stands the person that the recogniser predicts, and
-the probability: dark if it is the true person, else red.
+Images are uint8[H, W, 3]. The caption of each frame is the person that the recogniser predicts
+and the probability, in dark if that is the true person and in red otherwise.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ _LAST_MILLISECONDS = 2500
 
 @dataclasses.dataclass(frozen=True)
 class FilmFrame:
-    """An image after some steps.
+    """An image after some number of attack steps.
 
     Attributes:
       image: uint8[H, W, 3].
       prediction: the person that the recogniser predicts.
-      probability: the softmax probability of that.
+      probability: the softmax probability of this person.
     """
 
     image: Pixels
@@ -42,7 +42,7 @@ class Film:
     Attributes:
       person: the person shown.
       original: the image before the attack.
-      frames: one per number of steps.
+      frames: one frame per number of steps.
     """
 
     person: str
@@ -53,8 +53,8 @@ class Film:
 def moments(num_steps: int, count: int) -> tuple[int, ...]:
     """Up to `count` numbers of steps from 0 to `num_steps`, evenly spaced on a log scale.
 
-    Remaining noise shrinks by a factor in each step: evenly spaced moments would show it in
-    the first two frames only.
+    The remaining noise shrinks by a constant factor per step: with linear spacing only the
+    first two frames would show it.
     """
     if num_steps == 0 or count < 2:
         return (num_steps,)
@@ -122,7 +122,7 @@ def _draw_frame(
     canvas: Image.Image, person: str, frame: FilmFrame, corner: tuple[int, int]
 ) -> None:
     pen, (left, top) = ImageDraw.Draw(canvas), corner
-    # Nearest: noise is to look like noise.
+    # Nearest-neighbour scaling, so that noise looks like noise.
     image = Image.fromarray(frame.image).resize((_FRAME, _FRAME), Image.Resampling.NEAREST)
     canvas.paste(image, corner)
     ink = INK if frame.prediction == person else WRONG

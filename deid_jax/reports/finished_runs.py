@@ -1,7 +1,7 @@
-"""Finished runs on disk: found, read and checked, all before anything is compared.
+"""Finds, reads and checks finished runs on disk, before anything is compared.
 
-A run is a folder that `experiments.attack` (`metrics.json`) or `experiments.sweep`
-(`sweep.csv`) has written. Whatever is wrong with one raises `InputError` with one line.
+A run is a folder written by `experiments.attack` (`metrics.json`) or `experiments.sweep`
+(`sweep.csv`). Anything wrong with a run raises `InputError` with one line.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _RECORDS = "per_image.csv"
 
 @dataclasses.dataclass(frozen=True)
 class AttributesTable:
-    """An `attributes.csv`: the folder it is in, its headings and its lines."""
+    """The content of an `attributes.csv`: its folder, headings and lines."""
 
     source: str
     headings: Sequence[str]
@@ -40,10 +40,10 @@ class AttributesTable:
 
 
 def kind_of(folder: Path) -> str | None:
-    """The file that makes a folder a run; None if it is none.
+    """The file that makes a folder a run; None if the folder is not a run.
 
     Raises:
-      InputError: it is two.
+      InputError: the folder has the files of both kinds of run.
     """
     kinds = [name for name in ("metrics.json", "sweep.csv") if (folder / name).is_file()]
     if len(kinds) > 1:
@@ -52,10 +52,10 @@ def kind_of(folder: Path) -> str | None:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The runs, and folders with `attributes.csv`, at and below the folders given.
+    """Finds runs, and folders with `attributes.csv`, in and below the given folders.
 
     Raises:
-      InputError: there is no run in one of them, or one is found twice.
+      InputError: a folder contains no run, or a run is found twice.
     """
     found: dict[Path, Path] = {}
     for given in folders:
@@ -73,13 +73,13 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def _walk(folder: Path, above: Sequence[Path]) -> Iterator[Path]:
-    """The folders of interest at and below a folder; not below runs, nor in hidden ones."""
+    """Runs and attribute folders in and below a folder, but not in hidden folders or runs."""
     if kind_of(folder) or (folder / "attributes.csv").is_file():
         yield folder
     inside = (*above, folder.resolve())
     if not kind_of(folder):
         for entry in sorted(folder.iterdir()):
-            # Links may lead back to where they are.
+            # A link may lead back to a folder above it.
             if entry.is_dir() and entry.name[0] != "." and entry.resolve() not in inside:
                 yield from _walk(entry, inside)
 
@@ -88,7 +88,7 @@ def read_run(folder: Path) -> FinishedRun:
     """Reads an attack run or a sweep.
 
     Raises:
-      InputError: a file is broken, or does not belong to the others.
+      InputError: a file is damaged or inconsistent with the others.
     """
     path = folder / DESCRIPTION
     description = read_json(path) if path.exists() else {}
@@ -164,16 +164,16 @@ def _point(
 
 
 def _lines(folder: Path, columns: Sequence[str] = ()) -> list[CsvLine]:
-    """The lines of `per_image.csv`; none without the file."""
+    """The lines of `per_image.csv`; empty if there is no such file."""
     path = folder / _RECORDS
     return read_csv(path, columns) if path.exists() else []
 
 
 def _with_records(point: MeasuredPoint, records: Sequence[ImageRecord]) -> MeasuredPoint:
-    """The point with its records, where the folder has any.
+    """The point with its records, if the folder has any.
 
     Raises:
-      InputError: the point's metrics are not means of these records.
+      InputError: the point's metrics are not the means of these records.
     """
     path, told = Path(point.source) / _RECORDS, point.metrics
     if not path.exists():
@@ -206,15 +206,15 @@ def _settings_in(line: CsvLine, names: Sequence[str]) -> dict[str, Setting]:
 
 
 def _settings(values: Mapping[str, object], where: str) -> dict[str, Setting]:
-    """The settings that a method has, from JSON (infinity is a text there) or CSV.
+    """A method's settings, from JSON (where infinity is a string) or CSV.
 
     Raises:
-      InputError: one is NaN, or a list or the like.
+      InputError: a value is NaN, or neither a number nor text.
     """
     settings: dict[str, Setting] = {}
     for name, value in values.items():
         if isinstance(value, bool):
-            value = str(value)  # As CSV has it.
+            value = str(value)  # The same form as in CSV.
         elif isinstance(value, str):
             number = number_in(value)
             value = value if number is None else number
@@ -238,14 +238,14 @@ def _png(path: Path) -> bytes:
 
 
 def read_attributes(folders: Sequence[Path], facts: SharedFacts) -> list[AttributesTable]:
-    """Every `attributes.csv`.
+    """Reads every `attributes.csv` in the given folders.
 
     Args:
       folders: where to look.
-      facts: of the runs: the table must be of the same images.
+      facts: the facts of the runs: the tables must be about the same images.
 
     Raises:
-      InputError: a table is broken, empty, or of other images.
+      InputError: a table is damaged, empty, or about other images.
     """
     tables = []
     for path in (folder / "attributes.csv" for folder in folders):

@@ -1,9 +1,9 @@
-"""The frontier: misclassification against distortion, for every method and setting.
+"""Plots misclassification against distortion for every method and setting.
 
-One row of panels per recogniser: MR against L2 and against MSSIM, both stretched where methods
-differ. Up and to the left is better in both. A line connects the points of a method that none
-of its others beats: solid for the 8-bit images, dashed for the float results. Rings mark
-each method's least L2 at an MR of 99 % and of 99.5 %.
+One row of panels per recogniser shows MR against L2 and against MSSIM, on scales that spread
+out the region where methods differ. Up and to the left is better in both. A line connects the
+Pareto-optimal points of each method: solid for the 8-bit images, dashed for the float results.
+Rings mark each method's smallest L2 at an MR of 99 % and of 99.5 %.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
-# Then some of Tol's, which the colour-blind can tell apart, too; grey after them.
+# Followed by some of Tol's colours, which are also safe for colour-blind readers, then grey.
 _COLOURS = (
     *(*plotting.COLOURS, "#882255", "#117733", "#332288", "#AA4499", "#999933", "#44AA99"),
     *("#661100", "#6699CC", "#DDCC77"),
 )
 _MARKERS = "osD^vPXp<>hd8sDo"
-# What separates 99 from 99.5 %: distances to just above 100 %, on a log scale.
+# To separate 99 % from 99.5 %, MR is drawn as the distance to just above 100 %, on a log scale.
 _ABOVE = 0.003
 _RATES = (0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 1)
 _LEAST = 1e-4
@@ -38,7 +38,7 @@ def draw_frontier(points: Sequence[MeasuredPoint]) -> bytes:
     """Draws the frontier.
 
     Args:
-      points: at least one, of one or several recognisers, measured on the same images.
+      points: at least one, against one or several recognisers, measured on the same images.
 
     Returns:
       A PNG file.
@@ -87,21 +87,21 @@ def _legend(methods: Sequence[str]) -> list["Line2D"]:
 
 
 def _style(method: str) -> tuple[str, str]:
-    """Colour and marker, the same in every figure."""
+    """A method's colour and marker, the same in every figure."""
     looks = dict(zip(METHODS, zip(_COLOURS, _MARKERS, strict=True), strict=False))
     return looks.get(method, ("#777777", "*"))
 
 
 def _place(point: MeasuredPoint, kind: str, metric: str) -> tuple[float, float]:
-    """Where a point stands: L2 or 1 − MSSIM, at least what a log scale can show, and MR."""
+    """A point's coordinates: L2 or 1 − MSSIM, clipped from below for the log scale, and MR."""
     means = point.means(kind)
     return max(means.l2 if metric == "l2" else 1 - means.mssim, _LEAST), means.mr
 
 
 def _draw_method(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> None:
-    """A marker for every point, a line through those on the frontier, rings at the goals."""
+    """Draws a marker for every point, a line along the frontier, and rings at the goals."""
     colour, marker = _style(points[0].method)
-    # Attacks lie above the baselines.
+    # Attacks are drawn on top of the baselines.
     zorder = 4 if points[0].method in ATTACKS else 3
     for kind in KINDS:
         is_kept = kind == "uint8"
@@ -134,7 +134,7 @@ def _draw_method(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> 
 
 
 def unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (distortion, MR) that no other beats in both, by distortion."""
+    """The Pareto-optimal points (distortion, MR), sorted by distortion."""
     best: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if not best or point[1] > best[-1][1]:
@@ -143,7 +143,7 @@ def unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _draw_axes(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> None:
-    """Axes, grid, and the line of the clean error."""
+    """Draws axes, grid, and a line at the clean error."""
     axis.set_yscale(
         "function",
         functions=(

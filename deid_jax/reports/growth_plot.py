@@ -1,6 +1,6 @@
-"""Growth of time and memory: curves, the lines fitted to them, and the figure of both.
+"""Plots how time and memory grow, with lines fitted to the measurements.
 
-Times are seconds, memory is bytes; both grow with a positive count.
+Times are in seconds, memory in bytes; both are functions of a positive count.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class LineFit:
-    """The line y = intercept + slope · x through points, and how well it holds.
+    """A fitted line y = intercept + slope · x, and how well it fits.
 
     Attributes:
       intercept: y at x = 0.
       slope: growth of y per unit of x.
-      r2: the share of y's variance that the line explains; 1 where y does not vary.
-      exponent: slope of log y against log x: 1 where y is proportional to x, less where a
-        fixed cost is added.
+      r2: the share of y's variance that the line explains; 1 if y does not vary.
+      exponent: slope of log y against log x: 1 if y is proportional to x, less if there is also
+        a fixed cost.
     """
 
     intercept: float
@@ -45,7 +45,7 @@ class LineFit:
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
-    """Least squares in float64.
+    """Fits a line by least squares in float64.
 
     Args:
       x: at least two different positive numbers.
@@ -71,7 +71,7 @@ def _line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Time and memory while one count grew and all else was constant.
+    """Time and memory measured while one count grew and everything else stayed constant.
 
     Attributes:
       against: the count: "images", "steps", "pixels" or "batch".
@@ -87,7 +87,7 @@ class Curve:
 
     @property
     def time(self) -> LineFit | None:
-        """The fit of the seconds; None with under two points and where the batch grows."""
+        """The fit of the seconds; None with fewer than two points or if the batch grows."""
         return None if self.against == "batch" else _fit_known(self.x, self.seconds)
 
     @property
@@ -97,7 +97,7 @@ class Curve:
 
     @property
     def memory_ratio(self) -> float | None:
-        """Peak memory at the largest count that did not fail over that at the smallest."""
+        """Peak memory at the largest count that did not fail, over that at the smallest."""
         known = [value for value in self.peak_bytes if value is not None]
         return known[-1] / known[0] if known else None
 
@@ -136,7 +136,7 @@ def draw_growth(curves: Mapping[str, Curve], *, titles: Mapping[str, str], title
 
     Args:
       curves: one for each of "images", "steps", "pixels" and "batch".
-      titles: what was constant, for each of them.
+      titles: what stayed constant, for each of them.
       title: what was measured, and where.
 
     Returns:
@@ -187,7 +187,7 @@ def _draw_memory(axis: "Axes", batch: Curve, images: Curve) -> None:
         highest = max(highest, *(value or 0.0 for value in values))
     _dress_x(axis, (*batch.x, *images.x), lambda counts: _ticks(counts[0], counts[-1]))
     if highest:
-        # From zero, so that what is flat looks flat.
+        # The axis starts at zero, so that a flat curve looks flat.
         axis.set_ylim(0, 1.35 * highest)
         axis.yaxis.set_major_formatter("{x:,.0f}")
     _finish(axis, "pictures: in a batch, or in all", "peak memory (MiB)")
@@ -201,7 +201,7 @@ def _draw_points(
     look: tuple[str, str],
     label: str,
 ) -> None:
-    """Markers of a colour and line, with a gap and a cross at the foot for failures."""
+    """Draws markers and a line; a failure is a gap and a cross at the bottom."""
     colour, line = look
     known = [math.nan if value is None else value for value in y]
     axis.plot(x, known, marker="o", markersize=6, color=colour, linestyle=line, label=label)
@@ -217,7 +217,7 @@ def _dress_x(
     x: Iterable[int],
     ticks_of: Callable[[Sequence[int]], Sequence[float]],
 ) -> None:
-    """A log scale with round numbers."""
+    """Gives the x axis a log scale with round numbers."""
     counts = sorted(set(x))
     axis.set_xscale("log")
     axis.set_xlim(counts[0] / 1.25, counts[-1] * 1.25)
@@ -234,7 +234,7 @@ def _finish(axis: "Axes", x_label: str, y_label: str) -> None:
 
 
 def _apart(counts: Sequence[int]) -> list[int]:
-    """Those of increasing counts that leave room for a label each; the largest always."""
+    """The counts, out of increasing ones, whose labels do not overlap; keeps the largest."""
     least = 0.09 * math.log(counts[-1] / counts[0])
     kept = [counts[-1]]
     for count in reversed(counts[:-1]):

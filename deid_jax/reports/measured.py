@@ -1,7 +1,7 @@
 """Finished runs in memory: methods, their settings, and the metrics of each.
 
-L2 is in pixels of [0, 1], rates are fractions. Metrics come twice: of the 8-bit image that is
-kept ("uint8") and of the attack's float32 result ("float").
+L2 is for pixels in [0, 1]; rates are fractions. Every metric exists twice: for the 8-bit image
+that is written ("uint8") and for the attack's float32 result ("float").
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from deid_jax.evaluation.records import ImageMetrics, ImageRecord, MeanMetrics, RunMetrics
 from deid_jax.types import Json
 
-# What is measured; the image that a user keeps comes first.
+# The kinds of images that are measured; the one that a user keeps comes first.
 KINDS = ("uint8", "float")
 
 Setting = float | str
 
 
-# Compared by identity: a mapping cannot be hashed, and each is read once.
+# Compared by identity, because mappings cannot be hashed and each point is read only once.
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeasuredPoint:
     """A method at one setting, measured on one set of images.
@@ -42,23 +42,23 @@ class MeasuredPoint:
     source: str = ""
 
     def means(self, kind: str) -> MeanMetrics:
-        """The means of a kind of image, see `KINDS`."""
+        """The mean metrics for one kind of image; see `KINDS`."""
         return self.metrics.uint8_result if kind == "uint8" else self.metrics.float_result
 
     def images(self, kind: str) -> list[ImageMetrics]:
-        """The metrics of every image, of a kind."""
+        """The metrics of every image, for one kind of image."""
         return [r.uint8_result if kind == "uint8" else r.float_result for r in self.records]
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """A folder of points.
+    """A finished run: its measured points and their description.
 
     Attributes:
       source: the folder's name.
-      points: one of an attack run, one per row of a sweep.
-      description: what `config.json` holds; empty where there is none.
-      sheets: the PNG files of images at some of the points.
+      points: a single point for an attack run, one per row for a sweep.
+      description: the content of `config.json`; empty if there is none.
+      sheets: PNG files with images at some of the points.
     """
 
     source: str
@@ -68,7 +68,7 @@ class FinishedRun:
 
 
 def known_first(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Each name once: those known in their order, then the others alphabetically."""
+    """Each name once: known names in their order, then the others alphabetically."""
     given, order = set(names), dict.fromkeys(known)
     return (*(name for name in order if name in given), *sorted(given - order.keys()))
 
@@ -76,14 +76,14 @@ def known_first(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
 def choose(
     points: Sequence[MeasuredPoint], kind: str, min_mr: float | None
 ) -> MeasuredPoint | None:
-    """The point of least L2 among those whose MR reaches `min_mr`; None if none does."""
-    # Rates are sums over counts: 1e-9 is below any 1/N and above rounding errors.
+    """The point of smallest L2 among those whose MR reaches `min_mr`; None if none does."""
+    # Rates are sums divided by counts: 1e-9 is below any 1/N and above rounding errors.
     eligible = [p for p in points if min_mr is None or p.means(kind).mr >= min_mr - 1e-9]
     return min(eligible, key=lambda p: (p.means(kind).l2, -p.means(kind).mr), default=None)
 
 
 def best_point(points: Sequence[MeasuredPoint], kind: str, min_mr: float) -> MeasuredPoint:
-    """The point of least L2 that reaches `min_mr`, else of those that come nearest."""
+    """The point of smallest L2 that reaches `min_mr`, or else among those of highest MR."""
     highest = max(point.means(kind).mr for point in points)
     chosen = choose(points, kind, min(min_mr, highest))
     assert chosen is not None

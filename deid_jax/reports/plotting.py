@@ -1,4 +1,4 @@
-"""The looks that all plots share: colours, round ticks, reproducible PNG bytes."""
+"""Shared style of all plots: colours, round ticks, reproducible PNG bytes."""
 
 import io
 import math
@@ -17,7 +17,7 @@ TENS, HALVES, FINE = (1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of a size in inches."""
+    """An empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -34,7 +34,7 @@ def png_of(figure: "Figure") -> bytes:
 def round_ticks(
     low: float, high: float, multiples: Sequence[Sequence[float]], *, least: int = 1
 ) -> list[float]:
-    """Round numbers from low to high: the first multiples that give `least`, else the last."""
+    """Round numbers from low to high: the coarsest steps that give at least `least` of them."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     shown: list[float] = []
     for chosen in multiples:

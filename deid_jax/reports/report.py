@@ -1,7 +1,7 @@
-"""The comparison of methods in words: names, cells, and what the tables are about.
+"""The text of a comparison: names, table cells, and an explanation of the tables.
 
-No text has dates or timings, and of paths only the runs' names as they were given: the same
-command gives the same bytes.
+Texts contain no dates, timings or paths other than the runs' names as the user gave them, so
+that the same command gives the same bytes.
 """
 
 import collections
@@ -42,15 +42,15 @@ _GAINS = (
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonReport:
-    """All that is shown.
+    """Everything that a comparison shows.
 
     Attributes:
       tables: from `comparison.tables_of`.
-      runs: the runs that they were made of.
+      runs: the runs that the tables were made from.
       shared: what the runs have in common.
-      confidence: of the intervals.
-      seed: of the bootstrap.
-      attributes: what survives beside the person.
+      confidence: confidence level of the intervals.
+      seed: seed of the bootstrap.
+      attributes: tables of attributes that survive de-identification.
     """
 
     tables: Sequence[ComparisonTable]
@@ -72,7 +72,7 @@ class ComparisonReport:
 
 @dataclasses.dataclass(frozen=True)
 class TableCell:
-    """A number as text, and its interval."""
+    """A number and its interval, as text."""
 
     text: str
     interval: str = ""
@@ -80,7 +80,7 @@ class TableCell:
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A line of a table: for each model a cell per heading, and the point's settings."""
+    """A table row: for each model, one cell per heading and the point's settings."""
 
     label: str
     is_gain: bool
@@ -89,7 +89,7 @@ class TableRow:
 
 
 def title_of_method(method: str) -> str:
-    """A method's name for people."""
+    """A method's name as shown to readers."""
     return (METHODS[method].title if method in METHODS else "") or method
 
 
@@ -100,7 +100,7 @@ def title_of(table: ComparisonTable) -> str:
 
 
 def settings_of(point: MeasuredPoint) -> str:
-    """A point's settings in one line, in the method's order: "α 0.1, λ 1, 50 steps"."""
+    """A point's settings on one line, in the method's order: "α 0.1, λ 1, 50 steps"."""
     known = METHODS[point.method].settings() if point.method in METHODS else ()
     return ", ".join(
         _SYMBOLS.get(name, name + " {}").format(_number(point.settings[name]))
@@ -109,7 +109,7 @@ def settings_of(point: MeasuredPoint) -> str:
 
 
 def _number(value: float | str) -> str:
-    """The shortest text of the number, without the rounding error of a factor of 100."""
+    """The shortest text of a number, without the rounding error of multiplying by 100."""
     if isinstance(value, str):
         return value
     short = f"{value:g}"
@@ -118,12 +118,12 @@ def _number(value: float | str) -> str:
 
 def percent(fraction: float) -> str:
     """A fraction in per cent, with one decimal."""
-    # Adding 0 makes 0 of -0.
+    # Adding 0 turns -0 into 0.
     return f"{round(100 * fraction, 1) + 0:.1f} %"
 
 
 def rows_of(table: ComparisonTable) -> list[TableRow]:
-    """A table as text: a row per method, then a row per gain that any model has."""
+    """A table's rows as text: one per method, then one per gain that any model has."""
     rows = []
     for method in table.methods:
         entries = [table.entries.get((method, model)) for model in table.models]
@@ -166,7 +166,7 @@ def _cell(estimate: Estimate | None, form: Callable[[float], str]) -> TableCell:
 
 
 def lead(report: ComparisonReport) -> list[str]:
-    """Paragraphs on what is compared and how to read it."""
+    """Introductory paragraphs: what is compared and how to read the tables."""
     gains = _GAINS if any(table.gains for table in report.tables) else ""
     return [
         f"{_measured(report.shared)}; clean error: {_clean_errors(report.points)}.",
@@ -201,7 +201,7 @@ def _clean_errors(points: Sequence[MeasuredPoint]) -> str:
             errors[point.model].append(point.metrics.clean_error)
     texts = []
     for model, own in errors.items():
-        # More than one where devices round differently.
+        # There are several if devices round differently.
         ends = dict.fromkeys(map(percent, (min(own), max(own)) if own else ()))
         texts.append(f"{model} {' to '.join(ends) or 'not recorded'}")
     return ", ".join(texts)

@@ -1,7 +1,7 @@
-"""The comparison as `table.md`, `table.csv`, `report.html`, and for the terminal.
+"""Writes a comparison as `table.md`, `table.csv` and `report.html`, and for the terminal.
 
-`table.csv` has a line for each kind of image, threshold of MR, recogniser and method. The
-gains of P-FGVM over the line's method are columns of that line, fractions like all rates.
+`table.csv` has one line for each kind of image, required MR, recogniser and method. The gains
+of P-FGVM over that method are further columns, as fractions like all rates.
 """
 
 import base64
@@ -37,7 +37,7 @@ _LONG = re.compile(r"-?\d+\.\d{4,}")
 
 
 def report_markdown(report: ComparisonReport) -> str:
-    """`table.md`."""
+    """The content of `table.md`."""
     parts = [f"# {TITLE}", *map(_in_markdown, lead(report))]
     for table in report.tables:
         header = [""]
@@ -62,7 +62,7 @@ def _in_markdown(text: str) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown whose columns line up in plain text, numbers to the right."""
+    """A Markdown table whose columns line up in plain text, with numbers right-aligned."""
     lines = [[_in_markdown(text) for text in line] for line in lines]
     columns = []
     for number, column in enumerate(zip(*lines, strict=True)):
@@ -75,9 +75,9 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def csv_rows(report: ComparisonReport) -> list[Row]:
-    """The lines of `table.csv`, one for each kind, threshold, model and method that was run.
+    """The lines of `table.csv`, one for each kind, required MR, model and method that was run.
 
-    Where no point reaches the threshold, all of it but `best_mr` is empty.
+    If no point reaches the required MR, only `best_mr` is filled in.
     """
     known = [name for method in METHODS.values() for name in method.settings()]
     names = known_first((name for point in report.points for name in point.settings), known)
@@ -120,11 +120,11 @@ def _csv_columns(prefix: str, estimates: Estimates) -> Row:
 
 
 def html(report: ComparisonReport, *, frontier: bytes) -> str:
-    """`report.html`: one file that needs no other, and no script.
+    """The content of `report.html`: a single self-contained file without scripts.
 
     Args:
       report: what to show.
-      frontier: a PNG file, see `deid_jax.reports.frontier`.
+      frontier: the PNG file from `deid_jax.reports.frontier`.
     """
     import jinja2
 
@@ -155,7 +155,7 @@ def html(report: ComparisonReport, *, frontier: bytes) -> str:
 
 
 def _versions(runs: Sequence[FinishedRun]) -> list[tuple[str, str]]:
-    """(run, versions), runs of equal versions together; those of the report last."""
+    """(runs, versions), grouping runs with equal versions; the report's own come last."""
     groups: dict[str, list[str]] = {}
     for run in runs:
         groups.setdefault(_listed(section(run.description, "versions")), []).append(run.source)
@@ -170,7 +170,7 @@ def _listed(versions: Mapping[str, Json]) -> str:
 
 
 def for_terminal(table: ComparisonTable) -> "Table":
-    """A table for the terminal, the models one below the other so that it stays narrow."""
+    """A table for the terminal, with models below each other so that it stays narrow."""
     from rich.table import Table
     from rich.text import Text
 

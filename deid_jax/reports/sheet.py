@@ -1,4 +1,4 @@
-"""The sheet of a run: original | de-identified | perturbation ×k, a row per image.
+"""The sheet of a run: original | de-identified | perturbation ×k, one row per image.
 
 Images are uint8[H, W, 3].
 """
@@ -25,7 +25,7 @@ class SheetRow:
       original: uint8[H, W, 3].
       modified: uint8[H, W, 3].
       true_name: the person shown.
-      before: the person that the recogniser predicts for the original, and the probability.
+      before: the person predicted for the original, and the probability.
       after: the same for the modified image.
     """
 
@@ -42,9 +42,10 @@ class SheetRow:
 
 
 def amplification(rows: Sequence[SheetRow]) -> int:
-    """The k of 1, 2, 5, 10, 20, 50, 100 that best fills the grey scale without much clipping.
+    """The factor k by which perturbations are amplified: 1, 2, 5, 10, 20, 50 or 100.
 
-    The 99th percentile of |x̂ − x| over all rows, times k, stays within half the range.
+    It is the largest for which k times the 99th percentile of |x̂ − x| over all rows stays
+    within half the grey scale, so that little is clipped.
     """
     levels = np.concatenate([np.abs(row.perturbation).ravel() for row in rows])
     strong = max(float(np.percentile(levels, 99)), 1.0)
@@ -101,7 +102,7 @@ def _draw_row(sheet: Image.Image, row: SheetRow, corner: tuple[int, int], factor
 
 
 def as_webp(png: bytes) -> bytes:
-    """A PNG file as WebP: a tenth of the bytes, without a visible loss."""
+    """Converts a PNG file to WebP: a tenth of the bytes, without visible loss."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         image.save(file, format="WebP", quality=85)

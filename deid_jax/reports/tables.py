@@ -1,4 +1,4 @@
-"""A run's metrics for the terminal, and which of its images to show."""
+"""A run's metrics as a terminal table, and the choice of images to show."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def metrics_table(metrics: RunMetrics) -> "Table":
-    """A run's metrics as a table for the terminal: float result beside 8-bit file."""
+    """A run's metrics as a table for the terminal: float results next to 8-bit images."""
     from rich.table import Table
 
     table = Table("")
@@ -32,7 +32,7 @@ def metrics_table(metrics: RunMetrics) -> "Table":
 
 
 def spread_over_persons(labels: Iterable[int], count: int) -> list[int]:
-    """Positions of up to `count` images, of as many persons as possible, in order."""
+    """Positions of up to `count` images from as many persons as possible, in order."""
     turns: dict[int, int] = {}
     ranked = []
     for position, label in enumerate(labels):

@@ -1,8 +1,8 @@
 """Statistics of trials: one least-distortion attack on the images of a data set.
 
-A trial is one distance per image, float64[N]: how far the result lies from the original, 0
-where the original meets the goal by itself, infinite where the attack failed. So a failure
-counts as further away than any success.
+A trial is one distance per image, float64[N], from the result to the original: 0 if the
+original already meets the goal, infinite if the attack failed. A failure therefore counts as
+further away than any success.
 """
 
 import math
@@ -15,12 +15,12 @@ Distances: TypeAlias = npt.NDArray[np.float64]
 
 
 class PairedTest(NamedTuple):
-    """Two trials on the same images.
+    """The result of a paired test of two trials on the same images.
 
     Attributes:
-      p_value: of Wilcoxon's signed-rank test, two-sided; 1 where the trials are equal.
-      median: the median of other − reference, positive where the reference is nearer; infinite
-        where one of them fails on half of the images, NaN halfway between both infinities.
+      p_value: of Wilcoxon's signed-rank test, two-sided; 1 if the trials are equal.
+      median: the median of other − reference, positive if the reference is nearer; infinite if
+        one of them fails on half of the images, NaN halfway between both infinities.
     """
 
     p_value: float
@@ -28,12 +28,12 @@ class PairedTest(NamedTuple):
 
 
 def success_rate(distances: Distances) -> float:
-    """The share of images with a success."""
+    """The share of images on which the attack succeeds."""
     return float(np.mean(np.isfinite(distances)))
 
 
 def mean_and_median(distances: Distances) -> tuple[float, float]:
-    """Mean and median distance of the successes; NaN where there are none."""
+    """Mean and median distance of the successes; NaN if there are none."""
     reached = distances[np.isfinite(distances)]
     if not reached.size:
         return math.nan, math.nan
@@ -41,18 +41,18 @@ def mean_and_median(distances: Distances) -> tuple[float, float]:
 
 
 def largest_success(distances: Distances) -> float:
-    """The largest distance of a success; 0 where there are none."""
+    """The largest distance of a success; 0 if there are none."""
     return float(np.max(distances, where=np.isfinite(distances), initial=0.0))
 
 
 def auc(distances: Distances, limit: float) -> float:
-    """Area under success against distortion, as a share of the whole: 1 is best.
+    """Normalised area under the curve of success against distortion: 1 is best.
 
     (1/D) ∫₀^D s(d) dd, s(d) the share of images with success at a distance <= d. A success at
     distance dᵢ <= D adds (D − dᵢ)/(N·D), so that the integral is exact. For D = 0 it is s(0).
 
     Args:
-      distances: of the trial.
+      distances: the trial.
       limit: D, finite and the same for all trials that are compared.
     """
     if limit == 0:
@@ -61,12 +61,12 @@ def auc(distances: Distances, limit: float) -> float:
 
 
 def success_curve(distances: Distances, limit: float) -> tuple[list[float], list[float]]:
-    """Distances and the share of successes up to each: corners of a step function on [0, D].
+    """Distances and the success rate up to each: the corners of a step function on [0, D].
 
     The share holds from its distance to the next one, as matplotlib's `steps-post` draws it.
 
     Args:
-      distances: of the trial.
+      distances: the trial.
       limit: D, where the curve ends.
     """
     reached = np.sort(distances[distances <= limit])
@@ -80,13 +80,13 @@ def success_curve(distances: Distances, limit: float) -> tuple[list[float], list
 def compare_pairs(reference: Distances, other: Distances) -> PairedTest:
     """Wilcoxon's signed-rank test of two trials on the same images, as SciPy computes it.
 
-    An image on which one trial fails counts as a larger difference than any between successes:
-    failures are put at twice the largest success of the two. Where both fail they are equal.
-    Images without a difference are left out, as Wilcoxon did.
+    If one trial fails on an image, the difference counts as larger than any between successes:
+    a failure is set to twice the largest success of both trials. If both fail, they are equal.
+    Images without a difference are left out, as in Wilcoxon's original test.
 
     Args:
-      reference: distances.
-      other: the other trial's, of the same images in the same order.
+      reference: the distances of one trial.
+      other: the distances of the other, for the same images in the same order.
     """
     from scipy import stats
 

@@ -1,7 +1,7 @@
 """Transfer: does protection carry over to recognisers that were not attacked?
 
-Attacks fitted on surrogates, judges that know people by clean images, opponents who adapt, and
-the tables of an evaluation. Imports `reports` and what is below.
+Attacks fitted on surrogates, judges with clean galleries, opponents who adapt, and the tables
+of an evaluation. Imports `reports` and the packages below it.
 """
 
 from deid_jax.transfer.judges import ClassifierJudge, Faces, GalleryJudge, JudgedImages

@@ -1,4 +1,4 @@
-"""Fits the perturbations of one run on its surrogates: in batches, within the budget."""
+"""Computes the perturbations of one run on its surrogates, in batches and within the budget."""
 
 import dataclasses
 import functools
@@ -19,11 +19,11 @@ from deid_jax.transfer.surrogates import SurrogateAttack, Surrogates, perturb_on
 from deid_jax.types import Config
 
 BATCH_SIZE = 30
-# How many times the budget all steps together go.
+# The total length of all steps, in multiples of the budget.
 _REACH = 2.5
-# A pixel's bound beyond the budget, so that the perturbation can be brought to it exactly.
+# Extra room in a pixel's bound, so that the perturbation can be scaled to the budget exactly.
 _ROOM = 1.1
-# In cosine: no image goes farther below the threshold. Halved this many times.
+# The largest margin below the threshold, as a cosine, and the number of bisection steps.
 _WIDEST, _ROUNDS = 0.6, 4
 
 
@@ -54,17 +54,17 @@ def protect_images(
     faces: Faces,
     done: Callable[[int], None],
 ) -> NDArray[np.uint8]:
-    """All images to protect, protected: uint8[M, H, W, 3].
+    """Protects all images that the protocol marks for it: uint8[M, H, W, 3].
 
-    Galleries, and the thresholds that least changes go by, are those of the protector's own
-    images (`GalleryJudge.own`): a protector knows no others.
+    Galleries and the thresholds of least-perturbation attacks come from the protector's own
+    images (`GalleryJudge.own`), since a protector has no others.
 
     Args:
       run: the method, surrogates and budget.
       plan: the other settings.
       recognisers: the surrogates, by name.
       faces: the images.
-      done: told how many images are finished.
+      done: called with the number of finished images.
     """
     images, labels = faces.protected, faces.protected_labels
     fit = [recognisers[name] for name in run.fit]
@@ -90,7 +90,7 @@ def protect_images(
     )
     psnr, finished = run.budget.psnr, []
     for first in range(0, len(images), BATCH_SIZE):
-        # The last batch is filled up with its last image: one program serves all.
+        # The last batch is padded with its last image, so that one program serves all batches.
         places = np.minimum(np.arange(first, first + BATCH_SIZE), len(images) - 1)
         batch = whole.take(places)
         if seeks_least and psnr is not None:
@@ -103,20 +103,20 @@ def protect_images(
 
 
 def _keys(seed: int, positions: NDArray[np.int64]) -> jax.Array:
-    """An image's key depends on the seed and its position in the data set alone."""
+    """One key per image, which depends only on the seed and its position in the data set."""
     fold = functools.partial(jax.random.fold_in, jax.random.key(seed))
     return jax.vmap(fold)(jnp.asarray(positions))
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatch:
-    """Images and all that `perturb_on_grid` takes with them, but margins and budget.
+    """Images and the other arguments of `perturb_on_grid`, except margins and budget.
 
     Attributes:
       images: uint8[B, H, W, 3].
       keys: key[B].
-      surrogates: with galleries of these images.
-      thresholds: those of the surrogates, before any margin.
+      surrogates: the surrogates, with the galleries of these images.
+      thresholds: the surrogates' thresholds, before any margin.
       config: the method's settings.
       attack: the method and its objective.
     """
@@ -129,7 +129,7 @@ class ImageBatch:
     attack: SurrogateAttack
 
     def take(self, places: NDArray[np.int64]) -> "ImageBatch":
-        """The images at some places."""
+        """The part of the batch at the given positions."""
         return dataclasses.replace(
             self,
             images=self.images[places],
@@ -140,7 +140,7 @@ class ImageBatch:
     def perturbed(
         self, margins: NDArray[np.float64], psnr: float | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """uint8[B, H, W, 3], and bool[B]: below all thresholds by the margins."""
+        """Perturbed images, uint8[B, H, W, 3], and whether each reaches its margin, bool[B]."""
         perturbed, success = perturb_on_grid(
             self.surrogates.below([threshold - margins for threshold in self.thresholds]),
             self.images,
@@ -153,11 +153,11 @@ class ImageBatch:
 
 
 def widest_within(batch: ImageBatch, psnr: float) -> NDArray[np.uint8]:
-    """Least changes with each image's own margin, the widest found that keeps to the PSNR.
+    """Least perturbations at the widest margin per image that stays within the PSNR budget.
 
-    A least change for a given margin is nearest to its original; what the budget leaves beyond
-    it buys a wider margin, which is found by bisection. An image that no margin tried brings
-    within the budget gets the perturbation for the least one, scaled.
+    A wider margin below the threshold needs a larger perturbation. Bisection finds, for each
+    image, the widest margin that the budget allows. An image for which no margin stays within
+    the budget gets the perturbation for the smallest margin, scaled to the budget.
     """
     originals = batch.images
     count = len(originals)

@@ -1,8 +1,9 @@
-"""Judges: recognisers that say whether protected images still show their persons.
+"""Judges: recognisers that decide whether protected images still match their persons.
 
-An embedder knows people by galleries of clean images and takes an image for a person's where
-the similarity to that gallery reaches a threshold, set on clean images at a false accept rate.
-A classifier was trained on the very persons. An image is protected where its person is missed.
+An embedder has a gallery of clean images per person. An image matches a person if its
+similarity to that gallery reaches a threshold, which is set on clean images at a false accept
+rate. A classifier is trained on the same persons. An image is protected if the judge no longer
+recognises its person.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ from deid_jax.recognisers.predicting import predict
 from deid_jax.recognisers.training import train
 from deid_jax.types import Model, NumpyArray, Variables
 
-# What an image is compared with: clean images of the person, the other protected images of the
-# person, or, by classifiers, all persons by name.
+# What an image is compared with: clean images of the person, the person's other protected
+# images, or, for classifiers, all persons.
 GALLERY, OTHERS, BY_NAME = "gallery", "protected", "names"
 _BATCH_SIZE = 50
 
@@ -39,9 +40,9 @@ class Faces:
 
     Attributes:
       images: uint8[N, H, W, 3].
-      labels: int32[N], persons.
-      lists: which image has which role.
-      names: "person/name" of each.
+      labels: int32[N], the persons.
+      lists: the role of each image.
+      names: "person/name" of each image.
     """
 
     images: NDArray[np.uint8]
@@ -51,39 +52,39 @@ class Faces:
 
     @property
     def protected(self) -> NDArray[np.uint8]:
-        """uint8[M, H, W, 3], the images to protect, clean."""
+        """The clean images to protect, uint8[M, H, W, 3]."""
         return self.images[self.lists.protected]
 
     @property
     def protected_labels(self) -> NumpyArray:
-        """int32[M], their persons."""
+        """The labels of the images to protect, int32[M]."""
         return self.labels[self.lists.protected]
 
     @property
     def protected_names(self) -> list[str]:
-        """Their names."""
+        """The names of the images to protect."""
         return [self.names[place] for place in self.lists.protected]
 
 
 @dataclasses.dataclass(frozen=True)
 class ProtectionRates:
-    """Rates of judged images, at one false accept rate and in one comparison.
+    """Rates over judged images, for one false accept rate and one comparison.
 
     Attributes:
       far: the false accept rate; None for classifiers.
-      threshold: the score from which on the person is recognised.
+      threshold: the score from which a person is recognised.
       compared: what the images were compared with.
-      protected: the share protected.
+      protected: the share of images that are protected.
       low: lower end of its Wilson interval.
       high: upper end.
       num_images: number of images.
       person_low: lower end of a bootstrap interval over persons; None for one person.
       person_high: upper end.
-      kept: the share protected of those protected before; None if none was.
-      unprotected: the share that the judge misses of the same images unprotected.
+      kept: the share still protected, of the images protected before; None if there were none.
+      unprotected: the share of the same images that the judge misses even when clean.
       score: the mean score.
-      rank1: the share whose person comes first among all; knows no threshold.
-      rank5: the share whose person is among the first five.
+      rank1: the share of images whose person ranks first; needs no threshold.
+      rank5: the share of images whose person ranks in the first five.
     """
 
     far: float | None
@@ -109,10 +110,10 @@ class JudgedImages:
     Attributes:
       outputs: float[N, D], the images' embeddings, or a classifier's logits.
       labels: int[N], their persons.
-      scores: what they are compared with -> float64[N], similarities to their own persons.
-      ranks: int[N], the place of each image's person among all; None if not computed.
-      thresholds: false accept rate -> the score from which on a person is recognised.
-      protected: (false accept rate, what they are compared with) -> bool[N].
+      scores: comparison -> float64[N], similarities to the images' own persons.
+      ranks: int[N], the rank of each image's person among all; None if not computed.
+      thresholds: false accept rate -> the score from which a person is recognised.
+      protected: (false accept rate, comparison) -> bool[N].
     """
 
     outputs: NumpyArray
@@ -128,15 +129,15 @@ class JudgedImages:
         """The rates of these images, for each false accept rate and comparison.
 
         Args:
-          clean: the same judge on the same images unprotected, processed alike.
-          before: on the same images before they were processed; None: there are none.
+          clean: the same judge's results on the clean images, processed alike.
+          before: its results on the same images before processing; None if there are none.
         """
         rows = []
         for (far, compared), protected in self.protected.items():
             low, high = statistics.wilson(int(np.sum(protected)), len(protected))
             by_person = statistics.bootstrap_groups(protected, self.labels)
             one_person = bool(np.isnan(by_person).any())
-            # Other protected images are no persons to choose among.
+            # A comparison with other protected images gives no ranks among persons.
             ranks = None if compared == OTHERS else self.ranks
             earlier = () if before is None else np.flatnonzero(before.protected[far, compared])
             rows.append(
@@ -161,11 +162,11 @@ class JudgedImages:
 
 
 class ImageJudge(Protocol):
-    """Judges images, and says how well it does on clean ones."""
+    """A judge of images, with its accuracy on clean images."""
 
     @property
     def accuracy(self) -> float:
-        """On clean images."""
+        """Accuracy on clean images."""
         ...
 
     @property
@@ -180,16 +181,16 @@ class ImageJudge(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class GalleryJudge:
-    """An embedder that knows the persons of an evaluation by clean images.
+    """An embedder that judges by galleries of clean images of the persons.
 
     Attributes:
       embedder: the recogniser.
-      galleries: float64[P, D], unit vectors: centroids of each person's gallery.
-      own: float64[P, D], likewise of each person's probes: what a protector has, who does not
-        know the galleries.
-      thresholds: false accept rate -> threshold, of probes against other persons' galleries.
-      own_thresholds: likewise against other persons' `own`: a protector's guess at them.
-      pairs: how well it tells same from different on the protocol's clean pairs.
+      galleries: float64[P, D], unit vectors: the centroid of each person's gallery.
+      own: float64[P, D], unit vectors: the centroid of each person's probes, which is what a
+        protector has, who does not know the galleries.
+      thresholds: false accept rate -> threshold, from probes against other persons' galleries.
+      own_thresholds: the same against other persons' `own`: a protector's estimate of them.
+      pairs: verification accuracy on the protocol's clean pairs.
     """
 
     embedder: Embedder
@@ -204,7 +205,7 @@ class GalleryJudge:
         """Embeds all clean images and sets galleries and thresholds.
 
         Raises:
-          InputError: embeddings without direction, or too few impostors for a rate.
+          InputError: embeddings of length zero, or too few impostors for a rate.
         """
         try:
             return cls._of(embedder, faces, fars)
@@ -235,7 +236,7 @@ class GalleryJudge:
 
     @property
     def accuracy(self) -> float:
-        """The best accuracy on clean pairs."""
+        """The best verification accuracy on clean pairs."""
         return self.pairs.accuracy
 
     @property
@@ -250,7 +251,7 @@ class GalleryJudge:
     def compare(self, embeddings: NumpyArray, labels: NumpyArray) -> JudgedImages:
         """Judges images with embeddings [N, D] of persons int[N].
 
-        They are compared with each other only where every person has two or more.
+        Images are also compared with each other if every person has two or more.
         """
         scores = verification.cosines(embeddings, self.galleries)
         own = {GALLERY: verification.genuine_scores(scores, labels)}
@@ -266,7 +267,7 @@ class GalleryJudge:
         scores: dict[str, NDArray[np.float64]],
         ranks: NDArray[np.int64] | None = None,
     ) -> JudgedImages:
-        """Judges by scores to the own persons, at every threshold."""
+        """Judges by the scores with the images' own persons, at every threshold."""
         protected: dict[tuple[float | None, str], NDArray[np.bool_]] = {
             (far, compared): values < threshold
             for far, threshold in self.thresholds.items()
@@ -282,8 +283,7 @@ class ClassifierJudge:
     Attributes:
       model: the network.
       variables: its weights.
-      clean_error: the share of the images to protect, which it never saw, that it misclassifies
-        while they are clean.
+      clean_error: its error rate on the clean images to protect, which it was not trained on.
     """
 
     model: Model
@@ -294,9 +294,10 @@ class ClassifierJudge:
     def trained(
         cls, name: str, dataset: FaceDataset, faces: Faces, seed: int
     ) -> "ClassifierJudge":
-        """A model trained by its recipe on the protocol's galleries and probes.
+        """Trains a model by its recipe on the protocol's galleries and probes.
 
-        An image in no list may be a near-duplicate of a protected one, which would flatter it.
+        Images outside these lists are not used: near-duplicates of protected images would make
+        the classifier look better than it is.
         """
         known = np.sort(np.concatenate([*faces.lists.gallery, faces.lists.probes]))
         model = create_model(
@@ -311,18 +312,18 @@ class ClassifierJudge:
 
     @property
     def accuracy(self) -> float:
-        """On the images to protect while they are clean."""
+        """Accuracy on the clean images to protect."""
         return 1 - self.clean_error
 
     @property
     def auc(self) -> None:
-        """There are no scores."""
+        """None, because a classifier gives no verification scores."""
         return None
 
     def judge(self, images: NDArray[np.uint8], labels: NumpyArray) -> JudgedImages:
         """Judges images uint8[N, H, W, 3] of persons int[N]: protected where misclassified.
 
-        There is no threshold, so no false accept rate, and no score.
+        A classifier has no threshold, hence no false accept rate, and no score.
         """
         found, variables = [], jax.device_put(self.variables)
         for first in range(0, len(images), _BATCH_SIZE):

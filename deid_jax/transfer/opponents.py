@@ -1,7 +1,8 @@
-"""Opponents who adapt to protected images: one averages several, one trains on them.
+"""Opponents who adapt to protected images: one averages embeddings, one fine-tunes.
 
-The first has several protected images of one person. The second knows whose some are (from
-tags, say) and trains a recogniser to recognise people in spite of the perturbation.
+The first has several protected images of one person. The second knows who is shown in some
+protected images (from tags, for example) and fine-tunes a recogniser on them, so that it
+recognises people in spite of the perturbation.
 """
 
 import functools
@@ -21,26 +22,26 @@ from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from deid_jax.transfer.judges import GALLERY, GalleryJudge, JudgedImages
 from deid_jax.types import Model, NumpyArray, Variables
 
-# Logits are cosines to the persons' directions times ArcFace's scale.
+# Logits are cosines with the persons' directions, times ArcFace's scale.
 _SCALE = 30.0
-# Weights and directions.
+# The network's weights, and the persons' directions.
 _State: TypeAlias = tuple[Variables, jax.Array]
 
 
 def averaged(judge: GalleryJudge, judged: JudgedImages, size: int) -> JudgedImages | None:
-    """An opponent who has several protected images of one person and averages embeddings.
+    """Judges averages: an opponent averages embeddings of several images of one person.
 
-    The mean direction of `size` of a person's images at a time, in their order, is the probe;
-    a remainder is left out.
+    Each probe is the mean direction of `size` consecutive images of one person; a remainder is
+    left out.
 
     Args:
       judge: the recogniser.
-      judged: what it makes of the single images.
-      size: images that are averaged.
+      judged: its results on the single images.
+      size: number of images in an average.
 
     Returns:
-      The averages, judged by the gallery alone, without ranks; None if nobody has `size`
-      images.
+      The averages, judged only against the gallery and without ranks; None if no person has
+      `size` images.
 
     Raises:
       InputError: `size` is below 1, or embeddings have no direction.
@@ -71,19 +72,19 @@ def fine_tune(
     learning_rate: float = 3e-4,
     seed: int = 0,
 ) -> Embedder:
-    """Trains all weights to classify persons: cross-entropy of 30 cos(f(x), w_p), by Adam.
+    """Fine-tunes all weights to classify persons: cross-entropy of 30 cos(f(x), w_p), by Adam.
 
     Deng, Guo, Xue, Zafeiriou: "ArcFace", CVPR 2019, without a margin. The directions w_p are
-    trained, too, and then dropped: the result compares embeddings, as before.
+    trained as well and then dropped; the result is an embedder, as before.
 
     Args:
       embedder: the recogniser; its weights are not changed.
       images: uint8[N, H, W, 3].
       labels: int[N], persons, 0 to P − 1.
-      directions: float[P, D], where w_p starts: centroids of clean galleries.
-      epochs: passes over the images, in an order drawn by the seed, each mirrored or not.
-      batch_size: images per step; a remainder is left out of an epoch.
-      learning_rate: Adam's.
+      directions: float[P, D], initial values of w_p: centroids of clean galleries.
+      epochs: passes over the images, each with random order and mirroring.
+      batch_size: images per step; a remainder is left out of each epoch.
+      learning_rate: Adam's learning rate.
       seed: decides order and mirroring.
 
     Raises:

@@ -4,7 +4,7 @@ import dataclasses
 
 from deid_jax.attacks import METHODS, Baseline, FixedSize, FixedSteps, LeastPerturbation
 
-# P-FGVM has no size, and I-FGVM's steps have no length that a size could set.
+# P-FGVM has no fixed size, and a budget cannot set the length of I-FGVM's steps.
 OFFERED = tuple(
     name
     for name, method in METHODS.items()
@@ -15,7 +15,7 @@ OFFERED = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class PerturbationBudget:
-    """The largest perturbation: a PSNR in dB, a pixel's bound of a range of 1, or neither."""
+    """The largest perturbation: a PSNR in dB, a bound ε per pixel in [0, 1], or neither."""
 
     psnr: float | None = None
     epsilon: float | None = None
@@ -35,7 +35,7 @@ class TransferRun:
     Attributes:
       fit: names of the surrogates.
       method: a key of `METHODS`, or "none".
-      foreseen: the transformations that the attack foresees.
+      foreseen: the transformations that the attack anticipates.
       budget: the largest perturbation.
     """
 
@@ -45,7 +45,7 @@ class TransferRun:
     budget: PerturbationBudget = PerturbationBudget()
 
     def columns(self) -> dict[str, str | float | None]:
-        """The columns of a table that name the run."""
+        """The table columns that identify the run."""
         return {
             "fit": "+".join(self.fit),
             "method": self.method,
@@ -57,22 +57,24 @@ class TransferRun:
 
 @dataclasses.dataclass(frozen=True)
 class TransferPlan:
-    """All that a transfer evaluation runs.
+    """Everything that a transfer evaluation runs.
 
     Attributes:
       fits: the surrogates of each attack, by name.
       judges: the recognisers that judge, by name.
       methods: keys of `METHODS`.
-      psnrs: budgets in dB, for all methods; those of least change run without one, too.
-      epsilons: further budgets of methods that bound pixels.
-      transformations: what each attack foresees: keys of `TRANSFORMATIONS`, none or more.
+      psnrs: budgets in dB for all methods; least-perturbation attacks also run without one.
+      epsilons: further budgets, for methods that bound each pixel.
+      transformations: those that each attack anticipates: any number of keys of
+        `TRANSFORMATIONS`.
       processing: keys of `PROCESSING`.
-      fars: false accept rates; attacks go by the first one's threshold.
+      fars: false accept rates; attacks use the threshold of the first one.
       num_steps: gradient steps.
       num_samples: draws of transformations per step.
-      margin: how far below the threshold least changes without a budget go, in cosine.
-      average: an opponent averages this many protected images; 0 or 1: none does.
-      fine_tune: whether an opponent trains on protected images.
+      margin: how far below the threshold least-perturbation attacks without a budget go, as a
+        cosine.
+      average: number of protected images that an opponent averages; 0 or 1: no such opponent.
+      fine_tune: whether an opponent fine-tunes on protected images.
       seed: decides every random choice.
     """
 
@@ -92,7 +94,7 @@ class TransferPlan:
     seed: int
 
     def runs(self) -> list[TransferRun]:
-        """Every way in which the images are protected, once each."""
+        """All runs, each one once."""
         found = []
         by_psnr = [PerturbationBudget(psnr) for psnr in self.psnrs]
         for name in self.methods:

@@ -1,8 +1,8 @@
-"""Attacks on embeddings, fitted on surrogates: the one objective and the one program.
+"""Attacks on embeddings, fitted on one or several surrogates.
 
-A person's gallery is dodged on every surrogate at once, if asked for in expectation over random
-transformations. `SurrogateAttack.perturb` gives the float32 result to programs that go on with
-it; `perturb_on_grid` is the compiled program whose result is 8-bit.
+The objective dodges a person's gallery on every surrogate at once, optionally in expectation
+over random transformations. `SurrogateAttack.perturb` gives float32 images, for use inside
+larger programs; `perturb_on_grid` is a compiled program that gives 8-bit images.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ from deid_jax.types import AttackResult, Model, NumpyArray, Objective, PyTree, V
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Surrogates:
-    """Recognisers to fit on, and what each is to tell the images apart from.
+    """The recognisers that an attack is fitted on, with their galleries and thresholds.
 
     Attributes:
       models: the networks; static.
       variables: their weights.
       galleries: float32[B, D] for each, unit vectors of each image's person.
-      thresholds: float32[] or [B] for each: a person is dodged where the similarity is below.
+      thresholds: float32[] or [B] for each: a person is dodged if the similarity is below.
 
-    Galleries and thresholds stay on the host until a program takes them.
+    Galleries and thresholds stay on the host until a program uses them.
     """
 
     models: tuple[Model, ...] = dataclasses.field(metadata={"static": True})
@@ -52,7 +52,7 @@ class Surrogates:
         galleries: Sequence[NumpyArray],
         thresholds: Sequence[float | NumpyArray],
     ) -> "Surrogates":
-        """The surrogates of embedders; their weights go to the device at hand."""
+        """Makes surrogates from embedders and puts their weights on the current device."""
         return cls(
             models=tuple(embedder.module for embedder in embedders),
             variables=tuple(placed_at_hand(embedder.variables) for embedder in embedders),
@@ -61,7 +61,7 @@ class Surrogates:
         )
 
     def take(self, places: NDArray[np.int64]) -> "Surrogates":
-        """The same with the galleries of the images at `places`; thresholds stay."""
+        """The same with the galleries of the images at `places`; thresholds are kept."""
         taken = tuple(gallery[places] for gallery in self.galleries)
         return dataclasses.replace(self, galleries=taken)
 
@@ -73,13 +73,13 @@ class Surrogates:
 
 @dataclasses.dataclass(frozen=True)
 class SurrogateAttack:
-    """A method and its objective: all that decides the compiled program beside shapes.
+    """A method and its objective: everything but shapes that determines the compiled program.
 
     Attributes:
       method: a key of `METHODS`.
       reduction: over surrogates, see `objectives.embeddings.ensemble`.
       foreseen: keys of `TRANSFORMATIONS`, applied one after the other in every step.
-      num_samples: draws of them a step.
+      num_samples: draws of the transformations per step.
       over_samples: reduction over these draws.
     """
 
@@ -90,7 +90,7 @@ class SurrogateAttack:
     over_samples: Reduction = "mean"
 
     def goal(self, surrogates: Surrogates) -> Objective:
-        """All surrogates dodged, by the image as it is. Without surrogates: always reached."""
+        """Dodges all surrogates, without transformations; always reached if there are none."""
         goals = [
             dodge(functools.partial(model.apply, variables), gallery, threshold)
             for model, variables, gallery, threshold in zip(
@@ -121,15 +121,15 @@ class SurrogateAttack:
         view: Callable[[jax.Array], jax.Array] = lambda images: images,
         initial: jax.Array | None = None,
     ) -> AttackResult:
-        """Runs the method; to be called inside `jit`.
+        """Runs the attack; to be called inside `jit`.
 
         Args:
-          surrogates: what it is fitted on.
+          surrogates: the recognisers that the attack is fitted on.
           images: float32[B, H, W, 3] in [0, 1].
           config: the method's settings.
           key: key[B].
-          view: what surrogates see of perturbed images, such as a crop that has been through a
-            photo's own pixels; differentiable.
+          view: maps perturbed images to what surrogates see, such as a crop after a round trip
+            through the photo's pixels; differentiable.
           initial: the first iterate; the images if None.
         """
         fitted = self.fitted(surrogates)
@@ -153,11 +153,12 @@ def perturb_on_grid(
     """Perturbs one batch of 8-bit images.
 
     Args:
-      surrogates: what the attack is fitted on.
+      surrogates: the recognisers that the attack is fitted on.
       images: uint8[B, H, W, 3].
       config: the method's settings.
-      psnr: float32[] in dB: the perturbation is scaled to it. None: the method's own size on
-        the 8-bit grid, within ε where it bounds pixels, else with success kept.
+      psnr: float32[] in dB, to which the perturbation is scaled. None keeps the method's own
+        size and rounds to the 8-bit grid, within ε if the method bounds pixels, otherwise so
+        that the attack still succeeds.
       key: key[B].
       attack: everything static.
 
@@ -176,7 +177,7 @@ def perturb_on_grid(
     if psnr is None:
         perturbed = _within_levels(clean, result.images, config.epsilon)
     else:
-        # Steps of one size everywhere would leave the grid's levels all at once.
+        # With equal steps everywhere, all pixels would reach the next grid level at once.
         dither_key = fold_in_all(key, 2) if method.bounds_pixels else None
         size = l2_of_psnr(psnr, clean[0].size)
         perturbed = at_budget(clean, result.images, size, dither_key=dither_key)
@@ -186,7 +187,7 @@ def perturb_on_grid(
 def _within_levels(
     images: jax.Array, perturbed: jax.Array, epsilon: float | jax.Array
 ) -> jax.Array:
-    """Rounded to the 8-bit grid, no pixel farther from `images` than whole levels of ε."""
+    """Rounds to the 8-bit grid, with no pixel farther from `images` than ε in whole levels."""
     most = jnp.floor(255 * jnp.asarray(epsilon, images.dtype) + 1e-3)
     levels = jnp.clip(jnp.round(255 * (perturbed - images)), -most, most)
     return on_grid(jnp.clip(images + levels / 255, 0, 1)).astype(images.dtype)

@@ -1,7 +1,7 @@
-"""The tables of a transfer evaluation: rates of every run and judge, and every image.
+"""The tables of a transfer evaluation: rates per run and judge, and results per image.
 
-A run protects all images of the protocol once; each judge then judges them, unprocessed and
-after each kind of processing.
+Each run protects all images to protect once. Each judge then judges them, unprocessed and after
+each kind of processing.
 """
 
 import dataclasses
@@ -36,15 +36,15 @@ AVERAGES = "averages"
 TRAINED = "trained on protected photos"
 
 Cell: TypeAlias = str | float | bool | None
-# Columns that come first in transfer.csv.
+# The first columns of transfer.csv.
 _FIRST = ("fit", "test", "method", "psnr", "transformation", "far", "protected", "low", "high")
-# (a key of `PROCESSING`, a judge's name) -> the images so processed, judged.
+# (a key of `PROCESSING`, a judge's name) -> the judge's results on the processed images.
 _ByJudge: TypeAlias = Mapping[tuple[str, str], JudgedImages]
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanDistortion:
-    """Means over a run's images: of L2, of PSNR where it is finite, of SSIM; lowest PSNR."""
+    """Means over a run's images of L2, finite PSNRs and SSIM, and the lowest PSNR."""
 
     l2: float
     psnr_mean: float | None
@@ -54,11 +54,11 @@ class MeanDistortion:
 
 @dataclasses.dataclass(frozen=True)
 class Distortions:
-    """How far images lie from their originals, float64[N] each.
+    """The distortion of each image, float64[N].
 
     Attributes:
-      l2: of pixels in [0, 1].
-      psnr: in dB, infinite where nothing changed.
+      l2: for pixels in [0, 1].
+      psnr: in dB, infinite if nothing changed.
       ssim: the mean structural similarity.
     """
 
@@ -68,7 +68,7 @@ class Distortions:
 
     @classmethod
     def of(cls, images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> "Distortions":
-        """Of 8-bit images."""
+        """The distortions of 8-bit images."""
         lengths, similar = [], []
         for first in range(0, len(images), BATCH_SIZE):
             rows = slice(first, first + BATCH_SIZE)
@@ -97,14 +97,14 @@ class TransferRow:
     """A line of transfer.csv.
 
     Attributes:
-      run: what was run.
-      distortion: of all its images.
-      judge: who judges, by name.
-      processing: what was done to the images before.
-      opponent: how the judge adapts; empty: not at all.
-      rates: what the judge makes of the images.
-      accuracy: of the judge on clean images.
-      auc: likewise.
+      run: how the images were protected.
+      distortion: means over the run's images.
+      judge: the judge's name.
+      processing: how the images were processed before judging.
+      opponent: how the judge adapts; empty if it does not.
+      rates: the judge's results.
+      accuracy: the judge's accuracy on clean images.
+      auc: the judge's area under the ROC on clean images.
     """
 
     run: TransferRun
@@ -138,18 +138,18 @@ class TransferRow:
 
 @dataclasses.dataclass(frozen=True)
 class ImageRow:
-    """A line of per_image.csv: one image of one run, unprocessed, by one judge.
+    """A line of per_image.csv: one unprocessed image of one run, judged by one judge.
 
     Attributes:
-      run: what was run.
-      judge: who judges, by name.
+      run: how the images were protected.
+      judge: the judge's name.
       image: the image's name.
-      l2: of the perturbation.
+      l2: L2 of the perturbation.
       psnr: in dB.
       ssim: the mean structural similarity.
       score: the similarity to the person's gallery; None for classifiers.
-      protected: false accept rate -> whether the person is missed; None for classifiers.
-      rank: the person's place among all.
+      protected: false accept rate -> whether the image is protected; None for classifiers.
+      rank: the person's rank among all.
       score_others: the similarity to the person's other protected images, if there are any.
     """
 
@@ -196,7 +196,7 @@ class TransferTables:
 
 @dataclasses.dataclass(frozen=True)
 class TransferEvaluation:
-    """All that takes part in an evaluation.
+    """An evaluation: its plan, images, recognisers and classifiers.
 
     Attributes:
       plan: what is run.
@@ -223,8 +223,8 @@ class TransferEvaluation:
         """Judges the clean images first, then those of every run.
 
         Args:
-          update: told of images done, of how many, and of what.
-          keep: told of each run's images.
+          update: called with images done, images in all, and a description.
+          keep: called with each run and its images.
         """
         runs, originals = self.plan.runs(), self.faces.protected
         total = len(runs) * len(originals)
@@ -255,7 +255,7 @@ class TransferEvaluation:
         return tables
 
     def _judged(self, images: NDArray[np.uint8]) -> dict[tuple[str, str], JudgedImages]:
-        """By all judges, after every kind of processing."""
+        """Results of all judges, after every kind of processing."""
         found, labels = {}, self.faces.protected_labels
         for kind in self.plan.processing:
             processed = PROCESSING[kind](images)
@@ -271,7 +271,7 @@ class TransferEvaluation:
         judged: _ByJudge,
         clean: _ByJudge,
     ) -> MeanDistortion:
-        """Adds the lines of a run, opponents who adapt aside."""
+        """Adds the lines of a run, except those of opponents who adapt."""
         distortions = Distortions.of(images, self.faces.protected)
         mean, judges = distortions.mean(), self.judges()
         for (kind, name), found in judged.items():
@@ -313,13 +313,13 @@ class TransferEvaluation:
     def opposed(
         self, name: str, images: NDArray[np.uint8], judged: JudgedImages, clean: JudgedImages
     ) -> Iterator[tuple[str, GalleryJudge, ProtectionRates]]:
-        """The opponents who adapt: what each is called, the judge it uses, and its rates.
+        """The opponents who adapt: the name of each, the judge it uses, and its rates.
 
         Args:
           name: the recogniser that they use.
-          images: uint8[M, H, W, 3], a run's.
-          judged: what the recogniser makes of them by itself.
-          clean: what it makes of the unprotected ones.
+          images: uint8[M, H, W, 3], the protected images of a run.
+          judged: the recogniser's results on them, without adapting.
+          clean: its results on the clean images.
         """
         judge, faces, plan = self.recognisers[name], self.faces, self.plan
         if plan.average > 1:

@@ -1,5 +1,5 @@
 """Transforms: what happens to an image on its way to a recogniser.
 
-Differentiable ones for attacks, and the real ones (JPEG, resizing, blur, denoiser) for tests.
+Differentiable ones for attacks, and real ones (JPEG, resizing, blur, denoising) for evaluation.
 Imports base modules only.
 """

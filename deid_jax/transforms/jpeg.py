@@ -1,9 +1,9 @@
-"""JPEG as a function that gradients pass: what an image becomes as a file and back.
+"""Differentiable JPEG: compresses an image and decodes it again.
 
 Baseline JPEG as libjpeg writes it by default: YCbCr, chroma at half the height and width
-(4:2:0), 8×8 DCT, the tables of ITU-T T.81, Annex K, scaled by quality; read back with
+(4:2:0), 8×8 DCT, the tables of ITU-T T.81, Annex K, scaled by quality; decoded with
 triangle-filtered chroma, libjpeg's "fancy upsampling". Images are float[B, H, W, 3] in
-[0, 1]; within, levels are float32 from 0 to 255.
+[0, 1]; internally, levels are float32 from 0 to 255.
 """
 
 import functools
@@ -35,7 +35,7 @@ _CHROMINANCE = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
 )
-# JFIF: Y, Cb and Cr of R, G, B, and back; chroma is about 128.
+# JFIF: R, G, B to Y, Cb, Cr and back; chroma is centred on 128.
 _TO_YCC = np.array(
     [
         [0.299, 0.587, 0.114],
@@ -47,24 +47,24 @@ _TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136286, -0.714136286], [1, 1.772, 0
 
 
 def jpeg(images: jax.Array, quality: int | jax.Array) -> jax.Array:
-    """The images, written as JPEG and read back.
+    """Compresses images as JPEG and decodes them again.
 
-    Forward, every rounding of the way is done, from 8-bit pixels to 8-bit pixels: what Pillow
-    makes of the same image, but for the last bits of its integer DCT: on photos of 112 pixels
-    0.07 to 0.16 of 255 levels in the mean at qualities 50 to 95. Backward, rounding and
-    clipping count as the identity (Bengio et al. 2013; Athalye et al. 2018): the derivative is
-    that of the linear rest, which is the identity on luma and the blur of chroma by halving
-    and doubling. It does not depend on quality, and none flows to it.
+    The forward pass performs every rounding step, from 8-bit pixels to 8-bit pixels. It agrees
+    with Pillow up to the last bits of Pillow's integer DCT: on images of 112 pixels the mean
+    difference is 0.07 to 0.16 of 255 levels at qualities 50 to 95. The backward pass treats
+    rounding and clipping as the identity (Bengio et al. 2013; Athalye et al. 2018). What
+    remains is linear: the identity on luma, and the blur of chroma by down- and upsampling.
+    This gradient does not depend on the quality, and none flows to the quality.
 
     Args:
       images: float[B, H, W, 3] in [0, 1], R, G, B.
-      quality: 1 to 100 as Pillow's, a number or [B]; rounded to an integer, clipped if traced.
+      quality: 1 to 100 as in Pillow, one number or [B]; rounded, and clipped if traced.
 
     Returns:
       The same shape and dtype, on the 8-bit grid.
 
     Raises:
-      InputError: `images` is no batch of colour images, or `quality` is out of range.
+      InputError: `images` is not a batch of colour images, or `quality` is out of range.
     """
     checks.images("images", images)
     images = jnp.asarray(images)
@@ -81,7 +81,7 @@ def jpeg(images: jax.Array, quality: int | jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _write_and_read(images: jax.Array, quality: jax.Array) -> jax.Array:
-    """float32[B, H, W, 3] in [0, 1] and float32[B] -> the images as read back."""
+    """float32[B, H, W, 3] in [0, 1] and float32[B] -> the decoded images."""
     H, W = images.shape[1:3]
     halves = -(-H // 2), -(-W // 2)
     luma, chroma = (_table(table, quality) for table in (_LUMINANCE, _CHROMINANCE))
@@ -100,7 +100,7 @@ def _write_and_read(images: jax.Array, quality: jax.Array) -> jax.Array:
 def _without_rounding(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """The derivative, without rounding, clipping and the DCT, which then cancels."""
+    """The gradient's linear map: without rounding and clipping, the DCT cancels."""
     change = tangents[0]
     H, W = change.shape[1:3]
     rows, columns = (
@@ -112,7 +112,7 @@ def _without_rounding(
 
 
 def _half_up(values: jax.Array) -> jax.Array:
-    """The nearest integer; ties go up, as everywhere in libjpeg but where stated."""
+    """The nearest integer; ties go up, as in libjpeg except where stated."""
     return jnp.floor(values + 0.5)
 
 
@@ -121,7 +121,7 @@ def _half_down(values: jax.Array) -> jax.Array:
 
 
 def _mix(matrix: NumpyArray, planes: list[jax.Array]) -> list[jax.Array]:
-    """Three planes of three: matrix @ planes."""
+    """Three planes from three: matrix @ planes."""
     a, b, c = planes
     return [float(i) * a + float(j) * b + float(k) * c for i, j, k in matrix]
 
@@ -136,7 +136,7 @@ def _table(base: tuple[tuple[int, ...], ...], quality: jax.Array) -> jax.Array:
 
 @functools.cache
 def _dct() -> NumpyArray:
-    """√8 times the orthonormal DCT-II of eight points, its first row exactly ones."""
+    """√8 times the orthonormal eight-point DCT-II, so that its first row is exactly ones."""
     u, i = np.mgrid[:8, :8]
     basis = np.sqrt(2) * np.cos((2 * i + 1) * u * np.pi / 16)
     basis[0] = 1
@@ -155,7 +155,7 @@ def _code(plane: jax.Array, table: jax.Array) -> jax.Array:
     """
     B, H, W = plane.shape
     blocks = plane.reshape(B, H // 8, 8, W // 8, 8) - 128
-    # libjpeg's integers, eight times the coefficients: so ties are ties here, too.
+    # Like libjpeg, rounds eight times the coefficients to integers, so that ties stay ties.
     eightfold = jnp.round(_transformed(blocks, _dct()))
     steps = table[:, None, :, None, :]
     multiples = jnp.sign(eightfold) * _half_up(jnp.abs(eightfold) / (8 * steps))
@@ -170,10 +170,10 @@ def _transformed(blocks: jax.Array, basis: NumpyArray) -> jax.Array:
 
 @functools.cache
 def _halving(size: int, *, repeats_pairs: bool = True) -> NumpyArray:
-    """The means of neighbouring pairs of a line, up to a multiple of eight: float32[n, size].
+    """The matrix that averages pairs of pixels along a line: float32[n, size].
 
-    libjpeg fills the last blocks with the last pixel of a row, but with the last mean, as here
-    where `repeats_pairs`, of a column.
+    The result is padded to n, a multiple of eight. libjpeg pads rows with their last pixel, but
+    columns with their last mean; `repeats_pairs` selects the latter.
     """
     half = -(-size // 2)
     target = np.arange(-(-half // 8) * 8)
@@ -185,7 +185,7 @@ def _halving(size: int, *, repeats_pairs: bool = True) -> NumpyArray:
 
 
 def _halved(plane: jax.Array) -> jax.Array:
-    """Means of 2×2 pixels, rounded: libjpeg adds 1 and 2 in turn before it drops two bits."""
+    """Means of 2×2 pixels, rounded as in libjpeg: adds 1 and 2 in turn, then drops two bits."""
     rows = _halving(plane.shape[1])
     columns = _halving(plane.shape[2], repeats_pairs=False)
     return jnp.floor(_resampled(plane, rows, columns) + _in_turn(len(columns), 1 / 4, 2 / 4))
@@ -193,9 +193,10 @@ def _halved(plane: jax.Array) -> jax.Array:
 
 @functools.cache
 def _doubling(size: int, *, triangle: bool) -> NumpyArray:
-    """A line of half the size at the full size: float32[size, ⌈size/2⌉].
+    """The matrix that doubles the size of a line: float32[size, ⌈size/2⌉].
 
-    Three quarters of the nearest and a quarter of the second nearest; or the nearest alone.
+    Weights are ¾ for the nearest pixel and ¼ for the second nearest, or 1 for the nearest if
+    `triangle` is false.
     """
     half = -(-size // 2)
     target = np.arange(size)
@@ -207,14 +208,14 @@ def _doubling(size: int, *, triangle: bool) -> NumpyArray:
 
 
 def _doubled(plane: jax.Array, H: int, W: int) -> jax.Array:
-    """Chroma at the full size, rounded; ties go up and down in turn."""
-    # libjpeg leaves very narrow images unfiltered.
+    """Chroma upsampled to the full size and rounded; ties go up and down in turn."""
+    # libjpeg does not filter very narrow images.
     rows, columns = (_doubling(size, triangle=W > 4) for size in (H, W))
     return jnp.floor(_resampled(plane, rows, columns) + _in_turn(W, 8 / 16, 7 / 16))
 
 
 def _in_turn(size: int, even: float, odd: float) -> NumpyArray:
-    """Two numbers for the even and odd columns of planes: float32[1, 1, size]."""
+    """One number for the even and one for the odd columns of planes: float32[1, 1, size]."""
     return np.where(np.arange(size) % 2, odd, even).astype(np.float32)[None, None]
 
 

@@ -1,10 +1,10 @@
-"""Compression, resizing, filters and denoising, as photos really undergo them on their way.
+"""Real image processing: JPEG, resizing, filters, noise and denoising.
 
-For judging which protection survives them; attacks that foresee them use the differentiable
-`deid_jax.transforms.random_transforms`. Images are NumPy arrays uint8[N, H, W, 3], R, G, B.
-Every function returns new images of the same shape and dtype; each image's result depends on
-it and the settings alone. All raise `InputError` for anything but such a batch, and for a
-setting out of range.
+Used to evaluate whether protection survives. Attacks that anticipate such processing use the
+differentiable `deid_jax.transforms.random_transforms`. Images are NumPy arrays
+uint8[N, H, W, 3], RGB. Every function returns new images of the same shape and dtype, and each
+result depends only on its image and the settings. All raise `InputError` for anything but such
+a batch, and for a setting out of range.
 """
 
 import functools
@@ -23,12 +23,12 @@ Processing = Callable[[NumpyArray], NumpyArray]
 
 
 def none(images: NumpyArray) -> NumpyArray:
-    """The images as they are."""
+    """Returns the images unchanged."""
     return _checked(images).copy()
 
 
 def pillow_jpeg(images: NumpyArray, *, quality: int = 75) -> NumpyArray:
-    """Written as JPEG by Pillow and read back, chroma at half the height and width.
+    """Compresses images as JPEG with Pillow and decodes them, with 4:2:0 chroma.
 
     Args:
       images: uint8[N, H, W, 3].
@@ -47,7 +47,7 @@ def pillow_jpeg(images: NumpyArray, *, quality: int = 75) -> NumpyArray:
 
 
 def half_size(images: NumpyArray) -> NumpyArray:
-    """Resized to half the height and width, rounded up, and back: Pillow's Lanczos, twice.
+    """Resizes to half the height and width (rounded up) and back, with Pillow's Lanczos filter.
 
     Args:
       images: uint8[N, H, W, 3].
@@ -64,7 +64,7 @@ def half_size(images: NumpyArray) -> NumpyArray:
 
 
 def gaussian_blur(images: NumpyArray, *, sigma: float = 1 / 112) -> NumpyArray:
-    """Gaussian blur, cut off at 4 σ, edges repeated: SciPy's.
+    """Gaussian blur as in SciPy, truncated at 4 σ, with edges repeated.
 
     Args:
       images: uint8[N, H, W, 3].
@@ -73,14 +73,14 @@ def gaussian_blur(images: NumpyArray, *, sigma: float = 1 / 112) -> NumpyArray:
     from scipy.ndimage import gaussian_filter
 
     checks.finite_non_negative("sigma", sigma)
-    # float64, or SciPy rounds down between the two directions.
+    # In float64: with integers SciPy would round down between the two directions.
     levels = _checked(images).astype(np.float64)
     pixels = sigma * levels.shape[1]
     return _rounded(gaussian_filter(levels, (0, pixels, pixels, 0), mode="nearest"))
 
 
 def depth(images: NumpyArray, *, bits: int = 5) -> NumpyArray:
-    """Fewer levels a channel: round(255 round(m x/255)/m), m = 2^bits − 1.
+    """Reduces the bit depth of each channel: round(255 round(m x/255)/m), m = 2^bits − 1.
 
     Bit depth reduction of Xu, Evans, Qi: "Feature Squeezing", 2018.
 
@@ -97,8 +97,8 @@ def depth(images: NumpyArray, *, bits: int = 5) -> NumpyArray:
 def seeded_noise(images: NumpyArray, *, stddev: float = 0.02, seed: int = 0) -> NumpyArray:
     """Adds n from N(0, σ²) to every pixel and channel, rounded and clipped to 8 bits.
 
-    An image's noise is drawn from `seed` and the image's bytes: its place in the batch
-    does not matter, and the same image gets the same noise.
+    The noise depends only on `seed` and the image's bytes: its position in the batch does not
+    matter, and the same image always gets the same noise.
 
     Args:
       images: uint8[N, H, W, 3].
@@ -116,11 +116,11 @@ def seeded_noise(images: NumpyArray, *, stddev: float = 0.02, seed: int = 0) -> 
 
 
 def median(images: NumpyArray, *, size: int = 3) -> NumpyArray:
-    """The median over size × size pixels, channel by channel, edges repeated: SciPy's.
+    """Median over size × size pixels as in SciPy, per channel, with edges repeated.
 
     Args:
       images: uint8[N, H, W, 3].
-      size: of the window in pixels, at least 1.
+      size: width and height of the window in pixels, at least 1.
     """
     from scipy.ndimage import median_filter
 
@@ -129,10 +129,10 @@ def median(images: NumpyArray, *, size: int = 3) -> NumpyArray:
 
 
 def denoise(images: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
-    """Non-local means: every pixel becomes a mean over pixels with surroundings alike.
+    """Non-local means: averages pixels whose neighbourhoods look alike.
 
-    Patches of 5×5 pixels, compared within 6 pixels each way, all channels at once, weighted by
-    exp(−d²/h²), d² the mean square difference of two patches: scikit-image's fast mode.
+    Patches of 5×5 pixels are compared within 6 pixels in each direction, over all channels, and
+    weighted by exp(−d²/h²) with d² their mean squared difference: scikit-image's fast mode.
     Buades, Coll, Morel: "A Non-Local Algorithm for Image Denoising", 2005.
 
     Args:
@@ -183,7 +183,7 @@ def _rounded(levels: NumpyArray) -> NumpyArray:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
-# Name -> processing, from none to the strongest of each kind.
+# Name -> processing: none first, then each kind at increasing strength.
 PROCESSING: dict[str, Processing] = {
     "none": none,
     "jpeg95": functools.partial(pillow_jpeg, quality=95),

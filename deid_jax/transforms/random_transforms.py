@@ -1,17 +1,16 @@
-"""Random transformations of images that gradients pass.
+"""Random, differentiable transformations of images.
 
-An objective's expectation over them is what an attack must lower for its images to survive
-such changes: expectation over transformation, Athalye, Engstrom, Ilyas, Kwok: "Synthesizing
-Robust Adversarial Examples", 2018.
+An attack that minimises its objective in expectation over them finds images that survive such
+processing. Athalye, Engstrom, Ilyas, Kwok: "Synthesizing Robust Adversarial Examples", 2018.
 
-All share one signature, (images float[B, H, W, C] in [0, 1], key) -> the same shape and dtype
-in [0, 1]; `key` is one key or key[B]. What becomes of an image depends on it and its own key
-alone. Shapes are static, all is traceable, and resampling is two matrix products: within
-`lax.scan` that is fast on the CPU in both directions. Lengths are fractions of the image's
-height and width, so that a setting means the same at every size.
+All share one signature: (images float[B, H, W, C] in [0, 1], key) -> the same shape and dtype,
+in [0, 1]; `key` is one key or key[B]. Each result depends only on its image and that image's
+key. Shapes are static and everything can be traced. Resampling is two matrix products, which
+are fast on the CPU inside `lax.scan`, forward and backward. Lengths are fractions of the
+image's height and width, so that a setting means the same at every size.
 
-Clipping what a transformation moves beyond [0, 1] stops the gradient there, as it must; where
-only rounding leaves the range, it does not.
+Where a transformation leaves [0, 1], the result is clipped and the gradient is zero. Where only
+rounding error leaves [0, 1], the gradient is kept.
 """
 
 from collections.abc import Callable
@@ -32,19 +31,19 @@ Transformation = Callable[[jax.Array, jax.Array], jax.Array]
 def resize_pad_flip(
     images: jax.Array, key: jax.Array, *, smallest: float = 0.9, flips: float = 0.5
 ) -> jax.Array:
-    """Diverse inputs: shrinks, pads with black at a random place, perhaps mirrors.
+    """Input diversity: shrinks an image, pads it with black at random, and may mirror it.
 
-    Of Xie, Zhang, Zhou, Bai, Wang, Ren, Yuille: "Improving Transferability of Adversarial
-    Examples with Input Diversity", 2019, and a mirroring beside it. There the padded image
-    is larger than the original, 330 pixels for 299; here it keeps its size. The new height
-    and width are the rounded share of the old, uniform in [smallest, 1]; the place is uniform
-    over whole pixels. Bilinear, the filter widened as it shrinks.
+    Xie, Zhang, Zhou, Bai, Wang, Ren, Yuille: "Improving Transferability of Adversarial Examples
+    with Input Diversity", 2019, with mirroring added. Their padded image is larger than the
+    original (330 pixels for 299); here it keeps its size. The scale is uniform in
+    [smallest, 1], rounded to whole pixels, and the position is uniform over whole pixels.
+    Resampling is bilinear, with a filter that is widened when shrinking.
 
     Args:
       images: float[B, H, W, C] in [0, 1].
       key: one key or key[B].
-      smallest: the least share of height and width that is left, in (0, 1].
-      flips: the probability of mirroring left and right.
+      smallest: the smallest scale of height and width, in (0, 1].
+      flips: the probability of mirroring left to right.
 
     Raises:
       InputError: an argument out of range.
@@ -62,21 +61,21 @@ def resize_pad_flip(
 
 
 def random_flip(images: jax.Array, key: jax.Array, *, probability: float = 0.5) -> jax.Array:
-    """Mirrors left and right with a probability in [0, 1]."""
+    """Mirrors left to right with a probability in [0, 1]."""
     _check_probability("probability", probability)
     (coin,) = _uniform(_keys(images, key), 1)
     return _mirror(images, coin < probability)
 
 
 def random_resize(images: jax.Array, key: jax.Array, *, smallest: float = 0.5) -> jax.Array:
-    """Shrinks to a share of height and width, uniform in [smallest, 1], and enlarges again.
+    """Shrinks by a scale uniform in [smallest, 1], then enlarges to the original size.
 
-    Both bilinear; shrinking widens the filter, so that every pixel counts.
+    Both steps are bilinear; shrinking widens the filter, so that every pixel counts.
 
     Args:
       images: float[B, H, W, C] in [0, 1].
       key: one key or key[B].
-      smallest: the least share, in (0, 1]; sizes are rounded to whole pixels.
+      smallest: the smallest scale, in (0, 1]; sizes are rounded to whole pixels.
 
     Raises:
       InputError: an argument out of range.
@@ -96,10 +95,10 @@ def random_resize(images: jax.Array, key: jax.Array, *, smallest: float = 0.5) -
 def crop_jitter(
     images: jax.Array, key: jax.Array, *, shift: float = 0.03, scale: float = 0.05
 ) -> jax.Array:
-    """The crop of another face detector: slightly shifted and scaled.
+    """Shifts and scales slightly, like the crop of another face detector.
 
     x'(p) = x(c + (p − c − t)/s), c the centre; t uniform within ±shift of height and width,
-    s uniform within 1 ± scale. Bilinear at sub-pixel places; edges are repeated outwards.
+    s uniform within 1 ± scale. Bilinear at sub-pixel positions; edges are repeated outwards.
 
     Args:
       images: float[B, H, W, C] in [0, 1].
@@ -137,7 +136,7 @@ def random_blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.0
     """
     checks.finite_non_negative("largest_sigma", largest_sigma)
     (share,) = _uniform(_keys(images, key), 1)
-    # A thousandth of a pixel leaves every image as it is.
+    # A σ of a thousandth of a pixel leaves every image unchanged.
     sigma = jnp.maximum(largest_sigma * images.shape[1] * share, 1e-3)[:, None, None]
     matrices = []
     for size in images.shape[1:3]:
@@ -188,13 +187,13 @@ def random_noise(images: jax.Array, key: jax.Array, *, stddev: float = 0.02) -> 
 def random_jpeg(
     images: jax.Array, key: jax.Array, *, lowest: int = 50, highest: int = 95
 ) -> jax.Array:
-    """JPEG of a quality uniform over the integers in [lowest, highest]; see `transforms.jpeg`.
+    """JPEG at a quality uniform over the integers in [lowest, highest]; see `transforms.jpeg`.
 
     Args:
       images: float[B, H, W, 3] in [0, 1].
       key: one key or key[B].
-      lowest: the least quality, 1 to 100.
-      highest: the greatest, at least `lowest` and at most 100.
+      lowest: the lowest quality, 1 to 100.
+      highest: the highest quality, at least `lowest` and at most 100.
 
     Raises:
       InputError: an argument out of range.
@@ -206,7 +205,7 @@ def random_jpeg(
 
 
 def compose(*functions: Transformation) -> Transformation:
-    """One after the other, the first first, each with keys of its own; none is the identity."""
+    """Applies transformations in order, each with its own keys; none gives the identity."""
 
     def composed(images: jax.Array, key: jax.Array) -> jax.Array:
         keys = _keys(images, key)
@@ -218,7 +217,7 @@ def compose(*functions: Transformation) -> Transformation:
 
 
 def sometimes(probability: float, function: Transformation) -> Transformation:
-    """`function` for each image with a probability in [0, 1], else the image as it is.
+    """Applies `function` to each image with a probability in [0, 1].
 
     Raises:
       InputError: the probability is out of range.
@@ -255,7 +254,7 @@ def _mirror(images: jax.Array, mirrored: jax.Array) -> jax.Array:
 
 
 def _shrunk(size: int, draw: jax.Array, smallest: float) -> jax.Array:
-    """Whole pixels, at least one, of a share uniform in [smallest, 1]: float32[B]."""
+    """A size scaled uniformly in [smallest, 1], in whole pixels, at least one: float32[B]."""
     return jnp.maximum(jnp.round(size * (smallest + (1 - smallest) * draw)), 1)
 
 
@@ -267,18 +266,18 @@ def _zoom(
     used: jax.Array | None = None,
     black_outside: bool = False,
 ) -> jax.Array:
-    """The matrices that lay a line of pixels, scaled, at `start` on a line of the same size.
+    """The matrices that scale a line of pixels and place it at `start` on an equal line.
 
-    Target pixel i lies over the source at (i + ½ − start)/scale − ½. Its weights are a
-    triangle about that place, as wide as two source pixels, or two target pixels where they
-    are larger, and sum to one. Beyond the line's ends the last pixel is repeated.
+    Target pixel i lies over the source at (i + ½ − start)/scale − ½. Its weights form a
+    triangle around that position, as wide as two source pixels, or as two target pixels if
+    those are larger, and sum to one. Beyond the line's ends the last pixel is repeated.
 
     Args:
-      size: of both lines.
+      size: of both lines, in pixels.
       scale: float32[B], target pixels per source pixel.
-      start: float32[B], the place of the source's first edge, in target pixels.
-      used: float32[B], the number of source pixels there are; all if None.
-      black_outside: weights zero beyond the ends, instead of repeating.
+      start: float32[B], the position of the source's first edge, in target pixels.
+      used: float32[B], the number of source pixels that are used; all if None.
+      black_outside: whether weights are zero beyond the ends, instead of repeating.
 
     Returns:
       float32[B, size, size]: a row per target pixel.
@@ -304,7 +303,7 @@ def _resampled(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Ar
 
 @jax.custom_jvp
 def _back_in_range(images: jax.Array) -> jax.Array:
-    """Clips what only rounding has moved out of [0, 1], at full gradient."""
+    """Clips rounding errors outside [0, 1] without stopping the gradient."""
     return jnp.clip(images, 0, 1)
 
 
@@ -321,6 +320,6 @@ TRANSFORMATIONS: dict[str, Transformation] = {
     "brightness": random_brightness,
     "noise": random_noise,
     "jpeg": random_jpeg,
-    # What happens to photos on their way, each in half of the draws.
+    # Typical processing of photos, each kind in half of the draws.
     "processing": compose(sometimes(0.5, random_jpeg), sometimes(0.5, random_resize)),
 }
