@@ -1,7 +1,8 @@
 """Attacks: one file per method, their tables by name, and the loop that they share.
 
-An attack sees an objective, images, settings and a key. This package imports neither data nor
-models. A new method is one file here, its import, and one line in `ATTACKS` or `BASELINES`.
+An attack takes an objective, images, settings and a key. This package imports neither data
+nor models. To add a method, add a file here, import it below, and add one line to `ATTACKS`
+or `BASELINES`.
 """
 
 from deid_jax.attacks.apfgvm import APFGVMConfig, apfgvm

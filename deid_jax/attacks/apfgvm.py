@@ -1,9 +1,9 @@
 """A-PFGVM, adaptive P-FGVM: x̂ ← clip₀₁( x̂ − αₙ ( ∇l(x̂) + λₙ (x̂ − x) ) ).
 
-The paper's step with a penalty weight per image and step; this project's own.
+The paper's step with a penalty weight for each image and step; new in this project.
 
-`pfgvm` holds one λ for all images: easy ones are perturbed too much, hard ones too
-little. Here every image's λ follows its own attack, and the nearest success is kept.
+`pfgvm` uses one λ for all images, which perturbs easy images too much and hard ones too
+little. Here λ adapts to each image as its attack proceeds, and the nearest success is kept.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from deid_jax.errors import InputError
 from deid_jax.pixels import on_grid
 from deid_jax.types import AttackResult, Objective
 
-# Forward passes of the final search: one outwards, the others halve the interval.
+# Forward passes of the final search: one looks outwards, the others halve the interval.
 _SEARCH_PASSES = 6
-# Where no iterate succeeded the search goes outwards by this factor at a time.
+# Where no iterate succeeded, each step of the search goes farther out by this factor.
 _OUTWARDS = 1.5
-# The linearised loss is to end this far beyond zero at first, in |⟨∇l, x̂ − x⟩|; in long runs it
-# comes nearer by and by: at step N, 0.04/N of it.
+# How far beyond zero a step aims the linearised loss, as a share of |⟨∇l, x̂ − x⟩|, at first;
+# in long runs the share shrinks, to 0.04/N at step N.
 _BEYOND, _BEYOND_TIMES_STEPS = 0.01, 0.04
-# β falls as this power of the share of steps that are left.
+# β falls as this power of the share of steps remaining.
 _FALL = 1.5
-# Where nothing succeeded in this share of the steps, the penalty waits until something does.
+# If nothing has succeeded after this share of the steps, the penalty is off until one does.
 _PATIENCE = 0.75
-# Bounds a step where the loss is all but flat; far above any that is not cut to `max_step`.
+# Bounds a step where the loss is almost flat; far above any step not limited by `max_step`.
 _LARGEST = 1e6
-# Newton steps overshoot by 5 %, and while nothing succeeded by up to 55 % at the end.
+# Newton steps overshoot by 5 %; while nothing has succeeded, by up to 55 % at the end.
 _OVERSHOOT, _OVERSHOOT_UNTIL_FOOLED = 1.05, 0.5
 
 
@@ -44,14 +44,14 @@ class APFGVMConfig:
     """Settings of `apfgvm`.
 
     Attributes:
-      shrink: β₀ in [0, 1], the share of the change that the first penalty step takes back;
+      shrink: β₀ in [0, 1], the share of the perturbation that the first penalty step removes;
         falls to 0 as (1 − n/N)^1.5.
-      max_step: the longest step, ‖x̂ₙ₊₁ − x̂ₙ‖₂, ≥ 0, before the image is cut to [0, 1].
+      max_step: the longest step, ‖x̂ₙ₊₁ − x̂ₙ‖₂, ≥ 0, before the image is clipped to [0, 1].
       num_steps: number of gradient steps; several, increasing: one run each, since β depends
-        on where it ends.
-      penalty: what is held small, a name of `penalties.PENALTIES`.
-      quantize: whether iterates are judged on the grid of 8-bit images, and the result is
-        one.
+        on N.
+      penalty: the measure of the perturbation that is kept small, a key of
+        `penalties.PENALTIES`.
+      quantize: whether iterates are judged as 8-bit images, and the result is an 8-bit image.
 
     Raises:
       InputError: a setting is out of its range.
@@ -85,36 +85,35 @@ def apfgvm(
     *,
     initial: jax.Array | None = None,
 ) -> AttackResult:
-    """x̂ ← clip₀₁( x̂ − αₙ ( g + λₙ (x̂ − x) ) ), with αₙ and λₙ = βₙ/αₙ of each image.
+    """x̂ ← clip₀₁( x̂ − αₙ ( g + λₙ (x̂ − x) ) ), with αₙ and λₙ = βₙ/αₙ for each image.
 
-    g is ∇l(x̂ₙ). P-FGVM's step, read for a loss l that is zero at the recogniser's boundary
-    (`objectives.margin`): of its two parts the penalty takes back the share αλ = βₙ of the
-    change δ = x̂ − x, which falls from β₀ to 0, so that no λ diverges; and αₙ is what brings
-    the linearised loss l + ⟨g, x̂ₙ₊₁ − x̂ₙ⟩ to −κ, overshot by s:
+    g is ∇l(x̂ₙ). This is P-FGVM's step for a loss l that is zero at the recogniser's boundary
+    (`objectives.margin`). Its two parts are set as follows. The penalty removes the share
+    αλ = βₙ of the perturbation δ = x̂ − x; βₙ falls from β₀ to 0, so that no λ diverges. αₙ
+    brings the linearised loss l + ⟨g, x̂ₙ₊₁ − x̂ₙ⟩ to −κ, overshot by the factor s:
 
       αₙ = (s(l + κ) − βₙ⟨g, δ⟩) / ‖g‖²,    λₙ = βₙ / αₙ.
 
-    At β = 1 that is the least change which the linearised loss asks for, anew at every step;
-    with β falling, more and more of the changes found before stays in it, and their bends
-    average out. So λ rises while an image is fooled (l < 0), without end where α comes to zero
-    and the step is but the pull (α < 0 goes back uphill), and falls while it is not fooled.
-    Where the iteration rests, δ = −g/λ lies on the boundary: the penalised problem l +
-    (λ/2)‖δ‖² solved at the image's own λ. Where nothing succeeded in three quarters
-    of the steps β is 0 until something does. κ is 1 % of |⟨g, δ⟩| at first and less in long
-    runs, s is 1.05, and more where nothing succeeded yet. For another penalty g and δ in the
-    step are replaced by its metric's `direction` and `pull` (see `penalties`). Where g is zero
-    only the pull acts.
+    At β = 1 each step gives the least perturbation that the current linearised loss requires.
+    As β falls, more of the earlier perturbation is retained, and the curvature of the boundary
+    averages out. So λ rises while an image is misclassified (l < 0), without bound as α goes to
+    zero and only the pull remains (α < 0 goes back uphill), and falls otherwise. At a fixed
+    point δ = −g/λ lies on the boundary: it solves the penalised problem l + (λ/2)‖δ‖² at the
+    image's own λ. If nothing has succeeded after three quarters of the steps, β is 0 until
+    something does. κ is 1 % of |⟨g, δ⟩| at first and less in long runs; s is 1.05, and larger
+    while nothing has succeeded. For other penalties, g and δ in the step are replaced by the
+    metric's `direction` and `pull` (see `penalties`). Where g is zero, only the pull acts.
 
-    Each step spends one gradient. The success of the least penalty is kept, the last iterate
-    is judged, too, and six forward passes then pull the success towards x by bisection; where
-    there was none they look for one farther out first, at 1.5 δ, 1.5² δ and so on. Beside these
-    one pass judges the last iterate and one the result. With `quantize` what is judged is
-    always the 8-bit image round(255 x̂), so rounding loses nothing: for a change −μg, as it
-    is where the iteration rests, nearest rounding is the cheapest choice of levels for what it
-    gains.
+    Each step costs one gradient. The success with the smallest penalty is kept, counting the
+    last iterate. Six forward passes then move it towards x by bisection; where nothing
+    succeeded, they first look farther out, at 1.5 δ, 1.5² δ and so on. Two more passes judge
+    the last iterate and the result. With `quantize`, the image judged is always the 8-bit
+    round(255 x̂), so rounding loses nothing: for a perturbation −μg, as at a fixed point,
+    rounding to the nearest level is the cheapest choice of levels for the loss it gains.
 
     Returns the success, or the last iterate where there was none. From x̂₀ = x, images that
-    succeed as they are stay as they are (on the grid, with `quantize`). Zero steps return x̂₀.
+    succeed unperturbed are returned unperturbed (on the grid, with `quantize`). Zero steps
+    return x̂₀.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
@@ -185,8 +184,9 @@ def _move(
     beyond: float | jax.Array,
     overshoot: jax.Array,
 ) -> jax.Array:
-    """−αₙ(M⁻¹g + λₙ M⁻¹∇R), which is −αₙ(g + λₙδ) for the paper's penalty."""
-    # Scaled, with the loss, to 1 at most: squares of very flat losses' slopes underflow.
+    """The step −αₙ(M⁻¹g + λₙ M⁻¹∇R), which is −αₙ(g + λₙδ) for the paper's penalty."""
+    # The gradient is scaled to at most 1, and the loss with it: the squared gradients of very
+    # flat losses underflow.
     scale = jnp.max(jnp.abs(here.gradient), axis=(1, 2, 3))
     scale = jnp.where(scale > 0, scale, 1)
     gradient, loss = here.gradient / per_image(scale), here.loss / scale
@@ -205,13 +205,13 @@ def _search(
     end: Ending,
     seen: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """The least t found for which x + t(x̂ − x) succeeds, with x̂ the end; x̂ if there is none.
+    """Returns x + t(x̂ − x) at the least t found to succeed, x̂ the run's end; x̂ if none does.
 
     Args:
-      objective: says what succeeds.
+      objective: decides what succeeds.
       images: float32[B, H, W, C], x.
-      end: of the run; goes inwards where it succeeds, else outwards.
-      seen: what the objective is shown of an image.
+      end: the end of the run; the search goes inwards where it succeeds, else outwards.
+      seen: maps an image to the version that the objective sees.
     """
 
     def at(share: jax.Array) -> jax.Array:
@@ -229,5 +229,5 @@ def _search(
 
 
 def _inner(one: jax.Array, other: jax.Array) -> jax.Array:
-    """⟨·, ·⟩ of each image: [B]."""
+    """The inner product ⟨·, ·⟩ for each image: [B]."""
     return jnp.sum(one * other, axis=(1, 2, 3))

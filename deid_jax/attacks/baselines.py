@@ -1,9 +1,8 @@
 """The ad-hoc methods of early de-identification: blur, pixelation, masks and noise.
 
-They have the attacks' signature, so that one command and one table serve both, but look at no
-recogniser and spend no gradients. Lengths are fractions of the image's height and width,
-so that a setting means the same at every size. None of them has a first iterate: `initial`
-must be None.
+They share the attacks' signature, so that one command and one table serve both, but use no
+recogniser and no gradients. Lengths are fractions of the image's height and width, so that a
+setting means the same at every size. They have no first iterate: `initial` must be None.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from deid_jax.types import AttackResult, NumpyArray, Objective
 
 
 def _static(default: float) -> float:
-    """A setting that changes the program: kernel and block sizes."""
+    """Declares a setting that changes the compiled program, such as a kernel or block size."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
@@ -97,7 +96,7 @@ def pixelate(
     *,
     initial: jax.Array | None = None,
 ) -> AttackResult:
-    """The mean colour of each of n×n blocks, n = min(num_blocks, H, W)."""
+    """Replaces each of n×n blocks with its mean colour, n = min(num_blocks, H, W)."""
     _check(images, initial)
     rows = _block_of_each(images.shape[1], config.num_blocks)
     columns = _block_of_each(images.shape[2], config.num_blocks)
@@ -116,7 +115,7 @@ def mask(
     *,
     initial: jax.Array | None = None,
 ) -> AttackResult:
-    """A black rectangle, centred, of `mask_size` of the image's height and width."""
+    """Covers the centre with a black rectangle, `mask_size` of the image's height and width."""
     _check(images, initial)
     inside = [
         jnp.abs(jnp.arange(size) - (size - 1) / 2) < config.mask_size * size / 2
@@ -134,7 +133,7 @@ def noise(
     *,
     initial: jax.Array | None = None,
 ) -> AttackResult:
-    """clip₀₁(x + n) with n from N(0, σ²), drawn for every pixel and channel."""
+    """clip₀₁(x + n) with n ~ N(0, σ²), drawn for every pixel and channel."""
     _check(images, initial)
     noisy = jnp.clip(images + config.noise_stddev * normal(images, key), 0, 1)
     judge_key = fold_in_all(per_image_keys(key, len(images)), 1)

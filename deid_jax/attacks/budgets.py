@@ -1,4 +1,4 @@
-"""Perturbations of a given size: PSNR, the L2 that it allows, and 8-bit images that keep to it.
+"""Perturbations within a budget: PSNR, the L2 it allows, and 8-bit images that respect it.
 
 PSNR = −10 log₁₀( mean((x̂ − x)²) ) in dB, for pixels in [0, 1], over all values of an image.
 """
@@ -16,7 +16,7 @@ _HALVINGS = 16
 
 
 def l2_of_psnr(psnr: float | jax.Array, num_values: int) -> jax.Array:
-    """‖x̂ − x‖₂ of a PSNR: √n · 10^(−PSNR/20), float32.
+    """‖x̂ − x‖₂ at a given PSNR: √n · 10^(−PSNR/20), float32.
 
     Args:
       psnr: in dB.
@@ -39,19 +39,18 @@ def at_budget(
     *,
     dither_key: jax.Array | None = None,
 ) -> jax.Array:
-    """round(x + t (x̂ − x)) on the 8-bit grid, with the largest t ≤ 2 that keeps to the budget.
+    """round(x + t (x̂ − x)) on the 8-bit grid, with the largest t ≤ 2 within the budget.
 
-    t is found by bisection; t = 0 always keeps to it. Rounding adds about a
-    twelfth of a level squared per value, which is what makes a
-    ball's own bound miss a budget.
+    t is found by bisection; t = 0 is always within the budget. Rounding adds about a twelfth
+    of a squared level per value, so projecting onto the ball alone would miss the budget.
 
     Args:
       images: float32[B, H, W, C] on the 8-bit grid, x.
       changed: float32[B, H, W, C], x̂.
       size: float32[] or [B], the largest ‖x̂ − x‖₂.
-      dither_key: key[B]; rounds v to ⌊v + u⌋ with one draw u in [0, 1) per value. Changes of
-        one size everywhere, as of sign steps, would else leave the grid's levels all at once
-        and so miss the budget by up to half a level.
+      dither_key: key[B]; rounds v to ⌊v + u⌋ with one draw u in [0, 1) per value. Without
+        dithering, perturbations of one size everywhere, such as sign steps, would all change
+        level at once and miss the budget by up to half a level.
 
     Returns:
       float32[B, H, W, C] on the grid.
@@ -63,7 +62,7 @@ def at_budget(
 
     def at(share: jax.Array) -> jax.Array:
         change = per_image(share) * (changed - images)
-        # What does not change is not dithered either.
+        # Unperturbed values are not dithered.
         moved = images + change + jnp.where(change == 0, 0, shift)
         return on_grid(jnp.clip(moved, 0, 1)).astype(images.dtype)
 

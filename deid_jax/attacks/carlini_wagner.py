@@ -1,6 +1,6 @@
 """Carlini and Wagner in L2: min ‖x̂ − x‖₂² + c max(l(x̂) + κ, 0), with a search for c.
 
-A peer that seeks the least perturbation.
+A peer that minimises the perturbation.
 
 Carlini, Wagner: "Towards Evaluating the Robustness of Neural Networks", IEEE Symposium on
 Security and Privacy 2017.
@@ -33,8 +33,8 @@ class CarliniWagnerConfig:
       confidence: κ ≥ 0, how far beyond the boundary l is pushed; 0 asks for success alone.
       binary_search_steps: number of searches, ≥ 1, one for each c.
       num_steps: number of gradient steps of all searches together, shared among them as
-        evenly as whole numbers allow (fewer steps than searches: one step each, and the last
-        searches fall away); several, increasing: one run each.
+        evenly as possible (with fewer steps than searches, the first ones get one step each
+        and the others are dropped); several, increasing: one run each.
 
     Raises:
       InputError: a setting is negative, NaN or infinite, or there is no search.
@@ -59,10 +59,10 @@ class _State(NamedTuple):
 
     Attributes:
       variable: float32[B, H, W, C], w.
-      moments: Adam's.
-      reached: bool[B], whether an iterate of this search succeeded.
+      moments: Adam's moments.
+      reached: bool[B], whether an iterate of this search has succeeded.
       const: float32[B], c of this search.
-      consts: the c of searches before that succeeded and failed.
+      consts: the c of earlier searches that succeeded and failed.
     """
 
     variable: jax.Array
@@ -81,9 +81,9 @@ def _to_images(variable: jax.Array) -> jax.Array:
 
 
 def _difference(one: jax.Array, other: jax.Array) -> jax.Array:
-    """_to_images(one) − _to_images(other), in a form that is exactly zero where they agree.
+    """_to_images(one) − _to_images(other), computed to be exactly zero where they agree.
 
-    Adam would make full steps of what rounding leaves of a plain difference.
+    Adam would turn the rounding error of a plain subtraction into full steps.
     """
     return jnp.tanh(one - other) * (1 - jnp.tanh(one) * jnp.tanh(other)) / 2
 
@@ -98,16 +98,17 @@ def carlini_wagner(
 ) -> AttackResult:
     """Minimises ‖x̂ − x‖₂² + c max(l(x̂) + κ, 0) over w by Adam, where x̂ = (tanh w + 1)/2.
 
-    Every search starts at x̂₀ with its own c for each image: ten times the last one until a
-    search succeeds, from then on the middle between the largest c that failed and the least
-    that succeeded. l is to be zero at the boundary, as `objectives.margin` is; an iterate
-    counts where it succeeds and, for κ > 0, l ≤ −κ. Returns the one nearest to x of all
-    searches, the last iterate included; where there is none, the last iterate. Beside
-    gradients it spends two forward passes.
+    Every search starts at x̂₀ with its own c for each image: ten times the previous one until
+    a search succeeds, then the midpoint of the largest c that failed and the smallest that
+    succeeded. l must be zero at the boundary, as `objectives.margin` is; an iterate counts as
+    a success if it succeeds and, for κ > 0, l ≤ −κ. Returns the success nearest to x over all
+    searches, counting the last iterate; if there is none, the last iterate. It costs two
+    forward passes in addition to the gradients.
 
-    As foolbox does it, without its early stop and without the repeated search at the least
-    successful c that it has from ten searches on; `num_steps` counts all gradients, not those
-    of a search, and the defaults are for hundreds of gradients, not foolbox's 90,000.
+    This follows foolbox, but without early stopping and without the repeated search at the
+    smallest successful c that foolbox makes from ten searches on. `num_steps` counts all
+    gradients, not those of one search, and the defaults suit hundreds of gradients rather
+    than foolbox's 90,000.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """

@@ -1,6 +1,6 @@
 """DDN, Decoupling Direction and Norm: x̂ ← clip₀₁( x + ε δ/‖δ‖₂ ), ε smaller after a success.
 
-A peer that seeks the least perturbation.
+A peer that minimises the perturbation.
 
 Rony, Hafemann, Oliveira, Ben Ayed, Sabourin, Granger: "Decoupling Direction and Norm for
 Efficient Gradient-Based L2 Adversarial Attacks and Defenses", CVPR 2019.
@@ -24,11 +24,11 @@ class DDNConfig:
     """Settings of `ddn`.
 
     Attributes:
-      step_size: α ≥ 0, ‖·‖₂ of the first step; falls to a hundredth along half a cosine.
+      step_size: α ≥ 0, the L2 norm of the first step; cosine-annealed to α/100.
       init_epsilon: ε₀ ≥ 0, ‖x̂₁ − x‖₂ before it grows or shrinks for the first time.
       gamma: γ in [0, 1), the share by which ε grows or shrinks at every step.
-      num_steps: number of gradient steps; several, increasing: one run each, since α depends
-        on where it ends.
+      num_steps: number of gradient steps N; several, increasing: one run each, since the
+        schedule of α depends on N.
 
     Raises:
       InputError: a setting is negative, NaN or infinite, or γ ≥ 1.
@@ -57,12 +57,12 @@ def ddn(
 ) -> AttackResult:
     """x̂ ← clip₀₁( x + ε δ/‖δ‖₂ ) with δ = x̂ − αₙ ∇l(x̂)/‖∇l(x̂)‖₂ − x.
 
-    Before, ε ← ε(1 − γ) where x̂ succeeds, else ε(1 + γ): direction and norm are decoupled.
-    αₙ falls from α to α/100, ε never exceeds what [0, 1] allows. Returns the successful
-    iterate nearest to x, the last one included; where none succeeded, the last
-    one. As in foolbox, and unlike in the paper, iterates are not rounded to 8 bits; unlike in
-    foolbox, no random direction stands in for a gradient that is zero. Beside gradients it
-    spends two forward passes.
+    Before each step, ε ← ε(1 − γ) where x̂ succeeds, else ε(1 + γ): direction and norm are
+    decoupled. αₙ falls from α to α/100; ε never exceeds what [0, 1] allows. Returns the
+    successful iterate nearest to x, counting the last one; if none succeeded, the last
+    iterate. As in foolbox, and unlike the paper, iterates are not rounded to 8 bits; unlike
+    foolbox, a zero gradient is not replaced by a random direction. It costs two forward
+    passes in addition to the gradients.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """

@@ -1,6 +1,6 @@
 """FMN, the Fast Minimum-Norm attack: x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ), ε from l/‖∇l‖.
 
-A peer that seeks the least perturbation in L2.
+A peer that minimises the perturbation in L2.
 
 Pintor, Roli, Brendel, Biggio: "Fast Minimum-norm Adversarial Attacks through Adaptive Norm
 Constraints", NeurIPS 2021.
@@ -28,11 +28,11 @@ class FMNConfig:
     """Settings of `fmn`.
 
     Attributes:
-      step_size: α ≥ 0, ‖·‖₂ of the first step; falls to a hundredth along half a cosine.
-      gamma: γ in [0, 1), the share by which ε grows or shrinks at first; falls to 0.001
-        along half a cosine.
-      num_steps: number of gradient steps; several, increasing: one run each, since α and γ
-        depend on where it ends.
+      step_size: α ≥ 0, the L2 norm of the first step; cosine-annealed to α/100.
+      gamma: γ in [0, 1), the share by which ε grows or shrinks at first; cosine-annealed to
+        0.001.
+      num_steps: number of gradient steps N; several, increasing: one run each, since the
+        schedules of α and γ depend on N.
 
     Raises:
       InputError: a setting is negative, NaN or infinite, or γ ≥ 1.
@@ -53,8 +53,8 @@ class _State(NamedTuple):
     """State of `fmn`, all float32[B].
 
     Attributes:
-      epsilon: the norm that iterates may have.
-      least: the least distance of a success so far; infinity before.
+      epsilon: the largest ‖x̂ − x‖₂ allowed.
+      least: the smallest distance of a success so far; infinity before the first.
     """
 
     epsilon: jax.Array
@@ -71,15 +71,15 @@ def fmn(
 ) -> AttackResult:
     """x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ) with δ = x̂ − αₙ ∇l(x̂)/‖∇l(x̂)‖₂ − x.
 
-    ε ← min(ε(1 − γₙ), the least distance of a success) where x̂ succeeds; else ε(1 + γₙ)
-    where an iterate before succeeded; else ‖x̂ − x‖₂ + |l(x̂)|/‖∇l(x̂)‖₂, where the boundary
-    would be if l were linear: l is to be zero there, as `objectives.margin` is. αₙ falls from
-    α to α/100; ε never exceeds what [0, 1] allows. It starts at x without the paper's search
-    along a line to an image that succeeds. Returns the successful iterate nearest to x, the
-    last one included; where none succeeded, the last one. Beside gradients it spends two
-    forward passes.
+    ε ← min(ε(1 − γₙ), the smallest distance of a success) where x̂ succeeds; else ε(1 + γₙ)
+    if an earlier iterate succeeded; else ‖x̂ − x‖₂ + |l(x̂)|/‖∇l(x̂)‖₂, the distance to the
+    boundary if l were linear. l must be zero at the boundary, as `objectives.margin` is. αₙ
+    falls from α to α/100; ε never exceeds what [0, 1] allows. The attack starts at x, without
+    the paper's line search towards an image that succeeds. Returns the successful iterate
+    nearest to x, counting the last one; if none succeeded, the last iterate. It costs two
+    forward passes in addition to the gradients.
 
-    The projection is the paper's; foolbox 3.3.4 leaves it out in L2, by a slip.
+    The projection is the paper's; foolbox 3.3.4 omits it in L2 by mistake.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """

@@ -1,9 +1,8 @@
 """The compiled loop that all attacks share.
 
-An attack gives its `Rule`; `iterate` evaluates the objective and its gradient, applies the
-rule and repeats, as a single `jax.lax.scan` with one gradient a step. `descend` is that for
-rules that carry nothing from step to step, `nearest.best_so_far` wraps rules that seek the
-least perturbation.
+An attack supplies its `Rule`; `iterate` evaluates the objective and its gradient, applies the
+rule and repeats, as a single `jax.lax.scan` with one gradient per step. `descend` does this
+for rules without state; `nearest.best_so_far` wraps rules that minimise the perturbation.
 
 Images are float32[B, H, W, C] in [0, 1]; x is the original, x̂ₙ the iterate of step n.
 """
@@ -19,12 +18,13 @@ from deid_jax.arrays import fold_in_all, per_image_keys
 from deid_jax.errors import InputError
 from deid_jax.types import AttackResult, Objective, PyTree
 
-# Draws the start; far above the number of any step, which the objective's keys go by.
+# Folded into the key that draws the start; far above any step number, which gives the
+# objective's keys.
 _START = 2**31 - 1
 
 
 class Iterate(NamedTuple):
-    """An iterate and the objective there.
+    """An iterate and the objective's values at it.
 
     Attributes:
       images: float32[B, H, W, C], x̂ₙ.
@@ -44,10 +44,10 @@ class Ending(NamedTuple):
 
     Attributes:
       images: float32[B, H, W, C], x̂_N, or a better iterate.
-      state: what the rule carries, after N steps.
+      state: the rule's state after N steps.
       key: key[B], of step N.
       steps_done: N.
-      succeeds: bool[B], whether `images` are known to succeed; False where nobody asked.
+      succeeds: bool[B], whether `images` are known to succeed; False where not checked.
     """
 
     images: jax.Array
@@ -62,18 +62,18 @@ Step: TypeAlias = Callable[[Iterate, PyTree, jax.Array], tuple[jax.Array, PyTree
 Conclude: TypeAlias = Callable[[Ending], AttackResult]
 # (x̂ₙ, ∇l(x̂ₙ)) -> x̂ₙ₊₁ before clipping to [0, 1].
 UpdateRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-# (x, key[B]) -> how far x̂₀ lies from x, before clipping to [0, 1].
+# (x, key[B]) -> x̂₀ − x, before clipping to [0, 1].
 Draw: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Rule(NamedTuple):
-    """A method as the loop knows it.
+    """A method, as the loop sees it.
 
     Attributes:
-      step: makes the next iterate.
-      conclude: makes the result.
-      state: what the rule carries from step to step, before the first one.
-      seen: what the objective is shown of an iterate.
+      step: computes the next iterate.
+      conclude: computes the result.
+      state: the initial state, which is carried from step to step.
+      seen: maps an iterate to the version that the objective sees.
     """
 
     step: Step
@@ -82,7 +82,7 @@ class Rule(NamedTuple):
     seen: Callable[[jax.Array], jax.Array] = lambda images: images
 
 
-# (x, x̂₀, N) -> the rule of one batch. N is 0 for rules that do not know it (see `iterate`).
+# (x, x̂₀, N) -> the rule for one batch. N is 0 for rules that do not use it (see `iterate`).
 MakeRule: TypeAlias = Callable[[jax.Array, jax.Array, int | jax.Array], Rule]
 
 _Carry: TypeAlias = tuple[jax.Array, PyTree]
@@ -107,7 +107,7 @@ def finish(
     num_gradients: int | jax.Array,
     num_forwards: int | jax.Array = 0,
 ) -> AttackResult:
-    """Judges the final images with one forward pass beside those spent before."""
+    """Judges the final images with one further forward pass."""
     loss, success = objective(images, per_image_keys(key, len(images)))
     counts = jnp.zeros(len(images), jnp.int32)
     return AttackResult(
@@ -161,12 +161,12 @@ def iterate(
       objective: see `deid_jax.types.Objective`.
       images: float32[B, H, W, C] in [0, 1].
       key: one key or key[B]; step n hands the objective fold_in(key, n).
-      num_steps: N ≥ 0; or S increasing numbers of steps, each of which gets the result that it
-        would get alone, along a leading axis S of the result's entries.
+      num_steps: N ≥ 0; or S increasing numbers of steps, each of which gives the result that
+        it would give alone, along a leading axis S of the result's entries.
       initial: x̂₀; if None, `images`, or clip₀₁(x + draw(x, key[B])).
-      draw: a random start, of keys that no step has; None for none.
-      knows_end: whether the rule depends on N. Otherwise one run to the largest of several
-        numbers of steps gives the results of all.
+      draw: draws a random start, with keys that no step uses; None for no random start.
+      knows_end: whether the rule depends on N. If not, one run to the largest of several
+        numbers of steps gives the results for all.
 
     Raises:
       InputError: `images` or `initial` is not a batch of images.
@@ -261,6 +261,6 @@ def annealed(
     number: jax.Array,
     num_steps: int | jax.Array,
 ) -> jax.Array:
-    """From `first` at step 0 towards `last` at step N, along half a cosine: a scalar."""
+    """Cosine annealing from `first` at step 0 to `last` at step N: a scalar."""
     share = number.astype(jnp.result_type(float)) / jnp.maximum(num_steps, 1)
     return last + (first - last) * (1 + jnp.cos(jnp.pi * share)) / 2

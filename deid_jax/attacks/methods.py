@@ -1,4 +1,4 @@
-"""The kinds of methods: what a method is told of its perturbation's size, as types."""
+"""The kinds of methods, as types: how each determines the size of its perturbation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ class Method:
     Attributes:
       function: the method itself.
       config: the class of its settings.
-      grid: the setting that trades visibility for protection, and values from hardly visible
-        to hardly resisted: what a sweep tries by default. Of methods that seek the least
-        perturbation it is how long they seek.
+      grid: the setting that trades visibility for protection, with values from barely visible
+        to almost always successful: the default of a sweep. For methods that minimise the
+        perturbation it is the number of steps.
       title: its name in tables and figures; its key if empty.
-      objective: what it minimises, a name of `objectives.OBJECTIVES`.
+      objective: what it minimises, a key of `objectives.OBJECTIVES`.
     """
 
     function: Attack
@@ -28,12 +28,12 @@ class Method:
     objective: str = "cross_entropy"
 
     def settings(self) -> tuple[str, ...]:
-        """Names of the method's settings."""
+        """The names of the method's settings."""
         return tuple(field.name for field in dataclasses.fields(self.config))
 
     @property
     def quantizes(self) -> bool:
-        """Whether it ends on the 8-bit grid unless told not to."""
+        """Whether its result is on the 8-bit grid by default."""
         return any(
             field.name == "quantize" and field.default is True
             for field in dataclasses.fields(self.config)
@@ -45,14 +45,14 @@ class Method:
         return False
 
     def with_quantize(self, config: PyTree, quantize: bool) -> PyTree:
-        """The method's settings, told whether to stay on the 8-bit grid if it can be told."""
+        """The settings with `quantize` set, if the method has that setting."""
         if "quantize" in self.settings():
             return dataclasses.replace(config, quantize=quantize)
         return config
 
 
 class FixedSteps(Method):
-    """An attack whose steps alone say how far it goes."""
+    """An attack whose perturbation is limited only by its steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class FixedSize(Method):
 
     Attributes:
       norm: what ε bounds: "linf", the perturbation of each pixel, or "l2", that of an image.
-      unit_steps: whether the gradient decides only where steps lead, not how long they are.
+      unit_steps: whether the gradient decides only the direction of a step, not its length.
     """
 
     norm: Literal["linf", "l2"]
@@ -74,13 +74,13 @@ class FixedSize(Method):
 
 
 class LeastPerturbation(Method):
-    """An attack that seeks the least perturbation that succeeds; it has no size."""
+    """An attack that seeks the smallest perturbation that succeeds; it has no budget."""
 
 
 class Baseline(Method):
-    """An ad-hoc method that looks at no recogniser and takes no steps."""
+    """An ad-hoc method that uses no recogniser and takes no steps."""
 
 
 def of_kind(methods: Mapping[str, Method], *kinds: type[Method]) -> tuple[str, ...]:
-    """Names of the methods of some kinds, in the table's order."""
+    """The names of the methods of the given kinds, in the table's order."""
     return tuple(name for name, method in methods.items() if isinstance(method, kinds))

@@ -23,7 +23,7 @@ class MIFGSMConfig:
     Attributes:
       step_size: α ≥ 0, how far every pixel moves in one step.
       epsilon: ε ≥ 0, the largest perturbation of a pixel; infinity means no bound.
-      momentum: μ ≥ 0, the share of the direction so far that a step keeps.
+      momentum: μ ≥ 0, the decay factor of the running gradient.
       num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
     Raises:
@@ -50,9 +50,9 @@ def mifgsm(
     *,
     initial: jax.Array | None = None,
 ) -> AttackResult:
-    """x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(d) ) ), d ← μ d + ∇l(x̂)/mean|∇l(x̂)| before.
+    """x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(d) ) ), after d ← μ d + ∇l(x̂)/mean|∇l(x̂)|.
 
-    d starts at zero; a gradient of zero adds nothing. The paper divides by ‖∇l(x̂)‖₁, which
+    d starts at zero; a zero gradient adds nothing. The paper divides by ‖∇l(x̂)‖₁, which
     only scales d and so gives the same images. With μ = 0 it is I-FGSM.
 
     See `deid_jax.types.Attack` for arguments, result and errors.

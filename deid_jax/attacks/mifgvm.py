@@ -1,9 +1,9 @@
 """MI-FGVM: x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ), δ one step along the running gradient.
 
-For recognisers that were not fitted on: a perturbation of given size, averaged over many
-gradients, transfers to them where the least one that fools a single recogniser does not.
-Momentum is MI-FGSM's (Dong et al.: "Boosting Adversarial Attacks with Momentum", CVPR 2018),
-values in the place of signs are the paper's.
+Meant for transfer: a perturbation of fixed size, averaged over many gradients, transfers to
+recognisers that the attack was not fitted on; the smallest one that succeeds against a single
+surrogate does not. The momentum is MI-FGSM's (Dong et al.: "Boosting Adversarial Attacks with
+Momentum", CVPR 2018); using gradient values instead of signs follows the paper.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class MIFGVMConfig:
 
     Attributes:
       epsilon: ε ≥ 0, the largest ‖x̂ − x‖₂.
-      momentum: μ ≥ 0, the share of the direction so far that a step keeps.
-      reach: how many ε all steps together would go along one line, ≥ 0: a step is
-        reach · ε / num_steps long.
+      momentum: μ ≥ 0, the decay factor of the running gradient.
+      reach: the total length of all steps in units of ε, ≥ 0: each step has length
+        reach · ε / num_steps.
       num_steps: number of gradient steps.
 
     Raises:
@@ -54,8 +54,8 @@ def mifgvm(
 ) -> AttackResult:
     """x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ) with δ = x̂ − α d/‖d‖₂ − x.
 
-    d ← μ d + ∇l(x̂)/‖∇l(x̂)‖₂ before each step, from zero; α = reach · ε / N. A gradient of
-    zero adds nothing to d. With μ = 0 it is projected gradient descent in L2 from x.
+    Before each step d ← μ d + ∇l(x̂)/‖∇l(x̂)‖₂, starting at zero; α = reach · ε / N. A zero
+    gradient adds nothing to d. With μ = 0 it is projected gradient descent in L2 from x.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """

@@ -1,4 +1,4 @@
-"""The successful iterate nearest to the original, kept for any rule that seeks it."""
+"""A wrapper that keeps the successful iterate nearest to the original, for any rule."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,15 +15,15 @@ class Nearest(NamedTuple):
     """The nearest success so far.
 
     Attributes:
-      images: float32[B, H, W, C]; the first iterate where none succeeded.
-      distance: float32[B], of `images` from x; infinity where none succeeded.
+      images: float32[B, H, W, C]; the first iterate where none has succeeded.
+      distance: float32[B], of `images` from x; infinity where none has succeeded.
     """
 
     images: jax.Array
     distance: jax.Array
 
     def kept(self, images: jax.Array, distance: jax.Array, success: jax.Array) -> "Nearest":
-        """`images` instead where they succeed at a smaller distance [B]."""
+        """Replaces images by `images` where these succeed at a smaller distance [B]."""
         better = success & (distance < self.distance)
         return Nearest(
             jnp.where(per_image(better), images, self.images),
@@ -37,14 +37,14 @@ def best_so_far(
     start: jax.Array,
     distance: Callable[[jax.Array], jax.Array],
 ) -> Rule:
-    """The same rule, concluded with the nearest success of all iterates, the last included.
+    """The same rule, concluded with the nearest success of all iterates, counting the last.
 
-    Where none succeeded, it is concluded with the last iterate. Spends one forward pass, which
+    Where none succeeded, it is concluded with the last iterate. Costs one forward pass, which
     judges the last iterate.
 
     Args:
-      rule: any; it learns nothing of the iterates kept.
-      objective: says whether the last iterate succeeds.
+      rule: any rule; it does not see the iterates kept.
+      objective: decides whether the last iterate succeeds.
       start: float32[B, H, W, C], x̂₀.
       distance: of iterates from the originals: [B, H, W, C] -> [B].
     """

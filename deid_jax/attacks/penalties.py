@@ -1,9 +1,9 @@
-"""Penalties: the 'realism' term R(x̂) beside the loss.
+"""Penalties: the 'realism' term R(x̂) that is added to the loss.
 
 The paper's is ½‖δ‖², δ = x̂ − x. All but one of these are quadratic, R = ½⟨δ, Mδ⟩ with a
-metric M that costs more where people see more: then the cheapest way to gain on a loss of
-gradient g is −M⁻¹g (`direction`), and R falls fastest, in that metric, along −M⁻¹∇R = −δ
-(`pull`). Images are float32[B, H, W, C] in [0, 1].
+metric M that weighs perturbations more where people notice them more. In that metric a loss
+with gradient g falls fastest along −M⁻¹g (`direction`), and R along −M⁻¹∇R = −δ (`pull`).
+Images are float32[B, H, W, C] in [0, 1].
 """
 
 from collections.abc import Callable, Mapping
@@ -18,24 +18,25 @@ from deid_jax.arrays import norms
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-# What a difference between neighbours costs, of what a change alone costs.
+# The cost of a difference between neighbours, relative to that of the perturbation itself.
 _ROUGHNESS = 1.0
-# A change of luminance (ITU-R BT.601) costs this many times one of colour.
+# The cost of perturbing luminance (ITU-R BT.601), relative to that of perturbing colour.
 _LUMINANCE = 4.0
 _RED_GREEN_BLUE = np.array([0.299, 0.587, 0.114], np.float32)
 # The standard deviation below which a surface counts as plain.
 _PLAIN = 0.03
-# What a pixel costs at least, of the mean, so that no few of them carry the whole change.
+# The smallest cost of a pixel, relative to the mean, so that the perturbation does not collect
+# in a few pixels.
 _LEAST_COST = 0.2
 
 Images = Callable[[jax.Array], jax.Array]
 
 
 class Penalty(NamedTuple):
-    """R for one batch of originals x.
+    """The penalty R for one batch of originals x.
 
     Attributes:
-      value: x̂ -> [B], what grows with R(x̂) and is zero at x: the order of 'nearer'.
+      value: x̂ -> [B], increases with R(x̂) and is zero at x; defines which image is nearer.
       direction: g -> M⁻¹g.
       pull: x̂ -> M⁻¹∇R(x̂); δ where R is quadratic.
     """
@@ -46,7 +47,7 @@ class Penalty(NamedTuple):
 
 
 def l2_penalty(images: jax.Array) -> Penalty:
-    """The paper's: R = ½‖δ‖², M = 1; `value` is ‖δ‖₂."""
+    """The paper's penalty: R = ½‖δ‖², M = 1; `value` is ‖δ‖₂."""
     return Penalty(
         value=lambda adversarial: norms(adversarial - images),
         direction=lambda gradient: gradient,
@@ -55,7 +56,7 @@ def l2_penalty(images: jax.Array) -> Penalty:
 
 
 def smooth_penalty(images: jax.Array) -> Penalty:
-    """Low frequencies cost less: R = ½(‖δ‖² + ‖∇δ‖²), ∇ the differences of neighbours.
+    """Makes low frequencies cheaper: R = ½(‖δ‖² + ‖∇δ‖²), ∇ the differences of neighbours.
 
     M is diagonal in the cosine transform: 1 + (4 − 2 cos(πk/H) − 2 cos(πl/W)).
     """
@@ -75,10 +76,10 @@ def smooth_penalty(images: jax.Array) -> Penalty:
 
 
 def luminance_penalty(images: jax.Array) -> Penalty:
-    """Light costs more than colour: R = ½(‖δ‖² + 3·|Y|⁻²‖⟨Y, δ⟩‖²), Y the luma weights.
+    """Makes luminance cost more: R = ½(‖δ‖² + 3·|Y|⁻²‖⟨Y, δ⟩‖²), Y the luma weights.
 
-    A change along Y = (0.299, 0.587, 0.114) costs four times what one across it costs. Of
-    images of other than three channels all channels weigh the same.
+    A perturbation along Y = (0.299, 0.587, 0.114) costs four times one orthogonal to it. For
+    images with other than three channels, all channels have the same weight.
     """
     weights = _RED_GREEN_BLUE if images.shape[-1] == 3 else np.ones(images.shape[-1])
     along = np.outer(weights, weights) / float(np.sum(weights**2))
@@ -96,7 +97,7 @@ def luminance_penalty(images: jax.Array) -> Penalty:
 
 
 def texture_penalty(images: jax.Array) -> Penalty:
-    """Plain surfaces cost more: M = diag(w), w = 1/(σ² + 0.03²) over its mean, at least 0.2.
+    """Makes plain surfaces cost more: M = diag(w), w = 1/(σ² + 0.03²) over its mean, w ≥ 0.2.
 
     σ² is the variance of the original's channel in SSIM's window around the pixel.
     """
@@ -105,14 +106,14 @@ def texture_penalty(images: jax.Array) -> Penalty:
 
 
 def ssim_penalty(images: jax.Array) -> Penalty:
-    """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated), with mirrored rims.
+    """R = 1 − MSSIM, the metric itself (dm-pix's, differentiated), with mirrored borders.
 
-    The metric's windows lie inside the image and hardly see its border, where a change would
-    gather; mirrored by half a window, every pixel counts alike.
+    The metric's windows lie inside the image and barely cover its border, where the
+    perturbation would collect; padded by a mirrored half window, every pixel counts alike.
 
-    M is diag(w), w = 1/(2σ² + C₂) over its mean, at least 0.2, with the variance σ² of the
-    window around the pixel: what contrast and structure lose to a small change there, were
-    its own mean in the window zero.
+    M is diag(w), w = 1/(2σ² + C₂) over its mean, at least 0.2, where σ² is the variance of
+    the window around the pixel. This is the loss in SSIM's contrast and structure terms from
+    a small perturbation there whose mean over the window is zero.
 
     Raises:
       InputError: images are smaller than SSIM's window.
@@ -140,13 +141,13 @@ def ssim_penalty(images: jax.Array) -> Penalty:
 
 
 def _mirrored(images: jax.Array) -> jax.Array:
-    """With a rim of half SSIM's window."""
+    """The images padded by mirroring half of SSIM's window."""
     half = metrics.SSIM_WINDOW // 2
     return jnp.pad(images, ((0, 0), (half, half), (half, half), (0, 0)), mode="reflect")
 
 
 def _diagonal(images: jax.Array, cost: jax.Array) -> Penalty:
-    """M = diag(cost over its mean), of each image."""
+    """The penalty with M = diag(cost over its mean), for each image."""
     relative = cost / jnp.mean(cost, axis=(1, 2, 3), keepdims=True)
     relative = jnp.maximum(relative, _LEAST_COST)
     return Penalty(
@@ -157,7 +158,7 @@ def _diagonal(images: jax.Array, cost: jax.Array) -> Penalty:
 
 
 def _variance(images: jax.Array) -> jax.Array:
-    """Per channel, in SSIM's Gaussian window around each pixel, cut off at the border."""
+    """The variance per channel in SSIM's Gaussian window at each pixel, cut at the border."""
     rows, columns = (jnp.asarray(_windows(size), images.dtype) for size in images.shape[1:3])
 
     def mean(batch: jax.Array) -> jax.Array:
@@ -167,21 +168,21 @@ def _variance(images: jax.Array) -> jax.Array:
 
 
 def _windows(size: int) -> NumpyArray:
-    """Row i: a Gaussian of σ = 1.5 around pixel i, up to 5 pixels away; sums to 1."""
+    """A matrix whose row i is a Gaussian, σ = 1.5, within 5 pixels of pixel i; it sums to 1."""
     distance = np.abs(np.arange(size)[:, None] - np.arange(size))
     weights = np.exp(-0.5 * (distance / 1.5) ** 2) * (distance <= metrics.SSIM_WINDOW // 2)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _cosines(size: int) -> NumpyArray:
-    """The orthonormal cosine transform (DCT-II), float64[size, size]."""
+    """The matrix of the orthonormal cosine transform (DCT-II), float64[size, size]."""
     from scipy.fft import dct
 
     return dct(np.eye(size), axis=0, norm="ortho")
 
 
 def _stiffness(size: int) -> NumpyArray:
-    """‖∇‖² of each row of `_cosines`."""
+    """The eigenvalue of ∇ᵀ∇ for each row of `_cosines`."""
     return 2 - 2 * np.cos(np.pi * np.arange(size) / size)
 
 

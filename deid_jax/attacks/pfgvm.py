@@ -40,7 +40,7 @@ class PFGVMConfig:
         checks.finite_non_negative("step_size", self.step_size)
         checks.finite_non_negative("penalty_weight", self.penalty_weight)
         checks.step_counts("num_steps", self.num_steps)
-        # Plain numbers only: traced and stacked settings pass unseen.
+        # Checked for plain numbers only, not for traced or stacked settings.
         if isinstance(self.step_size, int | float) and isinstance(
             self.penalty_weight, int | float
         ):

@@ -47,7 +47,7 @@ class PGDL2Config:
     """Settings of `pgd_l2`.
 
     Attributes:
-      step_size: α ≥ 0, ‖·‖₂ of one step, pixels in [0, 1].
+      step_size: α ≥ 0, the L2 norm of one step, pixels in [0, 1].
       epsilon: ε ≥ 0, the largest ‖x̂ − x‖₂.
       num_steps: number of gradient steps; several, increasing: see `loop.descend`.
 
@@ -75,8 +75,8 @@ def pgd(
 ) -> AttackResult:
     """x̂ ← clip₀₁( clip[x−ε, x+ε]( x̂ − α sign(∇l(x̂)) ) ), from clip₀₁(x + U[−ε, ε]).
 
-    The start is drawn for each image from its own key; `initial` takes its place, and with
-    `initial=images` it is I-FGSM. Zero steps draw none: they return `initial` or x.
+    The start is drawn for each image from its own key, unless `initial` is given; with
+    `initial=images` it is I-FGSM. Zero steps draw no start: they return `initial` or x.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
@@ -112,15 +112,15 @@ def pgd_l2(
 ) -> AttackResult:
     """x̂ ← clip₀₁( x + δ min(1, ε/‖δ‖₂) ) with δ = x̂ − α ∇l(x̂)/‖∇l(x̂)‖₂ − x.
 
-    It starts at clip₀₁(x + u), u uniform in the ball ‖u‖₂ ≤ ε, drawn for each image from
-    its own key; `initial` takes its place. Zero steps draw none: they return `initial` or x.
+    It starts at `initial` if given, else at clip₀₁(x + u), u uniform in the ball ‖u‖₂ ≤ ε and
+    drawn for each image from its own key. Zero steps draw no start: they return `initial` or x.
 
     See `deid_jax.types.Attack` for arguments, result and errors.
     """
 
     def draw(images: jax.Array, key: jax.Array) -> jax.Array:
         def share(key: jax.Array) -> jax.Array:
-            # A share u^d of the ball's volume lies within u of its radius, in d dimensions.
+            # In d dimensions a fraction u^d of the ball's volume is within u times its radius.
             volume = jax.random.uniform(key, (), images.dtype)
             return volume ** (1 / images[0].size)
 

@@ -1,8 +1,8 @@
-"""Results on the grid of 8-bit images, with success kept.
+"""Rounding of results to 8-bit images without losing success.
 
-A least perturbation ends just beyond the recogniser's boundary, and rounding to the 256 levels
-of a file takes many images back behind it. Images are float32[B, H, W, C] in [0, 1];
-the levels are `deid_jax.pixels.LEVELS`, bit for bit what a file reads back as.
+A minimal perturbation ends just beyond the recogniser's boundary, and rounding to the 256
+levels of a file moves many images back across it. Images are float32[B, H, W, C] in [0, 1];
+the levels are `deid_jax.pixels.LEVELS`, bit for bit what is read back from a file.
 """
 
 import functools
@@ -16,11 +16,11 @@ from deid_jax.attacks.loop import differentiate, finish
 from deid_jax.pixels import on_grid
 from deid_jax.types import AttackResult, Objective
 
-# The search looks outwards at 1.01, 1.02, 1.04, … times the change, until 20 times or more,
-# and halves the interval where it succeeded so often.
+# The search looks outwards at 1.01, 1.02, 1.04, … times the perturbation, up to 20 times or
+# more; where it succeeds, it halves the interval this many times.
 _FIRST_GROWTH, _FARTHEST, _NUM_HALVINGS = 0.01, 20.0, 6
-# Steps downhill where there is nothing outwards: the first is 2 % of the change and a quarter
-# of a level long, each next one a quarter longer.
+# Steps downhill where nothing succeeds outwards: the length of the first is 2 % of the
+# perturbation plus a quarter of a level, and each one is a quarter longer than the last.
 _NUM_STEPS, _FIRST_STEP, _STEP_GROWTH = 20, 0.02, 1.25
 _QUARTER_LEVEL = 0.25 / 255
 
@@ -29,9 +29,9 @@ class _OutwardSearch(NamedTuple):
     """State of `_search_outwards`.
 
     Attributes:
-      found: the result at the least factor that succeeded; the rounded one before.
-      factors: float32[B], between which success begins.
-      num_halvings: int32[B], how often they were halved.
+      found: the result at the smallest factor that succeeded; the rounded one until then.
+      factors: float32[B], the bounds of the interval in which success begins.
+      num_halvings: int32[B], how often the interval has been halved.
     """
 
     found: AttackResult
@@ -51,12 +51,12 @@ class _OutwardSearch(NamedTuple):
 
 
 class _Descent(NamedTuple):
-    """The state of `_step_downhill`.
+    """State of `_step_downhill`.
 
     Attributes:
-      found: as rounded where nothing succeeded yet.
+      found: the success; the rounded result where nothing has succeeded yet.
       images: float32[B, H, W, C], before rounding.
-      length: float32[B], ‖·‖₂ of the next step.
+      length: float32[B], the L2 norm of the next step.
       number: int32[], of the step.
     """
 
@@ -71,22 +71,21 @@ def finish_on_grid(
 ) -> AttackResult:
     """Puts a result on the 8-bit grid: q = round(255 x̂)/255, or a farther one that succeeds.
 
-    Where the result succeeded and q does not, other roundings are tried: first outwards,
-    q(t) = round(255 (x + t(x̂ − x)))/255 with the least t > 1 that succeeds. For a perturbation
-    x̂ − x = −μ∇l, as the least ones are, q(t) minimises ‖q − x‖² + 2tμ⟨∇l, q⟩ over the grid: no
-    rounding that lowers the linearised loss as much is cheaper. Where no t succeeds, gradient
-    steps of growing length follow from x̂; each of up to 20 gradients also judges the image
-    on the grid that it is taken at. Where these do not help either, q is returned, and success
-    is False.
+    Where the result succeeded and q does not, other roundings are tried. The first go outwards:
+    q(t) = round(255 (x + t(x̂ − x)))/255 with the smallest t > 1 that succeeds. For a minimal
+    perturbation, x̂ − x = −μ∇l, q(t) minimises ‖q − x‖² + 2tμ⟨∇l, q⟩ over the grid: no cheaper
+    rounding lowers the linearised loss as much. Where no t succeeds, gradient steps of
+    increasing length follow from x̂, up to 20; each gradient is taken at an image on the grid
+    and also judges it. Where these fail too, q is returned with success False.
 
-    Evaluations are counted per image: one forward pass where q is kept, beside it
-    one per t, or one gradient per step. Where no image of the batch needs it, nothing beyond
-    q's forward pass is computed; an image's result depends on no other image.
+    Evaluations are counted per image: one forward pass for q, plus one per t and one gradient
+    per step where these are tried. If no image of the batch needs them, only q's forward pass
+    is computed; an image's result never depends on another image.
 
     Args:
-      objective: judges the images on the grid, at the same keys throughout.
+      objective: judges the images on the grid, with the same keys throughout.
       images: float32[B, H, W, C] in [0, 1], the originals x.
-      result: of an attack, for one number of steps.
+      result: an attack's result for one number of steps.
       key: one key or key[B].
 
     Returns:
@@ -116,7 +115,7 @@ def _search_outwards(
     lost: jax.Array,
     keys: jax.Array,
 ) -> AttackResult:
-    """The least t > 1 at which x + tδ, rounded, succeeds; `rounded` where none does."""
+    """Rounded x + tδ at the smallest t > 1 that succeeds; `rounded` where none does."""
 
     def step(at: _OutwardSearch) -> _OutwardSearch:
         active = lost & at.is_open
@@ -150,7 +149,7 @@ def _step_downhill(
     lost: jax.Array,
     keys: jax.Array,
 ) -> AttackResult:
-    """Steps z ← clip₀₁(z − sₙ ∇l/‖∇l‖₂) from x̂, ∇l at z rounded, until that succeeds."""
+    """Steps z ← clip₀₁(z − sₙ ∇l/‖∇l‖₂) from x̂, ∇l taken at z rounded, until that succeeds."""
 
     def active(at: _Descent) -> jax.Array:
         return lost & ~at.found.success & (at.number < _NUM_STEPS)
@@ -175,7 +174,7 @@ def _step_downhill(
 def _replaced(
     found: AttackResult, images: jax.Array, loss: jax.Array, succeeds: jax.Array
 ) -> AttackResult:
-    """The result with successes of a trial in place of what was found before."""
+    """The result, replaced by a trial's where the trial succeeds."""
     return found._replace(
         images=jnp.where(per_image(succeeds), images, found.images),
         loss=jnp.where(succeeds, loss, found.loss),

@@ -1,7 +1,7 @@
 """Evaluation: one compiled batch program, runs over a data set, sweeps.
 
-Also whether attributes survive, and the records of all of these. Imports `recognisers` and
-what is below.
+Also measures whether attributes survive, and defines the records of all of these. Imports
+`recognisers` and the layers below it.
 """
 
 from deid_jax.evaluation.batch import INITS, TARGETS, Protocol, measure_float, measure_uint8

@@ -23,8 +23,8 @@ from deid_jax.models.attribute_net import AttributeNet
 from deid_jax.recognisers import TrainConfig, TrainingData, predicting, storage, training
 from deid_jax.types import Json, NumpyArray, Variables
 
-# Numbers whose bounds have a meaning (degrees, see `data.synthetic.variation`): classes in
-# ascending order, and what divides them. Other numbers are divided into terciles.
+# Numeric attributes with meaningful bounds (degrees, see `data.synthetic.variation`): classes
+# in ascending order, and the bounds between them. Other numbers are divided into terciles.
 BANDS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "yaw": (("left", "ahead", "right"), (-5.0, 5.0)),
     "pitch": (("down", "level", "up"), (-2.5, 2.5)),
@@ -34,7 +34,7 @@ BANDS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
 # Left out where the other, which tells the same more finely, is there.
 DUPLICATES = {"looking_left": "yaw", "light_from_left": "light_direction"}
 
-# Whose classes change places, the first with the last, when an image is mirrored.
+# Attributes whose first and last classes are swapped when an image is mirrored.
 MIRRORED = ("yaw", "roll", "light_direction", *DUPLICATES)
 
 # The least kappa, on persons that it was not trained on, for an attribute to count as one that
@@ -54,7 +54,7 @@ class Attribute:
     Attributes:
       name: its name in `FaceDataset.attributes`.
       classes: names of the classes; "no" and "yes" of a boolean.
-      bounds: of a number: class k holds the values in [bounds[k - 1], bounds[k]).
+      bounds: for a number: class k holds the values in [bounds[k - 1], bounds[k]).
     """
 
     name: str
@@ -112,7 +112,7 @@ def encode(attributes: Sequence[Attribute], faces: FaceDataset) -> NumpyArray:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledFaces(FaceDataset):
-    """Faces whose examples have the classes of their attributes as "label", int32[A].
+    """A data set whose examples have the classes of their attributes as "label", int32[A].
 
     Attributes:
       classes: int32[N, A].
@@ -201,7 +201,7 @@ class ClassifierInfo:
 
 
 class AttributeClassifier(NamedTuple):
-    """A model that reads attributes off faces.
+    """A model that predicts the attributes of faces.
 
     Attributes:
       model: Flax module; `model.apply(variables, images)` gives logits float32[B, A, max K].

@@ -1,6 +1,6 @@
-"""One batch, de-identified and measured: how a method is run, and the compiled program.
+"""De-identifying and measuring one batch: how a method is run, and the compiled program.
 
-Every image is measured twice: the attack's float32 result, and the 8-bit image that is kept.
+Every image is measured twice: the attack's float32 result, and the 8-bit image that is saved.
 This is the one place where attacks are compiled.
 """
 
@@ -38,19 +38,19 @@ INITS = ("image", "noise")
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How a method is run, beside its own settings.
+    """How a method is run, apart from its own settings.
 
     Attributes:
       target: which label an attack aims at: "random" (any but the true one, drawn per
         image), "least_likely" or "runner_up" (among the others, by the clean logits), or
         "none": untargeted.
       init: the first iterate: "image", or "noise", N(0.5, 0.25²) clipped to [0, 1].
-      quantize: finish on the 8-bit grid with success kept (`finish_on_grid`), so that the
-        float and 8-bit figures agree; None: where the method does so by itself.
+      quantize: round to 8-bit images without losing success (`finish_on_grid`), so that the
+        float and 8-bit metrics agree; None: the method's default.
       batch_size: images per compiled call; made smaller where that saves padding or the
         device lacks the memory. None: what suits the device.
       seed: decides targets and noise, per image: nothing depends on the batch size.
-      precision: what an attack's gradients are computed in; see `deid_jax.devices.precision`.
+      precision: of an attack's gradients; see `deid_jax.devices.precision`.
     """
 
     target: str = "random"
@@ -109,17 +109,17 @@ def choose_targets(
 
 
 class BatchResult(NamedTuple):
-    """A de-identified batch, and what is measured of it.
+    """A de-identified batch and its metrics.
 
-    Where the config asks for S numbers of steps, `result`, `float_result`,
-    `uint8_result` and `uint8` have a leading axis S.
+    If the config asks for S numbers of steps, `result`, `float_result`, `uint8_result` and
+    `uint8` have a leading axis S.
 
     Attributes:
-      result: the attack's.
+      result: the attack's result.
       targets: int32[B]; the true labels where the attack is untargeted.
       clean: predictions on the originals.
-      float_result: measured of `result`.
-      uint8_result: measured of `uint8`.
+      float_result: metrics of `result`.
+      uint8_result: metrics of `uint8`.
       uint8: uint8[B, H, W, C], round(255 x̂).
     """
 
@@ -131,7 +131,7 @@ class BatchResult(NamedTuple):
     uint8: jax.Array
 
     def metrics(self) -> BatchMetrics:
-        """All but the images."""
+        """Everything but the images."""
         effort = Effort(*self.result[1:])
         return BatchMetrics(
             self.targets, self.clean, self.float_result, effort, self.uint8_result
@@ -139,7 +139,7 @@ class BatchResult(NamedTuple):
 
 
 class BatchProgram(NamedTuple):
-    """The static argument of `run_batch`: decides the compiled program, beside shapes.
+    """The static argument of `run_batch`: with the shapes, it decides the compiled program.
 
     Attributes:
       model: the recogniser's network.
@@ -148,7 +148,7 @@ class BatchProgram(NamedTuple):
       init: see `Protocol`.
       quantize: whether results are finished on the 8-bit grid.
       precision: see `Protocol`.
-      mesh: the devices over which a batch is divided; None: where its arrays are.
+      mesh: the devices over which a batch is divided; None: wherever its arrays are.
     """
 
     model: Model
@@ -166,9 +166,9 @@ def de_identify(
     """De-identifies and measures one batch; `run_batch` and `run_batch_many` compile it.
 
     Args:
-      variables: the recogniser's weights, arguments so that they are no program constants.
+      variables: the recogniser's weights; an argument, so as not to become program constants.
       batch: the images.
-      config: the method's settings; another value of a leaf needs no compilation.
+      config: the method's settings; a new value of a leaf needs no recompilation.
       key: the run's key; image i uses fold_in(key, i).
       program: everything static.
     """
@@ -189,7 +189,7 @@ def _de_identify(
     model, method, target, init, quantize, precision, _ = program
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch.position)
     target_key, init_key, attack_key, finish_key = (fold_in_all(keys, n) for n in range(4))
-    # Whatever the attack computes in, results are measured in float32.
+    # Results are measured in float32, whatever the attack's precision.
     logits_fn = _exactly(functools.partial(model.apply, variables))
     clean = logits_fn(batch.image)
     targeted = target != "none"
@@ -217,7 +217,7 @@ def _de_identify(
         result = finish(result) if quantize else result
         return result, measure_both(logits_fn, result.images, on_grid(result.images), batch)
 
-    # Entries of [B], or for each of [S, B].
+    # Entries are [B] or [S, B].
     several = result.images.ndim > batch.image.ndim
     result, (float_result, uint8_result) = (
         jax.lax.map(conclude, result) if several else conclude(result)
@@ -233,7 +233,7 @@ def _de_identify(
 
 
 def _exactly(logits_fn: LogitsFn) -> LogitsFn:
-    """The same in true float32, which accelerators do only when asked."""
+    """The same function in true float32, which accelerators use only on request."""
 
     def exact(images: jax.Array) -> jax.Array:
         with products_in("float32"):
@@ -256,18 +256,18 @@ def run_batch_many(
     *,
     program: BatchProgram,
 ) -> BatchMetrics:
-    """`vmap` of `de_identify` over C settings: metrics only, no images.
+    """Runs `de_identify` under `vmap` over C settings: metrics only, no images.
 
     Args:
       variables: see `de_identify`.
       batch: see `de_identify`.
-      configs: the method's config with leaves of [C].
+      configs: the method's config with leaves [C].
       key: see `de_identify`.
       program: everything static.
 
     Returns:
-      Entries of [C, B]; of results and effort [C, S, B] where the config asks for S numbers
-      of steps.
+      Entries [C, B]; for results and effort [C, S, B] if the config asks for S numbers of
+      steps.
     """
 
     def measure(config: Config) -> BatchMetrics:
@@ -327,20 +327,20 @@ class PlacedProgram:
         )
 
     def at(self, config: Config) -> "PlacedProgram":
-        """The same with other settings, or another stack of them."""
+        """The same program with other settings, or another stack of them."""
         floats = jax.tree.map(jnp.float32, config)
         return dataclasses.replace(self, config=sharding.place_everywhere(floats, self.mesh))
 
     def smaller_to_fit(self, size: int, memory: int | None, *, settings: int = 1) -> int | None:
-        """A smaller number of images that should fit into memory; None where `size` does.
+        """A smaller number of images that should fit into memory; None if `size` fits.
 
         Args:
           size: images per call.
           memory: bytes that a call may take on a device; None: what is free.
-          settings: how many settings are stacked: to the device they multiply the images.
+          settings: how many settings are stacked; on the device they multiply the images.
 
         Raises:
-          InputError: not even one image fits.
+          InputError: a single image does not fit.
         """
         limit = programs.free_bytes() if memory is None else memory
         least = sharding.num_parts(self.mesh)
@@ -354,7 +354,7 @@ class PlacedProgram:
 
 
 def batch_shapes(size: int, image_size: int) -> Batch:
-    """A batch of which only shapes and dtypes are there."""
+    """A batch of shapes and dtypes only, without data."""
     return jax.eval_shape(
         lambda: Batch(
             image=jnp.zeros((size, image_size, image_size, 3)),

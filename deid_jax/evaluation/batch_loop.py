@@ -1,6 +1,6 @@
-"""The loop over batches: one is read, one attacked and one kept at the same time.
+"""The loop over batches: one is read, one attacked and one saved at the same time.
 
-The 8-bit result that is measured is the image as it reads back from where it was kept.
+The 8-bit result that is measured is the image as read back from where it was saved.
 """
 
 import contextlib
@@ -23,32 +23,32 @@ from deid_jax.evaluation.records import ImageRecord, records_of
 from deid_jax.pixels import Pixels
 from deid_jax.types import Batch
 
-# (position in the data set, uint8[H, W, 3]) -> the image as read back from its file.
+# (position in the data set, uint8[H, W, 3]) -> the image as it is read back from its file.
 Keep: TypeAlias = Callable[[int, Pixels], Pixels]
 
-# Threads that keep images: compressing one takes longer than a small attack on it.
+# Threads that save images: compressing one takes longer than a small attack on it.
 NUM_KEEPERS = 8
 
 
 def as_it_is(index: int, image: Pixels) -> Pixels:
-    """Keeps no image."""
+    """Saves nothing; returns the image unchanged."""
     del index
     return image
 
 
 def show_nothing(done: int, total: int) -> None:
-    """Shows nothing."""
+    """Shows no progress."""
 
 
 class Timing(NamedTuple):
-    """Seconds of the wall clock, and of threads.
+    """Wall-clock seconds, and seconds summed over threads.
 
     Attributes:
       compile_seconds: until the weights were ready and the program was compiled.
-      seconds: attacking, measuring and keeping, without compilation.
-      attack_seconds: of those, the ones in which the compiled program ran.
-      read_seconds: of all threads together, reading images.
-      keep_seconds: of all threads together, in `keep`.
+      seconds: attacking, measuring and saving, without compilation.
+      attack_seconds: the part of `seconds` in which the compiled program ran.
+      read_seconds: reading images, summed over threads.
+      keep_seconds: in `keep`, summed over threads.
     """
 
     compile_seconds: float = 0.0
@@ -60,7 +60,7 @@ class Timing(NamedTuple):
 
 @dataclasses.dataclass
 class BatchLoop:
-    """The loop over parts of a data set, and how far it is: see `Evaluation.over`."""
+    """The loop over parts of a data set, and its progress: see `Evaluation.over`."""
 
     placed: PlacedProgram
     dataset: FaceDataset
@@ -68,14 +68,14 @@ class BatchLoop:
     finish: Callable[[int, list[ImageRecord]], object]
     keep: Keep
     progress: Callable[[int, int], object]
-    # The first span that is not finished, how many of its images are done, and their records.
+    # The first unfinished span, how many of its images are done, and their records.
     span: int = 0
     done: int = 0
     records: list[ImageRecord] = dataclasses.field(default_factory=list)
     timing: Timing = dataclasses.field(default_factory=Timing)
 
     def left(self) -> list[range]:
-        """The positions that are not done."""
+        """The positions still to be done."""
         left = list(self.spans[self.span :])
         return [left[0][self.done :], *left[1:]] if left else []
 
@@ -88,7 +88,7 @@ class BatchLoop:
         return self.placed.smaller_to_fit(size, memory)
 
     def over_batches(self, size: int) -> None:
-        """Attacks what is left, and keeps every batch while the next one is computed."""
+        """Attacks the remaining images, saving each batch while the next one is computed."""
         start = ready = time.perf_counter()
         attacking, reading, keeping = 0.0, loader.Stopwatch(), loader.Stopwatch()
         with contextlib.ExitStack() as stack:
@@ -127,7 +127,7 @@ class BatchLoop:
     def _collect(
         self, pending: "_Pending", pool: ThreadPoolExecutor, keeping: loader.Stopwatch
     ) -> list[ImageRecord]:
-        """Keeps the images of a computed batch, measures what was kept, makes records."""
+        """Saves the images of a computed batch, measures what was saved, makes records."""
         batch, result = pending.batch, pending.result
         # One fetch; the float images stay on the device.
         written, measured = jax.device_get((result.uint8, result.metrics()))
@@ -151,7 +151,7 @@ class BatchLoop:
         return records_of(measured, self.dataset, batch, targeted=program.target != "none")
 
     def _advance(self, count: int, records: Sequence[ImageRecord]) -> None:
-        """Counts images as done, and finishes their span if they were its last."""
+        """Counts images as done, and finishes their span if it is complete."""
         self.records += records
         self.done += count
         if self.done == len(self.spans[self.span]):
@@ -165,12 +165,12 @@ def check_numbers(measured: BatchMetrics, dataset: FaceDataset, batch: Batch) ->
     """Refuses NaN and infinities in what a recogniser predicts.
 
     Args:
-      measured: on the host; entries of [B], or with further axes before.
-      dataset: the data set that the batch is of.
-      batch: its images; padding may be anything.
+      measured: on the host; entries [B], or with further leading axes.
+      dataset: the data set that the batch comes from.
+      batch: its images; padding is ignored.
 
     Raises:
-      InputError: names the first such image.
+      InputError: a prediction is not finite; the message names the first such image.
     """
     broken = np.zeros(len(batch.mask), bool)
     results = (measured.clean, measured.float_result, measured.uint8_result)
@@ -186,7 +186,7 @@ def check_numbers(measured: BatchMetrics, dataset: FaceDataset, batch: Batch) ->
 
 
 class _Pending(NamedTuple):
-    """A batch under way: when it was dispatched, and when it will have been ready."""
+    """A batch in flight: when it was dispatched, and (a future) when it became ready."""
 
     batch: Batch
     positions: range

@@ -1,4 +1,4 @@
-"""An evaluation: a method against a recogniser on a data set."""
+"""An evaluation runs a method against a recogniser on a data set."""
 
 import dataclasses
 import time
@@ -23,8 +23,8 @@ from deid_jax.pixels import Pixels
 from deid_jax.runs import package_versions
 from deid_jax.types import Config, Model, Variables
 
-# Images × pixels × steps from which prepared kernels save about as much time as compiling
-# their larger program takes, a few seconds: 512 steps of an image of 64 px, say.
+# The number of images × pixels × steps from which prepared kernels save as much time as it
+# takes to compile their larger program, a few seconds: say 512 steps on one image of 64 px.
 _MIN_WORK_TO_PREPARE = 2**21
 
 
@@ -43,7 +43,7 @@ class LogitsModel(Protocol):
 
 
 class WeightedModel(NamedTuple):
-    """A `LogitsModel` of which nothing else is known.
+    """A plain `LogitsModel`: a network and its weights, nothing more.
 
     Attributes:
       model: the network.
@@ -55,12 +55,12 @@ class WeightedModel(NamedTuple):
 
 
 class ExampleImages(NamedTuple):
-    """Some images of an evaluation; where S numbers of steps are asked for, P becomes S, P.
+    """P images of an evaluation; with S numbers of steps, a leading axis S comes before P.
 
     Attributes:
       images: uint8[P, H, W, 3].
-      predictions: for these; entries of [P].
-      clean: for the originals; entries of [P] in any case.
+      predictions: for these images; entries [P].
+      clean: for the originals; entries always [P], without S.
     """
 
     images: Pixels
@@ -70,7 +70,7 @@ class ExampleImages(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A method against a recogniser on a data set, and all that decides the result.
+    """A method, a recogniser, a data set, and everything else that decides the result.
 
     Attributes:
       recogniser: the classifier that is attacked, and that judges.
@@ -91,7 +91,7 @@ class Evaluation:
     memory: int | None = None
 
     def at(self, settings: Mapping[str, object]) -> "Evaluation":
-        """The same at other settings of the method, its defaults for those not given."""
+        """The same with other settings of the method; those not given are its defaults."""
         return dataclasses.replace(self, config=METHODS[self.method].config(**settings))
 
     @property
@@ -101,14 +101,14 @@ class Evaluation:
 
     @property
     def num_steps(self) -> int:
-        """The largest number of steps that the config asks for; 0 without steps."""
+        """The largest number of steps that the config asks for; 0 if the method has none."""
         steps = getattr(self.config, "num_steps", 0)
         return max(steps) if isinstance(steps, tuple) else steps
 
     def placed(self, jitted: jax.stages.Wrapped, *, num_settings: int = 1) -> PlacedProgram:
         """The program with its arguments on the devices.
 
-        Kernels are prepared where there is enough to do.
+        Kernels are prepared if there is enough work to repay it.
 
         Args:
           jitted: which function of `deid_jax.evaluation.batch`.
@@ -128,7 +128,7 @@ class Evaluation:
         ).at(self.config)
 
     def batch_size(self, num_images: int) -> int:
-        """Images per call on all devices together that suit these, memory permitting."""
+        """Images per call, over all devices, that suit the devices, memory permitting."""
         size = self.protocol.batch_size
         if size is None:
             own = default_batch_size(self.dataset.image_size, num_images)
@@ -136,7 +136,7 @@ class Evaluation:
         return self.even_batch_size(num_images, sharding.whole_parts(self.mesh, size))
 
     def even_batch_size(self, num_images: int, size: int) -> int:
-        """The batch size near `size` with the least padding, in equal parts for devices."""
+        """The batch size near `size` with the least padding, in equal parts per device."""
         even = loader.even_batch_size(num_images, size)
         return sharding.whole_parts(self.mesh, even)
 
@@ -166,25 +166,27 @@ class Evaluation:
     ) -> Timing:
         """De-identifies parts of the data set, on all devices of this process.
 
-        The next batch is read and attacked while the images of the last one are kept. The
-        program is compiled once per shape and process; no more than two batches and the
-        records of one span are held in memory.
+        The next batch is read and attacked while the images of the last one are saved. The
+        program is compiled once per shape and process; at most two batches and the records
+        of one span are held in memory.
 
         Args:
-          spans: the positions, in order; no batch reaches from one span into the next.
+          spans: the positions, in order; no batch crosses from one span into the next.
           finish: called with a span's number and records, one per image that could be read,
-            once all its images are kept.
+            once all its images are saved.
           keep: called with every 8-bit image, in several threads; what it returns is measured.
           progress: called with (images done, images in all).
-          longest: images in the longest span of the whole work, of which this may be a part:
-            it decides the batch size, and another one rounds differently. None: of `spans`.
+          longest: images in the longest span of the whole job, of which this call may be a
+            part. It decides the batch size, and a different batch size rounds differently.
+            None: the longest of `spans`.
 
         Raises:
-          InputError: not even one image fits into memory, one cannot be read (and the data
-            set does not leave such out), or the recogniser gives NaN or infinity.
+          InputError: a single image does not fit into memory, an image cannot be read (and
+            the data set does not leave such images out), or the recogniser gives NaN or
+            infinity.
 
         Warns:
-          UserWarning: a batch did not fit, and smaller ones are taken.
+          UserWarning: a batch did not fit, and a smaller batch size is used.
         """
         start = time.perf_counter()
         placed = self.placed(batches.run_donated)
@@ -207,10 +209,11 @@ class Evaluation:
         return loop.timing
 
     def examples(self, indices: Sequence[int]) -> ExampleImages:
-        """Some images as `over` makes them, without the others.
+        """Computes some of the images that `over` would, without the others.
 
         Args:
-          indices: which P images; `num_steps` of the config may hold several numbers.
+          indices: the positions of the P images; the config's `num_steps` may hold several
+            numbers.
         """
         # One device is enough, unless the recogniser is divided over several.
         alone = self.mesh.shape[sharding.MODEL] == 1
@@ -233,7 +236,7 @@ class Evaluation:
 
 
 def facts_of_data(dataset: FaceDataset, recogniser: Mapping[str, object]) -> dict[str, object]:
-    """Everything beside method and protocol that decides a record, as JSON.
+    """Everything apart from method and protocol that decides a record, as JSON.
 
     Args:
       dataset: the images.
@@ -250,8 +253,8 @@ def facts_of_data(dataset: FaceDataset, recogniser: Mapping[str, object]) -> dic
 def default_batch_size(image_size: int, num_images: int) -> int:
     """Images per call and device that suit the device, memory permitting.
 
-    Few keep the cores of a CPU busy and its caches small; accelerators want many, but in four
-    batches, so that reading and writing overlap with computing.
+    On CPUs a small batch keeps all cores busy and fits the caches. Accelerators want large
+    batches, but at least four of them, so that reading and writing overlap with computing.
     """
     if jax.default_backend() != "cpu":
         return min(4096, max(64, -(-num_images // 4)))

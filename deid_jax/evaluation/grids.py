@@ -1,4 +1,4 @@
-"""Grids of a method's settings, and which points of one share a compiled program."""
+"""Grids of a method's settings, and which of their points share a compiled program."""
 
 import dataclasses
 import itertools
@@ -18,16 +18,16 @@ Settings: TypeAlias = Mapping[str, float | str]
 def grid(
     method: str, sweeps: Mapping[str, Sequence[float | str]], fixed: Settings | None = None
 ) -> list[Settings]:
-    """Every combination of the swept values: a point is a mapping with all settings.
+    """Every combination of the swept values; a point is a mapping with all settings.
 
     Args:
       method: a key of `METHODS`.
       sweeps: setting -> values; the last setting varies fastest.
-      fixed: settings that all points share; the method's defaults hold for the others.
+      fixed: settings that all points share; all others have the method's defaults.
 
     Raises:
-      InputError: a setting that the method does not have, that is both swept and fixed, no
-        or repeated values, or a value that the method refuses.
+      InputError: a setting is unknown to the method or both swept and fixed, has no values or
+        repeated ones, or has a value that the method refuses.
     """
     fixed = dict(fixed or {})
     known = METHODS[method].settings()
@@ -49,13 +49,13 @@ def grid(
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPoints:
-    """Points of a grid that one compiled program serves.
+    """Points of a grid that share one compiled program.
 
     Attributes:
       method: a key of `METHODS`.
-      statics: the settings that they share because they change the program.
+      statics: the settings that change the program, and so are the same for all points.
       num_steps: the numbers of steps asked for, increasing; empty for methods without steps.
-      leaves: the other settings, for each place of the stacked config.
+      leaves: the other settings, one entry per position of the stacked config.
     """
 
     method: str
@@ -64,7 +64,7 @@ class ProgramPoints:
     leaves: list[Settings]
 
     def config(self, chosen: Sequence[Settings]) -> Config:
-        """The stacked config of some of the places: its leaves are float32[C]."""
+        """The stacked config of C of the entries: its leaves are float32[C]."""
         stacked = {
             name: np.array([leaves[name] for leaves in chosen], np.float32)
             for name in self.leaves[0]
@@ -76,7 +76,7 @@ class ProgramPoints:
         return METHODS[self.method].config(**self.statics, **stacked, **steps)
 
     def points(self, leaves: Settings) -> list[Settings]:
-        """The points that one place of the stack answers: one per number of steps."""
+        """The points that one entry of the stack covers: one per number of steps."""
         shared = {**self.statics, **leaves}
         if not self.num_steps:
             return [shared]
@@ -84,9 +84,9 @@ class ProgramPoints:
 
 
 def by_program(method: str, points: Sequence[Settings]) -> list[ProgramPoints]:
-    """Groups points by what changes the program.
+    """Groups points by the settings that change the program.
 
-    Numbers of steps do not: each group takes them from one trajectory.
+    The number of steps does not: each group reads all of its numbers off one trajectory.
     """
     fields = dataclasses.fields(METHODS[method].config)
     static = {f.name for f in fields if f.metadata.get("static")} - {"num_steps"}

@@ -1,6 +1,6 @@
-"""Measuring images of one batch, as arrays: distortion, and what the recogniser predicts.
+"""Metrics of the images of one batch, as arrays: distortion and the recogniser's predictions.
 
-Images are float32[B, H, W, C] in [0, 1]; all that is measured is [B].
+Images are float32[B, H, W, C] in [0, 1]; every metric is [B].
 """
 
 import operator
@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
 
 
 class Measurements(NamedTuple):
-    """Images beside their originals and before the recogniser; every entry is [B].
+    """Distortion and predictions of images; every entry is [B].
 
     Attributes:
       l2: float32, ‖x̂ − x‖₂.
@@ -54,14 +54,14 @@ class Effort(NamedTuple):
 
 
 class BatchMetrics(NamedTuple):
-    """All that is measured of a batch: entries of [B], or as `batch.run_batch_many` says.
+    """All metrics of a batch: entries [B], or shaped as `batch.run_batch_many` says.
 
     Attributes:
       targets: int32[B], the labels aimed at; the true ones where an attack is untargeted.
       clean: predictions on the originals.
-      float_result: of the attack's float32 result.
-      effort: what the attack spent, and the loss it ended at.
-      uint8_result: of the 8-bit image.
+      float_result: metrics of the attack's float32 result.
+      effort: the attack's evaluations and its final loss.
+      uint8_result: metrics of the 8-bit image.
     """
 
     targets: jax.Array
@@ -83,7 +83,7 @@ class BatchMetrics(NamedTuple):
         return split
 
     def _at_step(self, place: int) -> "BatchMetrics":
-        """Of entries [S, B] those at one place of S."""
+        """Entries [S, B] at one position of S."""
         at = operator.itemgetter(place)
         return self._replace(
             float_result=jax.tree.map(at, self.float_result),
@@ -93,7 +93,7 @@ class BatchMetrics(NamedTuple):
 
 
 def predictions_of(logits: jax.Array, labels: jax.Array) -> Predictions:
-    """The most probable label by logits float32[B, K], beside the true one, int32[B]."""
+    """The predictions from logits float32[B, K], compared with the true labels int32[B]."""
     return Predictions(
         label=jnp.argmax(logits, axis=-1).astype(jnp.int32),
         confidence=jnp.max(jax.nn.softmax(logits), axis=-1),
@@ -102,7 +102,7 @@ def predictions_of(logits: jax.Array, labels: jax.Array) -> Predictions:
 
 
 def measure_images(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Measurements:
-    """Measures images beside their originals: one forward pass and the metrics."""
+    """Measures images against their originals: one forward pass and the metrics."""
     return _measured(images, logits_fn(images), batch)
 
 

@@ -1,4 +1,4 @@
-"""Where de-identified images of a data set go: PNG files, or a TFDS data set."""
+"""Where the de-identified images of a data set are written: PNG files, or a TFDS data set."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from deid_jax.pixels import Pixels
 from deid_jax.runs import RunFolder
 
 _IMAGES, _DATASET = "images", "dataset"
-# The names in a run folder that outputs write.
+# The names that outputs write in a run folder.
 OUTPUT_NAMES = (_IMAGES, _DATASET)
 
 
 class ImageOutput(Protocol):
-    """Keeps the images of a run, shard by shard."""
+    """Writes the images of a run, shard by shard."""
 
     def keep(self, index: int, image: Pixels) -> Pixels:
-        """Keeps uint8[H, W, 3]; returns it as it reads back. Called in several threads."""
+        """Saves uint8[H, W, 3] and returns it as read back. Called from several threads."""
         ...
 
     def finish(self, shard: int, records: Sequence[ImageRecord]) -> list[str]:
-        """Ends a shard whose images have all been kept; returns the names of its files."""
+        """Ends a shard once all its images are saved; returns the names of its files."""
         ...
 
     def close(self) -> None:
@@ -35,7 +35,7 @@ class ImageOutput(Protocol):
 
 
 class FilesOutput:
-    """`images/<person>/<name>.png`."""
+    """Writes PNG files, `images/<person>/<name>.png`."""
 
     def __init__(self, folder: RunFolder, dataset: FaceDataset, shards: Sequence[range]):
         del shards
@@ -55,7 +55,7 @@ class FilesOutput:
 
 
 class TfdsOutput:
-    """`dataset/<name>/<version>/`, as TFDS prepares data sets."""
+    """Writes a data set as TFDS prepares them, `dataset/<name>/<version>/`."""
 
     def __init__(self, folder: RunFolder, dataset: FaceDataset, shards: Sequence[range]):
         self._root = folder.work_path(".")
@@ -83,7 +83,7 @@ class TfdsOutput:
         self._copy.finish()
 
 
-# --output_format -> what keeps the images.
+# --output_format -> the output that writes the images.
 FORMATS: Mapping[str, type[FilesOutput] | type[TfdsOutput]] = {
     "png": FilesOutput,
     "tfds": TfdsOutput,

@@ -1,7 +1,7 @@
-"""One record per image, and the means of a run: to rows of CSV and JSON, and back.
+"""One record per image, and the means of a run, converted to rows of CSV and JSON and back.
 
-In files a result of the float32 image has plain column names (`l2`), and that of the 8-bit
-image the same with `_uint8`.
+In files, the metrics of the float32 image have plain column names (`l2`); those of the 8-bit
+image end in `_uint8`.
 """
 
 import array
@@ -23,19 +23,19 @@ from deid_jax.types import Batch, Json
 # A line of a CSV file, or a flat JSON object.
 Row = dict[str, Json]
 
-# Result -> suffix of its columns.
+# Result -> the suffix of its columns.
 SUFFIXES = {"float_result": "", "uint8_result": "_uint8"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageMetrics:
-    """A de-identified image beside its original and before the recogniser.
+    """Distortion of a de-identified image, and the recogniser's prediction for it.
 
     Attributes:
       prediction: the person that the recogniser predicts.
       confidence: the softmax probability of `prediction`.
-      misclassified: whether that is not the true person.
-      hit_target: whether it is the target; None where the attack is untargeted.
+      misclassified: whether `prediction` is not the true person.
+      hit_target: whether `prediction` is the target; None where the attack is untargeted.
       l2: ‖x̂ − x‖₂.
       linf: ‖x̂ − x‖∞.
       mssim: structural similarity.
@@ -59,13 +59,13 @@ class ImageRecord:
       name: the image's name among those of the person.
       target: the person aimed at; None where the attack is untargeted.
       clean_prediction: the person that the recogniser predicts for the original.
-      clean_confidence: the softmax probability of that.
-      clean_misclassified: whether that is not the true person.
-      float_result: of the attack's float32 result.
-      uint8_result: of the 8-bit image.
+      clean_confidence: the softmax probability of `clean_prediction`.
+      clean_misclassified: whether `clean_prediction` is not the true person.
+      float_result: metrics of the attack's float32 result.
+      uint8_result: metrics of the 8-bit image.
       loss: the objective's loss at the result.
       num_gradients: gradient evaluations.
-      num_forwards: forward passes beside those of gradients.
+      num_forwards: forward passes other than those of gradients.
     """
 
     person: str
@@ -91,14 +91,14 @@ class ImageRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, object], where: str) -> "ImageRecord":
-        """Reads what `to_row` wrote, also after it went through a CSV file.
+        """Reads what `to_row` wrote, including after a round trip through a CSV file.
 
         Args:
           row: the columns; others are ignored.
-          where: named in errors.
+          where: the source, for error messages.
 
         Raises:
-          InputError: a column is missing or holds something else.
+          InputError: a column is missing or has a value of the wrong kind.
         """
         read = RowReader(row, where)
         float_result, uint8_result = (
@@ -153,11 +153,11 @@ class RunMetrics:
 
     Attributes:
       num_images: how many images were attacked.
-      clean_error: share misclassified before the attack; None where nobody measured it.
-      float_result: of the attack's float32 results.
-      uint8_result: of the 8-bit images.
-      num_gradients: mean gradient evaluations of an image.
-      num_forwards: mean forward passes beside those.
+      clean_error: share misclassified before the attack; None if it was not measured.
+      float_result: means for the attack's float32 results.
+      uint8_result: means for the 8-bit images.
+      num_gradients: mean number of gradient evaluations per image.
+      num_forwards: mean number of forward passes per image, without those of gradients.
     """
 
     num_images: int
@@ -173,14 +173,14 @@ class RunMetrics:
 
     @classmethod
     def from_row(cls, row: Mapping[str, object], where: str) -> "RunMetrics":
-        """Reads what `to_row` wrote, also after it went through a CSV file.
+        """Reads what `to_row` wrote, including after a round trip through a CSV file.
 
-        What no comparison needs may be absent from files of other origin, and is NaN then:
-        `linf_uint8` and `num_forwards`.
+        `linf_uint8` and `num_forwards`, which no comparison needs, may be missing from files
+        written by other programs; they are NaN then.
 
         Args:
           row: the entries; others are ignored.
-          where: named in errors.
+          where: the source, for error messages.
 
         Raises:
           InputError: an entry is missing, not a number or out of range.
@@ -212,8 +212,8 @@ def records_of(
     """One record per image of a batch, padding left out.
 
     Args:
-      measured: entries of [B], on the host.
-      dataset: the data set that the batch is of.
+      measured: entries [B], on the host.
+      dataset: the data set that the batch comes from.
       batch: its images.
       targeted: whether the attack aimed at `measured.targets`.
     """
@@ -272,7 +272,7 @@ def image_metrics(
 
 
 def summary(records: Iterable[ImageRecord]) -> RunMetrics:
-    """The means of a run, in float64, over records that are gone through once.
+    """The means of a run, in float64; iterates over the records once.
 
     Raises:
       InputError: there are no records.
@@ -317,7 +317,7 @@ def read_stored(rows: Json) -> Iterator[ImageRecord]:
 
 
 def _flat(record: ImageRecord | RunMetrics) -> Row:
-    """The fields of a record by the names of columns, in their order."""
+    """The fields of a record by column name, in the order of the columns."""
     row: Row = {}
     for name, value in vars(record).items():
         if name in SUFFIXES:

@@ -1,4 +1,4 @@
-"""A run over a data set in shards: each is done once, by one of several processes."""
+"""A run over a data set in shards, each of which is done once, by one of several processes."""
 
 import dataclasses
 import sys
@@ -16,12 +16,12 @@ from deid_jax.runs import RunFolder
 
 
 class ProcessTiming(NamedTuple):
-    """Time that one process of a run spent.
+    """The time that one process of a run spent.
 
     Attributes:
-      num_attacked: images that it attacked.
+      num_attacked: the number of images that it attacked.
       timing: its seconds.
-      startup_seconds: of the wall clock before the first shard, without compilation.
+      startup_seconds: wall-clock seconds before the first shard, without compilation.
     """
 
     num_attacked: int
@@ -31,14 +31,14 @@ class ProcessTiming(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ShardedRun:
-    """An evaluation in shards, whose finished ones a later run does not do again.
+    """An evaluation in shards; finished shards are not repeated by a later run.
 
     Attributes:
       evaluation: what is run.
-      shards: the positions of each.
+      shards: the positions of each shard.
       folder: the run's folder, with the store of finished shards.
-      output: where images go.
-      shown: positions of images that are also kept to be drawn later.
+      output: writes the images.
+      shown: positions of images that are also kept for figures.
       group: the processes that share the work.
     """
 
@@ -52,14 +52,14 @@ class ShardedRun:
     def attack(
         self, progress: Callable[[int, int], object], *, startup_seconds: float
     ) -> list[ProcessTiming]:
-        """Does this process's part of the shards that are not finished.
+        """Does this process's part of the unfinished shards.
 
         Args:
           progress: called with (images done, images in all) of this process.
           startup_seconds: see `ProcessTiming`.
 
         Returns:
-          What every process spent, in the first one; in others nothing of use.
+          The timing of every process; meaningful only in the first process.
 
         Raises:
           OSError: files of finished shards have disappeared.
@@ -120,7 +120,7 @@ def _shown_name(index: int) -> str:
 
 
 def timing_row(processes: Sequence[ProcessTiming]) -> Row:
-    """The timing fields of `metrics.json`: of the slowest process, or summed over threads."""
+    """The timing fields of `metrics.json`: for the slowest process, or summed over threads."""
     timings = [process.timing for process in processes]
     attacked = sum(process.num_attacked for process in processes)
     seconds = max(timing.seconds for timing in timings)

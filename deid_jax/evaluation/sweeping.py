@@ -1,8 +1,8 @@
-"""Sweeps: a method at every point of a grid of its settings, over one data set.
+"""Sweeps run a method at every point of a grid of its settings, over one data set.
 
 Settings that are leaves of the config (α, λ, ε) are stacked, and `vmap` runs the method over
-them as one compiled program; another number of steps is another moment of the same
-trajectory; what changes the program (the width of a blur) is compiled anew.
+them as one compiled program. Different numbers of steps are read off the same trajectory.
+Settings that change the program (the width of a blur) need a new compilation.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ from deid_jax.runs import Store
 from deid_jax.types import Batch, Json
 
 Records: TypeAlias = list[ImageRecord]
-# What a piece is stored under: method, span and settings.
+# The key under which a piece is stored: method, span and settings.
 PieceKey: TypeAlias = dict[str, object]
 
 # A span at some settings, and the program for it.
 Unit: TypeAlias = tuple["_Call", range, Sequence[Settings]]
 
-# Pixels × settings in one compiled call. CPU cores have enough to do with a batch at one
-# setting; accelerators want more at once, as far as their memory goes.
+# Pixels × settings in one compiled call. One setting per batch is enough to keep a CPU's cores
+# busy; accelerators want more at once, as far as their memory allows.
 _PIXELS_PER_CALL = {"cpu": 64 * 64**2}
 _PIXELS_PER_CALL_ELSEWHERE = 1024 * 64**2
 
@@ -59,25 +59,25 @@ def sweep(
     may round differently.
 
     Args:
-      evaluation: the method and all else; its own config does not matter.
+      evaluation: the method and everything else; its own config is ignored.
       points: from `grids.grid`.
       settings_per_call: how many settings `vmap` stacks; None: what suits the device.
-      store: keeps what is done, so that a sweep that was stopped goes on from there.
+      store: keeps finished work, so that an interrupted sweep resumes from there.
       progress: called with (images done, images in all) over all points of this process.
-      spans: the positions, in parts that are done and stored at a time; None: batches.
-      group: the processes that share the work, by way of a store that they share.
+      spans: the positions, in parts that are computed and stored together; None: batches.
+      group: the processes that share the work, through a common store.
 
     Returns:
-      For each point one record per image that can be read, in the data set's order: to be
-      gone through as often as needed, a piece of the store at a time. Nothing in processes
-      other than the first.
+      For each point, one record per image that can be read, in the data set's order. The
+      records can be iterated over repeatedly, and are read one piece of the store at a time.
+      Empty in processes other than the first.
 
     Raises:
-      InputError: not even one image at one setting fits into memory, an image cannot be
+      InputError: a single image at one setting does not fit into memory, an image cannot be
         read, or the recogniser gives NaN or infinity.
 
     Warns:
-      UserWarning: a batch or a stack of settings did not fit, and smaller ones are taken.
+      UserWarning: a batch or a stack of settings did not fit, and smaller ones are used.
     """
     longest = len(evaluation.dataset) if spans is None else max(map(len, spans))
     size = evaluation.batch_size(longest)
@@ -89,7 +89,7 @@ def sweep(
         spans = loader.divided([range(len(evaluation.dataset))], size)
     kept = Store() if store is None else store
     calls = [call.fitted(longest) for call in _calls(evaluation, points, size, per_call, kept)]
-    # What suits the device with least, so that all processes divide the work alike.
+    # The smallest value over all processes, so that all divide the work alike.
     sizes = group.gather([(call.width, call.size) for call in calls])
     calls = [
         dataclasses.replace(call, width=min(w for w, _ in own), size=min(s for _, s in own))
@@ -108,12 +108,12 @@ def _calls(
     per_call: int,
     store: Store,
 ) -> list["_Call"]:
-    """A call for every program that the points need; weights are placed once for all."""
+    """One call per program that the points need; weights are placed once for all of them."""
     groups = by_program(evaluation.method, points)
     first = dataclasses.replace(evaluation, config=groups[0].config(groups[0].leaves[:1]))
     num_settings = sum(len(group.leaves) for group in groups)
     placed = first.placed(run_batch_many, num_settings=num_settings)
-    # All chunks are of one size, so that one compilation serves them.
+    # All chunks have one size, so that a single compilation serves them all.
     widths = [loader.even_batch_size(len(group.leaves), per_call) for group in groups]
     return [
         _Call(evaluation, placed, group, width, size, store)
@@ -124,7 +124,7 @@ def _calls(
 def _results(
     units: Sequence[Unit], points: Sequence[Settings], store: Store
 ) -> list["_StoredRecords"]:
-    """Where the records of each point are."""
+    """The stored records of each point."""
     pieces: dict[frozenset[tuple[str, float | str]], list[tuple[PieceKey, int]]] = {}
     for call, span, chosen in units:
         for point, piece in call.pieces(span, chosen):
@@ -136,7 +136,7 @@ def _do(
     units: Sequence[Unit],
     progress: Callable[[int, int], object],
 ) -> None:
-    """Does the units of one process: spans at some settings, unless they are stored."""
+    """Does one process's units of work, spans at some settings, unless already stored."""
     total = sum(len(span) * len(chosen) for _, span, chosen in units)
     done = 0
     for call, span, chosen in units:
@@ -147,11 +147,11 @@ def _do(
 
 @dataclasses.dataclass(frozen=True)
 class _StoredRecords:
-    """The records of a point; one piece of the store in memory.
+    """The records of a point, with one piece of the store in memory at a time.
 
     Attributes:
-      store: where they are.
-      pieces: in the data set's order, the key of each and the place of the point in it.
+      store: where the records are.
+      pieces: in the data set's order, the key of each piece and the point's position in it.
     """
 
     store: Store
@@ -181,7 +181,7 @@ class _Call:
         return [leaves[i : i + self.width] for i in range(0, len(leaves), self.width)]
 
     def fitted(self, longest: int) -> "_Call":
-        """The same with as many settings and images as there is memory for.
+        """The same call with as many settings and images as there is memory for.
 
         Args:
           longest: images in the longest span.
@@ -200,7 +200,7 @@ class _Call:
         return dataclasses.replace(self, size=size).fitted(longest)
 
     def do(self, span: range, chosen: Sequence[Settings]) -> None:
-        """Computes and stores a span at `width` settings at most, unless it is stored."""
+        """Computes and stores a span at up to `width` settings, unless already stored."""
         keys = self._keys(span, chosen)
         if all(self.store.done(key) for key in keys):
             return
@@ -218,7 +218,7 @@ class _Call:
     def pieces(
         self, span: range, chosen: Sequence[Settings]
     ) -> Iterator[tuple[Settings, tuple[PieceKey, int]]]:
-        """Every point of the settings chosen, with the key and place of its records."""
+        """Every point of the settings chosen, with the key and position of its records."""
         for leaves, key in zip(chosen, self._keys(span, chosen), strict=True):
             for place, point in enumerate(self.group.points(leaves)):
                 yield point, (key, place)
@@ -233,7 +233,7 @@ class _Call:
         return self.placed.at(self.group.config([*chosen, *repeated]))
 
     def _compute(self, batch: Batch, chosen: Sequence[Settings]) -> list[list[Records]]:
-        """[setting][number of steps] -> records."""
+        """The records of a batch as [setting][number of steps] -> records."""
         try:
             with programs.watching_memory():
                 measured: BatchMetrics = jax.device_get(self._program(chosen)(batch))

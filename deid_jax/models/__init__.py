@@ -1,6 +1,7 @@
 """Flax modules and their fast layers; the only package that defines any.
 
-A new recogniser is one file here and one line in `MODELS`. Imports `devices` and what is below.
+To add a recogniser, add a file here and a line to `MODELS`. Imports `devices` and the layers
+below it.
 """
 
 import importlib
@@ -14,7 +15,7 @@ from deid_jax.errors import InputError
 from deid_jax.models.preparing import prepare
 from deid_jax.types import PyTree, Variables
 
-# name -> module:class; imported only when asked for.
+# name -> module:class; imported only when used.
 MODELS = {
     "model_a": "deid_jax.models.model_a:ModelA",
     "vgg16": "deid_jax.models.vgg16:VGG16",
@@ -34,10 +35,10 @@ class Network(Protocol):
 
     @property
     def num_classes(self) -> int | tuple[int, ...]:
-        """K, or K₁, ..., K_A of a network of A heads."""
+        """K, or K₁, ..., K_A for a network with A heads."""
 
     def init(self, key: jax.Array, images: jax.Array, /) -> Variables:
-        """Draws the weights: a dict of collections, among them "params"."""
+        """Draws the weights: a dict of collections, including "params"."""
 
     def apply(
         self,
@@ -56,7 +57,8 @@ def create_model(name: str, *, num_classes: int, image_size: int) -> Network:
     """The Flax module of a recogniser, without weights.
 
     Raises:
-      InputError: unknown name, fewer than two classes, or images too small for the model.
+      InputError: the name is unknown, there are fewer than two classes, or the images are too
+        small for the model.
     """
     if name not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}, got {name}")

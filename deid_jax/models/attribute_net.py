@@ -1,4 +1,4 @@
-"""A small network that reads several attributes off a face: one trunk, one head per attribute.
+"""A small network that predicts several attributes of a face: one trunk, a head for each.
 
 Input is RGB in [0, 1]; output is logits, one row per attribute.
 """
@@ -12,10 +12,10 @@ import numpy as np
 
 from deid_jax.models.layers import conv, max_pool
 
-# The logit of a class that an attribute does not have: its probability is 0.
+# The logit of a class that an attribute does not have, so that its probability is 0.
 UNUSED = -1e9
 
-# The trunk works on about this many places across and down, whatever the image's size.
+# The trunk works on about this many positions across and down, whatever the image size.
 _GRID = 32
 
 
@@ -23,9 +23,9 @@ class AttributeNet(nn.Module):
     """Patches – Conv 32 3×3 – Conv 64 3×3 – Conv 128 3×3 – FC 256 – A heads.
 
     Patches of f×f pixels, f = ⌊S / 32⌉ (at least 1; 2 at 64 px), become channels, so that the
-    trunk costs about the same at every size and loses no pixel but those right of and below
-    the last whole patch. BatchNorm and ReLU follow all but the heads, 2×2 max-pooling the
-    convolutions, dropout of rate 0.25 the dense layer.
+    trunk costs about the same at every size. Only pixels to the right of and below the last
+    whole patch are dropped. BatchNorm and ReLU follow all layers but the heads, 2×2 max-pooling
+    the convolutions, and dropout of rate 0.25 the dense layer.
 
     Attributes:
       num_classes: K₁, ..., K_A, the number of classes of each attribute.
@@ -59,7 +59,7 @@ class AttributeNet(nn.Module):
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
-    """Patches of size×size pixels as channels.
+    """Rearranges patches of size×size pixels into channels.
 
     Args:
       images: float[B, H, W, C].

@@ -1,11 +1,11 @@
 """Depthwise convolutions that stay fast inside `lax.scan` on the CPU.
 
-Every channel has a kernel of its own:
+Every channel has its own kernel:
 
     y[b, p, q, c] = Σ_ij w[i, j, c] x[b, s p + i − top, s q + j − left, c],  x = 0 outside.
 
-XLA on the CPU convolves with groups one output after the other. Written out as h·w shifted
-multiply-adds, the same sum is fast in both directions.
+For grouped convolutions, XLA on the CPU computes one output at a time. Written out as h·w
+shifted multiply-adds, the same sum is fast both forwards and backwards.
 """
 
 import functools
@@ -25,14 +25,14 @@ def convolve_depthwise(
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
 ) -> jax.Array:
-    """`lax.conv_general_dilated` with one group per channel, and its gradients, sooner.
+    """A faster `lax.conv_general_dilated` with one group per channel, and its gradients.
 
     Accelerators, whose libraries have depthwise convolutions, get `lax.conv_general_dilated`.
 
     Args:
       images: float[B, H, W, C].
       kernel: float[h, w, C] or float[h, w, 1, C].
-      stride: s, of rows and of columns.
+      stride: s, for rows and columns.
       padding: rows of zeros (top, bottom) and columns of zeros (left, right).
 
     Returns:
@@ -60,7 +60,7 @@ def _padded(images: jax.Array, padding: Padding) -> jax.Array:
 def _window(
     padded: jax.Array, start: tuple[int, int], shape: Sequence[int], stride: int
 ) -> jax.Array:
-    """The pixels that one weight of the kernel meets: float[B, *shape, C]."""
+    """The pixels that one weight of the kernel multiplies: float[B, *shape, C]."""
     batch, _, _, channels = padded.shape
     (i, j), (height, width) = start, shape
     limits = (batch, i + stride * (height - 1) + 1, j + stride * (width - 1) + 1, channels)
@@ -113,7 +113,7 @@ def _backward(
     images_gradient = _images_gradient(
         gradient, kernel, stride, tuple(zip(images.shape[1:3], padding, strict=True))
     )
-    # Not computed (dead code) where only the images' gradient is asked for, as in attacks.
+    # Dead code, not computed, where only the images' gradient is needed, as in attacks.
     padded = _padded(images, padding)
     products = [
         [
@@ -129,9 +129,9 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _taps(phase: int, before: int, length: int, stride: int) -> list[tuple[int, int]]:
-    """Which weights reach inputs s q + phase, and from which outputs: [(i, output − q)].
+    """The weights that apply to inputs s q + phase, and their outputs: [(i, output − q)].
 
-    Output p meets input s p + i − before with weight i.
+    Output p uses input s p + i − before with weight i.
     """
     offset, first = divmod(phase + before, stride)
     return [(i, offset - m) for m, i in enumerate(range(first, length, stride))]
@@ -143,10 +143,10 @@ def _images_gradient(
     stride: int,
     sides: Sequence[tuple[int, tuple[int, int]]],
 ) -> jax.Array:
-    """Σ of the outputs that each input reached, times their weights.
+    """For each input, the sum of its outputs' gradients times their weights.
 
-    Inputs of even and of odd places (s = 2) meet different weights: each phase is a sum of
-    shifted products, and they are put together at the end.
+    Inputs at even and odd positions (s = 2) meet different weights: each phase is a sum of
+    shifted products, and the phases are interleaved at the end.
 
     Args:
       gradient: float[B, H', W', C].
@@ -172,7 +172,7 @@ def _images_gradient(
             for i, p in rows
             for j, q in columns
         ]
-        if not products:  # a kernel shorter than the stride passes these inputs over
+        if not products:  # a kernel shorter than the stride skips these inputs
             return jnp.zeros((len(gradient), *counts, gradient.shape[-1]), gradient.dtype)
         return functools.reduce(jnp.add, products)
 

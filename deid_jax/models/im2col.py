@@ -1,7 +1,7 @@
 """Convolutions of images with few channels, as matrix products of their patches.
 
-XLA on the CPU packs channels by fours, and spends most of a three-channel convolution on
-moving them about. Written out, the r×r patches give a matrix product over r²C values.
+XLA on the CPU packs channels in groups of four, and spends most of a three-channel convolution
+on moving them around. Writing out the r×r patches gives a matrix product over r²C values.
 """
 
 import functools
@@ -27,13 +27,13 @@ def convolve_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
       float[B, H, W, K].
 
     Raises:
-      TypeError: the gradient with respect to the kernel is asked for.
+      TypeError: the gradient with respect to the kernel is requested.
     """
     size = len(kernel)
     height, width = images.shape[1:3]
     margin = (size // 2, size // 2)
     padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
-    # In two steps: copies of r·C values take half the time of copies of C.
+    # In two steps: copying r·C values at a time takes half as long as copying C.
     lines = jnp.concatenate([padded[:, :, j : j + width] for j in range(size)], axis=-1)
     lines = lax.optimization_barrier(lines)
     patches = jnp.concatenate([lines[:, i : i + height] for i in range(size)], axis=-1)
@@ -47,11 +47,11 @@ def _forward(images: CustomVJPPrimal, kernel: CustomVJPPrimal) -> tuple[jax.Arra
 
 
 def _backward(kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Every output's share of its patch, shifted into place and summed."""
+    """The gradient that each output passes to its patch, shifted into place and summed."""
     size, features = len(kernel), kernel.shape[-1]
     margin = (size // 2, size // 2)
     padded = jnp.pad(gradient, ((0, 0), margin, margin, (0, 0)))
-    # Columns before rows, so that the longer sum reads r·C values in a row.
+    # Columns before rows, so that the longer sum reads r·C contiguous values.
     weights = kernel.transpose(3, 1, 0, 2).reshape(features, -1)
     shares = lax.optimization_barrier(lax.optimization_barrier(padded) @ weights)
 

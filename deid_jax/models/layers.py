@@ -1,8 +1,8 @@
 """Convolution and max-pooling that stay fast inside `lax.scan` on the CPU.
 
-Values and gradients are those of `flax.linen.Conv` and `flax.linen.max_pool`, ties in a
-maximum aside; layout is NHWC for images and HWIO for kernels. With weights as loaded, kernels
-have gradients, for training; with `preparing.prepare`d ones convolutions are faster still.
+Values and gradients are those of `flax.linen.Conv` and `flax.linen.max_pool`, except for ties
+in a maximum; the layout is NHWC for images and HWIO for kernels. Kernels as loaded have
+gradients, for training; after `preparing.prepare`, convolutions are even faster.
 """
 
 import functools
@@ -21,8 +21,9 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    # XLA on the CPU packs channels by fours: with a fourth channel of zeros, Model A's first
-    # convolution takes half the time (74 -> 38 ms for 64 images of 64 px). 3×3 gain nothing.
+    # XLA on the CPU packs channels in groups of four: with a fourth channel of zeros, Model A's
+    # first convolution takes half the time (74 -> 38 ms for 64 images of 64 px). 3×3 kernels
+    # gain nothing.
     if images.shape[-1] == 3 and kernel.shape[0] >= 5:
         images = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, 1)))
         kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
@@ -33,7 +34,7 @@ def _convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Stride-1 convolution whose input gradient is again an NHWC/HWIO convolution.
+    """Stride-1 convolution whose input gradient is also an NHWC/HWIO convolution.
 
     Autodiff writes that gradient with transposed dimension numbers, for which XLA on the CPU
     has only a slow path inside loop bodies (https://github.com/jax-ml/jax/issues/12868).
@@ -58,9 +59,8 @@ def _conv_backward(
     height, width = kernel.shape[0] - 1, kernel.shape[1] - 1
     full = ((height - top, height - bottom), (width - left, width - right))
     images_gradient = _convolve(gradient, turned, full)
-    # Not computed (dead code) where only the input's gradient is asked for, as in attacks. The
-    # batch takes the channels' place: autodiff's own dimension numbers take 1.1 to 3.5 times
-    # as long.
+    # Dead code, not computed, where only the input's gradient is needed, as in attacks. Batch
+    # and channels are swapped: autodiff's own dimension numbers take 1.1 to 3.5 times as long.
     kernel_gradient = _convolve(
         lax.optimization_barrier(images.transpose(3, 1, 2, 0)),
         lax.optimization_barrier(gradient.transpose(1, 2, 0, 3)),
@@ -79,11 +79,11 @@ def conv_general_dilated(  # type: ignore[explicit-any]  # Flax's keywords, pass
     padding: str | Sequence[tuple[int, int]],
     **kwargs: Any,
 ) -> jax.Array:
-    """Stands in for `lax.conv_general_dilated` in `nn.Conv(conv_general_dilated=...)`.
+    """Replaces `lax.conv_general_dilated` in `nn.Conv(conv_general_dilated=...)`.
 
-    Fast on the CPU for what the recognisers here are made of: stride 1, no dilation, one group.
-    Anything else goes to `lax.conv_general_dilated` unchanged, and so does everything on
-    accelerators, whose libraries know no slow dimension order.
+    It is fast on the CPU for the convolutions of these recognisers: stride 1, no dilation, one
+    group. All others are passed to `lax.conv_general_dilated` unchanged, as is everything on
+    accelerators, whose libraries are fast in any dimension order.
     """
     plain = (
         jax.default_backend() == "cpu"
@@ -103,13 +103,13 @@ def conv_general_dilated(  # type: ignore[explicit-any]  # Flax's keywords, pass
 
 
 class Conv(nn.Conv):  # type: ignore[explicit-any]  # of Flax's fields
-    """`nn.Conv` of stride 1 and 'same' padding that uses its prepared kernel where it has one.
+    """`nn.Conv` of stride 1 and 'same' padding that uses a prepared kernel if it has one.
 
-    Prepared kernels are of float32: another `dtype` takes the kernel as loaded.
+    Prepared kernels are float32; with another `dtype` the kernel is used as loaded.
     """
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """float[B, H, W, K] of float[B, H, W, C]."""
+        """Convolves float[B, H, W, C] to float[B, H, W, K]."""
         is_prepared = self.has_variable(preparing.COLLECTION, "kernel")
         if not is_prepared or self.dtype not in (None, jnp.float32):
             return super().__call__(inputs)
@@ -131,11 +131,11 @@ def conv(features: int, size: int, name: str, dtype: DTypeLike | None = None) ->
 
 
 def max_pool(images: jax.Array) -> jax.Array:
-    """2×2 max-pooling of stride 2; an odd last row or column is left out ('valid').
+    """2×2 max-pooling of stride 2; an odd last row or column is dropped ('valid').
 
-    The maximum over four strided slices: the gradient of `nn.max_pool` (select-and-scatter)
-    takes forty times as long on the CPU. Where several of the four are largest, they share
-    the gradient, while `nn.max_pool` gives it to the first.
+    It is computed as the maximum over four strided slices, since the gradient of `nn.max_pool`
+    (select-and-scatter) takes forty times as long on the CPU. In a tie the gradient is shared
+    among the largest, while `nn.max_pool` gives it to the first.
 
     Args:
       images: float[B, H, W, C].

@@ -1,8 +1,8 @@
 """MobileFaceNet: a small face recogniser that maps an aligned face to an embedding.
 
-Two variants with published weights are known. Both are a stem, fifteen inverted bottlenecks
-and a head; they differ in input, activation and stem. BatchNorm is folded into the convolution
-before it.
+There are two variants with published weights. Both consist of a stem, fifteen inverted
+bottlenecks and a head; they differ in input, activation and stem. BatchNorm is folded into the
+preceding convolution.
 
 Chen, Liu, Gao, Han: "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification
 on Mobile Devices", CCBR 2018. Bottlenecks: Sandler et al.: "MobileNetV2", CVPR 2018.
@@ -29,14 +29,14 @@ from deid_jax.types import NumpyArray, Variables
 
 VARIANTS = ("ms1m", "casia")
 
-# Length of an embedding.
+# The length of an embedding.
 FEATURES = 128
 
-# Of the aligned 112×112 crop, the columns that the variant looks at.
+# The columns of the aligned 112×112 crop that the variant uses.
 _SIZE = 112
 _COLUMNS = {"ms1m": (0, 112), "casia": (8, 104)}
 
-# Expansion, channels, repeats, stride of the first.
+# Expansion, channels, repeats, and the stride of the first repeat.
 _TABLE = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
 _EPSILON = 1e-5
@@ -70,13 +70,13 @@ BOTTLENECKS = _bottlenecks()
 
 
 class MobileFaceNet(nn.Module):
-    """The embeddings of aligned faces.
+    """Maps aligned faces to embeddings.
 
     Attributes:
-      variant: "ms1m" looks at 112×112 pixels, its activations are ReLU6 (ReLU in the stem);
-        "casia" at 112 high × 96 wide, its activations are PReLU.
-      dtype: what layers compute in, bfloat16 say; None: the input's. Weights and embeddings
-        stay float32.
+      variant: "ms1m" takes 112×112 pixels, and its activations are ReLU6 (ReLU in the stem);
+        "casia" takes 112 high × 96 wide, and its activations are PReLU.
+      dtype: the dtype of the layers' computations, e.g. bfloat16; None: the input's. Weights
+        and embeddings stay float32.
     """
 
     variant: str = "ms1m"
@@ -86,12 +86,12 @@ class MobileFaceNet(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Embeddings float32[B, 128], not normalised, of images float32[B, 112, 112, 3].
 
-        Pixels lie in [0, 1]; the faces are aligned to the usual template of 112×112. "casia"
-        takes the middle 96 columns, or images of that width as they are. Training and
-        inference are the same function, as BatchNorm is folded.
+        Pixels are in [0, 1]; the faces are aligned to the usual template of 112×112. "casia"
+        takes the middle 96 columns, or all columns of images that are 96 wide. Training and
+        inference are the same function, since BatchNorm is folded.
 
         Raises:
-          InputError: unknown variant, or images of another shape.
+          InputError: the variant is unknown, or the images have another shape.
         """
         del train
         layer = functools.partial(_Layer, dtype=self.dtype)
@@ -125,8 +125,8 @@ class _Layer(nn.Module):
         "pointwise".
       shape: of the kernel: [3, 3, 3, K], [h, w, C], [h, w, C] or [C, K].
       activation: "relu", "relu6", "prelu" or None.
-      stride: of rows and of columns.
-      dtype: what it computes in.
+      stride: for rows and columns.
+      dtype: the dtype of its computations.
     """
 
     kind: str
@@ -137,7 +137,7 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float[B, H', W', K] of float[B, H, W, C]."""
+        """Maps float[B, H, W, C] to float[B, H', W', K]."""
         features = self.shape[-1]
 
         def parameter(name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
@@ -157,7 +157,7 @@ class _Layer(nn.Module):
         if self.activation == "relu":
             return nn.relu(x)
         if self.activation == "relu6":
-            # As PyTorch: no gradient at 0 and 6 themselves.
+            # As in PyTorch, the gradient is zero at exactly 0 and 6.
             return jnp.where((x > 0) & (x < 6), x, lax.stop_gradient(jnp.clip(x, 0, 6)))
         if self.activation == "prelu":
             slope = parameter("slope", nn.initializers.constant(0.25), (features,))
@@ -166,7 +166,7 @@ class _Layer(nn.Module):
 
 
 def _normalised(images: jax.Array, variant: str) -> jax.Array:
-    """Pixels as the variant was trained on them."""
+    """The pixels, normalised as in the variant's training."""
     if variant not in VARIANTS:
         raise InputError(f"variant must be one of {', '.join(VARIANTS)}, got {variant}")
     left, right = _COLUMNS[variant]
@@ -185,7 +185,7 @@ def _normalised(images: jax.Array, variant: str) -> jax.Array:
 
 
 def _stem(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3×3 convolution of stride 2 with a margin of one pixel, height and width even."""
+    """3×3 convolution of stride 2, padded by one pixel, for even height and width."""
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(
             images,
@@ -199,7 +199,7 @@ def _stem(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _patches(images: jax.Array) -> jax.Array:
-    """The 3×3 patches at even places as channels: float[B, H / 2, W / 2, 27]."""
+    """The 3×3 patches at even positions as channels: float[B, H / 2, W / 2, 27]."""
     padded = jnp.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)))
     lines = jnp.concatenate(
         [padded[:, :, 0:-1:2], padded[:, :, 1::2], padded[:, :, 2::2]], axis=-1
@@ -212,9 +212,9 @@ def _patches_forward(images: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _patches_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Every patch's share of its pixels, rows first.
+    """The gradient that each patch passes to its pixels, rows first.
 
-    With the margin before it, pixel 2q is the middle of patch q; 2q + 1 is the last of patch
+    With one pixel of padding, pixel 2q is the middle of patch q; 2q + 1 is the last of patch
     q and the first of patch q + 1.
     """
     for axis in (1, 2):
@@ -233,7 +233,7 @@ _patches.defvjp(_patches_forward, _patches_backward)
 
 
 class _Source(NamedTuple):
-    """Where a layer's weights lie among the arrays, and how they must look there."""
+    """Where a layer's weights are among the arrays, and the shapes they must have."""
 
     convolution: str
     norm: str
@@ -242,7 +242,7 @@ class _Source(NamedTuple):
     slope: str = ""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every array that the layer is made of, by name."""
+        """The shapes of all arrays of the layer, by name."""
         features = (self.shape[0],)
         named = {f"{self.convolution}.weight": self.shape}
         named |= {f"{self.norm}.{part}": features for part in _NORM}
@@ -305,7 +305,7 @@ _SOURCES = {"ms1m": _ms1m_sources(), "casia": _casia_sources()}
 
 
 def array_shapes(variant: str) -> dict[str, tuple[int, ...]]:
-    """The arrays that `convert` wants for a variant, by name, in PyTorch's layout (OIHW)."""
+    """The shapes of the arrays that `convert` needs, by name, in PyTorch's layout (OIHW)."""
     shapes: dict[str, tuple[int, ...]] = {}
     for source in _SOURCES[variant].values():
         shapes |= source.shapes()
@@ -313,20 +313,20 @@ def array_shapes(variant: str) -> dict[str, tuple[int, ...]]:
 
 
 def convert(arrays: Mapping[str, NumpyArray]) -> tuple[MobileFaceNet, Variables]:
-    """The network with weights as PyTorch names and stores them.
+    """Builds the network from weights named and stored as in PyTorch.
 
-    BatchNorm becomes part of the convolution w before it, in float64:
+    BatchNorm is folded into the preceding convolution w, in float64:
     w' = w γ / √(σ² + ε) and b' = β + (b − μ) γ / √(σ² + ε), ε = 1e-5.
 
     Args:
-      arrays: those of `array_shapes(variant)`; the names tell the variant.
-        PyTorch's counters `num_batches_tracked` are passed over.
+      arrays: those of `array_shapes(variant)`; the variant is inferred from the names.
+        PyTorch's counters `num_batches_tracked` are ignored.
 
     Returns:
       The module, and {"params": ...} for `apply`.
 
     Raises:
-      InputError: an array is missing, unexpected, misshapen or not of finite floats.
+      InputError: an array is missing, unexpected, of the wrong shape, or not finite floats.
     """
     names = {name for name in arrays if not name.endswith("num_batches_tracked")}
     variant = max(VARIANTS, key=lambda v: len(names & array_shapes(v).keys()))
@@ -367,7 +367,7 @@ def _folded(arrays: Mapping[str, NumpyArray], source: _Source) -> dict[str, Nump
     return {name: np.asarray(value, np.float32) for name, value in folded.items()}
 
 
-# What zipfile and NumPy raise on files that are damaged or something else.
+# What zipfile and NumPy raise on files that are damaged or of another kind.
 _UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -375,13 +375,13 @@ def load(path: str | Path) -> tuple[MobileFaceNet, Variables]:
     """`convert` of the arrays in an .npz file.
 
     Raises:
-      InputError: no such file, a damaged one, or arrays that `convert` refuses.
+      InputError: the file does not exist or is damaged, or `convert` refuses its arrays.
     """
     if not Path(path).is_file():
         raise InputError(f"weights {path} are no file")
     try:
         with zipfile.ZipFile(path) as file:
-            file.testzip()  # raises here what would leave NumPy's own reading half open
+            file.testzip()  # raises here; an error in NumPy's own reading would leak the file
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except _UNREADABLE as error:

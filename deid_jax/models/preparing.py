@@ -1,8 +1,8 @@
-"""Kernels brought, once, into the form in which the processor convolves fastest.
+"""Kernels converted, once, into the form in which the CPU convolves fastest.
 
-An attack runs through the same kernels hundreds of times, so what a layer does to them alone
-is done before its loop. Only CPUs gain: the libraries of accelerators choose their own
-algorithms and layouts.
+An attack uses the same kernels hundreds of times, so work that depends on the kernels alone is
+done before its loop. Only CPUs gain: accelerators' libraries choose their own algorithms and
+layouts.
 """
 
 from collections.abc import Mapping
@@ -21,21 +21,23 @@ Kernel: TypeAlias = jax.Array | winograd.Transformed
 # The collection of a module's variables that holds them.
 COLLECTION = "prepared"
 
-# Up to so many channels patches are written out; the others go by Winograd's filtering.
+# Up to this many channels patches are written out; above it, Winograd's filtering is used.
 _FEW_CHANNELS = 4
 
 
 def prepare(variables: Variables) -> Variables:
     """Variables with which `model.apply` gives the same logits and input gradients, faster.
 
-    The recognisers' convolutions then run as `convolve_winograd` and `convolve_patches`. Takes
-    memory for four times the 3×3 and 2.6 times the 5×5 kernels. On other platforms than the
-    CPU the variables come back unchanged, and so do those without layers of this project.
+    The recognisers' convolutions then run as `convolve_winograd` and `convolve_patches`. This
+    takes memory for four times the 3×3 and 2.6 times the 5×5 kernels. On platforms other than
+    the CPU the variables are returned unchanged, as are those without layers of this project.
 
     Args:
-      variables: a recogniser's, as loaded: "params" and the rest; arrays, not traced. What is
-        returned serves inference and attacks, not training: the loaded kernels are there, but
-        no longer used.
+      variables: a recogniser's variables as loaded, "params" and the rest; not traced.
+
+    Returns:
+      Variables for inference and attacks, not for training: they contain the loaded kernels,
+      but no longer use them.
     """
     if jax.default_backend() != "cpu" or "params" not in variables:
         return variables
@@ -43,7 +45,7 @@ def prepare(variables: Variables) -> Variables:
 
 
 def _prepare_all(parameters: Mapping[str, PyTree]) -> dict[str, PyTree]:
-    """The prepared kernels of every layer, at any depth, that has one to prepare."""
+    """The prepared kernels of all layers, at any depth, that have a kernel to prepare."""
     found: dict[str, PyTree] = {}
     for name, value in parameters.items():
         if isinstance(value, Mapping):
@@ -59,7 +61,7 @@ def _prepare_all(parameters: Mapping[str, PyTree]) -> dict[str, PyTree]:
 
 
 def convolve_prepared(images: jax.Array, kernel: Kernel) -> jax.Array:
-    """Stride-1 convolution with 'same' padding by a prepared kernel."""
+    """Stride-1 convolution with 'same' padding, using a prepared kernel."""
     if not isinstance(kernel, tuple):
         return im2col.convolve_patches(images, kernel)
     return winograd.convolve_winograd(images, kernel, len(kernel) - winograd.TILE + 1)

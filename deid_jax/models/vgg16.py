@@ -30,8 +30,8 @@ class VGG16(nn.Module):
 
     Attributes:
       num_classes: K.
-      dtype: what layers compute in, bfloat16 say; None: the input's. Weights and logits stay
-        float32.
+      dtype: the dtype of the layers' computations, e.g. bfloat16; None: the input's. Weights
+        and logits stay float32.
     """
 
     num_classes: int

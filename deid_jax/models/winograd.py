@@ -1,13 +1,13 @@
 """Convolutions by Winograd's minimal filtering: four to six times fewer multiplications.
 
-F(m×m, r×r) makes m×m outputs Y of an r×r kernel g from a tile d of a×a inputs,
+F(m×m, r×r) computes m×m outputs Y of an r×r kernel g from a tile d of a×a inputs,
 a = m + r − 1, with a² multiplications per pair of channels instead of m²r²:
 
     Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A
 
-Summed over channels, the products are a² matrix products, which run at the processor's full
-rate. `transform` makes G g Gᵀ, once, outside an attack's loop; `convolve_winograd` does the
-rest, and so does its gradient, with the same transformed kernel.
+Summed over channels, these are a² matrix products, which run at the processor's full speed.
+`transform` computes G g Gᵀ once, outside an attack's loop; `convolve_winograd` and its gradient
+do the rest, with the same transformed kernel.
 
 Lavin, Gray: "Fast Algorithms for Convolutional Neural Networks", CVPR 2016. The matrices are
 Toom's and Cook's for the evaluation points below.
@@ -31,23 +31,23 @@ from deid_jax.types import NumpyArray, PyTree
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# m. Of 2, 4 and 6, 4 is fastest against both recognisers at 64 and at 224 px.
+# m. Of 2, 4 and 6, 4 is fastest for both recognisers at 64 and at 224 px.
 TILE = 4
 
-# r -> evaluation points beside 0 and ∞. Each set holds the inverse of every point: turning a
-# kernel by 180° then only permutes its transform, and the gradient needs no second one.
+# r -> evaluation points other than 0 and ∞. Each set contains the inverse of every point, so
+# rotating a kernel by 180° only permutes its transform, and the gradient needs no second one.
 _POINTS = {
     3: (Fraction(1), Fraction(-1), Fraction(2), Fraction(1, 2)),
     5: tuple(Fraction(*p) for p in ((1, 1), (-1, 1), (2, 1), (1, 2), (-2, 1), (-1, 2))),
 }
 SIZES = tuple(_POINTS)
 
-# [a][a] arrays of [C, K]: apart, as XLA copies a slice before it multiplies it.
+# [a][a] arrays [C, K]: kept separate, since XLA copies a slice before multiplying it.
 Transformed = tuple[tuple[jax.Array, ...], ...]
 
 
 class _Matrices(NamedTuple):
-    """Aᵀ [m, a], G [a, r], Bᵀ [a, a], and where 180° take each evaluation point."""
+    """Aᵀ [m, a], G [a, r], Bᵀ [a, a], and the permutation of the points by a 180° rotation."""
 
     output: NumpyArray
     kernel: NumpyArray
@@ -59,10 +59,10 @@ class _Matrices(NamedTuple):
 def matrices(size: int) -> _Matrices:
     """The matrices of F(m×m, r×r) for r = size.
 
-    A filter is the transpose of a product of polynomials: evaluation at the points
-    (Vandermonde's matrix), product, interpolation (Lagrange's polynomials). G's row of a point
+    A filter is the transpose of a product of polynomials: evaluation at the points (the
+    Vandermonde matrix), product, interpolation (Lagrange polynomials). The row of G for a point
     p is scaled by p^{−(r−1)/2} |D_p D_{1/p}|^{−1/2}, D_p = Π_{q ≠ p} (p − q): the first factor
-    makes turning a permutation, the second leaves short numbers in Bᵀ.
+    makes the rotation a permutation, the second keeps the entries of Bᵀ short.
     """
     points = [Fraction(0), *_POINTS[size]]
 
@@ -92,9 +92,9 @@ def matrices(size: int) -> _Matrices:
 
 
 def transform(kernel: NumpyArray) -> Transformed:
-    """G g Gᵀ of a kernel float32[r, r, C, K], r in `SIZES`.
+    """Computes G g Gᵀ for a kernel float32[r, r, C, K], r in `SIZES`.
 
-    By NumPy: compiling the same for every layer's shape would take longer.
+    It uses NumPy: compiling the same for every layer's shape would take longer.
     """
     matrix = matrices(len(kernel)).kernel.astype(np.float32)
     rows = np.tensordot(matrix, kernel, axes=(1, 0))
@@ -104,20 +104,20 @@ def transform(kernel: NumpyArray) -> Transformed:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_winograd(images: jax.Array, kernel: Transformed, size: int) -> jax.Array:
-    """Stride-1 convolution with 'same' padding by a transformed kernel.
+    """Stride-1 convolution with 'same' padding, using a transformed kernel.
 
-    Rounding differs from a plain convolution's, by 1e-5 of the largest output.
+    Rounding differs from a plain convolution's by 1e-5 of the largest output.
 
     Args:
       images: float[B, H, W, C].
-      kernel: what `transform` made.
+      kernel: the result of `transform`.
       size: r.
 
     Returns:
       float[B, H, W, K].
 
     Raises:
-      TypeError: the gradient with respect to the kernel is asked for.
+      TypeError: the gradient with respect to the kernel is requested.
     """
     return _convolve(images, kernel, size, turned=False)
 
@@ -145,7 +145,7 @@ convolve_winograd.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _convolve(images: jax.Array, kernel: Transformed, size: int, *, turned: bool) -> jax.Array:
-    """∂/∂images of a convolution is the convolution with w turned by 180°, C and K swapped."""
+    """Convolves; if `turned`, with w rotated by 180° and C and K swapped: the gradient."""
     matrix, order = matrices(size).input, matrices(size).turned
     contracted = 0
     if turned:
@@ -164,12 +164,12 @@ def _convolve(images: jax.Array, kernel: Transformed, size: int, *, turned: bool
 
 
 def _apart(function: Callable[P, T]) -> Callable[P, T]:
-    """Keeps what `function` returns from being computed anew for each of its readers.
+    """Prevents the result of `function` from being recomputed for each of its consumers.
 
-    XLA on the CPU fuses a cheap producer into every consumer, so that a tile's output would
-    take all a² products each time, and one thread does it; barriers are gone by then. A call
-    that is not inlined stays. Model A, 64 px, batch 64: 1.97 instead of 2.54 ms per image and
-    iteration; VGG-16, batch 16: 13.9 instead of 24.9 ms.
+    XLA on the CPU fuses a cheap producer into every consumer, so that each output of a tile
+    would recompute all a² products, in a single thread; barriers have been removed by then, but
+    a call that is not inlined survives. Model A, 64 px, batch 64: 1.97 instead of 2.54 ms per
+    image and iteration; VGG-16, batch 16: 13.9 instead of 24.9 ms.
     """
     compiled = jax.jit(function, static_argnames="size")
 
@@ -183,7 +183,7 @@ def _apart(function: Callable[P, T]) -> Callable[P, T]:
 
 @_apart
 def _input_lines(images: jax.Array, size: int) -> list[jax.Array]:
-    """Bᵀ d along the rows: a arrays [B, H/m, W', C]."""
+    """Bᵀ d, along the rows: a arrays [B, H/m, W', C]."""
     height, width = images.shape[1:3]
     margin = size // 2
     rows = (margin, -height % TILE + margin)
@@ -194,14 +194,14 @@ def _input_lines(images: jax.Array, size: int) -> list[jax.Array]:
 
 @_apart
 def _output_lines(products: list[list[jax.Array]], size: int) -> list[list[jax.Array]]:
-    """Aᵀ M along the rows: [a][m] arrays [B, H/m, W/m, K]."""
+    """Aᵀ M, along the rows: [a][m] arrays [B, H/m, W/m, K]."""
     matrix = matrices(size).output
     return [_combine(matrix, list(column)) for column in zip(*products, strict=True)]
 
 
 @_apart
 def _outputs(lines: list[list[jax.Array]], size: int) -> jax.Array:
-    """(Aᵀ M) A along the columns, the tiles put together: [B, H', W', K]."""
+    """(Aᵀ M) A, along the columns, with the tiles joined: [B, H', W', K]."""
     matrix = matrices(size).output
     tiles = [_combine(matrix, list(row)) for row in zip(*lines, strict=True)]
     outputs = jnp.stack([jnp.stack(row, axis=3) for row in tiles], axis=2)
@@ -210,7 +210,7 @@ def _outputs(lines: list[list[jax.Array]], size: int) -> jax.Array:
 
 
 def _every_tile(array: jax.Array, size: int, axis: int) -> list[jax.Array]:
-    """Along an axis, the first entries of all tiles, the second ones, ..., the a-th ones."""
+    """The first entries of all tiles along an axis, then the second, ..., then the a-th."""
     length = TILE + size - 1
     last = array.shape[axis] - length
     return [
@@ -219,7 +219,7 @@ def _every_tile(array: jax.Array, size: int, axis: int) -> list[jax.Array]:
 
 
 def _combine(matrix: NumpyArray, parts: list[jax.Array]) -> list[jax.Array]:
-    """Σ_j matrix[i, j] parts[j] for every i."""
+    """The sums Σ_j matrix[i, j] parts[j] for every i."""
     return [
         functools.reduce(
             jnp.add,
