@@ -1,4 +1,4 @@
-"""Agreement of a classifier's answers before and after de-identification."""
+"""Agreement of a classifier's predictions before and after de-identification."""
 
 import dataclasses
 
@@ -10,18 +10,18 @@ from deid_jax.types import NumpyArray
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far the answers on one attribute are the same: columns of `attributes.csv`.
+    """How well the predictions of one attribute agree: columns of `attributes.csv`.
 
     Attributes:
       attribute: its name.
       num_images: N.
-      agreement: share of images with the same answer before and after.
+      agreement: share of images with the same prediction before and after.
       low: lower end of the Wilson interval of `agreement`.
       high: its upper end.
-      kappa: `cohen_kappa` of the answers before and after.
-      accuracy_before: share of right answers on the originals.
-      accuracy_after: share of right answers on the de-identified images.
-      chance: share of the commonest true class.
+      kappa: `cohen_kappa` of the predictions before and after.
+      accuracy_before: share of correct predictions on the originals.
+      accuracy_after: share of correct predictions on the de-identified images.
+      chance: share of the most common true class.
     """
 
     attribute: str
@@ -43,14 +43,14 @@ def agreement_on(
     *,
     confidence: float = 0.95,
 ) -> Agreement:
-    """Compares the answers on one attribute.
+    """Compares the predictions of one attribute.
 
     Args:
       attribute: its name.
       truth: int32[N], the true classes.
-      before: int32[N], the answers on the originals.
-      after: int32[N], the answers on the de-identified images.
-      confidence: of the interval.
+      before: int32[N], the predictions on the originals.
+      after: int32[N], the predictions on the de-identified images.
+      confidence: confidence level of the interval.
     """
     same = int(np.sum(before == after))
     low, high = wilson(same, len(before), confidence)
@@ -68,17 +68,17 @@ def agreement_on(
 
 
 def chance_of(classes: NumpyArray) -> float:
-    """The share of the commonest class of int32[N]."""
+    """The share of the most common class of int32[N]."""
     return float(np.unique(classes, return_counts=True)[1].max() / len(classes))
 
 
 def cohen_kappa(first: NumpyArray, second: NumpyArray) -> float:
-    """Agreement beyond chance of two classifications of the same N images.
+    """Cohen's κ: the agreement beyond chance of two classifications of the same N images.
 
-    κ = (p₀ − pₑ) / (1 − pₑ), with p₀ the share of images classed alike and
-    pₑ = Σ_c n₁(c) n₂(c) / N² the share to be expected if neither knew of the other. 1 is full
-    agreement, 0 chance. Where both give one and the same class to all images, so that
-    pₑ = 1, κ is 1 by convention.
+    κ = (p₀ − pₑ) / (1 − pₑ), with p₀ the share of images classified alike and
+    pₑ = Σ_c n₁(c) n₂(c) / N² the share expected if the two were independent. 1 is full
+    agreement, 0 chance. If both assign the same single class to all images, so that pₑ = 1,
+    κ is 1 by convention.
 
     Args:
       first: integers [N], N >= 1.

@@ -1,7 +1,7 @@
-"""What images show beside the person, read off them by a classifier trained on other persons.
+"""Attributes of images, predicted by a classifier that was trained on other persons.
 
-Attributes become classes: the classes of N images are int32[N, A], a column per attribute;
--1 stands for a value outside an attribute's classes.
+Attributes are encoded as classes: int32[N, A] for N images, one column per attribute; -1 stands
+for a value outside an attribute's classes.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ BANDS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "roll": (("clockwise", "upright", "counter-clockwise"), (-2.0, 2.0)),
     "light_direction": (("left", "front", "right"), (-20.0, 20.0)),
 }
-# Left out where the other, which tells the same more finely, is there.
+# Left out where the other attribute, a finer version of the same, is present.
 DUPLICATES = {"looking_left": "yaw", "light_from_left": "light_direction"}
 
 # Attributes whose first and last classes are swapped when an image is mirrored.
 MIRRORED = ("yaw", "roll", "light_direction", *DUPLICATES)
 
-# The least kappa, on persons that it was not trained on, for an attribute to count as one that
-# the classifier tells: 0 is chance, 1 perfect.
+# The kappa that the classifier must reach on held-out persons for an attribute to count as
+# predictable: 0 is chance, 1 perfect.
 LEAST_KAPPA = 0.4
 
-# The trainer's flips do not know `MIRRORED`: it is trained on every image and its mirror image.
+# The trainer's flips ignore `MIRRORED`; instead it trains on every image and its mirror image.
 RECIPE = TrainConfig(epochs=6, learning_rate=2e-3, batch_size=32, flips=False)
 
-_HELD_OUT = 8  # One person in so many is held out, to measure the classifier.
+_HELD_OUT = 8  # One person in this many is held out to measure the classifier.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Attribute:
 def attributes_in(values: Mapping[str, NumpyArray]) -> tuple[Attribute, ...]:
     """The attributes to train on, as classes.
 
-    Booleans have two classes, texts one for each that occurs, numbers three: those of `BANDS`,
-    else terciles. `DUPLICATES` are left out, and so are attributes of a single class.
+    Booleans have two classes, texts one for each value that occurs, numbers three: those of
+    `BANDS`, else terciles. `DUPLICATES` and attributes with a single class are left out.
 
     Args:
       values: attribute -> array[N].
@@ -132,7 +132,7 @@ def label(faces: FaceDataset, attributes: Sequence[Attribute]) -> LabelledFaces:
 
 
 def with_mirrored(faces: LabelledFaces, attributes: Sequence[Attribute]) -> LabelledFaces:
-    """The images, then the same mirrored; `attributes` are dropped."""
+    """The images, then the same images mirrored; `attributes` are dropped."""
     read, count, mirrored = faces.read, len(faces), faces.classes.copy()
     for place, attribute in enumerate(attributes):
         if attribute.name in MIRRORED:
@@ -155,11 +155,11 @@ def names_of_persons(faces: FaceDataset) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Skill:
-    """How well a classifier tells an attribute, on persons that it was not trained on.
+    """How well a classifier predicts an attribute, on persons that it was not trained on.
 
     Attributes:
-      accuracy: share of images of which it predicts the true class.
-      chance: share of the commonest class.
+      accuracy: share of images for which it predicts the true class.
+      chance: share of the most common class.
       kappa: `cohen_kappa` of its predictions and the truth.
     """
 
@@ -169,7 +169,7 @@ class Skill:
 
     @property
     def is_told(self) -> bool:
-        """Whether the classifier tells the attribute: κ >= `LEAST_KAPPA`."""
+        """Whether the attribute is predictable: κ >= `LEAST_KAPPA`."""
         return self.kappa >= LEAST_KAPPA
 
 
@@ -182,8 +182,8 @@ class ClassifierInfo:
       image_size: height and width in pixels.
       crop: the face crop of its images.
       seed: decides its persons and its training.
-      attributes: what it tells, an entry per head.
-      skills: how well it tells each, an entry per head.
+      attributes: what it predicts, one entry per head.
+      skills: how well it predicts each, one entry per head.
       persons: those that it was trained or measured on, by `names_of_persons`.
       num_images: how many images it was trained on.
       training: epochs, learning rate, batch size, ...
@@ -266,7 +266,7 @@ def train_classifier(
     unseen = label(others.take(np.flatnonzero(others.labels >= first_held_out)), attributes)
     shown, model = with_mirrored(label(seen, attributes), attributes), _network(attributes)
     variables, _ = training.train(
-        # Linen types `apply` more widely than a network is called.
+        # Linen's type of `apply` is wider than how a network is called.
         cast("Network", model),
         TrainingData(shown, unseen),
         config,
@@ -297,7 +297,7 @@ def _skill(truth: NumpyArray, predicted: NumpyArray) -> Skill:
 def load_classifier(
     path: Path, evaluated: FaceDataset, options: DataOptions
 ) -> AttributeClassifier:
-    """Loads a classifier that must fit a data set.
+    """Loads a classifier, and checks that it fits a data set.
 
     Raises:
       InputError: it is missing, damaged, made for something else, or was trained on persons
