@@ -1,11 +1,11 @@
-"""Data sets by name. A new one is one file here and one line in `DATASETS`."""
+"""Data sets by name. To add one, add a file here and a line to `DATASETS`."""
 
 import importlib
 
 from deid_jax.data.dataset import SPLITS, DataOptions, FaceDataset, Loader
 from deid_jax.errors import InputError
 
-# name -> module:function; imported only when asked for.
+# name -> module:function; imported only when used.
 DATASETS = {
     "synthetic": "deid_jax.data.synthetic:load",
     "folder": "deid_jax.data.folder:load",
@@ -20,7 +20,7 @@ def load_dataset(name: str, options: DataOptions) -> FaceDataset:
     """Loads one split of a data set.
 
     Raises:
-      InputError: the name is unknown or the loader cannot use what it was given.
+      InputError: the name is unknown, or the loader cannot use the options.
     """
     if name not in DATASETS:
         raise InputError(f"dataset must be one of {', '.join(DATASETS)}, got {name}")

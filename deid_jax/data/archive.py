@@ -1,4 +1,4 @@
-"""Your own images in tar and zip archives: `<person>/<picture>` in any of them."""
+"""User-supplied images in tar and zip archives: `<person>/<image>` in any of them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from deid_jax.data.streams import Stream, build_stream
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-# The fields of `Place`, and which archive. 34 bytes an image.
+# The fields of `Place`, and the archive's number: 34 bytes per image.
 _PLACE = np.dtype(
     [
         ("offset", "<i8"),
@@ -28,19 +28,18 @@ _PLACE = np.dtype(
 
 
 def load(options: DataOptions) -> FaceDataset:
-    """Loads the images in `options.data_dir`, an archive (.tar, .zip) or a folder of some.
+    """Loads the images in `options.data_dir`, an archive (.tar, .zip) or a folder of archives.
 
-    An image's person is the folder that it lies in, whatever folders that one lies in; the
-    rules on files and names are those of `deid_jax.data.folder.load`. Members are ignored that
-    lie in no folder, or below one called __MACOSX or starting with a dot. A person's images
-    may be spread over the archives.
+    An image's person is its innermost folder; the rules for files and names are those of
+    `deid_jax.data.folder.load`. Members are ignored if they are in no folder, or below a folder
+    called __MACOSX or starting with a dot. A person's images may be spread over the archives.
 
-    Archives are listed once and read at random access, so that memory does not grow with the
-    images' size: see `build_stream`.
+    Archives are listed once and read by random access, so that memory does not grow with the
+    size of the images: see `build_stream`.
 
     Raises:
-      InputError: `data_dir` has no archive, or a damaged, encrypted or wholly compressed one,
-        the same image of a person is there twice, or what `build_stream` raises.
+      InputError: `data_dir` has no archive, or one that is damaged, encrypted or compressed as
+        a whole; a person has the same image twice; or as for `build_stream`.
     """
     if options.data_dir is None:
         raise InputError("data_dir must name a .tar or .zip archive, or a folder of some")
@@ -72,10 +71,10 @@ def load(options: DataOptions) -> FaceDataset:
 def _list(
     archives: Sequence[Archive],
 ) -> tuple[tuple[str, ...], NumpyArray, list[str], NumpyArray]:
-    """Persons, labels [N], names and places [N] of all images, by person and name."""
+    """Persons, labels [N], names and places [N] of all images, sorted by person and name."""
     files: dict[str, list[str]] = {}
-    numbers: dict[str, list[int]] = {}  # each file's place
-    packed = bytearray()  # of places: an array that grows
+    numbers: dict[str, list[int]] = {}  # the place of each file
+    packed = bytearray()  # the places, as an array that grows
     for number, archive in enumerate(archives):
         for (person, file), place in archive_files.members(archive, _person_and_file):
             files.setdefault(person, []).append(file)
@@ -96,7 +95,7 @@ def _list(
 
 
 def _person_and_file(path: str) -> tuple[str, str] | None:
-    """Whose image a member is, and its file's name; None for all that is ignored."""
+    """The person and file name of a member; None if it is ignored."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if len(parts) < 2 or not is_picture(parts[-1]):
         return None
@@ -124,10 +123,10 @@ def _fingerprint(
     names: Sequence[str],
     places: NumpyArray,
 ) -> str:
-    """SHA-256 of what the headers tell of names and contents.
+    """SHA-256 of what the headers record about names and contents.
 
-    In zip archives these are sizes and checksums; tar archives have none, so there the places
-    count, and the archive's own size and time.
+    For zip archives these are sizes and checksums. Tar archives have no checksums, so places
+    are used, with the archive's own size and modification time.
     """
     digest = hashlib.sha256()
     for label, name in zip(labels, names, strict=True):

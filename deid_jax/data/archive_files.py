@@ -1,7 +1,7 @@
 """Files in tar and zip archives: listed from the headers, read at random access.
 
-No archive stays open and nothing of it is kept: a file is a place in its archive, and every
-read opens the archive anew, so that reads from any number of threads do not meet.
+Archives are not kept open or in memory: a file is known by its place in the archive, and every
+read opens the archive again, so that any number of threads can read independently.
 """
 
 import os
@@ -20,7 +20,7 @@ from deid_jax.errors import InputError, one_line
 Key = TypeVar("Key")
 
 SUFFIXES = (".tar", ".zip")
-# Endings of tar archives that are compressed as a whole, and so can only be read in order.
+# Suffixes of tar archives that are compressed as a whole, and so can only be read in order.
 COMPRESSED = (
     *(f".tar.{kind}" for kind in ("br", "bz2", "gz", "lz", "lz4", "lzma", "xz", "z", "zst")),
     *(".tbz", ".tbz2", ".tgz", ".tlz", ".txz", ".tzst"),
@@ -30,7 +30,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 
 class Archive(NamedTuple):
-    """An archive as it was when it was listed."""
+    """An archive, in its state when it was listed."""
 
     path: Path
     size: int
@@ -38,12 +38,12 @@ class Archive(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a file lies in an archive.
+    """The place of a file in an archive.
 
     Attributes:
       offset: of its content in a tar archive, of its header in a zip archive.
-      stored: bytes that it takes in the archive.
-      size: bytes of its content.
+      stored: the number of bytes that it takes in the archive.
+      size: the number of bytes of its content.
       checksum: CRC-32 of its content, where `is_checked`.
       is_deflated: whether it is compressed.
       is_checked: whether it has a header and a checksum, as in zip archives.
@@ -61,7 +61,7 @@ def find(data_dir: str) -> list[Archive]:
     """The archive called `data_dir`, or those directly in that folder, sorted by name.
 
     Raises:
-      InputError: there is none, or one that is compressed as a whole.
+      InputError: there is none, or one is compressed as a whole.
     """
     root = Path(data_dir)
     if not root.exists():
@@ -86,15 +86,15 @@ def find(data_dir: str) -> list[Archive]:
 def members(
     archive: Archive, key_of: Callable[[str], Key | None]
 ) -> Iterator[tuple[Key, Place]]:
-    """The files wanted from an archive, in its order; contents are not read.
+    """The wanted files of an archive, in its order; contents are not read.
 
     Args:
-      archive: which.
-      key_of: a file's path -> what to call it here; None if it is not wanted.
+      archive: the archive.
+      key_of: a file's path -> its key; None if it is not wanted.
 
     Raises:
-      InputError: the archive is damaged, truncated or no archive, or a file wanted is
-        encrypted, a link, or packed otherwise than stored or deflated.
+      InputError: the archive is damaged, truncated or not an archive, or a wanted file is
+        encrypted, a link, or compressed other than by deflate.
     """
     is_zip = archive.path.suffix.lower() == ".zip"
     listed = _zip_members if is_zip else _tar_members
@@ -102,7 +102,7 @@ def members(
         yield from listed(archive, key_of)
     except InputError:
         raise
-    except Exception as error:  # both modules raise all sorts on damaged files
+    except Exception as error:  # both modules raise all kinds of exceptions on damaged files
         kind = "zip" if is_zip else "plain tar"
         raise InputError(
             f"{archive.path} is damaged, or no {kind} archive: {one_line(error)}"
@@ -124,7 +124,7 @@ def _tar_members(
                 )
             yield key, Place(info.offset_data, info.size, info.size, 0, False, False)
         end = tar.offset
-    # `tarfile` takes a damaged header, and the file's end, for the archive's end.
+    # `tarfile` mistakes a damaged header, or the file's end, for the archive's end.
     with archive.path.open("rb") as file:
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):
@@ -158,7 +158,7 @@ def read_member(archive: Archive, place: Place) -> bytes:
 
     Raises:
       InputError: the archive has changed since it was listed, or the file is damaged. The
-        message says what is wrong, not with which.
+        message says what is wrong, but not which archive or file.
     """
     try:
         with archive.path.open("rb") as file:
@@ -174,7 +174,7 @@ def read_member(archive: Archive, place: Place) -> bytes:
                 file.seek(name_length + extra_length, os.SEEK_CUR)
             content = file.read(place.stored)
         if place.is_deflated:
-            # At most one byte more than promised: what claims to be small cannot grow.
+            # At most one byte more than declared, so that a decompression bomb cannot expand.
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, place.size + 1)
     except (OSError, struct.error, zlib.error) as error:
         raise InputError(one_line(error)) from error

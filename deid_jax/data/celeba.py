@@ -25,18 +25,18 @@ _ADVICE = (
 def load(options: DataOptions) -> FaceDataset:
     """Loads the subset that `deid_jax.data.selection.choose_subset` draws by `options.seed`.
 
-    Two places are tried. (a) The download: `img_align_celeba/` and `identity_CelebA.txt` under
-    `data_dir`, or in its `Img/` and `Anno/`; attributes come from `list_attr_celeba.txt` if it
-    is there. (b) TFDS's `celeb_a` under `data_dir` (default ~/tensorflow_datasets), prepared on
-    first use where TensorFlow is installed. Both draw the same persons; the images of
-    persons with more than 30 differ, since TFDS keeps no file names.
+    Two sources are tried. (a) The original files: `img_align_celeba/` and `identity_CelebA.txt`
+    in `data_dir`, or in its `Img/` and `Anno/`; attributes come from `list_attr_celeba.txt` if
+    present. (b) TFDS's `celeb_a` in `data_dir` (default ~/tensorflow_datasets), prepared on
+    first use if TensorFlow is installed. Both give the same persons, but different images of
+    persons with more than 30, since TFDS keeps no file names.
 
     `provenance["selection"]` is {person: [image, ...]} of all splits; `attributes` are
     bool[N] by CelebA's names.
 
     Raises:
-      InputError: neither place has the data, an annotation file is damaged, too few persons
-        have 30 images, or what `build_dataset` raises.
+      InputError: neither source has the data, an annotation file is damaged, too few persons
+        have 30 images, or as for `build_dataset`.
     """
     if options.data_dir is not None:
         root = Path(options.data_dir)
@@ -74,13 +74,13 @@ def _load_download(root: Path, folder: Path, options: DataOptions) -> FaceDatase
 
 
 def _annotation(root: Path, name: str) -> Path | None:
-    """The annotation file of that name, if there is one."""
+    """The annotation file called `name`, if there is one."""
     paths = [root / folder / name for folder in _ANNOTATION_FOLDERS]
     return next((path for path in paths if path.is_file()), None)
 
 
 def _lines(path: Path) -> Iterable[tuple[int, list[str]]]:
-    """(line number, words) of each line that is not blank."""
+    """Yields (line number, words) for each line that is not blank."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -90,7 +90,7 @@ def _lines(path: Path) -> Iterable[tuple[int, list[str]]]:
 
 
 def _read_identities(path: Path) -> dict[str, list[str]]:
-    """Person -> file names; lines are "000001.jpg 2880"."""
+    """Reads person -> file names; lines are "000001.jpg 2880"."""
     pictures: dict[str, list[str]] = {}
     seen = set()
     for number, words in _lines(path):
@@ -104,10 +104,10 @@ def _read_identities(path: Path) -> dict[str, list[str]]:
 
 
 def _read_attributes(path: Path, wanted: set[str]) -> dict[str, dict[str, bool]]:
-    """File name -> attribute -> whether it holds, for the files wanted.
+    """Reads file name -> attribute -> whether the image has it, for the wanted files.
 
-    The first line is a count, the second names the attributes, the others are a file name
-    and 1 or -1 for each attribute.
+    The first line is a count, the second lists the attributes, and the others are a file name
+    followed by 1 or -1 for each attribute.
     """
     lines = list(_lines(path))
     if len(lines) < 2:

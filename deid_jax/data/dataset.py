@@ -1,7 +1,6 @@
-"""A random-access set of face images with identities, as every loader returns it.
+"""A random-access set of face images with identities, which every loader returns.
 
-Images are uint8[H, W, 3] in sRGB order (as any file holds them); `dataset[i]` gives
-float32 in [0, 1].
+Images are uint8[H, W, 3] in sRGB, as in image files; `dataset[i]` gives float32 in [0, 1].
 """
 
 import dataclasses
@@ -18,9 +17,9 @@ from deid_jax.types import NumpyArray
 
 SPLITS = ("all", "train", "test")
 
-# An object of TensorFlow Datasets, which has no types of its own.
+# An object of TensorFlow Datasets, which is untyped.
 TfdsObject: TypeAlias = Any  # type: ignore[explicit-any]
-# One image with its label and position, by name.
+# One image with its label and position: name -> array.
 Example: TypeAlias = Mapping[str, NumpyArray | np.int32]
 
 
@@ -29,7 +28,7 @@ class DataOptions:
     """Options of a data set's loader.
 
     Attributes:
-      data_dir: folder of the data set; loaders that embed their data take none.
+      data_dir: folder of the data set; None for loaders that generate their data.
       image_size: height and width in pixels of the images returned.
       split: "train", "test" or "all".
       seed: decides the split and every other choice of the loader.
@@ -50,16 +49,16 @@ class DataOptions:
 
 
 class StoredExamples(Protocol):
-    """Where images lie in the prepared TFDS data set that they come from."""
+    """The places of images in the prepared TFDS data set that they come from."""
 
     @property
     def builder(self) -> TfdsObject:
-        """TFDS's builder of that set."""
+        """TFDS's builder of the data set."""
         ...
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of its splits that have examples."""
+        """The names of its non-empty splits."""
         ...
 
     @property
@@ -69,7 +68,7 @@ class StoredExamples(Protocol):
 
     @property
     def positions(self) -> NumpyArray:
-        """int[N]: each image's place in its split."""
+        """int[N]: each image's position in its split."""
         ...
 
     def record(self, index: int) -> bytes:
@@ -77,7 +76,7 @@ class StoredExamples(Protocol):
         ...
 
     def take(self, indices: NumpyArray) -> "StoredExamples":
-        """Those of the images at `indices`, in that order."""
+        """The places of the images at `indices`, in that order."""
         ...
 
 
@@ -87,18 +86,18 @@ class FaceDataset:
 
     Attributes:
       name: the data set's name, a key of `deid_jax.data.DATASETS`.
-      persons: class names; the label of an image is its person's position here.
+      persons: class names; an image's label is the position of its person here.
       labels: int32[N].
       names: N image names, unique within a person, without suffix ("001").
-      read: position -> uint8[H, W, 3]; thread safe; raises `InputError`, which names the
-        image in one line, for what cannot be read.
+      read: position -> uint8[H, W, 3]; thread safe; raises a one-line `InputError` with the
+        image's name if it cannot be read.
       image_size: H = W.
-      split: the split that this is.
-      attributes: name -> array[N] of what is known beside the identity; may be empty.
-      provenance: JSON-able facts on how the set was made (crop, seed, selection, counts).
-      skip_unreadable: whether images that turn out to be unreadable only when they are read
-        are left out, instead of stopping the run.
-      examples: the images' places in a prepared TFDS data set; None if they come from none.
+      split: the name of this split.
+      attributes: name -> array[N] of what is known apart from the identity; may be empty.
+      provenance: JSON-able facts about how the set was made (crop, seed, selection, counts).
+      skip_unreadable: whether images found to be unreadable when they are read are left out,
+        instead of stopping the run.
+      examples: the images' places in a prepared TFDS data set; None if not from TFDS.
     """
 
     name: str
@@ -129,7 +128,7 @@ class FaceDataset:
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """Every image as "person/name", unique in the set."""
+        """All images as "person/name", unique in the set."""
         return tuple(self.picture(index) for index in range(len(self)))
 
     def picture(self, index: int) -> str:
@@ -137,7 +136,7 @@ class FaceDataset:
         return f"{self.persons[self.labels[index]]}/{self.names[index]}"
 
     def take(self, indices: Sequence[int] | NumpyArray) -> "FaceDataset":
-        """The same set with only the images at `indices`, in that order."""
+        """The subset of the images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         read = self.read
         return dataclasses.replace(
@@ -150,10 +149,10 @@ class FaceDataset:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of what decides the names, the labels and the pixels.
+        """SHA-256, in hexadecimal, of everything that decides names, labels and pixels.
 
-        Where `provenance["fingerprint"]` tells the files apart, no image is read; all are
-        read otherwise.
+        If `provenance["fingerprint"]` identifies the files, no image is read; otherwise all
+        images are.
 
         Raises:
           InputError: an image cannot be read (and `skip_unreadable` is off).
@@ -170,7 +169,7 @@ class FaceDataset:
         return digest.hexdigest()
 
     def _pixels(self, index: int) -> bytes:
-        """An image's pixels; nothing for one that is left out."""
+        """An image's pixels; empty for an image that is left out."""
         try:
             return self.read(index).tobytes()
         except InputError:
@@ -180,11 +179,11 @@ class FaceDataset:
 
 
 class Loader(Protocol):
-    """A data set by name: builds the split asked for, or raises `InputError` in one line."""
+    """Loads the requested split of a data set, or raises a one-line `InputError`."""
 
     def __call__(self, options: DataOptions) -> FaceDataset:
         """Returns the images of `options.split`, ordered by person, then image name.
 
-        Only `tfds` keeps the order of its files, which a copy of the set then has too.
+        Only `tfds` keeps the order of its files, so that a copy of the set has the same order.
         """
         ...

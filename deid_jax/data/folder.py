@@ -1,4 +1,4 @@
-"""Your own images: `data_dir/<person>/<picture>`, a folder for each person."""
+"""User-supplied images: `data_dir/<person>/<image>`, one folder per person."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from deid_jax.errors import InputError
 def load(options: DataOptions) -> FaceDataset:
     """Loads the images under `options.data_dir`.
 
-    A person is a folder, sorted by name; its images are the files directly inside with one
-    of `SUFFIXES` in any case. Files and folders whose names start with a dot, deeper folders,
-    other files, and persons without an image are ignored; links are followed. Images are
-    named as `picture_names` says.
+    Each folder is a person, sorted by name; its images are the files directly inside with one
+    of `SUFFIXES` in upper or lower case. Files and folders whose names start with a dot, deeper
+    folders, other files, and persons without an image are ignored; links are followed. Images
+    are named by `picture_names`.
 
     Raises:
-      InputError: `data_dir` is not a folder with images of two persons or more, an image
-        cannot be read (see `DataOptions.skip_unreadable`), or a person cannot be divided.
+      InputError: `data_dir` is not a folder with images of at least two persons, an image
+        cannot be read (see `DataOptions.skip_unreadable`), or a person cannot be split.
     """
     if options.data_dir is None:
         raise InputError("data_dir must name the folder of images, DIR/<person>/<image>")

@@ -1,7 +1,7 @@
-"""From an image file to the square face crop that the models see.
+"""Decoding, cropping and resizing: from an image file to the face crop that the models see.
 
 Pixels are uint8[H, W, 3] in sRGB; boxes are (left, top, right, bottom) in pixels, right and
-bottom exclusive. Colour profiles are ignored, as recognisers' training sets ignore them.
+bottom exclusive. Colour profiles are ignored, as in the recognisers' training sets.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from deid_jax.types import NumpyArray
 
 Box = tuple[int, int, int, int]
 
-# Pillow's modules for other formats are not let near the files: fewer surprises.
+# Only these of Pillow's decoders are used on the files: fewer surprises.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MIN_PIXELS_A_SIDE = 8
-MAX_PIXELS = 89_478_485  # Pillow's own bound, 2**30 // 12, of which Pillow only warns
+MAX_PIXELS = 89_478_485  # Pillow's own limit, 2**30 // 12, at which Pillow only warns
 THUMBNAIL_SIZE = 24
 FILTER = Image.Resampling.LANCZOS
 
 CELEBA_SIZE = (178, 218)
 _CELEBA_BOX = (25, 62, 153, 190)
-# From the centres of its pixels to those of the template's.
+# Maps the centres of its pixels to those of the template's.
 _TEMPLATE_SIZE = 112
 CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
 
@@ -36,18 +36,18 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
     """The first frame of an image, upright.
 
     EXIF orientation is applied; grey, 1-bit, palette and CMYK images become RGB; 16-bit grey
-    is divided by 257 and rounded; what is transparent shows white.
+    is divided by 257 and rounded; transparent areas become white.
 
     Args:
       path_or_bytes: the file, or its content.
-      name: what messages call the image.
+      name: the image's name in messages.
 
     Returns:
       uint8[H, W, 3].
 
     Raises:
-      InputError: not a whole image of one of `FORMATS`, under 8 pixels wide or high, or over
-        `MAX_PIXELS`. The message is one line.
+      InputError: the file is not a complete image in one of `FORMATS`, is less than 8 pixels
+        wide or high, or has more than `MAX_PIXELS`. The message is one line.
     """
     if isinstance(path_or_bytes, bytes):
         source: Path | io.BytesIO = io.BytesIO(path_or_bytes)
@@ -66,7 +66,7 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
             "an empty file" if _is_empty(path_or_bytes) else "not an image in a known format"
         )
         raise InputError(f"{name} is {empty}") from error
-    except Exception as error:  # Pillow's decoders raise all sorts on damaged files
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions
         raise InputError(f"{name} cannot be read: {one_line(error)}") from error
 
 
@@ -87,7 +87,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB; 16-bit grey and alpha as `decode_image` says."""
+    """Converts any of Pillow's modes to RGB; for 16-bit grey and alpha see `decode_image`."""
     if image.mode == "F":
         raise ValueError("pixels are floating point, of unknown range")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -103,10 +103,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Silences Pillow's warnings (damaged metadata, bombs: refused anyway) while many load.
+    """Silences Pillow's warnings about damaged metadata and bombs while many images load.
 
-    Warning filters belong to the whole process, so this is for the thread that starts the
-    others, not for each of them.
+    Bombs are refused anyway. Warning filters are global to the process, so the thread that
+    starts the others calls this, not each of them.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -136,7 +136,7 @@ def _auto(width: int, height: int) -> Box:
     return _celeba(width, height) if aligned else _square(width, height)
 
 
-# name -> (width, height) -> box.
+# Name -> (width, height) -> box.
 #   square: the largest centred square.
 #   celeba: x 25..153 of 178, y 62..190 of 218 (a square there; scaled with other images):
 #     the face from hairline to chin in CelebA's aligned geometry, eyes at (69, 111.5) and
@@ -149,15 +149,15 @@ BOXES: dict[str, Callable[[int, int], Box]] = {
     "none": _none,
     "square": _square,
 }
-# Those, and the template that recognisers of 112x112 px are trained on: no box, `align`.
+# These, and the template of recognisers for 112x112 px, which has no box but uses `align`.
 CROPS = (*BOXES, "arcface")
 
 
 def face_crop(pixels: NumpyArray, name: str, image_size: int) -> NumpyArray:
-    """The crop called `name` of uint8[H, W, 3], as uint8[image_size, image_size, 3].
+    """Applies the crop called `name` to uint8[H, W, 3]: uint8[image_size, image_size, 3].
 
     Raises:
-      InputError: no crop has that name, or the image is none that it knows.
+      InputError: no crop has that name, or it does not apply to images of this size.
     """
     if name not in CROPS:
         raise InputError(f"crop must be one of {', '.join(CROPS)}, got {name}")
@@ -167,14 +167,15 @@ def face_crop(pixels: NumpyArray, name: str, image_size: int) -> NumpyArray:
 
 
 def align(pixels: NumpyArray, image_size: int) -> NumpyArray:
-    """An image of CelebA's aligned geometry, 178x218, moved onto the ArcFace template.
+    """Aligns an image in CelebA's aligned geometry, 178x218, to the ArcFace template.
 
-    Eyes, nose and mouth come to lie within two pixels of (38.3, 51.7), (73.5, 51.5),
-    (56.0, 71.7), (41.5, 92.4) and (70.7, 92.2) of 112: the least-squares similarity of these
-    five points, bicubic. Images of 112x112 are on it already.
+    Eyes, nose and mouth corners end up within two pixels of (38.3, 51.7), (73.5, 51.5),
+    (56.0, 71.7), (41.5, 92.4) and (70.7, 92.2) of 112, by the least-squares similarity
+    transform of these five points with bicubic resampling. Images of 112x112 are taken to be
+    aligned already.
 
     Raises:
-      InputError: an image of another size.
+      InputError: the image has another size.
     """
     height, width = pixels.shape[:2]
     if (height, width) == (_TEMPLATE_SIZE, _TEMPLATE_SIZE):
@@ -184,7 +185,7 @@ def align(pixels: NumpyArray, image_size: int) -> NumpyArray:
             "crop=arcface needs images of 178x218 (CelebA's aligned geometry) or 112x112 "
             f"(aligned already), got {width}x{height}"
         )
-    # Pillow maps corners of pixels, from the result to the image; the matrix maps centres.
+    # Pillow maps pixel corners, from the result to the image; the matrix maps pixel centres.
     size = max(image_size, _TEMPLATE_SIZE)
     linear, offset = CELEBA_TO_TEMPLATE[:, :2], CELEBA_TO_TEMPLATE[:, 2]
     inverse = np.linalg.inv(linear) * (_TEMPLATE_SIZE / size)
@@ -210,16 +211,16 @@ def crop(pixels: NumpyArray, name: str) -> NumpyArray:
 
 
 def resize(pixels: NumpyArray, image_size: int) -> NumpyArray:
-    """uint8[H, W, 3] to uint8[image_size, image_size, 3], down or up.
+    """Resizes uint8[H, W, 3] to uint8[image_size, image_size, 3], down or up.
 
-    Pillow's LANCZOS, which widens with the reduction and so antialiases. An image of that
-    size comes back as it is.
+    It uses Pillow's LANCZOS, whose kernel widens with the reduction and so antialiases. An
+    image of that size is returned unchanged.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.array(image.resize((image_size, image_size), FILTER))
 
 
 def thumbnail(pixels: NumpyArray) -> NumpyArray:
-    """uint8[H, W, 3] to grey uint8[24, 24], area-averaged: for finding near-duplicates."""
+    """Grey uint8[24, 24] of uint8[H, W, 3], area-averaged, for finding near-duplicates."""
     grey = Image.fromarray(pixels).convert("L")
     return np.array(grey.resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX))

@@ -1,4 +1,4 @@
-"""Batches of a data set, read ahead by Grain while the device computes."""
+"""Batches of a data set, prefetched by Grain while the device computes."""
 
 import functools
 import threading
@@ -15,31 +15,31 @@ from deid_jax.data.dataset import Example, FaceDataset
 from deid_jax.errors import InputError
 from deid_jax.types import Batch
 
-# Images held in memory cost nothing to read; decoding files keeps a few threads busy.
+# Images in memory cost nothing to read; decoding files keeps a few threads busy.
 NUM_THREADS = 4
 _READ = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=64)
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
-    """How many batches hold `num_images` images."""
+    """The number of batches needed for `num_images` images."""
     return -(-num_images // batch_size)
 
 
 def num_full_batches(num_images: int, batch_size: int) -> int:
-    """How many batches `shuffled` gives."""
+    """The number of batches that `shuffled` gives."""
     return num_images // min(batch_size, num_images)
 
 
 def even_batch_size(num_images: int, batch_size: int) -> int:
     """The smallest batch size that needs no more batches than `batch_size` does.
 
-    150 images at a batch size of 64 become 3 × 50, not 64 + 64 + 22 and 42 of padding.
+    150 images at a batch size of 64 become 3 × 50, not 64 + 64 + 22 with 42 of padding.
     """
     return -(-num_images // num_batches(num_images, batch_size))
 
 
 class Stopwatch:
-    """Seconds that threads spent in its `with` blocks, summed over the threads."""
+    """Measures the seconds spent in its `with` blocks, summed over threads."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -62,7 +62,7 @@ class Stopwatch:
 
 
 def divided(spans: Sequence[range], batch_size: int) -> list[range]:
-    """The positions of every batch: none reaches from one span into the next."""
+    """The positions of every batch; no batch crosses from one span into the next."""
     return [
         span[start : start + batch_size]
         for span in spans
@@ -77,16 +77,16 @@ def in_order(
     spans: Sequence[range] | None = None,
     watch: Stopwatch | None = None,
 ) -> Iterator[Batch]:
-    """Images in order, a batch for every entry of `divided`.
+    """Images in order, one batch for every entry of `divided`.
 
-    A batch that is not full is padded with its last image. Where the data set says so, a
-    image that cannot be read is masked like padding, in its own place.
+    A batch that is not full is padded with its last image. If the data set skips unreadable
+    images, they are masked like padding, at their own position.
 
     Args:
       dataset: the images.
       batch_size: images in a batch.
-      spans: which positions; None: all.
-      watch: told how long reading takes.
+      spans: the positions; None: all.
+      watch: measures the time spent on reading.
 
     Raises:
       InputError: an image cannot be read.
@@ -98,7 +98,7 @@ def in_order(
 
 
 class _Places:
-    """The places of padded batches, one after the other: Grain's random-access source."""
+    """The slots of padded batches, one after the other: Grain's random-access source."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class _Places:
         return len(self._batches) * self._size
 
     def __getitem__(self, place: int) -> Example:
-        """An example; of padding and what cannot be read, the position alone."""
+        """An example; only the position for padding and unreadable images."""
         number, place = divmod(int(place), self._size)
         positions = self._batches[number]
         position = positions[min(place, len(positions) - 1)]
@@ -135,16 +135,16 @@ class _Places:
 def shuffled(
     dataset: FaceDataset, batch_size: int, *, seed: int, part: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """All images in an order that `seed` decides, less what does not fill a batch.
+    """All images in an order that `seed` decides, without the last partial batch.
 
     Args:
       dataset: the images.
       batch_size: images in a batch of all processes together.
       seed: decides the order.
-      part: (i, n): of every batch only the i-th of n equal parts, for one of n processes.
+      part: (i, n): only the i-th of n equal parts of every batch, for one of n processes.
 
     Raises:
-      InputError: the batches cannot be divided so.
+      InputError: the batches cannot be divided into n equal parts.
     """
     size = min(batch_size, len(dataset))
     index, count = part
@@ -160,7 +160,7 @@ def shuffled(
 
 
 def _plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; what is wrong with an image in one line, without Grain's."""
+    """The batches; errors in images are reported in one line, without Grain's text."""
     try:
         yield from batches
     except InputError as error:
@@ -179,5 +179,5 @@ def _stack(dataset: FaceDataset, examples: Sequence[Example]) -> Batch:
         filling = examples[int(np.flatnonzero(mask)[-1])]
     whole = [{**filling, **example} for example in examples]
     fields = [np.stack([e[n] for e in whole]) for n in ("image", "label", "position")]
-    # NumPy's arrays, until they are placed on devices.
+    # NumPy arrays, until they are placed on devices.
     return Batch(*cast(list[jax.Array], [*fields, mask]))

@@ -1,9 +1,9 @@
-"""The frozen protocol of an evaluation: which photos are protected, compared and set beside.
+"""The fixed protocol of an evaluation: which photos are protected, gallery, probes and pairs.
 
-Photos go by their names, "person/name", so that the lists say the same wherever the data lie;
-`Lists.positions` finds them in a data set. A hash of their pixels, as the data set gives them,
-tells other photos of these names, or the same ones in another size or crop. Of near-duplicates
-only one photo is in the lists, so that no photo is known by a copy of itself.
+Photos are identified by name, "person/name", so that the lists do not depend on where the data
+is; `Lists.positions` finds them in a data set. A hash of their pixels, as the data set gives
+them, detects other photos of the same names, and another size or crop. Of near-duplicates only
+one photo is in the lists, so that no photo is recognised by a copy of itself.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ from deid_jax.errors import InputError
 from deid_jax.runs import write_whole
 from deid_jax.types import Json, NumpyArray
 
-# Fewer different photos of a person cannot be one protected, one in the gallery, one probe.
+# A person needs at least one photo to protect, one for the gallery and one probe.
 LEAST_PICTURES = 3
 
-# Tells this draw from others with the same seed and person, such as the train and test split.
+# Makes this draw differ from others with the same seed and person, e.g. the train-test split.
 _DRAW = 2
 
 _ROLES = ("protected", "gallery", "probes")
@@ -38,8 +38,8 @@ class Positions(NamedTuple):
 
     Attributes:
       protected: int64[N], photos to protect.
-      gallery: for each of P persons int64[G], the clean photos that stand for them.
-      probes: int64[M], clean photos that thresholds are set by.
+      gallery: for each of P persons int64[G], the clean photos that represent the person.
+      probes: int64[M], clean photos that determine the thresholds.
       genuine: int64[A, 2], pairs of clean photos of one person.
       impostor: int64[B, 2], pairs of clean photos of two persons.
     """
@@ -59,12 +59,12 @@ class Lists:
 
     Attributes:
       dataset: name of the data set.
-      seed: what the lists were drawn by.
+      seed: the seed that the lists were drawn with.
       protected: the photos to protect.
-      gallery: the clean photos that stand for their persons.
-      probes: the other photos, clean: their scores to other persons' galleries give the
-        thresholds.
-      genuine: pairs of one person, for the accuracy of same and different.
+      gallery: the clean photos that represent their persons.
+      probes: the other photos, clean: their similarities to other persons' galleries determine
+        the thresholds.
+      genuine: pairs of one person, for verification accuracy.
       impostor: pairs of two persons.
       pixels: `pixels_of` all these photos.
     """
@@ -90,7 +90,7 @@ class Lists:
         }
 
     def to_json(self) -> str:
-        """The file's text: one line an entry, keys sorted, ASCII; the last is `sha256`."""
+        """The file's text: one entry per line, keys sorted, ASCII; the last is `sha256`."""
         entries = {**dataclasses.asdict(self), _HASH: self.sha256()}
         lines = [f"{json.dumps(name)}:{_canonical(entries[name])}" for name in sorted(entries)]
         return "{\n" + ",\n".join(lines) + "\n}\n"
@@ -98,15 +98,15 @@ class Lists:
     def sha256(self) -> str:
         """SHA-256, in hexadecimal, of the canonical JSON of all attributes.
 
-        Canonical: keys sorted, no spaces, all but ASCII escaped.
+        Canonical means keys sorted, no spaces, and non-ASCII characters escaped.
         """
         return hashlib.sha256(_canonical(dataclasses.asdict(self)).encode()).hexdigest()
 
     def write(self, path: str | Path) -> None:
-        """Writes `to_json` to a file, whole or not at all; folders are made.
+        """Writes `to_json` to a file, atomically; folders are created.
 
         Raises:
-          InputError: it cannot be written.
+          InputError: the file cannot be written.
         """
         try:
             write_whole(Path(path), self.to_json().encode())
@@ -118,12 +118,12 @@ class Lists:
 
         Args:
           dataset: has all photos of the lists; may have more.
-          groups: int[N], equal for near-duplicates of a person; None: no two are.
+          groups: int[N], equal for near-duplicates of a person; None: there are none.
 
         Raises:
-          InputError: a photo that the data set has not, that has two roles, is listed twice,
-            or shares a group with one of another role; a person without a gallery or without
-            a probe; a pair that is listed twice, or not of one person or two as its list says.
+          InputError: a photo is not in the data set, has two roles, is listed twice, or shares
+            a group with a photo of another role; a person has no gallery or no probe; or a
+            pair is listed twice, or is not genuine or impostor as its list says.
         """
         where = _places(dataset)
         roles = {role: _find(role, getattr(self, role), where) for role in _ROLES}
@@ -149,28 +149,28 @@ def make_lists(
 ) -> Lists:
     """Draws the lists.
 
-    Of near-duplicates the first photo is used, the others not. Of the n photos of a person
-    that are left, let m = n − ⌊n/3⌋: min(per_person, ⌊m/2⌋) are protected,
-    min(gallery_size, m − those) are the gallery, and all others, at least a third, probes: with
-    30 photos 10, 10 and 10. Who draws which depends on the seed, the person's name and the
-    number and groups of the person's photos, on no other person. Pairs are drawn from all
-    photos of all roles, each pair as likely as any other of its kind and none twice; all of
-    them where there are no more than `num_pairs`.
+    Of near-duplicates only the first photo is used. Let n be the number of a person's remaining
+    photos and m = n − ⌊n/3⌋: then p = min(per_person, ⌊m/2⌋) are protected,
+    min(gallery_size, m − p) are the gallery, and all others, at least a third, are probes; with
+    30 photos these are 10, 10 and 10. A person's draw depends on the seed, the person's name
+    and the number and groups of the person's photos, and on no other person. Pairs are drawn
+    uniformly, without replacement, from all photos of all roles; if there are no more than
+    `num_pairs`, all are used.
 
     Args:
-      dataset: photos of two persons or more.
+      dataset: photos of at least two persons.
       seed: an integer >= 0.
-      per_person: photos to protect of each person.
-      gallery_size: clean photos that stand for each person.
+      per_person: photos to protect per person.
+      gallery_size: clean photos that represent each person.
       num_pairs: number of genuine pairs, and of impostor pairs.
       groups: int[N], equal for near-duplicates of a person; None: `near_duplicate_groups`.
 
     Returns:
-      The lists; photos in the order of the data set.
+      The lists, with photos in the order of the data set.
 
     Raises:
-      InputError: an option out of range, fewer than two persons, or a person with fewer than
-        three different photos.
+      InputError: an option is out of range, there are fewer than two persons, or a person has
+        fewer than three different photos.
     """
     checks.count("seed", seed)
     checks.count("per_person", per_person, least=1)
@@ -201,7 +201,7 @@ def make_lists(
 
 
 def pixels_of(pictures: Collection[str], dataset: FaceDataset) -> str:
-    """SHA-256, in hexadecimal, of the photos' uint8[H, W, 3], one after another by name."""
+    """SHA-256, in hexadecimal, of the photos' uint8[H, W, 3], in order of their names."""
     digest, where = hashlib.sha256(), _places(dataset)
     for picture in sorted(pictures):
         digest.update(np.asarray(dataset.read(where[picture]), np.uint8).tobytes())
@@ -209,7 +209,7 @@ def pixels_of(pictures: Collection[str], dataset: FaceDataset) -> str:
 
 
 def near_duplicate_groups(dataset: FaceDataset) -> NumpyArray:
-    """int64[N], equal for near-duplicates: `splits.near_duplicate_pairs` of what it reads."""
+    """Groups int64[N], equal for near-duplicates: see `splits.near_duplicate_pairs`."""
     from deid_jax.data import images, splits
 
     if not len(dataset):
@@ -221,7 +221,7 @@ def near_duplicate_groups(dataset: FaceDataset) -> NumpyArray:
 def read_lists(
     path: Path | str, dataset: FaceDataset, groups: NumpyArray | None = None
 ) -> Lists:
-    """Reads what `Lists.write` wrote, for the data set that it is to be used with.
+    """Reads what `Lists.write` wrote, and checks that it fits a data set.
 
     Args:
       path: the file.
@@ -229,8 +229,8 @@ def read_lists(
       groups: see `Lists.positions`.
 
     Raises:
-      InputError: there is no such file, it is no file of lists, is not as it was written, or
-        does not fit the data set (see `Lists.positions`) or its pixels.
+      InputError: the file does not exist, is not a file of lists, has been modified since it
+        was written, or does not fit the data set (see `Lists.positions`) or its pixels.
     """
     try:
         content = json.loads(Path(path).read_text("utf-8"))
@@ -292,12 +292,12 @@ def _pairs(value: Json) -> tuple[tuple[str, str], ...] | None:
 
 
 def _places(dataset: FaceDataset) -> dict[str, int]:
-    """Name of a photo -> its position."""
+    """A photo's name -> its position."""
     return {picture: position for position, picture in enumerate(dataset.pictures)}
 
 
 def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> NumpyArray:
-    """int64[len(images)], their positions."""
+    """The positions of the photos, int64[len(pictures)]."""
     for picture in pictures:
         if picture not in where:
             raise InputError(f"{name} has {picture}, which is not in the data set")
@@ -307,7 +307,7 @@ def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> Numpy
 def _check_roles(
     roles: Mapping[str, NumpyArray], dataset: FaceDataset, groups: NumpyArray | None
 ) -> None:
-    """Refuses photos with two roles, also by a near-duplicate, and persons without a role."""
+    """Refuses photos with two roles, even by a near-duplicate, and persons without a role."""
     groups = np.arange(len(dataset)) if groups is None else np.asarray(groups)
     role_of: dict[int, str] = {}
     group_role: dict[tuple[int, int], str] = {}
@@ -332,7 +332,7 @@ def _check_roles(
 
 
 def _check_pairs(kind: str, pairs: NumpyArray, dataset: FaceDataset) -> None:
-    """Refuses pairs that come twice, of a photo with itself, or of the other kind."""
+    """Refuses pairs that are listed twice, of a photo with itself, or of the wrong kind."""
     if not len(pairs):
         raise InputError(f"{kind} must be one pair or more, got none")
     same = dataset.labels[pairs[:, 0]] == dataset.labels[pairs[:, 1]]
@@ -345,7 +345,7 @@ def _check_pairs(kind: str, pairs: NumpyArray, dataset: FaceDataset) -> None:
 
 
 def _different(labels: NumpyArray, groups: NumpyArray, label: int) -> NumpyArray:
-    """Positions of a person's photos, of near-duplicates the first one only."""
+    """The positions of a person's photos, with only the first of near-duplicates."""
     positions = np.flatnonzero(labels == label)
     _, first = np.unique(groups[positions], return_index=True)
     return positions[np.sort(first)]
@@ -354,7 +354,7 @@ def _different(labels: NumpyArray, groups: NumpyArray, label: int) -> NumpyArray
 def _draw_roles(
     dataset: FaceDataset, groups: NumpyArray, seed: int, per_person: int, gallery_size: int
 ) -> list[NumpyArray]:
-    """Positions by role, each ascending."""
+    """The positions of each role, ascending."""
     drawn: list[list[NumpyArray]] = [[] for _ in _ROLES]
     for label, person in enumerate(dataset.persons):
         positions = _different(dataset.labels, groups, label)
@@ -381,11 +381,11 @@ def _draw_pairs(
     kind: str,
     generator: np.random.Generator,
 ) -> NumpyArray:
-    """int64[M, 2], rows sorted, each ascending: pairs of a kind, none twice."""
+    """Draws pairs of one kind without replacement: int64[M, 2], rows sorted, each ascending."""
     ordered = listed[np.argsort(labels[listed], kind="stable")]
     count = len(ordered)
     places = np.arange(count)
-    # Sorted by person, the partners of each photo that come after it are one run of places.
+    # Sorted by person, the partners that come after each photo are contiguous.
     ends = np.searchsorted(labels[ordered], labels[ordered], side="right")
     starts, stops = (places + 1, ends) if kind == "genuine" else (ends, np.full(count, count))
     upto = np.cumsum(stops - starts)

@@ -1,4 +1,4 @@
-"""Which files are images, and what the images are called: in folders and in archives."""
+"""Which files are images, and the names of these images, in folders and in archives."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,27 +18,27 @@ def visible(folder: Path) -> list[Path]:
 
 
 def is_picture(file: str) -> bool:
-    """Whether a file of that name is read: it ends in one of `SUFFIXES`, in any case."""
+    """Whether a file is read as an image: its name ends in one of `SUFFIXES`, in any case."""
     return _parts(file)[1].lower() in SUFFIXES
 
 
 def picture_names(files: Sequence[str]) -> list[str]:
-    """Names of one person's images, from the different names of their files.
+    """The names of one person's images, from the distinct names of their files.
 
-    An image is named after its file without the suffix; where two would share a name (a.jpg,
-    a.png), these keep the suffix.
+    An image is named after its file without the suffix; if two would have the same name (a.jpg,
+    a.png), they keep the suffix.
     """
     stems = [_parts(file)[0] for file in files]
     counts = Counter(stems)
     names = [
         stem if counts[stem] == 1 else file for stem, file in zip(stems, files, strict=True)
     ]
-    if len(set(names)) < len(files):  # a.jpg, a.png and a.png.jpg: only whole names differ
+    if len(set(names)) < len(files):  # a.jpg, a.png and a.png.jpg: only full names differ
         return list(files)
     return names
 
 
 def _parts(file: str) -> tuple[str, str]:
-    """Stem and suffix. Not by `pathlib`, which interns every name that it meets."""
+    """Stem and suffix, without `pathlib`, which interns every name that it parses."""
     stem, dot, suffix = file.rpartition(".")
     return stem, dot + suffix

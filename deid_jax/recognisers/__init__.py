@@ -1,7 +1,7 @@
 """Recognisers: networks with weights.
 
 Training, checkpoints, published weights, file formats, embedders and galleries. Imports
-`models` and what is below.
+`models` and the layers below it.
 """
 
 from deid_jax.recognisers.checkpoints import (

@@ -1,4 +1,4 @@
-"""Trained recognisers: weights, and what must be known to use them; loading never trains."""
+"""Checkpoints of trained recognisers: weights, and the facts needed to use them."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from deid_jax.recognisers.recipes import TrainConfig
 from deid_jax.types import Json, Model, Variables
 
 CHECKPOINTS = Path("checkpoints")
-# Facts of a data set's provenance that decide what a class or an image is.
+# Facts in a data set's provenance that define its classes and images.
 _IDENTIFYING = ("persons_seed", "crop")
 
 
@@ -59,19 +59,19 @@ class CheckpointInfo:
         )
 
     def summary(self) -> dict[str, Json]:
-        """All of it but the long list of images."""
+        """Everything but the long list of images."""
         facts = dataclasses.asdict(self)
         del facts["pictures"]
         return facts
 
 
 class Recogniser(NamedTuple):
-    """A model that tells persons apart.
+    """A trained classifier of persons.
 
     Attributes:
       model: `model.apply(variables, images)` gives logits.
-      variables: its weights; NumPy arrays as `load` and `training.fit` give them.
-      info: what it was made from.
+      variables: its weights; NumPy arrays if from `load` or `training.fit`.
+      info: data and settings of its training.
     """
 
     model: Model
@@ -86,7 +86,7 @@ class Recogniser(NamedTuple):
         return {**self.info.summary(), "weights": digest.hexdigest()}
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint, whole or not at all; an older one at `path` is replaced.
+        """Writes a checkpoint atomically; an older one at `path` is replaced.
 
         Raises:
           InputError: it cannot be written (the disk is full, say).
@@ -95,7 +95,7 @@ class Recogniser(NamedTuple):
 
 
 def default_path(model: str, dataset: str, options: DataOptions) -> Path:
-    """Where the checkpoint of these settings is kept: one folder under `checkpoints/`."""
+    """The default path of the checkpoint for these settings: a folder in `checkpoints/`."""
     parts = [model.replace(":", "."), dataset]
     if options.data_dir:
         parts.append(Path(options.data_dir).resolve().name)
@@ -108,7 +108,7 @@ def default_path(model: str, dataset: str, options: DataOptions) -> Path:
 
 
 def state_dir(path: Path) -> Path:
-    """Where the state of an unfinished training of the checkpoint at `path` is kept."""
+    """The folder with the state of an unfinished training of the checkpoint at `path`."""
     return path.with_name(path.name + ".unfinished")
 
 
@@ -120,7 +120,7 @@ def is_same_training(
     config: TrainConfig,
     pretrained: str | None,
 ) -> bool:
-    """Whether training with these settings repeats that of the checkpoint at `path`.
+    """Whether training with these settings would reproduce the checkpoint at `path`.
 
     `pretrained` is the SHA-256 of the file that its frozen layers come from, if any.
     """
@@ -143,11 +143,11 @@ def is_same_training(
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """Refuses a path at which no checkpoint may be written; changes nothing.
+    """Refuses a path at which no checkpoint may be written; writes nothing.
 
     Raises:
-      InputError: something is there that is no checkpoint, or a checkpoint and `overwrite` is
-        off, or no folder can be made there.
+      InputError: `path` holds something other than a checkpoint, or a checkpoint and
+        `overwrite` is off, or no folder can be created there.
     """
     for target in (path, state_dir(path)):
         if os.path.lexists(target) and not storage.exists(target):
@@ -158,7 +158,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def load_info(path: Path) -> CheckpointInfo:
-    """Reads what a checkpoint was made from, without its weights.
+    """Reads a checkpoint's description, without its weights.
 
     Raises:
       InputError: there is no checkpoint at `path`, or it cannot be read.
@@ -176,10 +176,12 @@ def load_info(path: Path) -> CheckpointInfo:
 
 
 def load_matching(path: Path, model: str, dataset: str, image_size: int) -> CheckpointInfo:
-    """`load_info` of a checkpoint that must fit settings, before any image is read.
+    """Reads a checkpoint's description, and checks that it fits the settings.
+
+    No image is read for this.
 
     Raises:
-      InputError: what `load_info` raises; or another model, data set or image size.
+      InputError: as for `load_info`; or the model, data set or image size differs.
     """
     info = load_info(path)
     _check_same(path, "the model", info.model, model)
@@ -189,12 +191,13 @@ def load_matching(path: Path, model: str, dataset: str, image_size: int) -> Chec
 
 
 def load(path: Path, dataset: FaceDataset, *, model: str | None = None) -> Recogniser:
-    """Reads a checkpoint that must fit a data set.
+    """Loads a checkpoint, and checks that it fits a data set.
 
     Args:
       path: the checkpoint.
-      dataset: whose persons it must know; images of its test split must be new to it.
-      model: the name of its model; None takes any.
+      dataset: must have the checkpoint's persons; it must not have been trained on images of
+        the data set's test split.
+      model: the name of its model; None accepts any.
 
     Raises:
       InputError: it is missing, damaged, or made for something else.
@@ -206,7 +209,7 @@ def load(path: Path, dataset: FaceDataset, *, model: str | None = None) -> Recog
 
 
 def load_recogniser(path: str | Path, dataset: FaceDataset) -> Recogniser:
-    """Loads a trained recogniser from its checkpoint, its weights onto the device.
+    """Loads a trained recogniser from its checkpoint and puts its weights on the device.
 
     Logits are `model.apply(variables, images)`.
 
@@ -218,10 +221,10 @@ def load_recogniser(path: str | Path, dataset: FaceDataset) -> Recogniser:
 
 
 def load_variables(path: Path, info: CheckpointInfo) -> Variables:
-    """Reads a checkpoint's weights as NumPy arrays: the collections of `Module.apply`.
+    """Reads a checkpoint's weights as NumPy arrays: the collections for `Module.apply`.
 
     Raises:
-      InputError: the weights are damaged, or not those that `info` describes.
+      InputError: the weights are damaged, or do not match `info`.
     """
     example = jax.ShapeDtypeStruct((1, info.image_size, info.image_size, 3), jnp.float32)
     expected = jax.eval_shape(info.create_model().init, jax.random.key(0), example)
@@ -232,8 +235,8 @@ def check_fits(path: Path, info: CheckpointInfo, dataset: FaceDataset) -> None:
     """Refuses a checkpoint that was made for other persons or images.
 
     Raises:
-      InputError: another number of classes, other persons or another crop; or the test split
-        holds images that the checkpoint was trained on.
+      InputError: the number of classes, the persons or the crop differ, or the test split
+        contains images that the checkpoint was trained on.
     """
     for fact in _IDENTIFYING:
         ours = dataset.provenance.get(fact)

@@ -1,10 +1,10 @@
 """Recognisers that compare faces by embeddings: by name, by file, or user-supplied.
 
-A recogniser is named `NAME` (weights that are downloaded once, see
-`deid_jax.recognisers.weights`), `NAME:FILE` (a file of such weights), or
-`package.module:function`: a function from RGB images float32[B, H, W, 3] in [0, 1] to
-float[B, D], written with `jax.numpy`. A NAME is one of `names()`; anything else before a colon
-is a module.
+A recogniser is given as `NAME` (weights that are downloaded once, see
+`deid_jax.recognisers.weights`), as `NAME:FILE` (a file of such weights), or as
+`package.module:function`: a function written with `jax.numpy` that maps RGB images
+float32[B, H, W, 3] in [0, 1] to float[B, D]. A NAME is one of `names()`; anything else before
+a colon is a module.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from deid_jax.errors import InputError, one_line
 from deid_jax.recognisers import weights
 from deid_jax.types import Model, Variables
 
-# The architecture's name -> what makes module and variables of a file's arrays by name; beside
-# it, `load` does so of an .npz file.
+# Architecture -> the function that makes module and variables from a file's named arrays; in
+# the same module, `load` does this for an .npz file.
 CONVERTERS = {"mobilefacenet": "deid_jax.models.mobilefacenet:convert"}
-# PyTorch's own files are read without running what they hold.
+# PyTorch's own files are read without executing the code in them.
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
-# What training scripts put around a network's weights.
+# Prefixes that training scripts add to the names of weights.
 _WRAPPERS = ("net_state_dict.", "state_dict.", "model.")
-# Images whose embeddings are computed at a time.
+# The number of images embedded at a time.
 BATCH_SIZE = 32
 _SIZES = (1, 4, BATCH_SIZE)
 
@@ -42,8 +42,8 @@ class Embedder(NamedTuple):
     """A recogniser that compares faces.
 
     Attributes:
-      name: what it is called, without a file's folder.
-      module: `module.apply(variables, images)` gives float32[B, D] of float32[B, H, W, 3];
+      name: its name, without the folder of a file.
+      module: `module.apply(variables, images)` maps float32[B, H, W, 3] to float32[B, D];
         hashable, since it decides the compiled program.
       variables: its weights.
     """
@@ -53,12 +53,12 @@ class Embedder(NamedTuple):
     variables: Variables
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embeddings float32[N, D] of uint8[N, H, W, 3], a batch at a time."""
+        """Embeddings float32[N, D] of uint8[N, H, W, 3], computed in batches."""
         found = []
         variables = sharding.placed_at_hand(self.variables)
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
-            # Of a few sizes alone, so that there are few programs.
+            # Only a few batch sizes, so that few programs are compiled.
             size = next(size for size in _SIZES if size >= len(batch))
             padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
             found.append(np.asarray(_embed(variables, padded, self.module))[: len(batch)])
@@ -72,7 +72,7 @@ def _embed(variables: Variables, images: jax.Array, module: Model) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionModule:
-    """A function in a module's place: it holds its weights itself.
+    """Wraps a function, which holds its own weights, as a module.
 
     Attributes:
       function: float32[B, H, W, 3] in [0, 1] -> float[B, D].
@@ -81,28 +81,28 @@ class FunctionModule:
     function: Callable[[jax.Array], jax.Array]
 
     def apply(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """float32[B, D]; there are no variables."""
+        """The embeddings float32[B, D]; `variables` is empty."""
         del variables
         return jnp.asarray(self.function(images), jnp.float32)
 
 
 def names() -> list[str]:
-    """Every NAME: architectures, and those of their weights that can be downloaded."""
+    """Every NAME: the architectures, and their weights that can be downloaded."""
     rows = weights.WEIGHTS.items()
     return [*CONVERTERS, *(name for name, row in rows if row.converter in CONVERTERS.values())]
 
 
 def name_of(text: str) -> str:
-    """The name of a recogniser: NAME of NAME:FILE; a function keeps its full name."""
+    """The short name of a recogniser: NAME for NAME:FILE; a function keeps its full name."""
     name = text.partition(":")[0]
     return name if name in names() else text
 
 
 def split_list(text: str, separator: str) -> list[str]:
-    """The recognisers of a list, each as `load_embedder` takes it.
+    """Splits a list of recognisers into strings for `load_embedder`.
 
-    A file's path may have the separator in it: after NAME:FILE it separates only where a NAME
-    or `module:` follows.
+    A file's path may contain the separator: after NAME:FILE it separates only if a NAME or
+    `module:` follows.
     """
     known = "|".join(map(re.escape, names()))
     first, *rest = text.split(separator)
@@ -122,12 +122,12 @@ def load_embedder(
     image_size: int,
     progress: weights.BytesProgress | None = None,
 ) -> Embedder:
-    """The recogniser that `text` names.
+    """Loads the recogniser given by `text`.
 
     Args:
       text: `NAME`, `NAME:FILE` or `package.module:function`.
-      image_size: H = W of the images that it is to judge.
-      progress: told of bytes while they are downloaded.
+      image_size: H = W of the images that it will be given.
+      progress: called with the bytes received during a download.
 
     Raises:
       InputError: there is no such recogniser or file, it cannot be read, or it cannot take
@@ -158,7 +158,7 @@ def _fetch(name: str, progress: weights.BytesProgress | None) -> Path:
 
 
 def _loaded(name: str, path: Path) -> tuple[Model, Variables]:
-    """Module and variables of a file: `.npz`, or PyTorch's."""
+    """Module and variables from a file, `.npz` or PyTorch's."""
     converter = CONVERTERS.get(name) or weights.WEIGHTS[name].converter
     if path.suffix not in _TORCH_SUFFIXES:
         return _attribute(converter.partition(":")[0] + ":load")(path)
@@ -177,7 +177,7 @@ def _attribute(target: str) -> Callable[[object], tuple[Model, Variables]]:
 
 
 def _brought(text: str) -> Embedder:
-    """`package.module:function`, looked for beside the working folder's modules, too."""
+    """Imports `package.module:function`; modules in the working folder are found, too."""
     module_name, _, function_name = text.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -191,7 +191,7 @@ def _brought(text: str) -> Embedder:
 
 
 def _check(embedder: Embedder, image_size: int) -> None:
-    """Refuses what does not give one vector an image."""
+    """Refuses a recogniser that does not give one vector per image."""
     pictures = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     try:
         shape = jax.eval_shape(embedder.module.apply, embedder.variables, pictures).shape

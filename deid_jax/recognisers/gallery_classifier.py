@@ -1,8 +1,8 @@
-"""A recogniser that was brought along, as one that names the persons of a data set.
+"""User-supplied recognisers, made into classifiers of the persons of a data set.
 
-Attacks, sweeps and reports ask for logits. A recogniser that compares embeddings gives them by
-its gallery: 30 cos(f(x), c_p), c_p the centroid of person p's training photos, so that the
-person named is the one whose gallery is nearest.
+Attacks, sweeps and reports need logits. A gallery turns an embedder into a classifier: the
+logits are 30 cos(f(x), c_p), c_p the centroid of person p's training photos, so that the person
+predicted is the one whose gallery is nearest.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ from deid_jax.recognisers.checkpoints import CheckpointInfo, Recogniser
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.types import Model, NumpyArray, Variables
 
-# What the recogniser's function gives for an image.
+# What the recogniser's function returns for an image.
 OUTPUTS = ("embeddings", "logits")
-# ArcFace's scale: cosines are too close together for a softmax.
+# ArcFace's scale: unscaled cosines are too close together for a softmax.
 _SCALE = 30.0
-# Images in memory while the gallery is embedded.
+# The number of images in memory while the gallery is embedded.
 _AT_A_TIME = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class GalleryClassifier:
-    """Stands where a Flax module of `deid_jax.models` does.
+    """A classifier with the interface of a Flax module of `deid_jax.models`.
 
     Attributes:
-      module: the recogniser's.
-      output: of `OUTPUTS`.
+      module: the recogniser's module.
+      output: one of `OUTPUTS`.
     """
 
     module: Model
@@ -45,7 +45,7 @@ class GalleryClassifier:
         """Logits float32[B, P] of float32[B, H, W, 3] in [0, 1].
 
         Args:
-          variables: "recogniser", its own, and "gallery", float32[P, D], unit vectors.
+          variables: "recogniser", its weights, and "gallery", float32[P, D], unit vectors.
           images: the images.
         """
         found = self.module.apply(variables["recogniser"], images)
@@ -56,10 +56,10 @@ class GalleryClassifier:
         return _SCALE * (found / size) @ variables["gallery"].T
 
     def clone(self, *, dtype: DTypeLike) -> "GalleryClassifier":
-        """The same, computing in another precision.
+        """The same classifier, computing in another precision.
 
         Raises:
-          InputError: a function, which computes in what it was written for.
+          InputError: it is a function, whose precision is fixed.
         """
         if not hasattr(self.module, "clone"):
             raise InputError("precision must be float32 for a recogniser that is a function")
@@ -67,7 +67,7 @@ class GalleryClassifier:
 
 
 def _embed_all(embedder: Embedder, faces: FaceDataset) -> NumpyArray:
-    """float32[N, D], a few images in memory at a time."""
+    """Embeddings float32[N, D], with a few images in memory at a time."""
     found = []
     for start in range(0, len(faces), _AT_A_TIME):
         places = range(start, min(start + _AT_A_TIME, len(faces)))
@@ -90,17 +90,17 @@ def from_embedder(
     *,
     model_parallel: int = 1,
 ) -> Recogniser:
-    """The recogniser that names a data set's persons.
+    """Makes a classifier of a data set's persons from a user-supplied recogniser.
 
     Args:
       embedder: the recogniser.
-      output: of `OUTPUTS`.
-      known: the photos of its gallery; of logits, a data set with its persons.
-      held_out: photos to measure it on, beside those.
+      output: one of `OUTPUTS`.
+      known: the photos of its gallery; for logits, a data set with its persons.
+      held_out: other photos, to measure its accuracy on.
       model_parallel: over how many devices dense layers are divided.
 
     Raises:
-      InputError: an unknown output, or logits that are not as many as the persons.
+      InputError: the output is unknown, or there is not one logit per person.
     """
     if output not in OUTPUTS:
         raise InputError(f"recogniser_output must be one of {', '.join(OUTPUTS)}, got {output}")

@@ -1,4 +1,4 @@
-"""Logits and accuracy of a model, without attacks."""
+"""Logits and accuracy of a model on clean images."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from deid_jax.types import Batch, Model, Variables
 
 @functools.partial(jax.jit, static_argnames="model")
 def predict(variables: Variables, images: jax.Array, *, model: Model) -> jax.Array:
-    """Logits in inference mode: float32[B, K] of a recogniser."""
+    """Logits in inference mode: float32[B, K] for a recogniser."""
     return model.apply(variables, images)
 
 
@@ -27,14 +27,14 @@ def accuracy(
     batch_size: int = 64,
     mesh: Mesh | None = None,
 ) -> float:
-    """Share of a data set's labels that the model names rightly; NaN for no images.
+    """The share of a data set's labels that the model predicts correctly; NaN for no images.
 
     Args:
       model: the module.
       variables: its weights.
       dataset: the images.
       batch_size: images per call, of all processes together.
-      mesh: the devices; None: one of this process.
+      mesh: the devices; None: one device of this process.
     """
     mesh = mesh or sharding.narrowed(sharding.local_mesh(), 1)
     variables = sharding.place_variables(variables, mesh)
@@ -42,7 +42,7 @@ def accuracy(
     size = sharding.whole_parts(mesh, loader.even_batch_size(max(1, len(dataset)), batch_size))
     share = size // processes
     spans = loader.divided([range(len(dataset))], size)
-    # Every process reads its part of each batch; one that has none takes padding.
+    # Every process reads its part of each batch; a process without one gets padding.
     first = jax.process_index() * share if processes > 1 else 0
     own = [span[first : first + share] for span in spans]
     right = labels = 0
@@ -54,7 +54,7 @@ def accuracy(
 
 
 def _padded_parts(dataset: FaceDataset, parts: Sequence[range], size: int) -> Iterator[Batch]:
-    """Batches in order, one for every part, also for those without images."""
+    """Batches in order, one for every part, including parts without images."""
     batches = loader.in_order(dataset, size, spans=[part for part in parts if len(part)])
     for part in parts:
         if len(part):
@@ -68,9 +68,9 @@ def _padded_parts(dataset: FaceDataset, parts: Sequence[range], size: int) -> It
 def num_right(
     variables: Variables, batch: Batch, *, model: Model
 ) -> tuple[jax.Array, jax.Array]:
-    """How many of a batch's labels the model names rightly, and how many there are.
+    """How many of a batch's labels the model predicts correctly, and how many there are.
 
-    int32[] both; labels are int32[B] or, of several heads, int32[B, ...].
+    Both are int32[]; labels are int32[B] or, for several heads, int32[B, ...].
     """
     named = jnp.argmax(model.apply(variables, batch.image), axis=-1)
     mask = batch.mask.reshape(-1, *[1] * (named.ndim - 1))

@@ -11,11 +11,12 @@ from deid_jax.errors import InputError
 class TrainConfig:
     """How to train: Adam, mean cross-entropy, L2 penalty, random horizontal flips.
 
-    The learning rate is `learning_rate`, and falls linearly to zero in the last quarter.
-    `flips` is off where labels tell left from right.
+    The learning rate is constant and then falls linearly to zero in the last quarter. `flips`
+    is off where labels distinguish left from right.
 
     Raises:
-      InputError: an epoch or batch size below 1, or a learning rate that is negative or NaN.
+      InputError: the number of epochs or the batch size is below 1, or the learning rate is
+        negative or NaN.
     """
 
     epochs: int
@@ -30,7 +31,7 @@ class TrainConfig:
         checks.finite_non_negative("learning_rate", self.learning_rate)
 
 
-# (model, data set) -> what serves it; "any" where a data set has no row of its own.
+# (model, data set) -> its recipe; "any" for data sets without an entry.
 RECIPES = {
     ("model_a", "any"): TrainConfig(epochs=24, learning_rate=1e-3),
     ("model_a", "synthetic"): TrainConfig(epochs=14, learning_rate=1e-3),
@@ -47,7 +48,7 @@ def train_config(
     batch_size: int = 32,
     seed: int = 0,
 ) -> TrainConfig:
-    """The recipe of a model on a data set, with the values given in place of its own."""
+    """The recipe of a model on a data set, overridden by the values given."""
     recipe = RECIPES.get((model, dataset), RECIPES[model, "any"])
     return dataclasses.replace(
         recipe,
@@ -60,7 +61,7 @@ def train_config(
 
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
-    """The images to train on, and those to measure on after every epoch."""
+    """The images to train on, and those to evaluate on after every epoch."""
 
     train: FaceDataset
     held_out: FaceDataset | None = None
@@ -69,12 +70,12 @@ class TrainingData:
 def load_training_data(
     name: str, options: DataOptions, *, test: FaceDataset | None = None
 ) -> TrainingData:
-    """The images to train on and to hold out, by `options.split`.
+    """Loads the images to train on, and those to hold out, by `options.split`.
 
     Args:
       name: a key of `deid_jax.data.DATASETS`.
-      options: what to load, for training.
-      test: the test split, if it is loaded already.
+      options: what to load for training.
+      test: the test split, if it is already loaded.
 
     Raises:
       InputError: the split is "test": training on it would leave nothing to test on.

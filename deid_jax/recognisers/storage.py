@@ -1,8 +1,8 @@
-"""A tree of arrays and its description in one folder, written whole or not at all.
+"""A tree of arrays and its description in one folder, written atomically.
 
-Orbax writes two items: `arrays`, and `info`, the description as JSON. `sha256` beside them is
-the hash of their files, checked at every reading: TensorStore does not notice every flipped
-bit, and reports others by pages of messages.
+Orbax writes two items: `arrays`, and `info`, the description as JSON. Next to them, `sha256` is
+the hash of their files, checked on every read: TensorStore does not detect every flipped bit,
+and reports others with pages of messages.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ def exists(path: Path) -> bool:
     """Whether a checkpoint is at `path`; after a crash, the older of two."""
     old = _beside(path, "old")
     if not os.path.lexists(path) and _is_ours(old):
-        with contextlib.suppress(FileNotFoundError):  # Another process has done so.
+        with contextlib.suppress(FileNotFoundError):  # Another process has done it.
             old.rename(path)
     return _is_ours(path)
 
 
 def save(path: Path, arrays: PyTree, info: Mapping[str, Json]) -> None:
-    """Writes arrays and description; what was at `path` before is replaced.
+    """Writes arrays and description, replacing what was at `path` before.
 
     Args:
       path: the folder.
-      arrays: a tree of arrays of the host.
+      arrays: a tree of arrays on the host.
       info: the description.
 
     Raises:
-      InputError: it cannot be written (the disk is full, say); what was there stays.
+      InputError: it cannot be written (the disk is full, say); the previous content stays.
     """
     fresh, old = _beside(path, "new"), _beside(path, "old")
     items = ocp.args.Composite(
@@ -56,7 +56,7 @@ def save(path: Path, arrays: PyTree, info: Mapping[str, Json]) -> None:
         if path.exists():
             path.rename(old)
         fresh.rename(path)
-    except Exception as error:  # Orbax and TensorStore raise all sorts.
+    except Exception as error:  # Orbax and TensorStore raise all kinds of exceptions.
         raise InputError(f"checkpoint {path} cannot be written: {one_line(error)}") from error
     finally:
         for left in path.parent.glob(glob.escape(fresh.name) + "*"):
@@ -77,7 +77,7 @@ def load_description(path: Path) -> dict[str, PyTree]:
 
 
 def load_arrays(path: Path, like: PyTree) -> PyTree:
-    """Reads the arrays into the host's memory: a device may have no room for all of them.
+    """Reads the arrays into host memory, since a device may not have room for all of them.
 
     Args:
       path: the folder.
@@ -87,8 +87,8 @@ def load_arrays(path: Path, like: PyTree) -> PyTree:
       A tree like `like` of NumPy arrays.
 
     Raises:
-      InputError: the arrays have another structure or other shapes, or what
-        `load_description` raises.
+      InputError: the arrays have another structure or other shapes, or as for
+        `load_description`.
     """
     _check(path)
     arguments = jax.tree.map(
@@ -96,7 +96,7 @@ def load_arrays(path: Path, like: PyTree) -> PyTree:
     )
     items = ocp.args.Composite(arrays=ocp.args.PyTreeRestore(item=like, restore_args=arguments))
     with _checkpointer() as checkpointer:
-        # Looked at first: Orbax reports other shapes by pages of messages.
+        # Checked first: Orbax reports wrong shapes with pages of messages.
         found = checkpointer.metadata(path.absolute()).item_metadata["arrays"].tree
         if _shapes(found) != _shapes(like):
             raise InputError(
@@ -106,7 +106,7 @@ def load_arrays(path: Path, like: PyTree) -> PyTree:
 
 
 def remove(path: Path) -> None:
-    """Deletes what is at `path`, if anything is; killed, it leaves nothing there."""
+    """Deletes what is at `path`, if anything; if killed, it leaves nothing there."""
     going = _beside(path, "gone")
     shutil.rmtree(going, ignore_errors=True)
     with contextlib.suppress(OSError):
@@ -115,7 +115,7 @@ def remove(path: Path) -> None:
 
 
 def _check(path: Path) -> None:
-    """Refuses what is no checkpoint, or not as it was written."""
+    """Refuses what is not a checkpoint, or has been modified since it was written."""
     if not exists(path):
         state = "is no checkpoint" if os.path.lexists(path) else "does not exist"
         raise InputError(f"checkpoint {path} {state}")
@@ -131,7 +131,7 @@ def _check(path: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    """The SHA-256 of a folder's files and their names, but for that of the hash."""
+    """The SHA-256 of a folder's files and their names, except the file with the hash."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file() and file.name != _HASH:
@@ -143,7 +143,7 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax from logging every step, and failures at length."""
+    """Stops Orbax from logging every step, and failures at length."""
     level = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:
@@ -168,7 +168,7 @@ def _shapes(tree: PyTree) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    # One process alone writes or reads, whatever others there are.
+    # A single process writes or reads, even if there are others.
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"{index}"

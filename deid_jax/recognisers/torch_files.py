@@ -1,10 +1,11 @@
-"""PyTorch checkpoints as NumPy arrays, without PyTorch and without running their code.
+"""Reads PyTorch checkpoints as NumPy arrays, without PyTorch and without running their code.
 
-A checkpoint is a pickle beside the raw numbers of its storages. A pickle can call any function
-of any module, so `_Unpickler.find_class` allows only what state dicts are made of. Both formats
-of `torch.save` (`torch/serialization.py`) are read: ZIP archives, and the row of pickles that
-PyTorch wrote before 1.6, as the published weights of MobileFaceNet still are. The latter has
-no checksums: only the SHA-256 of the whole file (`deid_jax.recognisers.weights`) shows damage.
+A checkpoint is a pickle together with the raw numbers of its storages. A pickle can call any
+function of any module, so `_Unpickler.find_class` allows only what state dicts consist of. Both
+formats of `torch.save` (`torch/serialization.py`) are read: ZIP archives, and the sequence of
+pickles that PyTorch wrote before 1.6, in which the weights of MobileFaceNet are published. The
+latter has no checksums: only the SHA-256 of the whole file (`deid_jax.recognisers.weights`)
+reveals damage.
 """
 
 import collections
@@ -41,21 +42,21 @@ _LEGACY_VERSION = 1001
 
 
 def read_arrays(path: Path) -> dict[str, NumpyArray]:
-    """The tensors of a checkpoint by name.
+    """Reads the tensors of a checkpoint, by name.
 
     Nested dicts are flattened with dots: `{"net_state_dict": {"conv.weight": w}}` gives
-    "net_state_dict.conv.weight". What is neither a tensor nor a dict (an epoch's number, an
-    optimiser's lists) is left out.
+    "net_state_dict.conv.weight". Values that are neither tensors nor dicts (an epoch's number,
+    an optimiser's lists) are left out.
 
     Args:
-      path: what `torch.save` wrote, in either of its formats.
+      path: a file written by `torch.save`, in either of its formats.
 
     Returns:
       Read-only arrays in the shapes and dtypes of the tensors; bfloat16 becomes float32.
 
     Raises:
-      InputError: the file cannot be read, is damaged or of another kind, holds no tensors, or
-        asks for a function or class that state dicts do not need.
+      InputError: the file cannot be read, is damaged or of another kind, has no tensors, or
+        uses a function or class that state dicts do not need.
     """
     try:
         with path.open("rb") as file:
@@ -68,14 +69,14 @@ def read_arrays(path: Path) -> dict[str, NumpyArray]:
         raise InputError(f"checkpoint {path} {error}") from error
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {one_line(error)}") from error
-    except Exception as error:  # Damaged pickles and archives raise all sorts.
+    except Exception as error:  # Damaged pickles and archives raise all kinds of exceptions.
         raise InputError(f"checkpoint {path} is damaged: {one_line(error)}") from error
     if not arrays:
         raise InputError(f"checkpoint {path} has no tensors")
     return arrays
 
 
-# Tuples, since a pickle can change the attributes of other objects that it is given.
+# Tuples, since a pickle can set the attributes of other objects that it is given.
 class _Storage(NamedTuple):
     key: str
     dtype: str
@@ -90,7 +91,7 @@ class _Tensor(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts of `_Tensor`; collects the storages that they mention."""
+    """Builds dicts of `_Tensor`, and collects the storages that they refer to."""
 
     def __init__(self, file: BinaryIO):
         super().__init__(file, encoding="utf-8")
@@ -112,7 +113,7 @@ class _Unpickler(pickle.Unpickler):
         return allowed[module, name]
 
     def persistent_load(self, pid: tuple[object, ...], /) -> _Storage:
-        """The storage of ("storage", type, key, location, numel, view or nothing)."""
+        """The storage for ("storage", type, key, location, numel, view or nothing)."""
         kind, dtype, key, _, numel, *view = pid
         if kind != "storage" or not isinstance(dtype, str) or dtype not in _DTYPES:
             raise InputError("is damaged: a storage of unknown type")
@@ -144,7 +145,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _read_archive(file: BinaryIO, size: int) -> tuple[object, dict[str, NumpyArray]]:
-    """NAME/data.pkl is the pickle, NAME/data/KEY a storage."""
+    """Reads a ZIP archive: NAME/data.pkl is the pickle, NAME/data/KEY a storage."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
@@ -167,7 +168,7 @@ def _read_archive(file: BinaryIO, size: int) -> tuple[object, dict[str, NumpyArr
 
 
 def _read_legacy(file: BinaryIO, size: int) -> tuple[object, dict[str, NumpyArray]]:
-    """Five pickles, the last of them a list of keys; each storage's length and numbers."""
+    """Reads five pickles, the last a list of keys; then each storage's length and numbers."""
     if file.read(1) != pickle.PROTO:
         raise InputError("is not of torch.save")
     file.seek(0)
@@ -211,7 +212,7 @@ def _arrays(
 
 
 def _array(tensor: _Tensor, numbers: NumpyArray) -> NumpyArray:
-    """A view of a storage's numbers that reaches none but them."""
+    """A view of a storage's numbers, checked to stay within the storage."""
     _, offset, shape, strides = tensor
     counts = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in counts):

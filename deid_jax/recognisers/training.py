@@ -1,7 +1,7 @@
-"""Training of recognisers with optax: resumable, with the same weights however often stopped.
+"""Training of recognisers with optax; resuming after interruptions gives the same weights.
 
-Every random choice depends on the seed and the progress alone: the order of images on the
-epoch, flips and dropout on the step.
+Every random choice depends only on the seed and the progress: the order of images on the epoch,
+flips and dropout on the step.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class EpochRecord:
       epoch: 1, 2, ...
       loss: cross-entropy plus L2 penalty.
       train_accuracy: accuracy while training, dropout and flips on.
-      test_accuracy: accuracy on the held-out images after the epoch; NaN without such images.
+      test_accuracy: accuracy on the held-out images after the epoch; NaN if there are none.
     """
 
     epoch: int
@@ -51,17 +51,16 @@ class EpochRecord:
     test_accuracy: float
 
 
-# (steps done, steps in all, records of the epochs that are over).
+# (steps done, steps in all, records of the finished epochs).
 TrainingProgress = Callable[[int, int, Sequence[EpochRecord]], None]
 
 
 class TrainState(NamedTuple):
-    """Everything that training carries from step to step.
+    """The state that training carries from step to step.
 
     Attributes:
       step: int32[], steps done.
-      params: the weights that are trained: layer -> its parameters. Frozen layers are not
-        among them.
+      params: the weights being trained: layer -> its parameters; without frozen layers.
       batch_stats: BatchNorm's running statistics.
       opt_state: the optimiser's state.
     """
@@ -72,7 +71,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
 
     def variables(self, frozen: Variables) -> dict[str, Variables]:
-        """The collections that `Module.apply` takes, frozen layers among them."""
+        """The collections for `Module.apply`, including frozen layers."""
         return {"params": {**self.params, **frozen}, "batch_stats": self.batch_stats}
 
 
@@ -89,22 +88,22 @@ def fit(
 ) -> tuple[Recogniser, list[EpochRecord]]:
     """Trains a recogniser, saves it at `path`, and returns it with the history.
 
-    While it trains, its state is kept beside `path`; a training that was stopped continues
-    from there and ends in the same weights.
+    During training, its state is kept next to `path`; an interrupted training resumes from
+    there and ends with the same weights.
 
     Args:
       model_name: a key of `deid_jax.models.MODELS`.
-      data: the images; the held-out ones are never trained on.
+      data: the images; held-out images are never trained on.
       config: how to train.
       path: the checkpoint to write.
-      pretrained: layers of the model to take from a file and leave as they are; the
-        checkpoint holds them, and its provenance names the file and its SHA-256.
+      pretrained: layers of the model to take from a file and freeze; the checkpoint includes
+        them, and its provenance names the file and its SHA-256.
       progress: called after every step.
-      group: the processes that train together; all return once the checkpoint is there.
+      group: the processes that train together; all return once the checkpoint is written.
       model_parallel: over how many devices dense layers are divided.
 
     Raises:
-      InputError: what `create_model` and `train` raise, or training diverged.
+      InputError: as for `create_model` and `train`, or training diverged.
     """
     faces, held_out, size = data.train, data.held_out, data.train.image_size
     model = create_model(model_name, num_classes=len(faces.persons), image_size=size)
@@ -162,28 +161,29 @@ def train(
     group: Group = ALONE,
     model_parallel: int = 1,
 ) -> tuple[dict[str, Variables], list[EpochRecord]]:
-    """Trains a network, one whose logits float32[B, ..., K] match labels int32[B, ...].
+    """Trains a network whose logits float32[B, ..., K] match labels int32[B, ...].
 
     Every step's batch is divided over the devices of all processes, or over as many as divide
-    it; the statistics of BatchNorm are the whole batch's.
+    it evenly; the statistics of BatchNorm are those of the whole batch.
 
     Args:
       model: the network.
-      data: the images; the examples' "label" may be an array, a label per head.
-      config: how.
-      pretrained: layers to take from a file and leave as they are, bit for bit; the others are
-        drawn from the seed and trained. None trains all.
-      state_dir: where to keep the state between epochs; a stopped training continues there.
+      data: the images; the examples' "label" may be an array, one label per head.
+      config: how to train.
+      pretrained: layers to take from a file and freeze, bit for bit; the others are
+        initialised from the seed and trained. None trains all.
+      state_dir: where to keep the state between epochs; an interrupted training resumes from
+        it.
       progress: called after every step.
       group: the processes that train together; the first one keeps the state.
       model_parallel: over how many devices dense layers are divided.
 
     Returns:
-      The trained collections as NumPy arrays, and the history with one record an epoch.
+      The trained collections as NumPy arrays, and the history with one record per epoch.
 
     Raises:
-      InputError: `state_dir` holds a damaged state or one of other settings, or cannot be
-        written; or the batch size is no multiple of the number of processes.
+      InputError: `state_dir` has a damaged state or one from other settings, or cannot be
+        written; or the batch size is not a multiple of the number of processes.
     """
     faces, held_out = data.train, data.held_out
     mesh = _mesh(min(config.batch_size, len(faces)), group, model_parallel)
@@ -192,7 +192,7 @@ def train(
     if state_dir:
         facts = _facts(model, faces, config)
         facts["SHA-256 of pretrained weights"] = pretrained.sha256 if pretrained else None
-        # Before the first program of all: with other settings it would be another one.
+        # Before anything is compiled: other settings would give another program.
         group.check_same(digest_of(facts), "settings or images")
         keeper = _StateKeeper(state_dir, facts, group)
     state = initial_state(model, faces.image_size, config, frozen, mesh)
@@ -236,9 +236,9 @@ def initial_state(
     frozen: Variables,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """Weights drawn from the seed for all layers but the frozen ones, and a fresh optimiser.
+    """The initial state: random weights for all layers that are not frozen, a new optimiser.
 
-    On a mesh every device draws only what it is to hold.
+    The weights are drawn from the seed. On a mesh, every device draws only its own part.
     """
 
     def draw(key_data: jax.Array) -> TrainState:
@@ -248,7 +248,7 @@ def initial_state(
         opt_state = optimiser(config.learning_rate, 1).init(params)
         return TrainState(jnp.int32(0), params, variables.get("batch_stats", {}), opt_state)
 
-    # Of the host: arrays of one device cannot be given to the devices of several processes.
+    # On the host: arrays on one device cannot be passed to the devices of several processes.
     key_data = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
     if mesh is None:
         return jax.jit(draw)(key_data)
@@ -257,13 +257,13 @@ def initial_state(
 
 
 def kernel_penalty(model: Network, params: Variables) -> jax.Array:
-    """1e-3 · Σ w² over the kernels that the model regularises."""
+    """The L2 penalty, 1e-3 · Σ w² over the kernels that the model regularises."""
     kernels = [params[name]["kernel"] for name in model.regularised]
     return L2_WEIGHT * jnp.sum(jnp.stack([jnp.sum(jnp.square(k)) for k in kernels]))
 
 
 def optimiser(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam, its learning rate falling linearly to zero in the last quarter of the steps."""
+    """Adam; the learning rate falls linearly to zero in the last quarter of the steps."""
     falling = max(1, num_steps // 4)
     schedule = optax.linear_schedule(learning_rate, 0, falling, num_steps - falling)
     return optax.adam(schedule)
@@ -285,10 +285,10 @@ def train_step(
     num_steps: int,
     flips: bool = True,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One of `num_steps` optimiser steps; returns the batch's mean loss and accuracy.
+    """Takes one of `num_steps` optimiser steps; returns the batch's mean loss and accuracy.
 
-    `frozen` layers take part and stay as they are: no gradient is computed for them, nor for
-    what lies before the first layer that is trained.
+    No gradient is computed for `frozen` layers, nor for anything before the first layer that
+    is trained.
     """
     flip_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = batch.image
@@ -330,7 +330,7 @@ def _epoch(
 
 
 def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
-    """As many devices of every process as have equal parts of a batch."""
+    """As many devices of every process as can have equal parts of a batch."""
     if batch_size % group.count:
         raise InputError(
             f"batch_size must be a multiple of the {group.count} processes that train, got "
@@ -341,7 +341,7 @@ def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
 
 
 def _facts(model: Network, faces: FaceDataset, config: TrainConfig) -> dict[str, Json]:
-    """Everything that must be the same for an interrupted training to continue."""
+    """Everything that must be the same for an interrupted training to resume."""
     return {
         "model": type(model).__name__,
         "classes": model.num_classes,
@@ -356,12 +356,12 @@ def _facts(model: Network, faces: FaceDataset, config: TrainConfig) -> dict[str,
 
 
 class _StateKeeper:
-    """Training state on disk: that of the last whole epoch, or of one not long ago.
+    """Training state on disk: that of the last complete epoch, or of a recent one.
 
-    Keeping it takes at most a tenth of the time. All processes read it, the first one writes.
+    Saving takes at most a tenth of the time. All processes read it; the first one writes it.
     """
 
-    # For so many times as long as saving took, no epoch is kept.
+    # The pause after saving, as a multiple of the time that it took.
     PAUSE = 9.0
 
     def __init__(self, path: Path, facts: Mapping[str, Json], group: Group):
@@ -371,7 +371,7 @@ class _StateKeeper:
         self._not_before = 0.0
 
     def restore(self, state: TrainState) -> tuple[TrainState, list[EpochRecord]]:
-        """The kept state and history, or `state` and none."""
+        """The saved state and history; `state` and an empty history if there is none."""
         if not self._group.agree(storage.exists(self._path)):
             return state, []
         info = storage.load_description(self._path)
@@ -390,7 +390,7 @@ class _StateKeeper:
         return kept, [EpochRecord(**record) for record in info["history"]]
 
     def save(self, state: TrainState, history: Sequence[EpochRecord]) -> None:
-        """Keeps the state after an epoch, if it is time to."""
+        """Saves the state after an epoch, if the pause is over."""
         start = time.monotonic()
         if self._group.is_first and start >= self._not_before:
             records: list[Json] = [dataclasses.asdict(record) for record in history]

@@ -1,18 +1,18 @@
-"""VGG-Face's weights for Model B, read from the files in which they are handed on.
+"""Reads VGG-Face's weights for Model B from the files in which they are distributed.
 
-Three formats, told apart by the suffix; none of them is ever unpickled:
+There are three formats, distinguished by the suffix; none is ever unpickled:
 
-- `.h5`: Keras, as `rcmalli_vggface_tf_vgg16.h5` and `rcmalli_vggface_tf_notop_vgg16.h5`. A
-  group per layer, in it a kernel and a bias under whatever names (`conv1_1_W_1:0`,
+- `.h5`: Keras, e.g. `rcmalli_vggface_tf_vgg16.h5` and `rcmalli_vggface_tf_notop_vgg16.h5`. One
+  group per layer, with a kernel and a bias under any names (`conv1_1_W_1:0`,
   `conv1_1/kernel:0`). These networks take BGR.
-- `.mat`: MatConvNet, as `vgg_face.mat`. A cell `layers`, at the top or in a struct `net`, of
+- `.mat`: MatConvNet, e.g. `vgg_face.mat`. A cell `layers`, at the top or in a struct `net`, of
   structs with `name` and `weights` or `filters` and `biases`; fc6 and fc7 are convolutions of
   7×7 and 1×1. The network takes RGB.
 - `.npz`: NumPy, arrays `<layer>_W` and `<layer>_b` or `<layer>/kernel` and `<layer>/bias`,
   RGB unless an array `channels` holds the text "BGR".
 
-All three store kernels as height, width, inputs, outputs, or as inputs, outputs. What comes
-out fits Model B: float32, RGB; fc6's inputs in the order height, width, channels.
+All three store kernels as height, width, inputs, outputs, or as inputs, outputs. The result
+fits Model B: float32, RGB; fc6's inputs in the order height, width, channels.
 
 Sources of the layouts: github.com/rcmalli/keras-vggface (`models.py`, `utils.py`), MatConvNet's
 `cnn_vgg_faces.m`.
@@ -34,14 +34,14 @@ from deid_jax.errors import InputError
 from deid_jax.models.vgg16 import VGG16, VGG_FACE_MEAN
 from deid_jax.types import NumpyArray
 
-# Height and width at which VGG-Face was trained; fc6 takes the 7×7 features of such images.
+# The height and width at which VGG-Face was trained; fc6 takes their 7×7 features.
 IMAGE_SIZE = 224
 _TOP = ("fc6", "fc7")
 _LAYER = re.compile(r"(conv\d_\d|fc[67])(?!\d)")
 
 
 class Pretrained(NamedTuple):
-    """Weights that a training starts from and leaves as they are, bit for bit.
+    """Pretrained weights that are frozen in training, bit for bit.
 
     Attributes:
       file: the name of the file that they come from.
@@ -60,29 +60,29 @@ class Pretrained(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """Content of a file: layer -> its arrays; the order of the input's channels."""
+    """The content of a file: layer -> its arrays, and the order of the input's channels."""
 
     arrays: dict[str, list[NumpyArray]]
     channels: str
 
 
 def load_vggface(path: str | Path, *, image_size: int = IMAGE_SIZE) -> Pretrained:
-    """Reads VGG-Face's descriptor, conv1_1 to fc7, or its convolutions alone.
+    """Reads VGG-Face's layers conv1_1 to fc7, its descriptor, or its convolutions alone.
 
     A file with fc6 and fc7 gives all 15 layers; one without ("notop") the 13 convolutions,
     for images of any size. The classifier of 2622 persons, fc8, is left out.
 
     Args:
       path: an `.h5`, `.mat` or `.npz` file, see above.
-      image_size: height and width in pixels of the images that Model B is to take.
+      image_size: height and width in pixels of the images that Model B will take.
 
     Returns:
       The layers under Model B's names, as NumPy arrays.
 
     Raises:
-      InputError: the file is missing, of another kind, damaged, pickled, without one of the
-        layers, with a layer of another shape or with numbers that are not finite; fc6 does not
-        fit the image size; or h5py is not installed.
+      InputError: the file is missing, of another kind, damaged or pickled; a layer is missing,
+        has another shape or has numbers that are not finite; fc6 does not fit the image size;
+        or h5py is not installed.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -97,7 +97,7 @@ def load_vggface(path: str | Path, *, image_size: int = IMAGE_SIZE) -> Pretraine
         contents = reader(path)
     except InputError:
         raise
-    except Exception as error:  # Damaged files make the libraries raise all sorts.
+    except Exception as error:  # On damaged files the libraries raise all kinds of exceptions.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"pretrained {path} cannot be read: {reason}") from error
     has_top = any(name in contents.arrays for name in _TOP)
@@ -129,13 +129,13 @@ def _kernel_shapes(image_size: int, top: tuple[str, ...]) -> dict[str, tuple[int
 def _layer(
     name: str, arrays: list[NumpyArray], shape: tuple[int, ...]
 ) -> dict[str, NumpyArray]:
-    """A layer's kernel and bias, told apart by their rank, once they are found fit."""
+    """A layer's kernel and bias, distinguished by their rank, after checking them."""
     by_rank = sorted(arrays, key=np.ndim)
     if [min(array.ndim, 2) for array in by_rank] != [1, 2]:
         found = " and ".join(str(array.shape) for array in arrays) or "nothing"
         raise InputError(f"{name} must be a kernel and a bias, got {found}")
     bias, kernel = by_rank
-    if len(shape) == 2:  # A dense layer may be stored as a convolution over all of its input.
+    if len(shape) == 2:  # A dense layer may be stored as a convolution over its whole input.
         kernel = kernel.reshape(-1, kernel.shape[-1])
     for what, array, expected in (("kernel", kernel, shape), ("bias", bias, shape[-1:])):
         if array.shape != expected:
@@ -153,10 +153,10 @@ def _layer(
 
 
 class _Group(Protocol):
-    """A group of h5py, which has no types."""
+    """A group of h5py, which is untyped."""
 
     def visititems(self, visit: Callable[[str, object], None], /) -> object:
-        """Calls `visit` with the name of everything below, and the thing itself."""
+        """Calls `visit` with the name of each object below, and the object."""
 
 
 def _read_keras(path: Path) -> _Contents:
@@ -178,7 +178,7 @@ def _read_keras(path: Path) -> _Contents:
         return found
 
     with h5py.File(path, "r") as file:
-        # A whole model rather than its weights alone keeps them one group further down.
+        # In the file of a whole model, the weights are one group further down.
         root = file.get("model_weights", file)
         names = [name for name in root if _LAYER.fullmatch(name)]
         return _Contents({name: arrays_below(root[name]) for name in names}, "BGR")
@@ -212,7 +212,7 @@ def _read_matconvnet(path: Path) -> _Contents:
 
 
 def _check_mean(path: Path, net: object) -> None:
-    """Refuses what was trained on other images: ImageNet's network has the same layers."""
+    """Refuses a network trained on other images: the one for ImageNet has the same layers."""
     for place in (getattr(net, "meta", None), net):
         average = getattr(getattr(place, "normalization", None), "averageImage", None)
         if average is None or np.size(average) == 0:

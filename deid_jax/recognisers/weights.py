@@ -1,8 +1,8 @@
 """Published weights of recognisers by name: their addresses, authors, licences and hashes.
 
-No weights come with this project. `fetch` downloads a file once, into a folder of the user's,
-and then shows its licence and citation. The file's SHA-256 is checked at every use. A new set
-of weights is one row of `WEIGHTS`.
+No weights are distributed with this project. `fetch` downloads a file once, into a cache
+folder, and shows its licence and citation. The file's SHA-256 is checked at every use. To add
+weights, add a row to `WEIGHTS`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from deid_jax.errors import InputError, one_line
 
-# Takes (bytes received, bytes in all or 0 where unknown).
+# Takes (bytes received, bytes in total or 0 if unknown).
 BytesProgress = Callable[[int, int], None]
 
 
@@ -27,10 +27,10 @@ class Weights:
 
     Attributes:
       what: a description in one line.
-      url: where it is, https.
-      sha256: of the file; None where no source states one, and the user must.
-      licence: the terms that its publisher states.
-      citation: whom to cite.
+      url: its https address.
+      sha256: of the file; None if no source states one, so that the user must supply it.
+      licence: the terms stated by its publisher.
+      citation: the paper to cite.
       converter: "module:function", imported when used. For embedders it is one of
         `deid_jax.recognisers.embedders.CONVERTERS`; otherwise it takes the file's path and
         returns what `experiments.train --pretrained` starts from.
@@ -49,14 +49,14 @@ _MOBILEFACENET = (
     "Face Verification on Mobile Devices, CCBR 2018, arXiv:1804.07573"
 )
 _VGG_FACE = "O. M. Parkhi, A. Vedaldi, A. Zisserman, Deep Face Recognition, BMVC 2015"
-# As earlier READMEs of keras-vggface quote www.robots.ox.ac.uk/~vgg/software/vgg_face.
+# As quoted from www.robots.ox.ac.uk/~vgg/software/vgg_face in earlier READMEs of keras-vggface.
 _VGG_FACE_LICENCE = "non-commercial research, Creative Commons Attribution (Oxford VGG)"
 _KERAS_VGGFACE = "https://github.com/rcmalli/keras-vggface/releases/download/v2.0"
 
 WEIGHTS = {
     "mobilefacenet_ms1m": Weights(
         what="MobileFaceNet of foamliu/MobileFaceNet, trained on refined MS-Celeb-1M",
-        # The same file, by its hash, as mobilefacenet.pt of that project's release v1.0.
+        # By its hash, the same file as mobilefacenet.pt in that project's release v1.0.
         url=(
             "https://raw.githubusercontent.com/foamliu/MobileFaceNet/"
             "a6cc9032a659b615f477833e1a70b5e7931bcccc/weights/mobilefacenet.pt"
@@ -77,7 +77,7 @@ WEIGHTS = {
         citation=f"{_MOBILEFACENET}; github.com/Xiaoccer/MobileFaceNet_Pytorch",
         converter="deid_jax.models.mobilefacenet:convert",
     ),
-    # Neither keras-vggface nor its users state hashes of these two files.
+    # Neither keras-vggface nor its users publish hashes of these two files.
     "vggface_vgg16": Weights(
         what="VGG-Face, 2622 persons: VGG-16 for Keras, from the original Caffe network",
         url=f"{_KERAS_VGGFACE}/rcmalli_vggface_tf_vgg16.h5",
@@ -94,10 +94,10 @@ WEIGHTS = {
         citation=f"{_VGG_FACE}; github.com/rcmalli/keras-vggface",
         converter="deid_jax.recognisers.vggface_files:load_vggface",
     ),
-    # The Oxford page itself packs vgg_face.mat in vgg_face_matconvnet.tar.gz; this is the bare
-    # file of MatConvNet, by the same group. Its documentation (doc/site/docs/pretrained.md of
-    # github.com/vlfeat/matconvnet) states MD5s alone, one for each of its versions, at the
-    # last 27e94d9979dad2385f901f0c360cf3bc.
+    # The Oxford page has vgg_face.mat inside vgg_face_matconvnet.tar.gz; this is the bare file
+    # from MatConvNet, by the same group. Its documentation (doc/site/docs/pretrained.md of
+    # github.com/vlfeat/matconvnet) states only MD5s, one for each version; the last one is
+    # 27e94d9979dad2385f901f0c360cf3bc.
     "vgg_face_mat": Weights(
         what="VGG-Face, 2622 persons: the authors' VGG-16 for MatConvNet",
         url="https://www.vlfeat.org/matconvnet/models/vgg-face.mat",
@@ -112,20 +112,20 @@ WEIGHTS = {
 def fetch(
     name: str, *, sha256: str | None = None, progress: BytesProgress | None = None
 ) -> Path:
-    """Returns the file of a row of `WEIGHTS`; downloads it if it is not there yet.
+    """Returns the file of a row of `WEIGHTS`, downloading it if necessary.
 
-    A file that is there is used without network. A damaged one is downloaded again, unless
-    only the user says what its SHA-256 should be: then that is an error, and the file stays.
-    Source, licence and citation are shown on standard error before a download.
+    A file in the cache is used without network access. A damaged one is downloaded again,
+    unless its SHA-256 comes from the user: then this is an error, and the file stays. Source,
+    licence and citation are shown on standard error before a download.
 
     Args:
       name: a key of `WEIGHTS`.
-      sha256: of the file; needed where the table has none.
+      sha256: of the file; needed if the table has none.
       progress: called while bytes are received.
 
     Raises:
-      InputError: no such row; `sha256` is missing, malformed or not the table's; the file
-        cannot be downloaded, written or read, or is another.
+      InputError: there is no such row; `sha256` is missing, malformed or not the table's; the
+        file cannot be downloaded, written or read, or has another hash.
     """
     expected = _expected(name, sha256)
     row = WEIGHTS[name]
@@ -153,12 +153,12 @@ def fetch(
 
 
 def default_cache() -> Path:
-    """The folder that files are kept in.
+    """The folder in which files are kept.
 
-    $DEID_JAX_CACHE, or deid_jax/weights in $XDG_CACHE_HOME or ~/.cache.
+    It is $DEID_JAX_CACHE if set, else deid_jax/weights in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-      InputError: the user has no home and names no folder.
+      InputError: the user has no home folder, and neither variable is set.
     """
     if os.environ.get("DEID_JAX_CACHE"):
         return Path(os.environ["DEID_JAX_CACHE"])
@@ -170,7 +170,7 @@ def default_cache() -> Path:
 
 
 def _expected(name: str, sha256: str | None) -> str:
-    """The hash that the file must have."""
+    """The SHA-256 that the file must have."""
     if name not in WEIGHTS:
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, got {name}")
     known = WEIGHTS[name].sha256
@@ -194,7 +194,7 @@ def _digest(path: Path) -> str:
 
 
 def _download(url: str, path: Path, sha256: str, progress: BytesProgress | None) -> None:
-    """Puts the file at `url` at `path`, whole and with the right hash, or not at all."""
+    """Downloads `url` to `path` atomically, and only if its hash is right."""
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
@@ -202,13 +202,13 @@ def _download(url: str, path: Path, sha256: str, progress: BytesProgress | None)
     downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18)
     try:
         pooch.retrieve(url, f"sha256:{sha256}", path.name, path.parent, downloader=downloader)
-    except ValueError as error:  # So pooch reports a hash.
+    except ValueError as error:  # How pooch reports a wrong hash.
         raise InputError(
             f"cannot download {url}: the file there does not have the SHA-256 {sha256}"
         ) from error
-    except OSError as error:  # Errors of requests are such, too.
+    except OSError as error:  # Includes the errors of requests.
         cause: BaseException = error
-        while cause.__context__:  # It says "refused"; those around it say whose pool did so.
+        while cause.__context__:  # The innermost says "refused"; the outer ones name pools.
             cause = cause.__context__
         raise InputError(f"cannot download {url} to {path}: {one_line(cause)}") from error
 
@@ -220,12 +220,12 @@ class _Bar:
         self.total, self._done, self._progress = 0, 0, progress
 
     def update(self, received: int) -> None:
-        """Counts bytes that came; pooch counts the last chunk as a whole one."""
+        """Counts bytes received; pooch counts the last chunk as a full one."""
         self._done += received
         self._progress(min(self._done, self.total or self._done), self.total)
 
     def reset(self) -> None:
-        """Starts from nothing."""
+        """Restarts from zero."""
         self._done = 0
 
     def close(self) -> None:
