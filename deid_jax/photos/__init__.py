@@ -1,7 +1,7 @@
 """Photos: a file in, a protected file out.
 
-Files, faces, aligned crops, the attack on them, verdicts, and records of what became of each
-file. Imports `transfer` and what lies below.
+Files, faces, aligned crops, the attack on them, verdicts, and a record of each file's outcome.
+Imports `transfer` and the packages below it.
 """
 
 from deid_jax.photos.detectors import load_detector

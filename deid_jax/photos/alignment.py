@@ -1,8 +1,8 @@
 """Aligned crops of faces, and how a perturbation of a crop is added to the photo's own pixels.
 
-A similarity transform takes points p of the photo to p' = A p + b of the crop: 112 × 112
+A similarity transform maps points p of the photo to points p' = A p + b of the crop: 112 × 112
 pixels, with eyes, nose and mouth on the template that recognisers are trained on. Coordinates
-are of pixel centres; the first pixel's is (0, 0).
+refer to pixel centres; the first pixel is at (0, 0).
 """
 
 import math
@@ -29,18 +29,18 @@ TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
-# The landmarks' mean in a detector's box, and their root mean square distance from it, as a
-# share of its width: means over 20 of 24 photos of CelebA in which `detectors.cascade` finds
-# the face (standard deviations 0.022, 0.021 and 0.016).
+# The landmarks' mean position in a detector's box, and their root mean square distance from it,
+# relative to the box's width: means over the 20 of 24 CelebA photos in which
+# `detectors.cascade` finds the face (standard deviations 0.022, 0.021 and 0.016).
 _BOX_CENTRE = (0.500, 0.576)
 _BOX_SPREAD = 0.242
-# Crop pixels over which a perturbation fades to zero at the crop's border.
+# Width in crop pixels of the border in which a perturbation fades to zero.
 _TAPER = 8
-# Crops are resampled on a grid this much finer and then reduced, which keeps them sharper.
+# Crops are resampled on a grid finer by this factor and then reduced, which is sharper.
 _OVERSAMPLING = 2
-# So are perturbations where a crop pixel is fewer photo pixels than this.
+# So are perturbations if a crop pixel covers fewer photo pixels than this.
 _COARSE = 2.0
-# How far filters reach around the crop, in the larger of its and the photo's pixels.
+# How far filters reach beyond the crop, in crop or photo pixels, whichever are larger.
 _MARGIN = 4
 # The sine of rotation up to which a face counts as upright.
 _UPRIGHT = 0.02
@@ -51,11 +51,11 @@ def crop_matrix(face: Face, size: int = SIZE) -> NumpyArray:
     """float64[2, 3]: the similarity (A, b) from the photo to the crop of size × size pixels.
 
     With landmarks it is the least-squares fit onto `TEMPLATE` (Umeyama, PAMI 1991, without
-    reflections); with a box alone it is upright. Other sizes than `SIZE` show the same square:
+    reflections); with only a box it is upright. Sizes other than `SIZE` show the same square:
     p ↦ (p + ½) size/112 − ½.
 
     Raises:
-      InputError: all landmarks lie in one place.
+      InputError: all landmarks coincide.
     """
     targets = (TEMPLATE + 0.5) * (size / SIZE) - 0.5
     if face.landmarks is None:
@@ -72,10 +72,10 @@ def _spread_of(points: NumpyArray) -> float:
 
 
 def fit_similarity(points: NumpyArray, targets: NumpyArray) -> NumpyArray:
-    """float64[2, 3], the similarity of least Σ ‖A p + b − q‖²: points p, targets q.
+    """float64[2, 3], the similarity that minimises Σ ‖A p + b − q‖²: points p, targets q.
 
     Raises:
-      InputError: all points lie in one place.
+      InputError: all points coincide.
     """
     # The mean is rounded, so distances from it may not be exactly zero.
     if not np.ptp(points, axis=0).max() > 0:
@@ -83,17 +83,17 @@ def fit_similarity(points: NumpyArray, targets: NumpyArray) -> NumpyArray:
     centre, target_centre = points.mean(0), targets.mean(0)
     own = (points - centre) @ np.array([1, 1j])
     goal = (targets - target_centre) @ np.array([1, 1j])
-    # In the plane a similarity is the product with one complex number.
+    # In the plane a similarity is multiplication by a complex number.
     factor = np.vdot(own, goal) / np.vdot(own, own).real
     linear = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     return np.column_stack([linear, target_centre - linear @ centre])
 
 
 def aligned_face(pixels: NumpyArray) -> list[Face]:
-    """The face of uint8[H, W, 3] that is an aligned crop: square, on the template; or CelebA's.
+    """The face of an image that is already an aligned crop: square, or of CelebA's shape.
 
     Raises:
-      FaceError: it has another shape.
+      FaceError: the image, uint8[H, W, 3], has another shape.
     """
     height, width = pixels.shape[:2]
     if (height, width) == (CELEBA_SIZE[1], CELEBA_SIZE[0]):
@@ -114,14 +114,14 @@ def scale_of(matrix: NumpyArray) -> float:
 def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> NumpyArray:
     """The aligned crop of a face: float32[size, size, 3] in [0, 1], on the 8-bit grid.
 
-    Bicubic, on a grid `_OVERSAMPLING` times as fine that is then reduced; a photo finer than
-    that is first reduced to it. Only the face's surroundings are read. Beyond the photo the
-    crop is black.
+    Resampling is bicubic, on a grid `_OVERSAMPLING` times as fine that is then reduced; a photo
+    finer than that grid is first reduced to it. Only pixels around the face are read. Outside
+    the photo the crop is black.
 
     Args:
       pixels: uint8[H, W, 3].
-      matrix: of `crop_matrix`.
-      size: of the crop; the matrix's.
+      matrix: from `crop_matrix`.
+      size: size of the crop, the same as for the matrix.
     """
     scale = max(scale_of(matrix), 1.0)
     corners = _corners(matrix, size)
@@ -147,25 +147,26 @@ def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> Nu
     return np.asarray(shown.resize((size, size), _BICUBIC), np.float32) / 255
 
 
-# The centre of the fine grid's first pixel, in coordinates of the coarse one.
+# The centre of the fine grid's first pixel, in coordinates of the coarse grid.
 _FIRST = 0.5 / _OVERSAMPLING - 0.5
 
 
 def to_photo(
     perturbation: NumpyArray, matrix: NumpyArray, shape: tuple[int, ...]
 ) -> "tuple[Span, Span, NumpyArray]":
-    """The perturbation of a crop on the photo's own pixels.
+    """Maps the perturbation of a crop to the photo's own pixels.
 
-    Bicubic, fading to exactly zero at the crop's border, and zero outside. Where the photo is
-    hardly finer than the crop, or coarser, the filter is as wide as the photo's pixels.
+    Resampling is bicubic. The perturbation fades to exactly zero at the crop's border and is
+    zero outside. If the photo is coarser than the crop, or hardly finer, the filter is as wide
+    as the photo's pixels.
 
     Args:
       perturbation: float32[S, S, 3].
-      matrix: of `crop_matrix`.
+      matrix: from `crop_matrix`.
       shape: (H, W) of the photo.
 
     Returns:
-      The rows and columns of the photo that it may touch, and float32[h, w, 3] for them.
+      The rows and columns of the photo that may change, and float32[h, w, 3] for them.
     """
     size = perturbation.shape[0]
     faded = perturbation * taper(size)[:, None, None] * taper(size)[None, :, None]
@@ -201,18 +202,18 @@ def to_photo(
 
 
 def _inside(places: NumpyArray, size: int) -> NumpyArray:
-    """Which positions along one axis of the crop lie in its pixels."""
+    """Which positions along one axis lie inside the crop."""
     return (places >= -0.5) & (places <= size - 0.5)
 
 
 def _grid(scale: float, size: int) -> tuple[int, int]:
-    """How much finer than the photo perturbations are drawn, and their size before that."""
+    """How much finer than the photo a perturbation's grid is, and the size to reduce it to."""
     over = _OVERSAMPLING if scale < _COARSE else 1
     return over, max(1, round(size * min(scale * over, 1.0)))
 
 
 def support(matrix: NumpyArray, shape: tuple[int, ...]) -> "tuple[Span, Span, NumpyArray]":
-    """The pixels that `to_photo` may touch: rows and columns of the photo, and bool[h, w]."""
+    """The pixels that `to_photo` may change: rows and columns of the photo, and bool[h, w]."""
     rows, columns, touched = to_photo(np.ones((SIZE, SIZE, 3), np.float32), matrix, shape)
     return rows, columns, np.any(touched != 0, axis=2)
 
@@ -225,11 +226,12 @@ def taper(size: int) -> NumpyArray:
 
 
 def round_trip(matrix: NumpyArray, size: int = SIZE) -> tuple[NumpyArray, NumpyArray]:
-    """R and C, float32[S, S]: what `to_photo` adds of δ, `aligned_crop` sees as R δ Cᵀ.
+    """R and C, float32[S, S]: δ becomes R δ Cᵀ when mapped to the photo and cropped again.
 
-    Exact up to 8-bit rounding for upright faces at least `_MARGIN` crop pixels from the photo's
-    border; nearer, it is as if the photo went on. Of turned faces it knows the scale, not the
-    rotation: R and C are means over positions between pixels.
+    This is what `aligned_crop` shows of a perturbation that `to_photo` adds. It is exact up to
+    8-bit rounding for upright faces at least `_MARGIN` crop pixels from the photo's border;
+    nearer to the border, the photo is assumed to continue. For rotated faces only the scale is
+    modelled, not the rotation: R and C are means over sub-pixel positions.
     """
     scale = scale_of(matrix)
     centre = _inverse(matrix) @ [(size - 1) / 2, (size - 1) / 2, 1.0]
@@ -243,16 +245,16 @@ def round_trip(matrix: NumpyArray, size: int = SIZE) -> tuple[NumpyArray, NumpyA
 
 
 def _line(scale: float, centre: float, size: int) -> NumpyArray:
-    """float32[S, S], `aligned_crop` of `to_photo` along one axis of an upright face.
+    """float32[S, S], the round trip along one axis of an upright face.
 
     Args:
       scale: photo pixels per crop pixel.
-      centre: of the crop, on the photo.
+      centre: centre of the crop in the photo.
       size: S.
     """
     low = math.floor(centre - size * scale / 2)
     length = math.ceil(centre + size * scale / 2) - low + 1
-    # Each column is a faded unit perturbation.
+    # Each column is a unit perturbation with the fade applied.
     over, small = _grid(scale, size)
     image = Image.fromarray(np.diag(taper(size))).resize((size, small), _BICUBIC)
     start = (low + 0.5 / over - 0.5 - centre) / scale + size / 2
@@ -274,7 +276,7 @@ def _line(scale: float, centre: float, size: int) -> NumpyArray:
 
 
 def _stretched(image: Image.Image, height: int, step: float, start: float) -> Image.Image:
-    """An image whose row i is row start + i step of another."""
+    """Resamples rows: row i of the result is row start + i step of the image."""
     coefficients = _coefficients(np.diag([1.0, step]), np.array([0.0, start]))
     return image.transform(
         (image.width, height), Image.Transform.AFFINE, coefficients, _BICUBIC
@@ -294,6 +296,6 @@ def _inverse(matrix: NumpyArray) -> NumpyArray:
 
 
 def _coefficients(linear: NumpyArray, start: NumpyArray) -> list[float]:
-    """Pillow's coefficients, which map pixel corners, of a map of pixel centres."""
+    """Converts a map of pixel centres to Pillow's coefficients, which map pixel corners."""
     start = start + 0.5 - linear @ np.array([0.5, 0.5])
     return np.column_stack([linear, start]).ravel().tolist()

@@ -1,13 +1,13 @@
 """The attack on aligned crops of faces, and its perturbations added to the photo.
 
-A recogniser sees a photo as a crop of 112 × 112 pixels. The perturbation δ is sought there.
-Once it was added to the photo's own pixels and cropped again, R δ Cᵀ is left of it
-(`alignment.round_trip`); so that is what the attack differentiates:
+A recogniser sees a face as a crop of 112 × 112 pixels, and the attack optimises the
+perturbation δ of this crop. Adding δ to the photo's own pixels and cropping again turns it into
+R δ Cᵀ (`alignment.round_trip`), so the attack differentiates through this round trip:
 
   min E_t max_f cos( f(t(c + R δ Cᵀ)), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
 
-over surrogates f with thresholds τ_f, the crop c, random transformations t of what happens to
-photos on their way, and e_f the embedding to move away from. The maximum is smooth
+with surrogates f, thresholds τ_f, the crop c, random transformations t that imitate the
+processing of photos, and e_f the embedding to move away from. The maximum is smooth
 (`objectives.embeddings.ensemble`), so that every surrogate counts.
 """
 
@@ -27,11 +27,11 @@ from deid_jax.photos.verifiers import Verifier
 from deid_jax.transfer import SurrogateAttack, Surrogates
 from deid_jax.types import NumpyArray
 
-# It shall survive other boxes around the face, JPEG and resizing.
+# The perturbation should survive other boxes around the face, JPEG and resizing.
 ATTACK = SurrogateAttack(foreseen=("resize_pad_flip", "processing"))
-# Sizes of batches, padded to the next one, so that few programs are compiled.
+# Batches are padded to the next of these sizes, so that few programs are compiled.
 BATCHES = (1, 4, 16)
-# In ε: the length of all steps together, and of a step from an earlier perturbation, at most.
+# In units of ε: the total length of all steps, and the largest step from a given perturbation.
 _REACH = 10.0
 _STEP = 1 / 3
 
@@ -43,7 +43,7 @@ class Crops(NamedTuple):
       images: float32[N, S, S, 3] in [0, 1].
       rows: float32[N, S, S], R of `alignment.round_trip`.
       columns: float32[N, S, S], C.
-      grey: bool[N], whether the photo is grey, which the perturbation keeps.
+      grey: bool[N], whether the photo is grey; the perturbation is then grey as well.
     """
 
     images: NumpyArray
@@ -53,12 +53,12 @@ class Crops(NamedTuple):
 
     @classmethod
     def of(cls, images: NumpyArray, matrices: Sequence[NumpyArray], *, grey: bool) -> "Crops":
-        """Crops float32[N, S, S, 3] and their N similarity transforms."""
+        """Makes crops from images float32[N, S, S, 3] and their N crop matrices."""
         rows, columns = (np.stack(m) for m in zip(*map(round_trip, matrices), strict=True))
         return cls(images, rows, columns, np.full(len(images), grey))
 
     def take(self, places: Sequence[int] | NumpyArray) -> "Crops":
-        """Some of them, by position."""
+        """The crops at the given positions."""
         return Crops(*(part[places] for part in self))
 
 
@@ -86,17 +86,17 @@ def find_perturbation(
     num_steps: int,
     reach: float,
 ) -> jax.Array:
-    """δ of each face: float32[B, S, S, 3].
+    """Finds the perturbation δ of each face: float32[B, S, S, 3].
 
     Args:
       surrogates: recognisers to fool, and the embeddings to move away from.
       crops: the faces.
       psnr: float32[] in dB: the budget of ‖δ‖₂.
       key: key[B].
-      initial: float32[B, S, S, 3], the perturbation to start from; None: none.
+      initial: float32[B, S, S, 3], the perturbation to start from; None starts from zero.
       attack: method and objective.
       num_steps: gradient steps.
-      reach: of `MIFGVMConfig`: the length of all steps together, in ε.
+      reach: the total length of all steps, in units of ε.
     """
     size = l2_of_psnr(psnr, crops.images[0].size)
     config = MIFGVMConfig(epsilon=size, reach=reach, num_steps=num_steps)
@@ -122,13 +122,13 @@ def perturbations(
     keys: jax.Array,
     num_steps: int,
 ) -> NumpyArray:
-    """`find_perturbation` of any number of crops: float32[N, S, S, 3].
+    """Runs `find_perturbation` on any number of crops: float32[N, S, S, 3].
 
     Args:
       surrogates: recognisers to fool.
-      crops: of N faces.
-      references: [N, D] for each surrogate.
-      initial: float32[N, S, S, 3], perturbations to start from; None: none.
+      crops: the crops of N faces.
+      references: for each surrogate, the embeddings [N, D] to move away from.
+      initial: float32[N, S, S, 3], perturbations to start from; None starts from zero.
       psnr: in dB.
       keys: key[N].
       num_steps: gradient steps.
@@ -166,17 +166,17 @@ def add(
     *,
     grey: bool,
 ) -> NumpyArray:
-    """The photo with every face perturbed: uint8[H, W, 3].
+    """Adds the perturbation of every face to the photo: uint8[H, W, 3].
 
-    Each perturbation is scaled until the pixels that it touches have its PSNR, or as near as
-    clipping to black and white and a factor of four allow. Other pixels do not change.
+    Each perturbation is scaled until the pixels that it touches have the given PSNR, or as
+    close to it as clipping and a scale of at most four allow. Other pixels do not change.
 
     Args:
       pixels: uint8[H, W, 3].
       perturbations: float32[S, S, 3] for each face.
       matrices: their crop matrices.
-      psnrs: in dB, of the pixels that each touches.
-      grey: whether all channels change alike.
+      psnrs: for each perturbation, the PSNR in dB of the pixels that it touches.
+      grey: whether all channels get the same perturbation.
     """
     changed = pixels.copy()
     for perturbation, matrix, psnr in zip(perturbations, matrices, psnrs, strict=True):
@@ -192,7 +192,7 @@ _LARGEST = 4.0
 
 
 def _scaled(before: NumpyArray, change: NumpyArray, psnr: float) -> NumpyArray:
-    """round(x + 255 t δ), t ≤ 4 the largest that keeps the PSNR where δ is not zero."""
+    """round(x + 255 t δ) with the largest t ≤ 4 that keeps the PSNR where δ is not zero."""
     touched = np.any(change != 0, axis=2)
     if not touched.any():
         return before

@@ -1,4 +1,4 @@
-"""Face detectors: from a photo to faces, the largest first."""
+"""Face detectors: find the faces in a photo, the largest first."""
 
 import functools
 import threading
@@ -15,25 +15,25 @@ from deid_jax.types import NumpyArray
 if TYPE_CHECKING:
     from skimage.feature import Cascade
 
-# Photos are reduced to this longest side first, to bound time and memory.
+# Photos are first reduced to this longest side, to limit time and memory.
 _LONGEST_SIDE = 640
-# Of the reduced photo's shorter side: the smallest face that is looked for.
+# The smallest face to look for, relative to the reduced photo's shorter side.
 _SMALLEST_SHARE = 0.1
 _CASCADE_WINDOW = 24
-# Windows agree from this intersection over union on; a face needs this many that agree. Chosen
-# on 108 aligned images of 18 people of CelebA (103 faces found, 3 wrong boxes) and on images
-# without people, which had up to 6.
+# Windows agree if their intersection over union is at least this, and a face needs this many
+# windows that agree. Chosen on 108 aligned images of 18 people of CelebA (103 faces found, 3
+# wrong boxes) and on images without people, where up to 6 windows agreed.
 _AGREEING = 0.5
 _LEAST_WINDOWS = 7
-# Neither library says that its detectors are safe to call from several threads.
+# Neither library guarantees that its detectors are thread-safe.
 _one_at_a_time = threading.Lock()
 
 
 def load_detector(name: str) -> Detector:
-    """The detector of a name: `cascade`, or the file of a YuNet model.
+    """Loads a detector by name: `cascade`, or the path of a YuNet model file.
 
     Raises:
-      InputError: a package it needs is not installed, or there is no such model.
+      InputError: a required package is not installed, or there is no such model.
     """
     if name != "cascade":
         return yunet(name)
@@ -42,7 +42,7 @@ def load_detector(name: str) -> Detector:
 
 
 def cascade(pixels: NumpyArray) -> list[Face]:
-    """Frontal faces by scikit-image's cascade of local binary patterns: boxes only.
+    """Detects frontal faces with scikit-image's local binary pattern cascade; boxes only.
 
     Liao, Zhu, Lei, Zhang, Li: "Learning Multi-scale Block Local Binary Patterns for Face
     Recognition", ICB 2007. It misses faces that are turned or tilted, and those smaller than a
@@ -63,7 +63,7 @@ def cascade(pixels: NumpyArray) -> list[Face]:
             step_ratio=1,
             min_size=(least, least),
             max_size=(shorter, shorter),
-            # Each window separately: scikit-image's own grouping depends on their order, which
+            # Returns every window: scikit-image's own grouping depends on their order, which
             # threads may change.
             min_neighbor_number=1,
             intersection_score_threshold=2.0,
@@ -85,12 +85,12 @@ def _cascade() -> "Cascade":
 
 
 def yunet(path: str | Path) -> Detector:
-    """OpenCV's FaceDetectorYN with a YuNet model file (.onnx): five landmarks a face.
+    """OpenCV's FaceDetectorYN with a YuNet model file (.onnx): five landmarks per face.
 
     Wu, Peng, Yu: "YuNet: A Tiny Millisecond-level Face Detector", MIR 2023.
 
     Raises:
-      InputError: OpenCV is not installed, or the file is missing or no such model.
+      InputError: OpenCV is not installed, or the file is missing or not a YuNet model.
     """
     try:
         import cv2
@@ -100,7 +100,7 @@ def yunet(path: str | Path) -> Detector:
         raise InputError(f"detector file {path} does not exist")
     try:
         network = cv2.FaceDetectorYN.create(str(path), "", (320, 320))
-        # Other networks load, too; they fail only when they are run.
+        # Other networks load as well and fail only when they are run.
         network.detect(np.zeros((320, 320, 3), np.uint8))
     except cv2.error as error:
         reason = one_line(error)
@@ -112,7 +112,7 @@ def yunet(path: str | Path) -> Detector:
             network.setInputSize((small.shape[1], small.shape[0]))
             _, rows = network.detect(np.ascontiguousarray(small[..., ::-1]))
         found = () if rows is None else np.asarray(rows, np.float64)
-        # OpenCV's first eye is the person's right one: the left one as seen.
+        # OpenCV's first eye is the person's right eye, which is on the left of the image.
         return by_size(
             Face(_scaled(row[:4], ratio), ratio * row[4:14].reshape(5, 2), float(row[14]))
             for row in found
@@ -122,7 +122,7 @@ def yunet(path: str | Path) -> Detector:
 
 
 def _reduced(pixels: NumpyArray) -> tuple[NumpyArray, float]:
-    """The photo reduced to `_LONGEST_SIDE`, and the original pixels per reduced one."""
+    """The photo reduced to `_LONGEST_SIDE`, and original pixels per reduced pixel."""
     from PIL import Image
 
     height, width = pixels.shape[:2]
@@ -142,7 +142,7 @@ def _scaled(box: Sequence[float], ratio: float) -> Box:
 def _grouped(windows: Sequence[Sequence[float]]) -> list[tuple[list[float], float]]:
     """Mean boxes of windows that agree, and their number; the largest group first.
 
-    Windows mostly within a box found before are parts of that face, and not counted again.
+    Windows that lie mostly inside a box found earlier belong to that face and are dropped.
     """
     overlaps = np.array([[overlap(one, other) for other in windows] for one in windows])
     left, groups = np.ones(len(windows), bool), []

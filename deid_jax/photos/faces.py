@@ -1,4 +1,4 @@
-"""Faces in photos: boxes and landmarks, and which of them are protected."""
+"""Faces in photos: boxes and landmarks, and the choice of faces to protect."""
 
 import csv
 import dataclasses
@@ -21,7 +21,7 @@ class Face(NamedTuple):
     Attributes:
       box: left, top, width, height.
       landmarks: float64[5, 2], x and y of the left and right eye, the nose, and the left and
-        right corner of the mouth, left as seen; None where only the box is known.
+        right corner of the mouth, as seen in the image; None if only the box is known.
       score: the detector's own measure of confidence; 1 if the user gave the face.
     """
 
@@ -39,7 +39,7 @@ class Detector(Protocol):
 
 
 class FaceError(InputError):
-    """There is no face where the user says that there is one."""
+    """A user-supplied face is not in the photo."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class FaceChoice:
 
     Attributes:
       which: `all` or `largest`, or boxes that are the same in every photo.
-      listed: faces by the files' names; None: given by `which` or the detector.
-      detector: finds the faces; None where the user gives them.
+      listed: file name -> faces; None if `which` or the detector decides.
+      detector: finds the faces; None if the user gives them.
     """
 
     which: str | list[Face]
@@ -60,11 +60,11 @@ class FaceChoice:
         """The faces to protect, and the number of others.
 
         Args:
-          name: the photo's, below the input folder; a list may name the file alone.
+          name: the photo's path below the input folder; a list may give the file name alone.
           pixels: uint8[H, W, 3].
 
         Raises:
-          FaceError: a box lies outside of the photo, or the photo is no aligned crop.
+          FaceError: a box lies outside the photo, or the photo is not an aligned crop.
         """
         found = self._candidates(name, pixels)
         chosen = list(found)
@@ -91,7 +91,7 @@ class FaceChoice:
 
 
 def by_size(faces: Iterable[Face]) -> list[Face]:
-    """Faces by the areas of their boxes, the largest first."""
+    """Sorts faces by the areas of their boxes, the largest first."""
     return sorted(faces, key=lambda face: (-face.box[2] * face.box[3], face.box))
 
 
@@ -115,18 +115,18 @@ _NAMED_POINTS = tuple(f"{part}_{axis}" for part in _PARTS for axis in "xy")
 
 
 def read_faces(path: str | Path) -> dict[str, list[Face]]:
-    """Reads faces from CSV: `file`, and a box, landmarks or both in pixels.
+    """Reads faces from CSV, one per line: `file`, and a box, landmarks or both in pixels.
 
-    Boxes are `left,top,width,height`, landmarks `x1,y1,…,x5,y5` or
-    `leye_x,leye_y,reye_x,…,rmouth_y`, in the order of `Face`; landmarks without a box get one
-    twice their extent. Each line is a face; other columns are ignored.
+    Boxes are `left,top,width,height`; landmarks are `x1,y1,…,x5,y5` or
+    `leye_x,leye_y,reye_x,…,rmouth_y`, in the order of `Face`. Landmarks without a box get a box
+    of twice their extent. Other columns are ignored.
 
     Raises:
       InputError: the file cannot be read, or a line is malformed.
     """
     faces: dict[str, list[Face]] = {}
     try:
-        # Spreadsheets begin files with a byte order mark.
+        # Spreadsheet programs begin files with a byte order mark.
         with Path(path).open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, strict=True)
             if "file" not in (reader.fieldnames or ()):
@@ -153,7 +153,7 @@ def _face(row: dict[str, str], where: str) -> Face:
     landmarks = np.array(points).reshape(5, 2)
     (across, down), below = landmarks[1] - landmarks[0], landmarks[3:].mean(0)
     x, y = below - landmarks[:2].mean(0)
-    # No rotation and scaling aligns mirrored landmarks.
+    # Mirrored landmarks cannot be aligned by rotation and scaling.
     if across * y - down * x <= 0:
         raise InputError(
             f"{where}: landmarks must be left and right eye, nose, left and right corner of "
@@ -167,9 +167,9 @@ def _face(row: dict[str, str], where: str) -> Face:
 
 
 def _columns(row: dict[str, str], names: Sequence[str], where: str) -> list[float]:
-    """The numbers in these columns; none where all are empty, or a column is missing."""
+    """The numbers in these columns; empty if all cells are empty or a column is missing."""
     texts = [row[name] for name in names if name in row]
-    if len(texts) < len(names):  # A column `width` alone may be the photo's.
+    if len(texts) < len(names):  # `width` alone may be the photo's width.
         return []
     return _numbers(texts, where) if any(texts) else []
 

@@ -1,7 +1,7 @@
 """Records of files and of each face in them: the lines of `manifest.jsonl`.
 
-Boxes are left, top, width, height in pixels; PSNR is in dB. Numbers are rounded when they are
-written, by the digits of their fields.
+Boxes are left, top, width, height in pixels; PSNR is in dB. Numbers are rounded when written,
+to the digits that their fields declare.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ _DIGITS = {
 
 @dataclasses.dataclass(frozen=True)
 class FaceVerdict:
-    """How one recogniser sees a protected face.
+    """The verdict of one recogniser on a protected face.
 
     Attributes:
       recogniser: its name.
-      fitted: whether the attack was fitted on it: a surrogate.
-      cosine: the largest similarity to what it knows of the person.
-      threshold: the similarity from which on it says "the same person".
+      fitted: whether the attack was fitted on it, which makes it a surrogate.
+      cosine: the largest similarity to the person's reference embeddings.
+      threshold: the similarity from which two embeddings match.
       margin: threshold − cosine.
       fooled: whether cosine < threshold.
     """
@@ -53,10 +53,10 @@ class FaceVerdict:
 
 @dataclasses.dataclass(frozen=True)
 class TrackVerdict(FaceVerdict):
-    """How one recogniser sees a protected face in all its frames.
+    """The verdict of one recogniser on a protected face in all frames of a video.
 
     Attributes:
-      fooled_frames: the share of frames in which it is fooled; `fooled` where that is all.
+      fooled_frames: the share of frames in which it is fooled; `fooled` means in all of them.
     """
 
     fooled_frames: float
@@ -69,7 +69,7 @@ class FaceReport:
     Attributes:
       box: where it is.
       protected: whether every recogniser is fooled.
-      strength_db: the PSNR of the last try: the budget.
+      strength_db: the budget of the last try, as PSNR.
       psnr: of the pixels that the perturbation may touch, in the decoded file.
       ssim: mean SSIM of its crop.
       verdicts: one for each recogniser.
@@ -90,12 +90,12 @@ class TrackReport:
     Attributes:
       box: where it is in its first frame.
       first_frame: number of the first frame in which it was perturbed, from 0.
-      last_frame: of the last one.
-      num_frames: in how many.
+      last_frame: number of the last frame in which it was perturbed.
+      num_frames: number of frames in which it was perturbed.
       protected: whether every recogniser is fooled in every frame.
       strength_db: the PSNR of its strongest perturbation, before encoding.
-      psnr: lowest of its frames, of the pixels that the perturbation may touch.
-      mean_psnr: mean over frames.
+      psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
+      mean_psnr: mean PSNR over frames.
       verdicts: one for each recogniser.
     """
 
@@ -112,13 +112,13 @@ class TrackReport:
 
 @dataclasses.dataclass(frozen=True)
 class PhotoFigures:
-    """Figures of a written photo.
+    """Properties of a written photo.
 
     Attributes:
-      faces_left: faces that were found and not chosen.
+      faces_left: number of faces that were found but not chosen.
       height: in pixels, upright.
-      width: likewise.
-      quality: the file's quality, of JPEG and WebP; None of lossless formats.
+      width: in pixels, upright.
+      quality: quality of a JPEG or WebP file; None for lossless formats.
     """
 
     faces_left: int
@@ -129,14 +129,14 @@ class PhotoFigures:
 
 @dataclasses.dataclass(frozen=True)
 class VideoFigures:
-    """Figures of a written video.
+    """Properties of a written video.
 
     Attributes:
-      faces_left: the largest number of faces in a frame that were found and not chosen.
-      height: of a frame in pixels, upright.
-      width: likewise.
-      num_frames: of the video.
-      num_face_frames: frames with a face.
+      faces_left: the largest number of faces in a frame that were found but not chosen.
+      height: height of an upright frame, in pixels.
+      width: width of an upright frame, in pixels.
+      num_frames: number of frames.
+      num_face_frames: number of frames with a face.
     """
 
     faces_left: int
@@ -153,13 +153,13 @@ class FileRecord:
     Attributes:
       file: its name below the input folder.
       status: one of the four above.
-      reason: why it is not protected; None where it is.
-      output: its name below the output folder; None where nothing was written.
-      source_sha256: of its content; empty where that could not be read.
-      output_sha256: of what was written.
+      reason: why it is not protected; None if it is.
+      output: its name below the output folder; None if nothing was written.
+      source_sha256: SHA-256 of its content; empty if it could not be read.
+      output_sha256: SHA-256 of the written file.
       faces: one report for each face.
-      figures: of the written file.
-      settings: digest of everything that decides what is written, beside the file.
+      figures: properties of the written file.
+      settings: digest of everything but the file itself that determines the output.
     """
 
     file: str
@@ -174,7 +174,7 @@ class FileRecord:
 
     @property
     def num_face_frames(self) -> int:
-        """Faces that were perturbed, of videos counted in every frame."""
+        """Number of perturbed faces; in a video, each face counts once per frame."""
         return sum(f.num_frames if isinstance(f, TrackReport) else 1 for f in self.faces)
 
 
@@ -186,14 +186,14 @@ def write_record(record: FileRecord) -> str:
         fields |= figures
     fields["settings"] = settings
     line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
-    # File names need not be valid text; JSON's escapes keep what is not.
+    # File names need not be valid text; JSON's escapes preserve them.
     if any("\ud800" <= letter <= "\udfff" for letter in line):
         line = json.dumps(fields, allow_nan=False)
     return line + "\n"
 
 
 def read_record(line: str) -> FileRecord | None:
-    """The record of a line that `write_record` wrote; None of any other text."""
+    """The record in a line written by `write_record`; None for any other text."""
     try:
         fields = json.loads(line)
         is_video = "num_frames" in fields
@@ -217,7 +217,7 @@ def read_record(line: str) -> FileRecord | None:
 
 
 def _fields(record: "DataclassInstance") -> dict[str, Json]:
-    """A dataclass as JSON, numbers rounded; an infinite PSNR is null."""
+    """A dataclass as JSON, with numbers rounded; an infinite PSNR becomes null."""
     return {
         field.name: _json(getattr(record, field.name), _DIGITS.get(field.name))
         for field in dataclasses.fields(record)

@@ -1,7 +1,7 @@
-"""Photo files: decoded upright, and encoded in the same format without metadata.
+"""Photo files: decodes them upright, and encodes them in the same format without metadata.
 
-A photo's file may also say where and when it was taken, by whom and with what camera, and hold
-a thumbnail of the original. Metadata is written on request only, thumbnails never.
+A photo's file may also record where, when, by whom and with what camera it was taken, and hold
+a thumbnail of the original. Metadata is written only on request, thumbnails never.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from deid_jax.photos import metadata
 from deid_jax.photos.metadata import SaveArguments
 from deid_jax.types import NumpyArray
 
-# Formats that can be written again as they were.
+# Formats in which a photo can be read and written again.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-# Protecting makes copies, 22 bytes a pixel at worst: this keeps them under 3 GB.
+# Protecting makes copies, at worst 22 bytes per pixel; this limit keeps them under 3 GB.
 MAX_PIXELS = 100_000_000
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 0x0102
-# What a viewer does with the stored image, by EXIF's orientation.
+# How a viewer turns the stored image, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,7 +40,7 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _WEBP_QUALITY = 95
-# Rows that are converted at a time, so that Pillow's copies stay small.
+# Number of rows converted at a time, so that Pillow's copies stay small.
 _ROWS = 256
 # Common formats that `FORMATS` lacks.
 _OTHERS = {
@@ -52,26 +52,26 @@ _OTHERS = {
     "a PDF": rb"%PDF",
 }
 _UNKNOWN = f"damaged or no image of {', '.join(FORMATS)}"
-# Warning filters belong to the whole process.
+# Warning filters are global to the process.
 _one_at_a_time = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """A photo as it is seen, and what its file needs to be written again.
+    """A decoded photo, and everything needed to write its file again.
 
     Attributes:
-      pixels: uint8[H, W, 3], RGB, upright; the stored colours where it is transparent.
+      pixels: uint8[H, W, 3], RGB, upright; stored colours where the photo is transparent.
       alpha: uint8[H, W], or None.
-      grey: whether it shows shades of grey only, in one channel or three; kept when written.
-      one_channel: whether the file has one channel of colour.
+      grey: whether it only has shades of grey, in one channel or three; kept when written.
+      one_channel: whether the file has a single colour channel.
       format: one of `FORMATS`.
       lossless: whether the written file decodes bit for bit.
-      quality: of JPEG and WebP; at least 90, and for JPEG at least the file's own.
+      quality: for JPEG and WebP; at least 90, and for JPEG at least the file's own.
       icc_profile: the colour profile, or None.
       saving: further arguments of Pillow's `save`, always given.
-      metadata: those given only if metadata is kept.
-      tables: of JPEG, its quantisation tables if they are of quality 90 or more, or None.
+      metadata: arguments of `save` that are given only if metadata is kept.
+      tables: the quantisation tables of a JPEG of quality 90 or more, otherwise None.
     """
 
     pixels: NumpyArray
@@ -91,17 +91,18 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
     """Decodes the content of a photo file.
 
     Palettes become RGB, or RGBA if they have transparent colours; 1 bit becomes 8 bits of grey.
-    EXIF's orientation is applied. Of a JPEG with several images (a second view, a gain map)
-    the first is the photo. Memory: the file, and under 8 bytes a pixel, 3 or 4 of which stay.
+    The EXIF orientation is applied. The first image of a JPEG with several (a second view, a
+    gain map) is the photo. Needs memory for the file and less than 8 bytes per pixel, of which
+    3 or 4 remain in use.
 
     Args:
-      data: the content; it decides the format, not the name.
+      data: the content, which alone decides the format.
       name: for messages.
       max_pixels: checked before decoding; at most 178 956 970, Pillow's own limit.
 
     Raises:
-      InputError: it is damaged or in no format of `FORMATS`; it has several frames, more than 8
-        bits a channel, colours other than grey and RGB, or more than `max_pixels` pixels.
+      InputError: it is damaged or not in one of `FORMATS`; it has several frames, more than 8
+        bits per channel, colours other than grey and RGB, or more than `max_pixels` pixels.
     """
     name = printable(name)
     if not data:
@@ -123,24 +124,24 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
         raise InputError(f"{name} has more than {max_pixels} pixels") from error
     except MemoryError as error:
         raise TransientError(f"{name} does not fit into memory") from error
-    except Exception as error:  # Pillow's decoders raise anything on damaged files.
+    except Exception as error:  # Pillow's decoders may raise any exception on damaged files.
         raise InputError(f"{name} cannot be read: {one_line(error)}") from error
 
 
 def encode_photo(
     photo: Photo, pixels: NumpyArray, *, keep_metadata: bool = False, quality: int | None = None
 ) -> bytes:
-    """Encodes other pixels in the photo's format.
+    """Encodes new pixels in the photo's format.
 
-    A JPEG keeps its quantisation tables if they are fine enough, so that unchanged pixels stay
-    nearly equal; its chroma is never coarser than before.
+    A JPEG keeps its quantisation tables if they are fine enough, so that unperturbed pixels
+    stay nearly equal; its chroma is never coarser than before.
 
     Args:
-      photo: its size, format, transparency, colour profile and greyness are kept.
+      photo: the photo whose size, format, transparency, colour profile and greyness are kept.
       pixels: uint8[H, W, 3]; equal channels for a photo of one channel.
       keep_metadata: whether to keep EXIF, GPS, XMP, IPTC, comments and texts; see
         `metadata.kept_on_request`.
-      quality: of JPEG and WebP, 1 to 100; None: the photo's own.
+      quality: for JPEG and WebP, 1 to 100; None keeps the photo's own.
 
     Raises:
       InputError: Pillow cannot encode it.
@@ -159,8 +160,8 @@ def encode_photo(
     try:
         with _quietly():
             image.save(target, photo.format, **arguments)
-    except Exception as error:  # Pillow's encoders raise anything, too.
-        if keep_metadata:  # Drops damaged metadata rather than the photo.
+    except Exception as error:  # So may Pillow's encoders.
+        if keep_metadata:  # Better to drop damaged metadata than to fail.
             return encode_photo(photo, pixels, quality=quality)
         raise InputError(
             f"a {photo.format} of this photo cannot be made: {one_line(error)}"
@@ -169,7 +170,7 @@ def encode_photo(
 
 
 def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
-    """Refuses, from the header, what could not be written again as it was."""
+    """Refuses photos that could not be written again in the same form, by their header."""
     if image.width * image.height > max_pixels:
         raise InputError(
             f"{name} has more than {max_pixels} pixels: {image.width}x{image.height}"
@@ -196,7 +197,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
     before = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else 1
     image.load()
     if kind == "PNG" and image.mode == "L" and "transparency" in image.info:
-        # Pillow scales 2 and 4 bits of grey to 8, but not the transparent level.
+        # Pillow scales grey levels of 2 and 4 bits to 8 bits, but not the transparent level.
         image.info["transparency"] *= {2: 85, 4: 17}.get(metadata.bits_of_png(data), 1)
     orientation = image.getexif().get(_ORIENTATION, 1)
     sideways = before in _SIDEWAYS or orientation in _SIDEWAYS
@@ -235,7 +236,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
 
 
 def _arrays(image: Image.Image) -> tuple[NumpyArray, NumpyArray | None]:
-    """Pixels and alpha of an image of `_MODES`."""
+    """Pixels and alpha of an image in one of `_MODES`."""
     transparent = image.has_transparency_data
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     alpha = np.empty(pixels.shape[:2], np.uint8) if transparent else None
@@ -263,7 +264,7 @@ def _image(photo: Photo, pixels: NumpyArray) -> Image.Image:
 
 
 def _is_grey(pixels: NumpyArray) -> bool:
-    """Whether channels differ by at most one level, as in lossy files of grey photos."""
+    """Whether channels differ by at most one level, as they do in lossy grey files."""
     for top in range(0, len(pixels), _ROWS):
         rows = pixels[top : top + _ROWS]
         if np.any(rows.max(axis=2) - rows.min(axis=2) > 1):
@@ -273,7 +274,7 @@ def _is_grey(pixels: NumpyArray) -> bool:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silences Pillow's warnings: what they warn of is refused, or harmless."""
+    """Silences Pillow's warnings: their causes are either refused or harmless."""
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
 """The manifest of an output folder: one record per file, as JSON lines.
 
-A line is appended as soon as its file is written, so that a killed run resumes where it
-stopped. At the end the lines are sorted, so that no trace of that remains. With several
-processes, each but the first appends to a file of its own, which is merged at the end.
+A line is appended as soon as its file is written, so that an interrupted run can resume. The
+lines are sorted at the end, so that interrupted and uninterrupted runs give the same manifest.
+With several processes, each but the first appends to its own file, which is merged at the end.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ class Manifest:
 
     Args:
       folder: where protected files are written.
-      settings: a digest of everything that decides what is written; records of other settings
-        do not count as done.
+      settings: a digest of everything that determines the output; files recorded with other
+        settings are done again.
       group: the processes that share the work.
     """
 
@@ -67,7 +67,7 @@ class Manifest:
             self._join_parts()
 
     def _join_parts(self) -> None:
-        """Merges the lines of other processes, of this run or one that was killed."""
+        """Merges the lines of other processes, from this run or an interrupted one."""
         parts = sorted(self._folder.glob(f"{_PART}*.jsonl"))
         for part in parts:
             self._records |= self._read(part)
@@ -76,11 +76,11 @@ class Manifest:
             part.unlink()
 
     def record(self, file: str) -> FileRecord:
-        """The record of a file that has one."""
+        """The record of a file, which must exist."""
         return self._records[file]
 
     def _refuse_other_files(self) -> None:
-        """Files that no run wrote may be originals, and are never overwritten."""
+        """Refuses files that no run wrote: they may be originals and are never overwritten."""
         if self._path.exists():
             return
         for path in self._folder.iterdir():
@@ -106,7 +106,7 @@ class Manifest:
         return record if record.output is None or self._stands(record) else None
 
     def _stands(self, record: FileRecord) -> bool:
-        """Whether its output is there as it was written."""
+        """Whether the record's output still exists, unchanged."""
         if record.output != record.file:
             return False
         path = self._folder / record.file
@@ -115,8 +115,8 @@ class Manifest:
     def add(self, record: FileRecord) -> FileRecord:
         """Appends a record durably, and returns it with the settings.
 
-        If nothing was written for the file now, the output of an earlier run is removed: it
-        would be taken for the file's protected copy.
+        If nothing was written for the file this time, the output of an earlier run is removed,
+        because it would be mistaken for the file's protected copy.
         """
         record = dataclasses.replace(record, settings=self._settings)
         with self._turn:
@@ -131,9 +131,10 @@ class Manifest:
         return record
 
     def keep(self, files: set[str]) -> None:
-        """Drops the records of input files that are gone and left no output.
+        """Drops the records of input files that no longer exist and have no output.
 
-        An output whose original is gone may be the only copy left: it stays, with its record.
+        If the original no longer exists, its output may be the only copy: it stays, with its
+        record.
         """
         self._records = {
             name: record
@@ -143,7 +144,7 @@ class Manifest:
 
     def _read(self, path: Path) -> dict[str, FileRecord]:
         text = path.read_text("utf-8", errors="replace") if path.exists() else ""
-        # A line that was cut off when the run was killed is no record.
+        # A line that was cut off by an interruption is ignored.
         found = (read_record(line) for line in text.split("\n"))
         return {record.file: record for record in found if record is not None}
 

@@ -1,8 +1,8 @@
-"""Metadata of photo files: how pixels are coded, and notes of all kinds.
+"""Metadata of photo files: what is always kept, and what is kept on request.
 
-Always kept is what a photo would look wrong without: a PNG's colour space, the density. EXIF
-with GPS, XMP, IPTC, comments and texts are kept on request, without any thumbnail that can be
-recognised as one. Nothing else is ever carried over.
+Metadata without which a photo would look wrong (a PNG's colour space, the density) is always
+kept. EXIF with GPS, XMP, IPTC, comments and texts are kept on request, without any thumbnail
+that can be recognised as one. Nothing else is ever carried over.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 
 # Arguments of Pillow's `save`.
 SaveArguments: TypeAlias = dict[str, object]
-# A coarser JPEG would undo so small a perturbation.
+# A coarser JPEG would remove so small a perturbation.
 LEAST_QUALITY = 90
 _FINEST_CHROMA = 0
 _HALF_WIDTH_CHROMA = 1
@@ -29,8 +29,8 @@ _XMP = 0x02BC
 _PNG_COLOURS = {b"cHRM": 32, b"cICP": 4, b"gAMA": 4, b"sRGB": 1}
 _XMP_IN_PNG = "XML:com.adobe.xmp"
 _IPTC_IN_PHOTOSHOP = 0x0404
-# Tags that lay out the pixels of a TIFF or thumbnail, that `save` writes itself (density,
-# profile), or that hold images (Photoshop's resources, sub-directories, JPEG streams).
+# Tags that describe the pixel layout of a TIFF or thumbnail, that `save` writes itself
+# (density, profile), or that hold images (Photoshop's resources, sub-directories, JPEGs).
 _LAYOUT = frozenset(
     tag
     for first, last in (
@@ -44,7 +44,7 @@ _LAYOUT = frozenset(
 _LONGEST_IN_JPEG = 65_400
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n"
-# An image in a text is base64; its lines may be broken, in XML by references.
+# An image in a text is base64, possibly with line breaks, which are references in XML.
 _BASE64 = r"(?:[A-Za-z0-9+/]{40,}+={0,2}(?:&#x[aAdD];|&#1[03];|\s)*+)+[A-Za-z0-9+/]*+={0,2}"
 _LONGEST_WORD = 160
 
@@ -53,9 +53,9 @@ def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> SaveArgum
     """A PNG's colour space, and the density in dots per inch.
 
     Args:
-      image: decoded.
-      data: its file.
-      sideways: whether width and height change places when it is turned upright.
+      image: the decoded image.
+      data: the content of its file.
+      sideways: whether width and height are swapped when it is turned upright.
     """
     kept: SaveArguments = {}
     if image.format == "PNG":
@@ -73,15 +73,15 @@ def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> SaveArgum
 def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> SaveArguments:
     """Metadata beyond `kept_always`, or in place of some of it.
 
-    Not kept are thumbnails: EXIF's, maker's notes and other values with a JPEG or PNG in them,
-    Photoshop's resources other than IPTC, base64 in XMP and texts, further images (MPF, gain
-    maps, depth) and videos behind the first. Nor is what Pillow does not read: extended XMP,
-    all comments but the last, other segments. A thumbnail in a maker's own format cannot be
-    recognised.
+    Thumbnails are dropped: those of EXIF, maker notes and other values that contain a JPEG or
+    PNG, Photoshop's resources other than IPTC, base64 in XMP and texts, and further images
+    (MPF, gain maps, depth) or videos after the first. Anything that Pillow does not read is
+    dropped as well: extended XMP, all comments but the last, other segments. A thumbnail in a
+    camera maker's own format cannot be recognised.
 
     Args:
-      image: decoded.
-      data: its file.
+      image: the decoded image.
+      data: the content of its file.
       size: width and height, upright.
     """
     kept: SaveArguments = {}
@@ -92,13 +92,13 @@ def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> S
         exif[_XMP] = packet
     elif packet and image.format != "PNG":
         kept["xmp"] = packet
-    # Damaged values raise anything; what cannot be written is not kept.
+    # Damaged values may raise any exception; what cannot be written is dropped.
     with contextlib.suppress(Exception):
         whole = exif.tobytes()
         if len(exif) and (not jpeg or len(whole) < _LONGEST_IN_JPEG):
             kept["exif"] = whole
             if image.format == "TIFF":
-                # Pillow's own writer; libtiff loses GPS, and may crash on odd tags.
+                # Uses Pillow's own writer: libtiff loses GPS and may crash on odd tags.
                 kept["compression"] = "raw"
     if jpeg and isinstance(image.info.get("comment"), bytes):
         kept["comment"] = image.info["comment"]
@@ -111,17 +111,17 @@ def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> S
 
 
 def is_lossless_webp(data: bytes) -> bool:
-    """Whether a WebP's first frame is coded without loss (VP8L)."""
+    """Whether a WebP's first frame is lossless (VP8L)."""
     return next((name == b"VP8L" for name in _webp_chunks(data)), False)
 
 
 def bits_of_png(data: bytes) -> int:
-    """Bits a channel, from the header."""
+    """A PNG's bits per channel, from the header."""
     return data[24]
 
 
 def subsampling(image: Image.Image, sideways: bool) -> int:
-    """Pillow's number for the chroma resolution; the finest if it has none."""
+    """Pillow's number for the chroma subsampling; the finest if there is none."""
     found = JpegImagePlugin.get_sampling(image)
     if found < 0 or (sideways and found == _HALF_WIDTH_CHROMA):
         return _FINEST_CHROMA
@@ -131,9 +131,9 @@ def subsampling(image: Image.Image, sideways: bool) -> int:
 def quantisation(
     image: Image.Image, sideways: bool
 ) -> tuple[int, tuple[tuple[int, ...], ...] | None]:
-    """The lowest quality from 90 on that is as fine as a JPEG's; its tables if they are of 90.
+    """The lowest quality of at least 90 as fine as a JPEG's, and its tables if of at least 90.
 
-    The sum of a table stands for its fineness.
+    The fineness of a table is measured by its sum.
     """
     own: dict[int, list[int]] = getattr(image, "quantization", {})
     tables = [own[number] for number in sorted(own)]
@@ -156,7 +156,7 @@ def _sums_of_tables(quality: int) -> tuple[int, int]:
     written = io.BytesIO()
     Image.new("RGB", (8, 8)).save(written, "JPEG", quality=quality)
     with Image.open(written, formats=("JPEG",)) as image:
-        # Pillow declares it for its JPEG class only.
+        # Pillow declares the attribute only for its JPEG class.
         tables = image.quantization  # type: ignore[attr-defined]
     return sum(tables[0]), sum(tables[1])
 
@@ -172,13 +172,13 @@ def _density(value: object) -> tuple[float, float] | None:
 
 
 def _exif(image: Image.Image, size: tuple[int, int]) -> Image.Exif:
-    """New EXIF, upright, without images and what lays out pixels; empty if it is damaged."""
+    """New upright EXIF without images and pixel layout; empty if the original is damaged."""
     fresh = Image.Exif()
     try:
         found = image.getexif()
         camera, place = (dict(found.get_ifd(part)) for part in (_CAMERA, _PLACE))
         rules = dict(found.get_ifd(_RULES)) if _RULES in camera else {}
-    except Exception:  # Damaged directories raise anything.
+    except Exception:  # Damaged directories may raise any exception.
         return fresh
     fresh.endian = found.endian
     apart = {*_LAYOUT, _ORIENTATION, _CAMERA, _PLACE}
@@ -201,7 +201,7 @@ _PIXELS = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 
 
 def _holds_image(value: object) -> bool:
-    """Whether bytes contain the start of a JPEG or PNG, or text a long run of base64."""
+    """Whether bytes contain the start of a JPEG or PNG, or text contains long base64."""
     if isinstance(value, bytes):
         return (
             _JPEG_START in value or _PNG_START in value or _holds_image(value.decode("latin-1"))
@@ -243,7 +243,8 @@ def _png_notes(image: Image.Image, data: bytes) -> PngImagePlugin.PngInfo:
         if name == b"tIME" or len(content) == _PNG_COLOURS.get(name):
             notes.add(name, content)
     for key, value in getattr(image, "text", {}).items():
-        # Hexadecimal copies of other metadata; EXIF among them is read by Pillow and kept.
+        # These are hexadecimal copies of other metadata; Pillow reads EXIF among them, so it
+        # is kept.
         if key.startswith("Raw profile type"):
             continue
         text = without_images(str(value))

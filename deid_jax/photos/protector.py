@@ -1,7 +1,8 @@
-"""Protects the faces of one photo, and judges the encoded file as it will be seen.
+"""Protects the faces of one photo, and judges the encoded file.
 
-The strength rises face by face until every recogniser is fooled in the encoded file, or the cap
-is reached; then the strongest try is kept, and reported as not protected.
+The strength is raised face by face until every recogniser is fooled in the encoded file or the
+cap is reached. If a recogniser still matches a face at the cap, the strongest try is kept and
+the face is reported as not protected.
 """
 
 import dataclasses
@@ -28,15 +29,15 @@ from deid_jax.photos.verdicts import judge
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, dodged
 from deid_jax.types import NumpyArray
 
-# PSNR in dB: the first try, the next ones where it does not suffice, and the cap.
+# PSNR in dB: the first try, further tries if it does not suffice, and the cap.
 STRENGTHS = {
     "light": (44.0, 43.0, 42.0, 41.0),
     "medium": (42.0, 41.0, 40.0, 39.0, 38.0),
     "strong": (40.0, 39.0, 38.0),
 }
-# Used where the photo's own quality would cost as much as the budget.
+# Used if encoding at the photo's own quality would cost too much of the budget.
 _FINE_QUALITY = 97
-# How often perturbations are shrunk for what encoding and other faces add to them.
+# How often perturbations may be shrunk to make room for errors from encoding and other faces.
 _CORRECTIONS = 6
 
 
@@ -45,8 +46,8 @@ class Strength:
     """The budgets of the tries.
 
     Attributes:
-      psnrs: in dB of the face's pixels in the file, from the least visible to the cap.
-      num_steps: gradient steps of the first try; the others go on from it with half as many.
+      psnrs: in dB over the face's pixels in the file, from the least visible to the cap.
+      num_steps: gradient steps of the first try; later tries continue with half as many.
     """
 
     psnrs: tuple[float, ...] = STRENGTHS["medium"]
@@ -64,8 +65,8 @@ class ProtectedPhoto(NamedTuple):
 
     Attributes:
       data: the file's content.
-      pixels: uint8[H, W, 3], as the file shows them.
-      quality: the file's quality, of JPEG and WebP; None of lossless formats.
+      pixels: uint8[H, W, 3], decoded from the file.
+      quality: quality of a JPEG or WebP file; None for lossless formats.
       faces: one report for each face.
     """
 
@@ -82,12 +83,12 @@ class ProtectedPhoto(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Protector:
-    """Everything that protecting a photo or video takes, but the file.
+    """Protects photos and videos: recognisers, detector, strength and key.
 
     Attributes:
       verifiers: surrogates, at least one, and judges.
-      key: one key; every file's own is derived from it and the file's name.
-      detector: finds faces anew in protected files; None: only the old places are judged.
+      key: one key; each file's key is derived from it and the file's name.
+      detector: detects faces again in protected files; None judges only the original crops.
       strength: how much faces may be perturbed.
       keep_metadata: see `files.encode_photo`.
     """
@@ -108,20 +109,20 @@ class Protector:
         return tuple(one for one in self.verifiers if one.is_surrogate)
 
     def key_of(self, name: str) -> jax.Array:
-        """The key of a file, by its name below the input folder alone."""
+        """The key of a file, which depends only on its name below the input folder."""
         named = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
         return jax.random.fold_in(self.key, int(named[:8], 16))
 
     def protect_photo(self, photo: Photo, faces: Sequence[Face], name: str) -> ProtectedPhoto:
-        """Perturbs faces until no recogniser matches them, as little as that takes.
+        """Perturbs faces just enough that no recogniser matches them.
 
         Args:
           photo: the photo.
           faces: one or more.
-          name: of the file; it decides the random choices.
+          name: the file's name, which decides the random choices.
 
         Raises:
-          InputError: the file cannot be encoded, or a recogniser is blind to a face.
+          InputError: the file cannot be encoded, or a recogniser gives a face no embedding.
         """
         return _PhotoAttack(self, photo, faces, self.key_of(name)).run()
 
@@ -150,7 +151,7 @@ class _PhotoAttack:
         self._encoder = _Encoder(self._places, protector.strength.psnrs[-1])
 
     def run(self) -> ProtectedPhoto:
-        """Raises each face's level until it is not matched any more."""
+        """Raises each face's level until it no longer matches."""
         protector, psnrs = self._protector, self._protector.strength.psnrs
         level = np.zeros(len(self._faces), int)
         todo = np.arange(len(self._faces))
@@ -179,7 +180,7 @@ class _PhotoAttack:
         return ProtectedPhoto(encoded.data, encoded.pixels, self._encoder.quality, reports)
 
     def _perturb(self, faces: NumpyArray, level: int) -> None:
-        """Finds the perturbations of faces, from those of the level before."""
+        """Finds the perturbations of faces, starting from those of the previous level."""
         strength = self._protector.strength
         fitted = [
             [dodged(known[face]) for face in faces]
@@ -237,7 +238,7 @@ class _Places:
 
 
 class _Encoded(NamedTuple):
-    """A file's content, and the pixels that it shows."""
+    """A file's content, and the pixels decoded from it."""
 
     data: bytes
     pixels: NumpyArray
@@ -246,10 +247,10 @@ class _Encoded(NamedTuple):
 class _Encoder:
     """Encodes a photo with perturbations so that each face keeps its budget in the file.
 
-    The quality is the photo's own, if that costs at most a quarter of the budget at the cap.
+    The photo's own quality is used if it costs at most a quarter of the budget at the cap.
 
     Attributes:
-      quality: of the file; None of lossless formats.
+      quality: the file's quality; None for lossless formats.
     """
 
     def __init__(self, places: _Places, cap: float):
@@ -269,10 +270,10 @@ class _Encoder:
     def encode(
         self, perturbations: Sequence[NumpyArray], psnrs: NumpyArray, keep_metadata: bool
     ) -> _Encoded:
-        """The file with all perturbations, no face below its PSNR.
+        """Encodes the file with all perturbations, with no face below its PSNR.
 
-        Encoding and faces that overlap add errors of their own. Where these exceed the budget
-        the perturbations are shrunk, `_CORRECTIONS` times at most.
+        Encoding and overlapping faces add errors of their own. If these exceed the budget, the
+        perturbations are shrunk, at most `_CORRECTIONS` times.
         """
         places, photo = self._places, self._places.photo
         allowed = 10 ** (-psnrs / 10)

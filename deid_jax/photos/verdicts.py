@@ -1,8 +1,8 @@
 """Verdicts: whether recognisers still match the faces of a written photo.
 
-The file's own bytes are decoded. Each face is shown to each recogniser in the crop that was
-perturbed, and in the crop of the box that the detector finds in the protected photo. The
-largest similarity counts: to the face as it was, and to other photos of the person.
+The written file is decoded. Each recogniser judges each face in the crop that was perturbed and
+in the crop of the box that the detector finds in the protected photo. The largest similarity
+counts, to the original face and to other photos of the person.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from deid_jax.photos.file_records import FaceVerdict
 from deid_jax.photos.verifiers import Verifier, crops_of, directions, similarity
 from deid_jax.types import NumpyArray
 
-# Boxes with a larger intersection over union are of the same face.
+# Boxes with a larger intersection over union belong to the same face.
 _SAME = 0.3
 
 
 def views(faces: Sequence[Face], found: Sequence[Face]) -> list[list[NumpyArray]]:
-    """The crop matrices of each face: of its own place, then of boxes found anew near it."""
+    """The crop matrices of each face: the original crop, then those of newly detected boxes."""
     matrices = [[crop_matrix(face)] for face in faces]
     for new in found:
         overlaps = [overlap(new.box, face.box) for face in faces]
@@ -43,7 +43,7 @@ def judge(
       faces: where the faces were before they were perturbed.
       references: for each recogniser and each face, `Verifier.references`.
       verifiers: surrogates and judges.
-      detector: finds faces anew; None: only the old places are looked at.
+      detector: detects faces again; None judges only the original crops.
     """
     matrices = views(faces, detector(pixels) if detector is not None else ())
     crops = crops_of(pixels, [matrix for own in matrices for matrix in own])

@@ -14,13 +14,13 @@ from deid_jax.photos.faces import Face
 from deid_jax.recognisers.embedders import Embedder, split_list
 from deid_jax.types import NumpyArray
 
-# The similarity at a false accept rate of 1 %: of all 391,500 pairs of different persons among
-# 900 aligned photos of 30 persons of CelebA. 2 % of pairs of one person are missed there.
+# Thresholds at a false accept rate of 1 %, measured on all 391,500 pairs of different persons
+# among 900 aligned photos of 30 persons of CelebA; 2 % of genuine pairs are missed there.
 THRESHOLDS = {"mobilefacenet_ms1m": 0.296, "mobilefacenet_casia": 0.291}
 
 
 class BlindError(InputError):
-    """A recogniser gives a face no usable embedding: it is zero or not finite."""
+    """A recogniser gives a face no usable embedding: one that is zero or not finite."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Verifier:
 
     Attributes:
       embedder: the recogniser.
-      threshold: the similarity from which on two faces count as one person's.
+      threshold: the similarity from which two faces match.
       is_surrogate: whether the attack is fitted on it; a judge otherwise.
       gallery: float64[K, D], unit embeddings of one person's other photos, or None.
     """
@@ -40,9 +40,9 @@ class Verifier:
     gallery: NumpyArray | None = None
 
     def references(self, own: NumpyArray) -> NumpyArray:
-        """float64[R, D]: unit vectors that a face is compared with, its own embedding first.
+        """The references of a face: float64[R, D], unit vectors, its own embedding first.
 
-        The gallery counts where its mean matches the face: the mean, and each photo.
+        If the gallery's mean matches the face, the mean and each photo of the gallery follow.
 
         Args:
           own: float64[D], the embedding of the face before it was perturbed.
@@ -59,7 +59,7 @@ def directions(embedder: Embedder, crops: NumpyArray) -> NumpyArray:
     """Unit embeddings float64[N, D] of crops float32[N, S, S, 3] in [0, 1].
 
     Raises:
-      BlindError: an embedding is zero or not finite; such a recogniser is not fooled but blind.
+      BlindError: an embedding is zero or not finite, so the recogniser is not fooled but blind.
     """
     embeddings = embedder.embed(np.rint(255 * crops).astype(np.uint8)).astype(np.float64)
     sizes = np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -75,14 +75,14 @@ def mean_direction(rows: NumpyArray) -> NumpyArray:
 
 
 def similarity(direction: NumpyArray, references: NumpyArray) -> float:
-    """The largest cosine of float64[D] to float64[R, D], all unit vectors."""
+    """The largest cosine between float64[D] and each of float64[R, D], all unit vectors."""
     return float((references @ direction).max())
 
 
 def dodged(references: NumpyArray) -> NumpyArray:
     """float64[D]: the direction that the attack moves away from.
 
-    That is the middle between the face's own embedding and its person's mean, if known.
+    It is halfway between the face's own embedding and the person's mean, if that is known.
     """
     return mean_direction(references[:2])
 
@@ -93,7 +93,7 @@ def crops_of(pixels: NumpyArray, matrices: Sequence[NumpyArray]) -> NumpyArray:
 
 
 def gallery_of(embedder: Embedder, photos: Sequence[tuple[NumpyArray, Face]]) -> NumpyArray:
-    """float64[K, D], unit embeddings of one person's photos: (uint8[H, W, 3], its face).
+    """Unit embeddings float64[K, D] of one person's photos: pairs (uint8[H, W, 3], face).
 
     Raises:
       InputError: their sum is zero, so that they have no mean direction.
@@ -106,7 +106,7 @@ def gallery_of(embedder: Embedder, photos: Sequence[tuple[NumpyArray, Face]]) ->
 
 
 def probes() -> NumpyArray:
-    """float32[2, S, S, 3], images of noise: their embeddings tell recognisers apart."""
+    """Noise images float32[2, S, S, 3], whose embeddings identify a recogniser."""
     return np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
 
 
@@ -116,16 +116,16 @@ def load_verifiers(
     threshold: float | None,
     load: Callable[[str, int], Embedder],
 ) -> tuple[Verifier, ...]:
-    """Surrogates and judges, by name.
+    """Loads surrogates and judges by name.
 
     Args:
       surrogates: recognisers, separated by commas; see `recognisers.embedders`.
-      judges: likewise; `none` if there are none.
-      threshold: of all of them; None: of `THRESHOLDS`.
-      load: loads one by its name and the size of its crops.
+      judges: recognisers, separated by commas, or `none`.
+      threshold: for all recognisers; None uses `THRESHOLDS`.
+      load: loads a recogniser by its name and the size of its crops.
 
     Raises:
-      InputError: one cannot be loaded, is blind, lacks a threshold or is given twice.
+      InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice.
     """
     fitted = split_list(surrogates, ",")
     others = [] if judges == "none" else split_list(judges, ",")

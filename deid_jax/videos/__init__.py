@@ -1,7 +1,7 @@
 """Videos: frames, tracks, streams and sound; and folders of photos and videos.
 
 Protects a video file frame by frame, and dispatches the files of a folder. Imports `photos` and
-what lies below.
+the packages below it.
 """
 
 from deid_jax.videos.file_protector import FileProtector

@@ -1,8 +1,8 @@
-"""Video files: decoded upright frame by frame, and written again with other pixels, by PyAV.
+"""Video files: decodes upright frames, and writes the video again with new pixels, using PyAV.
 
-One frame is in memory at a time. Sound is copied packet by packet, with its times; frames keep
-their times, rotation, pixel aspect ratio and colour space. Metadata (place, time, device,
-titles, subtitles) is written on request only, cover images and data tracks never.
+Only one frame is in memory at a time. Sound is copied packet by packet, with its timestamps;
+frames keep their timestamps, rotation, pixel aspect ratio and colour space. Metadata (place,
+time, device, titles, subtitles) is written only on request, cover images and data tracks never.
 """
 
 import contextlib
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-# Containers that can be written again as they were: suffix -> FFmpeg's name.
+# Containers that can be read and written again: suffix -> FFmpeg's name.
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 
-# Encoders and their options. x264's macroblock tree reads unwritten memory: with it no two runs
-# give the same bytes.
+# Encoders and their options. x264's macroblock tree reads uninitialised memory, so that no two
+# runs would give the same bytes.
 _X264: tuple[str, dict[str, str]] = ("libx264", {"preset": "medium", "mbtree": "0"})
 _X265 = ("libx265", {"preset": "medium", "x265-params": "log-level=none"})
 _VP9 = ("libvpx-vp9", {"b": "0", "cpu-used": "2"})
 _ENCODERS = {"h264": _X264, "hevc": _X265, "vp8": _VP9, "vp9": _VP9, "av1": _VP9}
 # A playlist of other files or addresses must not pass for a video.
 _OWN = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska"}
-# Fixed, so that the bytes do not depend on the number of cores.
+# The number of threads is fixed, so that the bytes do not depend on the number of cores.
 _THREADS = 2
-# Seconds by which a whole file may be shorter than its header says.
+# Seconds by which a complete file may be shorter than its header says.
 _SLACK = 0.5
 
 
 class TimedFrame(NamedTuple):
-    """One frame.
+    """A frame of a video and its time.
 
     Attributes:
-      time: when it is shown, in seconds.
+      time: presentation time in seconds.
       pixels: uint8[H, W, 3], RGB, upright.
     """
 
@@ -64,12 +64,12 @@ class TimedFrame(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """Properties from the header and the first frame.
+    """Properties of a video from its header and first frame.
 
     Attributes:
-      width: of an upright frame in pixels.
-      height: likewise.
-      num_frames: as the header says, to show progress; 0 where it does not.
+      width: width of an upright frame, in pixels.
+      height: height of an upright frame, in pixels.
+      num_frames: number of frames by the header, for progress bars; 0 if not given.
     """
 
     width: int
@@ -96,17 +96,17 @@ def _container(path: Path) -> "InputContainer":
 
     try:
         return av.open(str(path.absolute()), metadata_errors="replace", options=_OWN)
-    except av.ArgumentError:  # Raised for formats outside of `_OWN`.
+    except av.ArgumentError:  # Raised for formats outside `_OWN`.
         kinds = "MP4, MOV, Matroska or WebM"
         raise InputError(f"video {path} cannot be read: it is no {kinds}") from None
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
-    """The container and its one video stream.
+    """Opens a container and its only video stream.
 
     Raises:
-      InputError: PyAV is not installed, or the file has no single video stream that fits.
+      InputError: PyAV is not installed, or the file does not have one usable video stream.
     """
     try:
         import av
@@ -130,7 +130,7 @@ def look(path: Path) -> VideoInfo:
     """Reads the header and the first frame.
 
     Raises:
-      InputError: the file is missing, no video, damaged, or has several video streams.
+      InputError: the file is missing, damaged or not a video, or has several video streams.
     """
     with _opened(path) as (_, stream):
         count = stream.frames
@@ -140,7 +140,7 @@ def look(path: Path) -> VideoInfo:
 
 
 def read_frames(path: Path) -> Iterator[TimedFrame]:
-    """Every frame, decoded, in the order in which they are shown.
+    """Decodes every frame, in presentation order.
 
     Raises:
       InputError: the file cannot be read, is cut off, or changes its frame size.
@@ -155,7 +155,7 @@ def read_frames(path: Path) -> Iterator[TimedFrame]:
 
 
 def _seconds(one: "Packet | VideoFrame") -> Fraction:
-    """When it is shown; frames without a time are refused before."""
+    """Presentation time; frames without one have been refused before."""
     assert one.pts is not None and one.time_base is not None
     return one.pts * Fraction(one.time_base)
 
@@ -163,7 +163,7 @@ def _seconds(one: "Packet | VideoFrame") -> Fraction:
 def _read(
     container: "InputContainer", stream: "VideoStream", path: Path
 ) -> Iterator["Packet | VideoFrame"]:
-    """Packets of the streams that are copied, and frames of the video."""
+    """Reads packets of the copied streams, and frames of the video."""
     import av
 
     size, end, last = (stream.width, stream.height), Fraction(0), None
@@ -186,7 +186,7 @@ def _read(
             last = frame.pts
             yield frame
     if container.duration is not None:
-        # The header's duration; what is cut off is missing at the end.
+        # A file that was cut off ends before the duration in its header.
         told = Fraction(container.duration + max(container.start_time or 0, 0), 1_000_000)
         if told - end > _SLACK:
             there = f"{float(end):.1f} of {float(told):.1f} seconds"
@@ -194,7 +194,7 @@ def _read(
 
 
 def _copied(container: "InputContainer", keep_metadata: bool = True) -> "list[Stream]":
-    """Streams of sound, and of subtitles, in which drones write their position."""
+    """Streams to copy: sound, and, with metadata, subtitles (where drones log positions)."""
     kinds = ("audio", "subtitle") if keep_metadata else ("audio",)
     return [one for one in container.streams if one.type in kinds]
 
@@ -208,17 +208,17 @@ def rewrite(
     quality: int,
     keep_metadata: bool = False,
 ) -> None:
-    """Writes a video again with changed frames.
+    """Writes a video again with new pixels.
 
-    H.264, H.265 and VP9 stay what they are; VP8 and AV1 become VP9, others H.264.
+    H.264, H.265 and VP9 keep their codec; VP8 and AV1 become VP9, all others H.264.
 
     Args:
       source: the file to read.
       target: the file to write.
       change: called for every frame in order.
       suffix: a key of `FORMATS`: the container to write.
-      quality: the constant rate factor of the encoder, 0 the best.
-      keep_metadata: whether titles, place, time and the like stay, and subtitles.
+      quality: the encoder's constant rate factor; 0 is the best.
+      keep_metadata: whether to keep titles, place, time and other metadata, and subtitles.
 
     Raises:
       InputError: the source cannot be read, or the container cannot hold its streams.
@@ -275,22 +275,22 @@ def _options(
     container: "InputContainer", stream: "VideoStream", suffix: str, keep_metadata: bool
 ) -> dict[str, str]:
     """Options of the container to write."""
-    # Without it Matroska files have a random identifier.
+    # Without this option Matroska files have a random identifier.
     options = {"fflags": "+bitexact"}
     if FORMATS[suffix] in ("mp4", "mov") and Fraction(stream.time_base or 0).numerator == 1:
-        # The units of times, also of those before a track begins.
+        # The time units, also for the time before a track begins.
         copied = (stream, *_copied(container))
         bases = [Fraction(one.time_base or 0).denominator for one in copied]
         whole = math.lcm(*bases)
         options["video_track_timescale"] = str(bases[0])
         options["movie_timescale"] = str(whole if whole < 2**31 else bases[0])
     if keep_metadata and suffix == ".mov":
-        options["movflags"] = "use_metadata_tags"  # Phones use names of their own.
+        options["movflags"] = "use_metadata_tags"  # Phones use non-standard names.
     return options
 
 
 def _describe(copy: "Stream", one: "Stream", keep_metadata: bool) -> None:
-    """Copies a stream's metadata: all, or its language only."""
+    """Copies a stream's metadata: all of it, or only the language."""
     copy.disposition = one.disposition
     if keep_metadata:
         copy.metadata.update(one.metadata)
@@ -301,13 +301,13 @@ def _describe(copy: "Stream", one: "Stream", keep_metadata: bool) -> None:
 def _video_stream(
     out: "OutputContainer", stream: "VideoStream", first: "VideoFrame", quality: int
 ) -> "VideoStream":
-    """The encoder, with the source's properties."""
+    """Adds the video stream to write, with the source's properties."""
     from av.codec.context import Flags
     from av.video.stream import VideoStream
 
-    # The decoder's own name may be its library's, as with AV1.
+    # The decoder's name may be that of its library, as for AV1.
     name, options = _ENCODERS.get(stream.codec_context.codec.canonical_name, _X264)
-    # The rate only counts for frames without times.
+    # The rate only matters for frames without timestamps.
     made = out.add_stream(name, rate=stream.average_rate, options=options)
     assert isinstance(made, VideoStream)
     matrix = display_matrix(first)
@@ -323,7 +323,7 @@ def _video_stream(
     for kind in ("colorspace", "color_primaries", "color_trc"):
         setattr(made.codec_context, kind, getattr(first, kind))
     made.codec_context.color_range = range_of(first)
-    # Without it the last frame's duration is guessed.
+    # Without this the last frame's duration is guessed.
     made.codec_context.flags |= Flags.frame_duration
     if name == "libx265" and out.format.name in ("mp4", "mov"):
         made.codec_context.codec_tag = "hvc1"  # The only tag that Apple's players accept.

@@ -1,4 +1,4 @@
-"""Protects the files of a folder, photos and videos, each into its record."""
+"""Protects the photos and videos of a folder, and records the outcome of each file."""
 
 import dataclasses
 import hashlib
@@ -30,18 +30,18 @@ from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 from deid_jax.videos.video import VideoJob, VideoReport
 
-# Shows the progress of a file that takes long.
+# Shows the progress of a file that takes a long time.
 Say = Callable[[str], None]
 _NO_FACE = "no face was found: nothing was written"
 
 
 @dataclasses.dataclass(frozen=True)
 class FileProtector:
-    """Everything that protecting a file takes.
+    """Protects files one by one, from an input folder into an output folder.
 
     Attributes:
       protector: recognisers, strength and key.
-      choice: which faces.
+      choice: which faces to protect.
       source: the input file or folder.
       output: the folder to write into.
     """
@@ -52,10 +52,10 @@ class FileProtector:
     output: Path
 
     def digest(self, settings: Mapping[str, object]) -> str:
-        """A digest of everything that decides what is written, beside the file itself.
+        """A digest of everything but the file itself that determines the output.
 
         Args:
-          settings: the command's settings among them.
+          settings: the command's settings, which are part of the digest.
         """
         verifiers = self.protector.verifiers
         parts = [json.dumps(settings, sort_keys=True)]
@@ -71,19 +71,19 @@ class FileProtector:
     def protect(
         self, name: str, content: bytes | InputError | None, digest: str, say: Say
     ) -> FileRecord:
-        """Protects one file; what is wrong with it goes into its record.
+        """Protects one file; an error is written into its record.
 
         Args:
-          name: below the input folder.
-          content: of the file, or what is wrong with it; None for videos.
-          digest: SHA-256 of its content.
-          say: called with its progress.
+          name: the file's name below the input folder.
+          content: the file's content, or the error on reading it; None for videos.
+          digest: SHA-256 of the content.
+          say: called with the file's progress.
         """
         if isinstance(content, InputError):
             return FileRecord(name, UNREADABLE, str(content), source_sha256=digest)
         hindrance = self._hindrance(name)
         if hindrance is not None:
-            # Without the digest, so that it is tried again.
+            # The digest is left out, so that the file is tried again.
             reason = f"nothing was written: {hindrance}"
             return FileRecord(name, NOT_PROTECTED, reason)
         try:
@@ -100,7 +100,7 @@ class FileProtector:
             return FileRecord(name, UNREADABLE, str(error), source_sha256=digest)
 
     def _hindrance(self, name: str) -> str | None:
-        """Why a file cannot be written, or None: what is in its place, or leads elsewhere."""
+        """Why an output cannot be written (its path is taken or leads elsewhere), or None."""
         target = self.output / name
         place, whole = (Path(os.path.realpath(one)) for one in (target.parent, self.output))
         if not place.is_relative_to(whole):
@@ -171,6 +171,6 @@ def _digest(embedder: Embedder) -> str:
     digest = hashlib.sha256(embedder.name.encode())
     for leaf in jax.tree.leaves(embedder.variables):
         digest.update(np.asarray(leaf).tobytes())
-    # A user-supplied function has no weights: its embeddings tell it apart.
+    # A user-supplied function has no weights, so it is identified by its embeddings.
     digest.update(directions(embedder, probes()).tobytes())
     return digest.hexdigest()

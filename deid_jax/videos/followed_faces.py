@@ -1,4 +1,4 @@
-"""The faces of a video, frame by frame: perturbed, and judged in the written file."""
+"""Perturbs the faces of a video frame by frame, and judges them in the written file."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from deid_jax.photos.verifiers import (
 from deid_jax.types import NumpyArray
 from deid_jax.videos.tracks import Track
 
-# Gradient steps of a frame that starts from the last one's perturbation.
+# Gradient steps of a frame that starts from the previous frame's perturbation.
 NEXT_STEPS = 4
 # Crops that the judges embed at a time.
 _BATCH = 32
@@ -34,12 +34,12 @@ Signs = list[NumpyArray]
 
 
 class FollowedFace:
-    """A track, its person's embeddings, and what became of it so far.
+    """A track, the embeddings of its person, and its results so far.
 
     Args:
       track: where the face is.
       verifiers: surrogates and judges.
-      number: of the track; it decides the random choices.
+      number: the track's number, which decides the random choices.
     """
 
     def __init__(self, track: Track[Signs], verifiers: Sequence[Verifier], number: int):
@@ -53,7 +53,7 @@ class FollowedFace:
         self.begin()
 
     def begin(self) -> None:
-        """Begins a round at the level that the last one reached."""
+        """Begins a round at the level that the previous round reached."""
         self.began = self.level
         self.perturbation: NumpyArray | None = None
         self.idle: set[int] = set()
@@ -64,7 +64,7 @@ class FollowedFace:
 
     @property
     def matched(self) -> bool:
-        """Whether a recogniser matched it in a frame that was judged."""
+        """Whether a recogniser matched the face in a judged frame."""
         return bool((self.fooled < self.num_frames).any())
 
     def covers(self, number: int) -> bool:
@@ -97,10 +97,10 @@ class VideoAttack:
         self._margin = 0.0
 
     def begin(self, margin: float, *, last: bool = False) -> None:
-        """Begins a round with the first frame, to pass thresholds by a cosine of `margin`.
+        """Begins a new round, in which surrogates must be passed by a cosine of `margin`.
 
-        A face that is still matched, although the surrogates did not raise its level, gets more
-        strength: half of what is left to the cap, in the last round all.
+        A face that is still matched although the surrogates did not raise its level gets more
+        strength: half of what remains up to the cap, and all of it in the last round.
         """
         self._margin = margin
         cap = len(self._strength.psnrs) - 1
@@ -111,12 +111,12 @@ class VideoAttack:
             one.begin()
 
     def may_improve(self) -> bool:
-        """Whether a face is still matched that did not begin at the cap."""
+        """Whether any face is still matched that did not begin at the cap."""
         cap = len(self._strength.psnrs) - 1
         return any(one.matched and one.began < cap for one in self._followed)
 
     def perturb(self, number: int, pixels: NumpyArray) -> NumpyArray | None:
-        """A frame, uint8[H, W, 3], with its faces perturbed; None if it has none."""
+        """Perturbs the faces of a frame, uint8[H, W, 3]; None if it has no faces."""
         for one in self._followed:
             if number > one.track.last:
                 one.perturbation = None  # Memory must not grow with the video.
@@ -155,7 +155,7 @@ class VideoAttack:
         return changed
 
     def _shows(self, one: FollowedFace, number: int, cosines: NumpyArray) -> bool:
-        """Whether the face is there: before and after its detections it may be gone."""
+        """Whether the face is visible: outside its detections it may be absent."""
         thresholds = [verifier.threshold for verifier in self._protector.verifiers]
         shown = one.track.detected(number) or bool((cosines >= thresholds).any())
         if not shown:
@@ -163,7 +163,7 @@ class VideoAttack:
         return shown
 
     def _harder(self, one: FollowedFace, steps: list[int], place: int) -> bool:
-        """Takes all steps, then the next level; False if there is none."""
+        """Uses all steps first, then the next level; False if there is none."""
         if steps[place] < self._strength.num_steps:
             steps[place] = self._strength.num_steps
             return True
@@ -180,7 +180,7 @@ class VideoAttack:
         steps: Sequence[int],
         todo: Sequence[int],
     ) -> None:
-        """Perturbs the faces `todo`; those of the same level and steps together."""
+        """Perturbs the faces `todo`, batching those with the same level and steps."""
         kinds = {n: (own[n].level, steps[n], own[n].perturbation is None) for n in todo}
         for level, num_steps, new in sorted(set(kinds.values())):
             places = [n for n in todo if kinds[n] == (level, num_steps, new)]
@@ -208,7 +208,7 @@ class VideoAttack:
     def _cosines(
         self, own: Sequence[FollowedFace], crops: NumpyArray, verifiers: Sequence[Verifier]
     ) -> NumpyArray:
-        """float64[N, number of verifiers]."""
+        """Cosines for each face and verifier, float64[N, number of verifiers]."""
         found = []
         for place, verifier in enumerate(self._protector.verifiers):
             if verifier in verifiers:
@@ -225,13 +225,13 @@ def _is_grey(pixels: NumpyArray) -> bool:
 class VideoJudge:
     """Judges every face of every frame of the written video.
 
-    It looks at the crop that was perturbed and, in every n-th frame, at the crop of the box
-    that the detector finds now. The larger similarity counts.
+    It judges the crop that was perturbed and, in every n-th frame, also the crop of the box
+    that the detector finds in the written video. The larger similarity counts.
 
     Args:
       verifiers: surrogates and judges.
       detector: finds faces.
-      followed: the faces; they keep their verdicts.
+      followed: the faces, which store their verdicts.
       every: frames between detections.
     """
 
@@ -246,12 +246,12 @@ class VideoJudge:
         self._detector = detector
         self._followed = followed
         self._every = every
-        # Faces to be embedded: the face, its frame, its crops.
+        # Faces waiting to be embedded: the face, its frame, its crops.
         self._waiting: list[tuple[FollowedFace, int, NumpyArray]] = []
         self.num_face_frames = 0
 
     def see(self, number: int, before: NumpyArray, after: NumpyArray) -> None:
-        """Takes a frame, uint8[H, W, 3], of the source and of the written video."""
+        """Adds a frame, uint8[H, W, 3], of the source and of the written video."""
         own = [one for one in self._followed if one.covers(number)]
         if not own:
             return
@@ -286,7 +286,7 @@ class VideoJudge:
 
 
 def _psnr(before: NumpyArray, after: NumpyArray, matrix: NumpyArray) -> float:
-    """In dB, of the pixels that a face's perturbation may touch."""
+    """PSNR in dB over the pixels that a face's perturbation may touch."""
     ys, xs, inside = support(matrix, before.shape[:2])
     difference = after[ys, xs].astype(np.float64)[inside] - before[ys, xs][inside]
     error = float(np.mean(np.square(difference / 255))) if inside.any() else 0.0

@@ -1,4 +1,4 @@
-"""Frames of videos: to upright RGB and back, in a frame's own planes, colours and range.
+"""Converts video frames to upright RGB and back to a frame's own planes and colours.
 
 Frames are PyAV's; pixels are uint8[H, W, 3], RGB.
 """
@@ -14,7 +14,7 @@ from deid_jax.types import NumpyArray
 if TYPE_CHECKING:
     from av import VideoCodecContext, VideoFrame
 
-# Planar formats that all encoders take. Others become 4:2:0 of 8 bits, and RGB 4:4:4.
+# Planar formats that all encoders accept. Others become 8-bit 4:2:0, and RGB becomes 4:4:4.
 _KEPT = {
     **{f"yuv{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
     **{f"yuvj{kind}p": f"yuv{kind}p" for kind in (420, 422, 444)},
@@ -28,7 +28,7 @@ FrameChange = Callable[[int, NumpyArray], NumpyArray | None]
 
 
 def display_matrix(frame: "VideoFrame") -> NumpyArray | None:
-    """int32[9], the transform from the stored frame to the shown one; None: identity."""
+    """int32[9], the transform from the stored to the displayed frame; None: identity."""
     found = frame.side_data.get("DISPLAYMATRIX")
     # PyAV types it `object`.
     return None if found is None else np.frombuffer(bytes(found), np.int32)  # type: ignore[call-overload]
@@ -46,12 +46,12 @@ def orientation(frame: "VideoFrame") -> tuple[bool, int]:
 
 
 def upright(pixels: NumpyArray, mirrored: bool, turns: int) -> NumpyArray:
-    """Pixels mirrored if asked for, and then turned by quarters, counter-clockwise."""
+    """Mirrors pixels if `mirrored`, then rotates by quarter turns, counter-clockwise."""
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, turns))
 
 
 def rgb_of(frame: "VideoFrame") -> NumpyArray:
-    """uint8[H, W, 3] of a frame, not turned."""
+    """Converts a frame to uint8[H, W, 3], without rotation."""
     return _reformat(frame, format="rgb24", dst_color_range=_FULL_RANGE).to_ndarray()
 
 
@@ -72,7 +72,7 @@ def _reformat(frame: "VideoFrame", **options: Unpack[_Reformat]) -> "VideoFrame"
 
 
 def _planar(pixels: NumpyArray, like: "VideoFrame", pix_fmt: str) -> "VideoFrame":
-    """A frame of RGB pixels in the colour space of another frame."""
+    """Converts RGB pixels to a frame in the colour space of another frame."""
     from av import VideoFrame
 
     plain = VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -105,9 +105,10 @@ def _planes(frame: "VideoFrame") -> list[NumpyArray]:
 def replaced(
     frame: "VideoFrame", before: NumpyArray, after: NumpyArray, pix_fmt: str
 ) -> "VideoFrame":
-    """The frame with the difference of two RGB images added to its own planes.
+    """Adds the difference of two RGB images to the frame's own planes.
 
-    Where they are equal the frame's own values stay: they do not go through RGB.
+    Where the images are equal, the frame's values are unchanged, since they never pass through
+    RGB.
     """
     from av import VideoFrame
 
@@ -123,18 +124,18 @@ def replaced(
 
 
 def format_of(frame: "VideoFrame", encoder: "VideoCodecContext") -> str:
-    """The pixel format to write: the frame's own, or the nearest that the encoder takes."""
+    """The pixel format to write: the frame's own, or the closest that the encoder accepts."""
     odd = frame.width % 2 or frame.height % 2
     rgb = frame.format.is_rgb or frame.format.has_palette
     default = "yuv444p" if odd or rgb else "yuv420p"
     kept = default if odd else _KEPT.get(frame.format.name, default)
-    # Some builds of libvpx support 8 bits only.
+    # Some builds of libvpx only support 8 bits.
     known = [one.name for one in encoder.codec.video_formats or ()]
     return kept if kept in known else kept.removesuffix("10le")
 
 
 def in_format(frame: "VideoFrame", pix_fmt: str) -> "VideoFrame":
-    """The frame in the pixel format to write."""
+    """Converts a frame to the pixel format to write."""
     if _KEPT.get(frame.format.name) == pix_fmt:
         return frame
     if frame.colorspace == _RGB:  # Otherwise the planar frame would still claim to be RGB.
@@ -143,7 +144,7 @@ def in_format(frame: "VideoFrame", pix_fmt: str) -> "VideoFrame":
 
 
 def apply(frame: "VideoFrame", number: int, change: FrameChange, pix_fmt: str) -> "VideoFrame":
-    """The frame to encode, its pixels changed."""
+    """The frame to encode, with its new pixels."""
     time, (mirrored, turns) = (frame.pts, frame.time_base, frame.duration), orientation(frame)
     frame = in_format(frame, pix_fmt)
     before = rgb_of(frame)

@@ -1,4 +1,4 @@
-"""Input of a run: the files below a folder, what is in them, and a person's gallery."""
+"""Input of a run: the files below a folder, their content, and a person's gallery."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from deid_jax.photos.manifest import NAME, sha256_of, sha256_of_file
 from deid_jax.photos.verifiers import Verifier, gallery_of
 from deid_jax.videos.containers import FORMATS
 
-# In bytes; no photo of `files.MAX_PIXELS` is larger.
+# The largest file in bytes; no photo of `files.MAX_PIXELS` is larger.
 _LARGEST_PHOTO = 2**29
 # Suffixes of videos that `containers.FORMATS` lacks.
 _OTHER_VIDEOS = (
@@ -22,10 +22,10 @@ _OTHER_VIDEOS = (
 
 
 def folders(given: str, into: str) -> tuple[Path, Path]:
-    """The file or folder to read, and the folder to write into.
+    """The file or folder to read, and the folder to write to.
 
     Raises:
-      InputError: one is missing or no folder, or one lies within the other.
+      InputError: a path is missing or not a folder, or one lies inside the other.
     """
     for name, text in (("input", given), ("output", into)):
         if not text:
@@ -48,12 +48,12 @@ def folders(given: str, into: str) -> tuple[Path, Path]:
 
 
 def listed(source: Path, name: str = "input", *, but: str | None = None) -> list[str]:
-    """Names of all files below a folder but hidden ones, sorted.
+    """Names of all files below a folder except hidden ones, sorted.
 
-    Links to folders and folders that cannot be read are listed too, so that they are reported.
+    Links to folders and unreadable folders are listed as well, so that they are reported.
 
     Args:
-      source: a folder, or a file, which is then the only one.
+      source: a folder, or a single file.
       name: for messages.
       but: a file to leave out.
 
@@ -83,9 +83,9 @@ def is_video(name: str) -> bool:
 
 
 def content(source: Path, name: str) -> tuple[bytes | InputError | None, str]:
-    """The content of a file, or what is wrong with it, and its SHA-256, empty if unreadable.
+    """The content of a file or the error on reading it, and its SHA-256 (empty if unreadable).
 
-    Videos are not read into memory: their content is None.
+    Videos are not read into memory; their content is None.
     """
     path = source / name if source.is_dir() else source
     try:
@@ -101,7 +101,7 @@ def content(source: Path, name: str) -> tuple[bytes | InputError | None, str]:
 
 
 def _wrong(path: Path, name: str) -> str | None:
-    """Why a file is not even opened, or None."""
+    """Why a file cannot be opened, or None."""
     if name == NAME:
         return f"{name} is what the record of all files is called"
     if path.is_dir():
@@ -123,10 +123,10 @@ def _wrong(path: Path, name: str) -> str | None:
 def with_gallery(
     verifiers: Sequence[Verifier], folder: Path, detector: Detector
 ) -> tuple[Verifier, ...]:
-    """The recognisers with the embeddings of one person's photos; the largest face in each.
+    """Adds a gallery of one person's photos to the verifiers, using the largest face in each.
 
     Raises:
-      InputError: it is no folder, or a file in it is no photo with a face.
+      InputError: the gallery is not a folder, or a file in it is not a photo with a face.
     """
     if not folder.is_dir():
         raise InputError(f"gallery {folder} is not a folder")

@@ -1,11 +1,11 @@
 """Tracks: faces followed through the frames of a video.
 
 The detector runs on every n-th frame. A detected face joins the track whose predicted box it
-overlaps most, or is nearest to, if recognisers match the two; otherwise it starts a new track,
-so that after a cut nobody is judged by somebody else's face. Between detections positions are
-interpolated, and smoothed over three of them: a detector's box trembles, which would make the
-perturbation flicker. A track extends n − 1 frames beyond its first and last detection, since
-the face may have come and gone in between.
+overlaps most, or is nearest to, if recognisers match the two. Otherwise it starts a new track,
+so that after a cut nobody is judged by another person's face. Positions are smoothed over three
+detections, because jitter of the detector's boxes would make the perturbation flicker, and
+interpolated between detections. A track extends n − 1 frames beyond its first and last
+detection, since the face may have appeared or disappeared between detections.
 """
 
 import bisect
@@ -18,11 +18,11 @@ import numpy as np
 from deid_jax.photos.faces import Face, overlap
 from deid_jax.types import NumpyArray
 
-# Intersection over union of a face's box with the box that its track predicts.
+# The least intersection over union of a face's box with the box that its track predicts.
 _SAME = 0.3
-# Where boxes overlap less: the distance of their centres in widths, and the ratio of widths.
+# For boxes that overlap less: the largest distance of centres in widths, and ratio of widths.
 _NEAR, _WIDER = 1.0, 1.4
-# Detections in a row that may miss a face before its track ends.
+# Consecutive detections that may miss a face before its track ends.
 _PATIENCE = 2
 
 # What a caller remembers of each detection, such as embeddings.
@@ -35,7 +35,7 @@ class Track(Generic[T]):
     Attributes:
       frames: numbers of the frames in which it was detected, increasing.
       faces: the detections.
-      signs: what `Tracker.see` was given for the first of them.
+      signs: the signs given to `Tracker.see` for the first detections.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,8 @@ class Track(Generic[T]):
     def at(self, number: int) -> Face:
         """The face in a frame from `first` to `last`.
 
-        Detections are averaged with their neighbours (1 : 2 : 1); linear in between, and
-        extrapolated beyond the first and last.
+        Detections are averaged with their neighbours (1 : 2 : 1). Positions are linear between
+        detections and extrapolated beyond the first and last.
         """
         if len(self.faces) == 1:
             return self.faces[0]
@@ -104,12 +104,12 @@ class Track(Generic[T]):
             return self._row(place)
         times = np.array(self.frames[place - 1 : place + 2], float)
         rows = np.stack([self._row(place + step) for step in (-1, 0, 1)])
-        # Neighbours count as interpolated for this moment, so that steady motion is kept.
+        # Neighbours are interpolated to this frame's time, so that steady motion is preserved.
         share = (times[1] - times[0]) / (times[2] - times[0])
         return (rows[1] + (1 - share) * rows[0] + share * rows[2]) / 2
 
     def _row(self, place: int) -> NumpyArray:
-        """The box, and the landmarks where every detection has them."""
+        """The box, and the landmarks if every detection has them."""
         face = self.faces[place]
         if not self._pointed:
             return np.array(face.box, float)
@@ -133,10 +133,10 @@ class Tracker(Generic[T]):
         self._closed: list[Track[T]] = []
 
     def see(self, number: int, faces: Sequence[Face], signs: Sequence[T]) -> list[Track[T]]:
-        """The track of each face that was detected in a frame.
+        """Assigns each face detected in a frame to a track, and returns these tracks.
 
         Args:
-          number: of the frame, larger than before.
+          number: the frame's number, larger than before.
           faces: the detections.
           signs: what `alike` needs to know of each.
         """
@@ -167,10 +167,10 @@ class Tracker(Generic[T]):
         return [given[new] for new in range(len(faces))]
 
     def tracks(self, num_frames: int) -> list[Track[T]]:
-        """All tracks, by first frame and position.
+        """All tracks, sorted by first frame and position.
 
         Args:
-          num_frames: of the video.
+          num_frames: number of frames in the video.
         """
         found = [*self._closed, *self._open]
         for track in found:
@@ -179,7 +179,7 @@ class Tracker(Generic[T]):
 
 
 def _closeness(one: Sequence[float], other: Sequence[float]) -> float:
-    """From 2 to 1 by overlap, else from 1 to 0 by distance; 0: too far apart."""
+    """How close two boxes are: 2 to 1 by overlap, then 1 to 0 by distance; 0 is too far."""
     shared = overlap(one, other)
     if shared > _SAME:
         return 1 + shared

@@ -1,10 +1,11 @@
 """Protects one video, and judges the written file frame by frame.
 
-The file is read several times and never held in memory: to find and track faces, to perturb
-and write them, and to judge the written file. A track's first frame gets the attack's full
-number of steps. Later frames start from the last one's perturbation, which lives in the crop
-and so moves with the face, and need few steps. Where surrogates are not passed by a margin,
-more steps follow, and then more strength, from that frame on.
+The file is never held in memory as a whole. It is read several times: to find and track faces,
+to perturb and write them, and to judge the written file. A track's first frame gets the
+attack's full number of steps. Later frames need only a few, because they start from the
+previous frame's perturbation, which is defined in the crop and so moves with the face. If a
+surrogate's similarity is not below its threshold by a margin, more steps follow, and then more
+strength, from that frame on.
 """
 
 import dataclasses
@@ -30,12 +31,12 @@ from deid_jax.videos.tracks import Tracker
 
 # Frames between detections.
 EVERY = 5
-# A track is compared by the mean of its first detections, up to this many.
+# A track is compared by the mean embedding of up to this many of its first detections.
 NUM_REFERENCES = 8
 # The encoder's constant rate factor.
 QUALITY = 16
-# Margins by which surrogates are passed before encoding: where the written file is still
-# matched, the next round asks for more.
+# Margins below the surrogates' thresholds before encoding. If a face is still matched in the
+# written file, the next round uses the next margin.
 MARGINS = (0.08, 0.2, 0.35)
 
 # (the stage, frames done, frames in all) -> nothing.
@@ -47,11 +48,11 @@ class VideoReport:
     """The outcome of a video.
 
     Attributes:
-      written: whether there is a file; not if no face was found.
-      width: of an upright frame, in pixels.
-      height: likewise.
-      num_frames: of the video.
-      num_face_frames: frames with a face.
+      written: whether a file was written; false if no face was found.
+      width: width of an upright frame, in pixels.
+      height: height of an upright frame, in pixels.
+      num_frames: number of frames.
+      num_face_frames: number of frames with a face.
       faces: one report for each face.
     """
 
@@ -74,9 +75,9 @@ class VideoJob:
 
     Attributes:
       protector: recognisers, strength and key.
-      source: the video, in a container of `containers.FORMATS`.
-      target: the file to write, of one of them by its suffix.
-      name: of the file; it decides the random choices.
+      source: the video, in one of `containers.FORMATS`.
+      target: the file to write; its suffix decides the container.
+      name: the file's name, which decides the random choices.
       detector: finds the faces to protect.
       progress: called after every frame.
     """
@@ -91,8 +92,8 @@ class VideoJob:
     def run(self) -> VideoReport:
         """Perturbs the faces until no recogniser matches them, and judges the written file.
 
-        The file is written whole or not at all; also where a recogniser still matches a face,
-        which the report says. If no face is found nothing is written.
+        The file is written whole or not at all. It is also written if a recogniser still
+        matches a face, which the report then says. If no face is found, nothing is written.
 
         Raises:
           InputError: bad arguments, or the source cannot be read or written again.
@@ -124,7 +125,7 @@ class VideoJob:
         return VideoReport(True, *size, num_face_frames, tracks)
 
     def _find(self, num_frames: int) -> tuple[list[FollowedFace], int]:
-        """The faces of the video, and its number of frames."""
+        """Finds the faces of the video, and counts its frames."""
         verifiers = self.protector.verifiers
         tracker = Tracker(EVERY, _alike(verifiers), NUM_REFERENCES)
         number = -1
@@ -157,7 +158,7 @@ class VideoJob:
         )
 
     def _judge(self, followed: Sequence[FollowedFace], written: Path, num_frames: int) -> int:
-        """Judges the written file; the number of frames with a face."""
+        """Judges the written file; returns the number of frames with a face."""
         judge = VideoJudge(self.protector.verifiers, self.detector, followed, EVERY)
         for number, (before, after) in enumerate(self._pairs(written)):
             judge.see(number, before.pixels, after.pixels)
@@ -166,7 +167,7 @@ class VideoJob:
         return judge.num_face_frames
 
     def _pairs(self, written: Path) -> Iterator[tuple[TimedFrame, TimedFrame]]:
-        """Frames of the source and the written file, whose times must be equal."""
+        """Pairs of frames of the source and the written file, whose times must be equal."""
         pairs = itertools.zip_longest(read_frames(self.source), read_frames(written))
         for before, after in pairs:
             if before is None or after is None or before.time != after.time:
@@ -201,7 +202,7 @@ class VideoJob:
 
 
 def _alike(verifiers: Sequence[Verifier]) -> Callable[[Sequence[Signs], Signs], bool]:
-    """Whether every recogniser matches a face with a track."""
+    """A function that says whether every recogniser matches a face with a track."""
 
     def alike(known: Sequence[Signs], new: Signs) -> bool:
         return all(
