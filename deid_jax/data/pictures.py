@@ -1,4 +1,4 @@
-"""A `FaceDataset` from a list of image files: decoding, near-duplicates, split, cache."""
+"""Builds a `FaceDataset` from image files: decoding, near-duplicates, split, cache."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from deid_jax.types import NumpyArray
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_CACHED_BYTES = 2**30  # larger sets are decoded again whenever an image is read
+MAX_CACHED_BYTES = 2**30  # in larger sets, images are decoded again on every read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Source:
     """One image before it is decoded.
 
     Attributes:
-      person: who it shows.
+      person: the person it shows.
       name: unique within the person.
       content: its file, or the file's bytes.
-      title: what messages call it.
-      attributes: what is known of it; the same keys for all images of a set.
+      title: its name in messages.
+      attributes: its known attributes; the same keys for all images of a set.
     """
 
     person: str
@@ -46,20 +46,20 @@ def build_dataset(
     options: DataOptions,
     provenance: Mapping[str, object],
 ) -> FaceDataset:
-    """Decodes all sources once and returns the split asked for.
+    """Decodes all sources once and returns the requested split.
 
-    The cropped images stay in memory if all of them, of whatever split, fit
-    `MAX_CACHED_BYTES` (1 GiB); `read` decodes on demand otherwise.
+    The cropped images are kept in memory if those of all splits together fit into
+    `MAX_CACHED_BYTES` (1 GiB); otherwise `read` decodes on demand.
 
     Args:
       name: the data set's name.
       sources: the images of all splits, in any order.
-      options: size, crop, split, seed, and what to do about unreadable images.
-      provenance: facts to which the ones found here are added.
+      options: size, crop, split, seed, and whether to skip unreadable images.
+      provenance: facts to which those found here are added.
 
     Raises:
       InputError: an option is out of range, an image cannot be read (and `skip_unreadable`
-        is off), fewer than two persons are left, or one cannot be divided as the split needs.
+        is off), fewer than two persons remain, or a person cannot be split.
     """
     check_options(options)
     ordered = sorted(sources, key=lambda source: (source.person, source.name))
@@ -96,13 +96,13 @@ def check_options(options: DataOptions) -> None:
 
 
 def check_num_persons(name: str, count: int) -> None:
-    """Refuses a set with images of fewer than two persons."""
+    """Refuses a data set with fewer than two persons."""
     if count < 2:
         raise InputError(f"{name} needs readable images of two persons or more, found {count}")
 
 
 def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str, object]:
-    """The provenance of any data set."""
+    """The provenance that all data sets have."""
     return {
         "crop": options.crop,
         "resize": images.FILTER.name.lower(),
@@ -113,7 +113,7 @@ def facts(options: DataOptions, num_pictures: int, num_persons: int) -> dict[str
 
 
 def comparison_facts(pairs: NumpyArray, unreadable: Sequence[str]) -> dict[str, object]:
-    """The provenance of a data set whose images were all decoded and compared."""
+    """The provenance added if all images were decoded and compared."""
     return {
         "num_near_duplicate_pairs": len(pairs),
         "num_unreadable": len(unreadable),
@@ -124,7 +124,7 @@ def comparison_facts(pairs: NumpyArray, unreadable: Sequence[str]) -> dict[str, 
 def divide(
     labels: NumpyArray, pairs: NumpyArray, persons: Sequence[str], options: DataOptions
 ) -> NumpyArray:
-    """Positions of the split asked for, of images ordered by person, then name."""
+    """The positions of the requested split, for images ordered by person, then name."""
     groups = splits.group_pairs(len(labels), pairs)
     return splits.split_indices(labels, options.split, options.seed, groups, persons)
 
@@ -132,10 +132,10 @@ def divide(
 def decode_in_threads(
     decode: Callable[[T], R | InputError], things: Iterable[T], options: DataOptions
 ) -> Iterator[R | InputError]:
-    """The result of `decode` for each thing, in order.
+    """Applies `decode` to each item in threads, and returns the results in order.
 
     Raises:
-      InputError: one that `decode` returned, unless unreadable images are left out.
+      InputError: the first that `decode` returned, unless unreadable images are skipped.
     """
     with images.quiet_pillow(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(decode, things):
@@ -146,10 +146,10 @@ def decode_in_threads(
 
 
 def read_face(content: Path | bytes, title: str, options: DataOptions) -> NumpyArray:
-    """An image file as the crop asked for, uint8[image_size, image_size, 3].
+    """Decodes an image file and applies the crop: uint8[image_size, image_size, 3].
 
     Raises:
-      InputError: it cannot be read, or cropped so; the message begins with `title`.
+      InputError: it cannot be read or cropped; the message begins with `title`.
     """
     return _face(images.decode_image(content, title), title, options)
 
@@ -162,7 +162,7 @@ def _face(pixels: NumpyArray, title: str, options: DataOptions) -> NumpyArray:
 
 
 def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], NumpyArray]:
-    """The persons, sorted, and int32[N] positions in them."""
+    """The persons, sorted, and the labels int32[N]."""
     persons = tuple(sorted({source.person for source in sources}))
     check_num_persons(name, len(persons))
     position = {person: label for label, person in enumerate(persons)}
@@ -172,7 +172,7 @@ def _label(name: str, sources: Sequence[Source]) -> tuple[tuple[str, ...], Numpy
 def _decode_all(
     sources: Sequence[Source], options: DataOptions
 ) -> tuple[list[Source], NumpyArray, NumpyArray | None, list[str]]:
-    """The readable sources, their thumbnails, their crops if these fit, the others' names."""
+    """The readable sources, their thumbnails, their crops if these fit, unreadable names."""
     keep = len(sources) * options.image_size**2 * 3 <= MAX_CACHED_BYTES
 
     def decode(source: Source) -> tuple[NumpyArray, NumpyArray | None] | InputError:
@@ -209,7 +209,7 @@ def _reader(
 
 
 def _attributes(sources: Sequence[Source]) -> dict[str, NumpyArray]:
-    """Bool[N] by name."""
+    """The attributes: name -> bool[N]."""
     return {
         name: np.array([source.attributes[name] for source in sources], dtype=bool)
         for name in sources[0].attributes

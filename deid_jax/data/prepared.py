@@ -1,7 +1,7 @@
-"""Reading data sets that TFDS has prepared as ArrayRecord; only preparing needs TensorFlow.
+"""Reads data sets that TFDS has prepared as ArrayRecord; only preparing needs TensorFlow.
 
-An example is named SPLIT_POSITION ("train_000123"): TFDS stores no file names, and shuffles
-examples once, the same way on every machine, when it prepares them.
+Examples are named SPLIT_POSITION ("train_000123"): TFDS stores no file names, and shuffles the
+examples once, identically on every machine, when preparing them.
 """
 
 import dataclasses
@@ -20,26 +20,26 @@ from deid_jax.errors import InputError, one_line
 from deid_jax.types import AnyDtype, NumpyArray
 
 FORMAT = "array_record"
-# The features that may tell the person, the first that there is.
+# The features that may identify the person; the first one present is used.
 PERSON_FEATURES = ("identity/Identity_No", "label", "person")
 
 _BATCH = 256  # examples read at once while scanning
 
 
 class Digest(Protocol):
-    """An object of `hashlib`."""
+    """A hash object of `hashlib`."""
 
     def update(self, data: bytes, /) -> None:
         """Hashes more bytes."""
 
 
 class Column(NamedTuple):
-    """A feature with one value an example.
+    """A feature with one value per example.
 
     Attributes:
-      key: its name in the serialized examples, "identity/Identity_No".
-      convert: from what is stored to what it means.
-      dtype: of an array of such values.
+      key: its name in the serialized examples, e.g. "identity/Identity_No".
+      convert: maps the stored value to its meaning.
+      dtype: the dtype of an array of such values.
     """
 
     key: str
@@ -48,13 +48,13 @@ class Column(NamedTuple):
 
 
 class PreparedSet:
-    """Random access to the examples of a set that TFDS has prepared.
+    """Random access to the examples of a data set that TFDS has prepared.
 
     Args:
-      builder: TFDS's builder of it.
+      builder: TFDS's builder of the data set.
 
     Raises:
-      InputError: it is not prepared as ArrayRecord, or has no examples.
+      InputError: the data set is not prepared as ArrayRecord, or has no examples.
     """
 
     def __init__(self, builder: TfdsObject) -> None:
@@ -68,7 +68,7 @@ class PreparedSet:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Split -> number of examples; only splits that have any."""
+        """Split -> number of examples, for non-empty splits."""
         return {split: len(source) for split, source in self._sources.items()}
 
     def feature(self, key: str) -> TfdsObject:
@@ -83,7 +83,7 @@ class PreparedSet:
         return feature
 
     def column(self, key: str) -> Column | None:
-        """The feature called `key`, if there is one and it has one value an example."""
+        """The feature called `key`, if it exists and has one value per example."""
         import tensorflow_datasets as tfds
 
         feature = self.feature(key)
@@ -97,10 +97,10 @@ class PreparedSet:
         return None
 
     def person(self) -> Column:
-        """The feature that tells whom an example shows.
+        """The feature that identifies the person in an example.
 
         Raises:
-          InputError: there is none.
+          InputError: there is no such feature.
         """
         for key in PERSON_FEATURES:
             column = self.column(key)
@@ -112,23 +112,23 @@ class PreparedSet:
         )
 
     def attributes(self) -> dict[str, Column]:
-        """The values under the feature "attributes", if there is one, by name."""
+        """The parts of the feature "attributes", if it exists, by name."""
         import tensorflow_datasets as tfds
 
         known = self.feature("attributes")
         names = known.keys() if isinstance(known, tfds.features.FeaturesDict) else ()
-        # Sorted: read from a file, their order differs from process to process.
+        # Sorted: their order as read from a file differs from process to process.
         columns = {name: self.column(f"attributes/{name}") for name in sorted(names)}
         return {name: column for name, column in columns.items() if column is not None}
 
     def scan(
         self, columns: Sequence[Column], digest: Digest | None = None
     ) -> Iterator[tuple[str, int, list[object]]]:
-        """Yields (split, position in it, the columns' values) of every example, in order.
+        """Yields (split, position in it, the columns' values) for every example, in order.
 
         Args:
           columns: the features to read.
-          digest: an object of `hashlib` that is to see all checksums of the examples, too.
+          digest: a hash object that is updated with the checksums of all examples.
 
         Raises:
           InputError: an example cannot be read, or lacks a value.
@@ -164,7 +164,7 @@ class PreparedSet:
         """The image file in an example; thread safe.
 
         Raises:
-          InputError: the example cannot be read, or has none.
+          InputError: the example cannot be read, or has no image.
         """
         stored = parse_example(self.record(split, position)).features.feature
         try:
@@ -176,7 +176,7 @@ class PreparedSet:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedExamples:
-    """`deid_jax.data.dataset.StoredExamples` of a prepared set."""
+    """Implements `deid_jax.data.dataset.StoredExamples` for a prepared data set."""
 
     data: PreparedSet
     splits: tuple[str, ...]
@@ -197,19 +197,19 @@ class PreparedExamples:
         return self.splits[self.split_of[index]], int(self.positions[index])
 
     def take(self, indices: NumpyArray) -> "PreparedExamples":
-        """Those of the images at `indices`, in that order."""
+        """The examples of the images at `indices`, in that order."""
         return dataclasses.replace(
             self, split_of=self.split_of[indices], positions=self.positions[indices]
         )
 
 
 def example_name(split: str, position: int) -> str:
-    """The name of an example that has none."""
+    """The name given to an example that has none."""
     return f"{split}_{position:06d}"
 
 
 def parse_example(record: bytes) -> TfdsObject:
-    """A serialized example as a `tf.train.Example`."""
+    """Parses a serialized example as a `tf.train.Example`."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     return tf_example_pb2.Example.FromString(record)
@@ -233,15 +233,15 @@ def _class_name(feature: TfdsObject, value: int) -> str:
 
 
 def open_named(name: str, data_dir: str | None, advice: str = "") -> PreparedSet:
-    """Finds a set that TFDS knows, or prepares it where TensorFlow is installed.
+    """Opens a data set that TFDS knows, preparing it first if TensorFlow is installed.
 
     Args:
-      name: the set's name in TFDS.
+      name: the data set's name in TFDS.
       data_dir: where TFDS keeps its data sets; None: its default, ~/tensorflow_datasets.
-      advice: ends the message where the set is missing, an alternative to preparing it.
+      advice: an alternative to preparing it, appended to the message if it is missing.
 
     Raises:
-      InputError: the set is not prepared as ArrayRecord and cannot be.
+      InputError: the data set is not prepared as ArrayRecord and cannot be prepared.
     """
     import tensorflow_datasets as tfds
 
@@ -270,10 +270,10 @@ def open_named(name: str, data_dir: str | None, advice: str = "") -> PreparedSet
 
 
 def open_folder(folder: Path) -> PreparedSet:
-    """Opens the set whose dataset_info.json is in `folder`, whether TFDS knows it or not.
+    """Opens the data set whose dataset_info.json is in `folder`; TFDS need not know it.
 
     Raises:
-      InputError: it is damaged, or not prepared as ArrayRecord.
+      InputError: the data set is damaged, or not prepared as ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
@@ -285,7 +285,7 @@ def open_folder(folder: Path) -> PreparedSet:
 
 
 def _open_splits(builder: TfdsObject) -> dict[str, TfdsObject]:
-    """Split -> random access to its serialised examples."""
+    """Split -> random access to its serialized examples."""
     import tensorflow_datasets as tfds
 
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -308,18 +308,18 @@ def _open_splits(builder: TfdsObject) -> dict[str, TfdsObject]:
 
 
 def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDataset:
-    """The images of the persons that `selection.choose_subset` draws.
+    """Loads the images of the persons that `selection.choose_subset` draws.
 
-    Images come undecoded from the feature "image"; "attributes", where the set has them,
-    become the attributes.
+    Images are taken undecoded from the feature "image", and attributes from "attributes", if
+    the data set has them.
 
     Args:
-      name: the data set's name, ours.
-      data: the prepared set.
+      name: the data set's name in this project.
+      data: the prepared data set.
       options: as for `build_dataset`.
 
     Raises:
-      InputError: an example cannot be read, or as `choose_subset` and `build_dataset`.
+      InputError: an example cannot be read, or as for `choose_subset` and `build_dataset`.
     """
     places: dict[str, tuple[str, int]] = {}
     pictures: dict[str, list[str]] = {}
@@ -333,7 +333,7 @@ def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDatas
         Source(
             person=person,
             name=picture,
-            # Decoding is ours, so that all data sets go the same way.
+            # Not decoded by TFDS, so that all data sets are decoded the same way.
             content=data.image(*places[picture]),
             title=f"{data.name} {picture} of person {person}",
             attributes=_attributes(data.record(*places[picture]), attributes),

@@ -1,6 +1,6 @@
-"""Writes a data set with other images in the place of its own, as TFDS prepares data sets.
+"""Writes a copy of a data set with its images replaced, in the format of TFDS.
 
-The copy is in the ArrayRecord format; neither writing nor reading it needs TensorFlow.
+The copy is stored as ArrayRecord; neither writing nor reading it needs TensorFlow.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from deid_jax.errors import InputError, TransientError, one_line
 from deid_jax.runs import replacing
 from deid_jax.types import NumpyArray
 
-VERSION = "1.0.0"  # of a copy whose source is no TFDS set
-# TFDS takes "all" for the union of the splits, so that none can be called so.
+VERSION = "1.0.0"  # of a copy whose source is not a TFDS data set
+# To TFDS "all" means the union of the splits, so no split can have that name.
 _SPLIT_NAMES = {"all": "whole"}
 
 
 def subfolder(dataset: FaceDataset) -> Path:
-    """Where TFDS looks for the copy under its data_dir: NAME/VERSION, "celeb_a/2.1.0"."""
+    """The folder in which TFDS looks for the copy: NAME/VERSION, e.g. "celeb_a/2.1.0"."""
     if dataset.examples is not None:
         return Path(dataset.examples.builder.info.full_name)
     return Path(dataset.name) / VERSION
@@ -32,28 +32,28 @@ def subfolder(dataset: FaceDataset) -> Path:
 class PreparedCopy:
     """A copy of a data set, written shard by shard, by any number of processes.
 
-    If the set comes from TFDS, the copy has its name, version, features and splits, and each
-    example is the original's but for the bytes of `image`: identity, attributes and whatever
-    else there is are taken over. The shape of `image` is adapted, where it is fixed to another
-    size. TfdsObject other set becomes one of version 1.0.0 with the features `image`, `label`
-    (the persons), `name` and, if it has any, `attributes`, and with one split, called as that
-    of the set is; "all" is called "whole", since TFDS keeps that name for itself.
+    If the data set comes from TFDS, the copy has its name, version, features and splits, and
+    each example equals the original except for the bytes of `image`: identity, attributes and
+    everything else are retained. If the shape of `image` is fixed to another size, it is
+    adapted. Any other data set gets version 1.0.0, the features `image`, `label` (the persons),
+    `name` and, if it has any, `attributes`, and one split, named after the split of the data
+    set; "all" becomes "whole", since TFDS reserves that name.
 
-    A shard becomes one file for each split that it has images of; in a split, examples are
-    ordered by shard, and in a shard as they are in the original. So where the set is in the
-    original's order and the shards are too, the copy is as well.
+    A shard becomes one file for each split that its images belong to. In a split, examples are
+    ordered by shard; in a shard, they are in the order of the original. So if the data set and
+    the shards are in the original order, the copy is, too.
 
-    The folder is a data set once `finish` has been called: for
+    The folder is a valid data set once `finish` has been called: for
     `tfds.builder_from_directory(folder)`, and for `--dataset=tfds --data_dir=folder`. At
     `DIR / subfolder(dataset)` it is also found by `tfds.load(NAME, data_dir=DIR)`.
 
     Args:
-      folder: where to write; made if missing.
-      dataset: the images, all processes have the same.
-      shards: ranges of positions in `dataset`, ascending and apart; the same everywhere.
+      folder: where to write; created if missing.
+      dataset: the images; the same in all processes.
+      shards: disjoint, ascending ranges of positions in `dataset`; the same in all processes.
 
     Raises:
-      InputError: the shards are no such ranges, or TFDS cannot hold a name.
+      InputError: the shards are not such ranges, or TFDS cannot represent a name.
     """
 
     def __init__(self, folder: Path, dataset: FaceDataset, shards: Sequence[range]) -> None:
@@ -64,12 +64,12 @@ class PreparedCopy:
         self._files = _name_files(folder, self._contents, self.shards)
 
     def write(self, shard: int, images: Mapping[int, bytes]) -> list[int]:
-        """Writes one shard's files, each whole, in the place of what is there.
+        """Writes one shard's files, each atomically, replacing existing ones.
 
         The same images give the same bytes.
 
         Args:
-          shard: which of the shards.
+          shard: the shard's number.
           images: position in the data set -> PNG file; the shard's other images are left
             out of the copy.
 
@@ -77,7 +77,7 @@ class PreparedCopy:
           The positions written, ascending.
 
         Raises:
-          InputError: a position is not in the shard, an original example cannot be read.
+          InputError: a position is not in the shard, or an original example cannot be read.
           TransientError: a file cannot be written.
         """
         positions = self.shards[shard]
@@ -97,22 +97,22 @@ class PreparedCopy:
         return sorted(images)
 
     def paths(self, shard: int) -> list[Path]:
-        """The files that `write` makes of a shard."""
+        """The files that `write` creates for a shard."""
         return list(self._files[shard].values())
 
     def finish(self) -> dict[str, int]:
-        """Describes the shards that lie in the folder; for one process, once all are written.
+        """Writes the description of the data set; called by one process after all shards.
 
-        A split of which no image was written is left out.
+        A split without any written image is left out.
 
         Returns:
           Split -> number of examples.
 
         Raises:
-          InputError: a shard has not been written, or none has an image.
+          InputError: a shard has not been written, or no shard has an image.
           TransientError: a file cannot be written.
         """
-        for left in self.folder.glob(".*"):  # What a process wrote that was killed.
+        for left in self.folder.glob(".*"):  # Files left by killed processes.
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         info = type(self._contents.info)()
         info.CopyFrom(self._contents.info)
@@ -140,7 +140,7 @@ class _Contents:
       features: a `FeaturesDict`.
       splits: names.
       split_of: int[N], each image's split as a position in `splits`.
-      order: int[N], ascends within a split of the original.
+      order: int[N], ascending within a split of the original.
       record: position -> serialized example, with any image.
     """
 
@@ -159,7 +159,7 @@ def _contents(dataset: FaceDataset) -> _Contents:
 
 
 def _original(examples: StoredExamples, image_size: int) -> _Contents:
-    """Those of a TFDS set, with images of another size."""
+    """The contents of a copy of a TFDS data set, with images of another size."""
     import tensorflow_datasets as tfds
 
     builder = examples.builder
@@ -187,13 +187,13 @@ def _original(examples: StoredExamples, image_size: int) -> _Contents:
 
 
 def _new(dataset: FaceDataset) -> _Contents:
-    """Those of a set that comes from elsewhere."""
+    """The contents of a copy of a data set that is not from TFDS."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.proto import dataset_info_pb2
 
     _check_names(dataset)
     features: dict[str, TfdsObject] = {
-        "image": tfds.features.Text(),  # as text an image is its file, which takes no encoder
+        "image": tfds.features.Text(),  # as text, an image is stored as its file, unencoded
         "label": tfds.features.ClassLabel(names=dataset.persons),
         "name": tfds.features.Text(),
     }
@@ -244,7 +244,7 @@ def _check_shards(shards: Sequence[range], total: int) -> None:
 
 
 def _check_names(dataset: FaceDataset) -> None:
-    """Refuses persons that TFDS's list of classes, a line each, does not give back."""
+    """Refuses names of persons that TFDS's list of classes, one per line, would alter."""
     for person in dataset.persons:
         if person.strip() != person or not person or {"\n", "\r"} & set(person):
             raise InputError(
@@ -260,7 +260,7 @@ def _check_names(dataset: FaceDataset) -> None:
 def _name_files(
     folder: Path, contents: _Contents, shards: Sequence[range]
 ) -> list[dict[int, Path]]:
-    """For each shard its files by split; in each split they are numbered through."""
+    """For each shard, its files by split; they are numbered consecutively in each split."""
     import tensorflow_datasets as tfds
 
     present = [
@@ -293,7 +293,7 @@ def _name_files(
 
 
 def _with_image(record: bytes, image: bytes) -> bytes:
-    """A serialized example with another image file."""
+    """A serialized example with its image file replaced."""
     example = prepared.parse_example(record)
     example.features.feature["image"].bytes_list.value[:] = [image]
     # Without this, the order of features differs from process to process.
@@ -326,7 +326,7 @@ def _num_records(path: Path) -> int:
 
 
 def _write_description(folder: Path, info: TfdsObject, features: TfdsObject) -> None:
-    """Writes what TFDS wants to find beside the examples; dataset_info.json comes last."""
+    """Writes the metadata that TFDS needs next to the examples; dataset_info.json is last."""
     from tensorflow_datasets.core import dataset_info
 
     try:

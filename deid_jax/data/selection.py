@@ -17,19 +17,19 @@ def choose_subset(
 ) -> dict[str, list[str]]:
     """Draws `NUM_PERSONS` persons, and `NUM_PICTURES` images of each.
 
-    The draw depends on the names and the seed, not on the order in which they come; which
-    images of a person are drawn does not depend on the other persons.
+    The draw depends on the names and the seed, not on the order of the names; a person's
+    images are drawn independently of the other persons.
 
     Args:
-      name: the data set's name, for the message.
+      name: the data set's name, for messages.
       images: person -> image names.
       seed: an integer >= 0.
 
     Returns:
-      person -> image names, both sorted.
+      Person -> image names, both sorted.
 
     Raises:
-      InputError: too few persons have that many images, or the seed is negative.
+      InputError: too few persons have enough images, or the seed is negative.
     """
     checks.count("seed", seed)
     eligible = sorted(person for person in images if len(images[person]) >= NUM_PICTURES)

@@ -1,6 +1,6 @@
-"""Train and test images of every person, with near-duplicates kept on one side.
+"""Splits into train and test images of every person, with near-duplicates kept together.
 
-Labels are int[N]; thumbnails are what `deid_jax.data.images.thumbnail` returns, grey
+Labels are int[N]; thumbnails are from `deid_jax.data.images.thumbnail`, grey
 uint8[N, THUMBNAIL_SIZE, THUMBNAIL_SIZE] of whole images.
 """
 
@@ -14,9 +14,9 @@ from deid_jax.data.dataset import SPLITS
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-TEST_SHARE = 6  # one image in six is for the test: 5 of 30
-NEAR_DUPLICATE = 0.92  # least correlation of gradients; margins in `near_duplicate_pairs`
-_BLOCK = 1024  # rows compared at once: bounds the memory of a person with many images
+TEST_SHARE = 6  # one image in six is for testing: 5 of 30
+NEAR_DUPLICATE = 0.92  # least correlation of gradients; for margins see `near_duplicate_pairs`
+_BLOCK = 1024  # rows compared at once: bounds the memory for a person with many images
 
 
 def split_indices(
@@ -26,25 +26,25 @@ def split_indices(
     groups: NumpyArray | None = None,
     persons: Sequence[str] | None = None,
 ) -> NumpyArray:
-    """Positions of the images of a split.
+    """The positions of the images of a split.
 
-    Every person is in both splits: of n images max(1, round(n / 6)) are for the test, or,
-    where the groups do not allow that number, the nearest number that they do (the smaller of
-    two), always leaving at least one for training. A person's division depends on the seed,
-    the person's name and the number and groups of its images, on no other person.
+    Every person is in both splits: of n images, max(1, round(n / 6)) are for testing. If the
+    groups do not allow that number, the nearest possible number is used (the smaller of two),
+    always leaving at least one for training. A person's split depends on the seed, the
+    person's name and the number and groups of the person's images, and on no other person.
 
     Args:
       labels: int[N].
       split: "train", "test" or "all".
       seed: an integer >= 0.
-      groups: int[N], equal for images of one person that belong on one side; None: no two.
+      groups: int[N], equal for images of one person to be kept together; None: no groups.
       persons: names by label, for the messages and the seeding; None: the labels.
 
     Returns:
-      int64[M], ascending. "train" and "test" are disjoint and make up "all".
+      int64[M], ascending. "train" and "test" are disjoint, and their union is "all".
 
     Raises:
-      InputError: the split is unknown, the seed negative, or a person cannot be divided.
+      InputError: the split is unknown, the seed is negative, or a person cannot be split.
     """
     labels = np.asarray(labels)
     if split not in SPLITS:
@@ -63,7 +63,7 @@ def split_indices(
 
 
 def _choose_test(groups: NumpyArray, generator: np.random.Generator, person: str) -> NumpyArray:
-    """bool[n]: which of one person's images are for the test; whole groups only."""
+    """Which of one person's images are for testing, bool[n]; only whole groups."""
     total = len(groups)
     _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(sizes) < 2:
@@ -72,7 +72,7 @@ def _choose_test(groups: NumpyArray, generator: np.random.Generator, person: str
             f"person {person} has {what}: a train and a test split need two different images"
         )
     order = generator.permutation(len(sizes))
-    # reachable[i]: bit k says that some of the groups order[i:] have k images together.
+    # reachable[i]: bit k is set if some of the groups order[i:] have k images in total.
     reachable = [1] * (len(sizes) + 1)
     for place in reversed(range(len(sizes))):
         later = reachable[place + 1]
@@ -94,15 +94,15 @@ def near_duplicate_pairs(thumbnails: NumpyArray, labels: NumpyArray) -> NumpyArr
 
     Two images are near-duplicates if the correlation of their thumbnails' gradients,
     ⟨g₁, g₂⟩ / (‖g₁‖ ‖g₂‖) with g all differences of neighbouring pixels along x and y, is at
-    least `NEAR_DUPLICATE` = 0.92: indifferent to brightness and contrast, and unlike the
-    correlation of the pixels themselves little moved by the shading that portraits share.
+    least `NEAR_DUPLICATE` = 0.92. It is invariant to brightness and contrast and, unlike the
+    correlation of the pixels themselves, barely affected by the shading that portraits share.
 
-    Measured on 30 CelebA persons with 30 aligned images each: the 6 pairs known to be one
-    photograph reach 0.993 or more, the other 13,044 pairs of one person 0.871 at most (0.968
-    if pixels are correlated). An image still finds itself (least of the 900) after JPEG at
-    quality 10 (0.98), halving and JPEG at quality 30 (0.976), reduction to 32x39 (0.94), a
-    shift by a pixel (0.97) or gamma 0.7 (0.975); not after cropping 4 of 178 pixels on every
-    side, nor mirrored.
+    Measured on 30 CelebA persons with 30 aligned images each, the 6 pairs known to be the same
+    photograph reach at least 0.993, and the other 13,044 pairs of one person at most 0.871
+    (0.968 if pixels are correlated). An image still matches itself (minimum over the 900) after
+    JPEG at quality 10 (0.98), halving and JPEG at quality 30 (0.976), reduction to 32x39
+    (0.94), a shift by one pixel (0.97) or gamma 0.7 (0.975), but not after cropping 4 of 178
+    pixels on every side or mirroring.
 
     Args:
       thumbnails: uint8[N, S, S].
@@ -117,7 +117,7 @@ def near_duplicate_pairs(thumbnails: NumpyArray, labels: NumpyArray) -> NumpyArr
         positions = np.flatnonzero(labels == label)
         values = np.asarray(thumbnails)[positions].astype(np.float32)
         gradients = _gradients(values)
-        # Without a gradient (one colour) the level is all there is to compare.
+        # Without gradients (a uniform image), only the grey level can be compared.
         flat = ~gradients.any(axis=1)
         levels = np.where(flat, values.mean(axis=(1, 2)), np.nan)
         for start in range(0, len(positions), _BLOCK):
@@ -131,7 +131,7 @@ def near_duplicate_pairs(thumbnails: NumpyArray, labels: NumpyArray) -> NumpyArr
 
 
 def _gradients(thumbnails: NumpyArray) -> NumpyArray:
-    """float32[n, D] of unit norm, or zero where a thumbnail is flat."""
+    """Gradients float32[n, D] of unit norm, or zero where a thumbnail is uniform."""
     count = len(thumbnails)
     along_x = np.diff(thumbnails, axis=2).reshape(count, -1)
     along_y = np.diff(thumbnails, axis=1).reshape(count, -1)
@@ -141,7 +141,7 @@ def _gradients(thumbnails: NumpyArray) -> NumpyArray:
 
 
 def group_pairs(count: int, pairs: NumpyArray) -> NumpyArray:
-    """int64[count]: for each of `count` images the least position linked to it."""
+    """Groups int64[count]: for each image the smallest position linked to it."""
     parents = list(range(count))
 
     def root(position: int) -> int:

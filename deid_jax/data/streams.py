@@ -1,7 +1,7 @@
-"""A `FaceDataset` whose images stay in their archives until they are read.
+"""Builds a `FaceDataset` whose images stay in their archives until they are read.
 
-What is held per image is its name and a few numbers, whatever the images' size. So sets of
-hundreds of thousands are read in the memory of one batch.
+Only a name and a few numbers are kept in memory per image, whatever its size, so that data sets
+of hundreds of thousands of images need little more memory than one batch.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from deid_jax.data.dataset import DataOptions, FaceDataset, StoredExamples
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-_DECODED_AT_ONCE = 1024  # at least, while looking for near-duplicates: whole persons
+_DECODED_AT_ONCE = 1024  # at least, when searching for near-duplicates: whole persons
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Stream:
       persons: those with images, sorted.
       labels: int32[N], each image's person.
       names: unique within a person.
-      content: position -> the image's file; thread safe; raises `InputError`, which names
-        the image.
-      title: position -> what messages call it.
-      fingerprint: another one for other images; found without decoding them.
+      content: position -> the image's file; thread safe; raises `InputError` with the image's
+        name.
+      title: position -> the image's name in messages.
+      fingerprint: identifies the images; computed without decoding them.
       attributes: as in `FaceDataset`.
       examples: as in `FaceDataset`.
     """
@@ -46,20 +46,20 @@ class Stream:
 def build_stream(
     name: str, stream: Stream, options: DataOptions, provenance: Mapping[str, object]
 ) -> FaceDataset:
-    """The split asked for, as `build_dataset` gives it; images keep the stream's order.
+    """Returns the requested split, like `build_dataset`; images keep the stream's order.
 
-    For the split "all" nothing is decoded: what cannot be read is found when it is read. The
-    others need one pass over all images to find near-duplicates, which also finds the
-    unreadable ones; nothing of it is kept but the split.
+    For the split "all" nothing is decoded, and unreadable images are found only when they are
+    read. The other splits need one pass over all images to find near-duplicates, which also
+    finds unreadable images; only the resulting split is kept.
 
     Args:
       name: the data set's name.
       stream: the images of all splits.
-      options: size, crop, split, seed, and what to do about unreadable images.
-      provenance: facts to which the ones found here are added.
+      options: size, crop, split, seed, and whether to skip unreadable images.
+      provenance: facts to which those found here are added.
 
     Raises:
-      InputError: as `build_dataset`.
+      InputError: as for `build_dataset`.
     """
     pictures.check_options(options)
     pictures.check_num_persons(name, len(stream.persons))
@@ -84,7 +84,7 @@ def build_stream(
 
 
 def _split(whole: FaceDataset, stream: Stream, options: DataOptions) -> FaceDataset:
-    """The images of `options.split`, less the unreadable ones."""
+    """The images of `options.split`, without the unreadable ones."""
     labels = stream.labels
     keys = list(zip(labels.tolist(), stream.names, strict=True))
     ordered = sorted(range(len(keys)), key=keys.__getitem__)
@@ -114,11 +114,11 @@ def _compare(
     Args:
       stream: the images.
       ordered: int64[N], all positions, ordered by person and name.
-      options: what to do about unreadable images.
+      options: whether to skip unreadable images.
 
     Returns:
-      The positions of the readable ones, int64[M], in that order; near-duplicate pairs of
-      them, int64[K, 2], which count in that order; the positions of the others.
+      The positions of the M readable images, int64[M], in that order; the near-duplicate pairs
+      among them, int64[K, 2], as indices into these M; the positions of the unreadable images.
     """
 
     def decode(index: int) -> NumpyArray | InputError:
@@ -149,7 +149,7 @@ def _compare(
 
 
 def _runs_of_persons(labels: NumpyArray) -> Iterator[range]:
-    """Ranges of whole persons, of `_DECODED_AT_ONCE` images or more; labels ascend."""
+    """Ranges of whole persons with at least `_DECODED_AT_ONCE` images; labels ascend."""
     ends = [*(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(labels)]
     start = 0
     for end in ends:

@@ -1,4 +1,4 @@
-"""Any data set that TFDS has prepared as ArrayRecord, in the folder that it was prepared in."""
+"""Any data set that TFDS has prepared as ArrayRecord, read from its folder."""
 
 import hashlib
 import json
@@ -18,24 +18,22 @@ _INFO = "dataset_info.json"
 
 
 def load(options: DataOptions) -> FaceDataset:
-    """Loads the set in `options.data_dir`, a folder with TFDS's dataset_info.json.
+    """Loads the data set in `options.data_dir`, a folder with TFDS's dataset_info.json.
 
-    If that file lies not in it but one or two folders deeper, as in NAME/VERSION, it is found
-    as long as it is the only one. TFDS's splits are joined, in its order of splits and
-    examples, which the images keep.
+    The file may also be one or two folders deeper, as in NAME/VERSION, if it is the only one.
+    TFDS's splits are concatenated; the images keep its order of splits and examples.
 
-    The person is told by the first of the features `identity/Identity_No`, `label` and
-    `person` that there is: text, a class or a number. The image is the feature `image`. It is
-    named by the feature `name` if that is text, different for all images of a person, and
-    fit for a file's name; by its split and position otherwise, "train_000123". What is under
-    the feature `attributes` becomes the attributes.
+    The person is the first feature present of `identity/Identity_No`, `label` and `person`: a
+    text, a class or a number. The image is the feature `image`. Its name is the feature `name`
+    if that is a text, unique within a person, and a valid file name; otherwise its split and
+    position, e.g. "train_000123". The parts of the feature `attributes` become the attributes.
 
-    All examples are read once for these features, no image is decoded: see `build_stream`.
+    All examples are read once for these features; no image is decoded: see `build_stream`.
 
     Raises:
-      InputError: there is no such file, or several; the set is damaged, in another format, or
-        lacks the features; a person's name is not fit for a folder's; or what `build_stream`
-        raises.
+      InputError: there is no such file, or several; the data set is damaged, has another
+        format, or lacks the features; a person's name is not a valid folder name; or as for
+        `build_stream`.
     """
     data = prepared.open_folder(_find(options.data_dir))
     if not _has_pictures(data):
@@ -68,7 +66,7 @@ def load(options: DataOptions) -> FaceDataset:
 
 
 def _find(data_dir: str | None) -> Path:
-    """The folder of the one dataset_info.json in `data_dir` or up to two folders deeper."""
+    """The folder of the only dataset_info.json in `data_dir` or up to two folders deeper."""
     if data_dir is None:
         raise InputError(f"data_dir must name a folder with TFDS's {_INFO}")
     root = Path(data_dir)
@@ -134,7 +132,7 @@ def _name(data: PreparedSet) -> Column | None:
 
 
 def _are_names(names: Sequence[str], labels: NumpyArray) -> bool:
-    """Whether these tell every person's images apart, and files can be called so."""
+    """Whether the names are unique within every person, and valid as file names."""
     if not names or not all(_is_file_name(name) for name in names):
         return False
     return len(set(zip(labels.tolist(), names, strict=True))) == len(names)
@@ -145,5 +143,5 @@ def _is_file_name(name: str) -> bool:
 
 
 def _as_text(values: NumpyArray) -> NumpyArray:
-    """An array of objects as an array of text."""
+    """Converts an array of objects to an array of text."""
     return values.astype(str) if values.dtype == object else values
