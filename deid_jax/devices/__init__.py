@@ -1,5 +1,5 @@
 """Devices: meshes, processes, compiled programs, precision.
 
-Everything that knows on what hardware a program runs. Imports nothing of the project but its
-base modules (`arrays`, `checks`, `errors`, `pixels`, `types`).
+Everything that depends on the hardware. Imports nothing from the project except its base
+modules (`arrays`, `checks`, `errors`, `pixels`, `types`).
 """

@@ -1,4 +1,4 @@
-"""Work in threads, one for each device."""
+"""Work in threads, one per device."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -11,18 +11,18 @@ from deid_jax.devices import sharding
 
 
 def on_all_devices(do: Callable[[str], None], names: Sequence[str], mesh: Mesh) -> None:
-    """Does pieces of work at the same time, one on each device of this process.
+    """Does pieces of work in parallel, one on each device of this process.
 
-    A piece is done on one device, so that the number of devices changes no bit of the result;
-    or on the devices over which dense layers are divided.
+    A piece is done on one device, so that results are bit for bit the same for any number of
+    devices; or on the devices over which dense layers are divided.
 
     Args:
       do: does one piece, in a thread with its own devices.
       names: the pieces.
-      mesh: the devices; a row for each thread.
+      mesh: the devices, one row per thread.
 
     Raises:
-      Exception: what a piece raised; no further pieces are begun then.
+      Exception: the exception that a piece raised; no further pieces are started after it.
     """
     rows = mesh.devices[: len(names)]
     left = iter(names)

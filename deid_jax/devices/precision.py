@@ -1,7 +1,7 @@
-"""In which precision an attack computes its gradients.
+"""The precision in which an attack computes its gradients.
 
-Images, losses and steps stay float32, and so does what is measured: only the recogniser
-inside the attack's loop computes in less. On CPUs float32 and tf32 are the same.
+Images, losses, steps and metrics stay float32: only the recogniser inside the attack's loop
+computes in lower precision. On CPUs float32 and tf32 are the same.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ PRECISIONS = tuple(_SETTINGS)
 
 
 def dtype_of(precision: str) -> DTypeLike | None:
-    """The dtype that layers compute in, or None: the input's."""
+    """The dtype in which layers compute; None: the input's."""
     return _SETTINGS[precision][1]
 
 
 def in_precision(model: "Model | nn.Module", precision: str) -> Model:
-    """A recogniser's network that computes in a precision; its weights stay float32.
+    """A recogniser's network that computes in the given precision; weights stay float32.
 
     Args:
       model: a Flax module with a field `dtype`, as those of `deid_jax.models` have.
@@ -44,5 +44,5 @@ def in_precision(model: "Model | nn.Module", precision: str) -> Model:
 
 
 def products_in(precision: str) -> contextlib.AbstractContextManager[None]:
-    """Where float32 products are traced with a precision."""
+    """A context in which float32 products are traced with the given precision."""
     return jax.default_matmul_precision(_SETTINGS[precision][0])

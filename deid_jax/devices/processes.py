@@ -1,9 +1,9 @@
-"""One run by several processes, on one machine or many, by `jax.distributed`.
+"""Runs with several processes, on one machine or many, using `jax.distributed`.
 
-Every process has devices, images and files of its own. What they must agree on is gathered by a
-computation in which all take part. A process that fails says why and ends; JAX ends the others
-once it misses a process, at the latest after `LOST_AFTER` seconds, and the same command goes on
-from what is finished.
+Every process has its own devices, images and files. Values that they must agree on are gathered
+by a computation in which all take part. A process that fails reports why and ends; JAX ends the
+others once it loses a process, within `LOST_AFTER` seconds, and the same command resumes from
+what is finished.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ from deid_jax.types import NumpyArray
 
 T = TypeVar("T")
 
-# Seconds without a sign of life after which JAX counts a process as lost.
+# Seconds without a heartbeat after which JAX considers a process lost.
 LOST_AFTER = 30
 # Seconds that processes wait for each other, to start and after a failure.
 START_TIMEOUT, _END_TIMEOUT = 300, 5
-# Some processes finish their part of the work days before others.
+# Some processes may finish their part of the work days before others.
 _WAIT_TIMEOUT = 7 * 24 * 3600
 GOES_ON = "what is finished is kept, and the same command goes on from there"
 
 
 class Group:
-    """The processes of a run, as one of them sees it; alone there is nothing to do.
+    """The processes of a run, as seen by one of them; with a single process, a no-op.
 
     Args:
       index: which one this is, from 0.
       count: how many there are.
     """
 
-    # Of all groups of this process, one after the other: no barrier is used twice.
+    # Shared by all groups of this process, so that no barrier is used twice.
     _turns = itertools.count()
 
     def __init__(self, index: int = 0, count: int = 1):
@@ -53,15 +53,15 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this is the first process, which writes what is written once."""
         return self.index == 0
 
     def agree(self, value: T) -> T:
-        """The first process's JSON-able value, in every process."""
+        """Returns the first process's JSON-able value, in every process."""
         return self.gather(value)[0]
 
     def gather(self, value: T) -> list[T]:
-        """The JSON-able values of all processes, in their order, in every process."""
+        """Returns the JSON-able values of all processes, in order, in every process."""
         if self.count == 1:
             return [value]
         self._meet()
@@ -74,14 +74,14 @@ class Group:
         return [json.loads(row[:size].tobytes()) for row, size in rows]
 
     def check_same(self, value: object, what: str) -> None:
-        """Refuses processes that were not given the same.
+        """Checks that all processes have the same value.
 
         Args:
           value: JSON-able.
-          what: describes it, in words.
+          what: a description of the value, for messages.
 
         Raises:
-          InputError: a process has another value than the first.
+          InputError: a process has a different value from the first.
         """
         values = self.gather(value)
         others = [index for index, other in enumerate(values) if other != values[0]]
@@ -89,23 +89,23 @@ class Group:
             raise InputError(f"process {others[0]} has other {what} than the first process")
 
     def wait(self) -> None:
-        """Returns once every process has come here."""
+        """Returns once every process has called it."""
         if self.count > 1:
             self._meet()
 
     def _meet(self) -> None:
-        """Waits outside of any computation: on CPUs those give up after half an hour."""
+        """Waits outside any computation: on CPUs computations time out after half an hour."""
         from orbax.checkpoint import multihost
 
         barrier = multihost.get_barrier_sync_fn()
         barrier(key=f"deid_jax/{next(self._turns)}", timeout_ms=1000 * _WAIT_TIMEOUT)
 
     def check_shared(self, folder: Path, name: str) -> None:
-        """Refuses a folder that is another one for another process.
+        """Checks that a folder is the same one for all processes.
 
         Args:
           folder: exists for the first process.
-          name: what messages call it.
+          name: its name in messages.
 
         Raises:
           InputError: a process does not see what the first one writes there.
@@ -148,11 +148,11 @@ def joined(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Iterator[Group]:
-    """The processes that run the block together.
+    """Joins the processes that run the block together.
 
-    Without arguments that is this process alone, unless `jax.distributed` has been initialised,
-    or the environment tells of others: a TPU pod slice, Slurm, Open MPI, GKE. To be called
-    before JAX looks for devices.
+    Without arguments that is this process alone, unless `jax.distributed` has been initialised
+    or the environment describes others: a TPU pod slice, Slurm, Open MPI, GKE. It must be
+    called before JAX looks for devices.
 
     Args:
       coordinator_address: HOST:PORT at which the first process can be reached.
@@ -160,8 +160,8 @@ def joined(
       process_id: which one this is, from 0.
 
     Raises:
-      InputError: some of the arguments are missing or wrong, the others did not come, or one of
-        them stopped while this one waited for it.
+      InputError: some of the arguments are missing or wrong, the other processes did not join,
+        or one of them stopped while this one was waiting for it.
     """
     given = (coordinator_address, num_processes, process_id)
     started = not jax.distributed.is_initialized()
@@ -175,7 +175,7 @@ def joined(
     except BaseException as error:
         if started and group.count > 1:
             _leave()
-        # So say barriers, and what CPUs talk by, when a process is gone.
+        # What barriers and gloo report when a process is gone.
         gone = ("Gloo", "arrier")
         if isinstance(error, jax.errors.JaxRuntimeError) and any(w in str(error) for w in gone):
             raise InputError(
@@ -188,7 +188,7 @@ def joined(
 
 
 def _leave() -> None:
-    """Leaves at once where all others leave too, and else without them, after some seconds."""
+    """Leaves the group: at once if all others also leave, otherwise after some seconds."""
     _broken.set()
     leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     leaving.start()
@@ -196,7 +196,7 @@ def _leave() -> None:
 
 
 def end(status: int) -> None:
-    """Ends a process that has left the others: JAX's own exit would wait for them."""
+    """Ends a process that has left the group: JAX's own exit would wait for the others."""
     if _broken.is_set():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -204,7 +204,7 @@ def end(status: int) -> None:
 
 
 def is_broken() -> bool:
-    """Whether this process has left the others."""
+    """Whether this process has left the group."""
     return _broken.is_set()
 
 
@@ -229,13 +229,13 @@ def _check(
 
 
 def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether the variables that `jax.distributed.initialize` reads tell of other processes."""
+    """Whether the variables that `jax.distributed.initialize` reads mean several processes."""
 
     def number(name: str) -> int:
         text = environment.get(name, "")
         return int(text) if text.isdecimal() else 0
 
-    # A shell of Slurm has some variables of its job, but is no step of several tasks.
+    # A Slurm shell has some variables of its job, but is not a step with several tasks.
     of_steps = {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"}
     slurm = number("SLURM_NTASKS") if of_steps <= environment.keys() else 0
     return (
@@ -251,16 +251,16 @@ def _started_as_one_of_several(environment: Mapping[str, str]) -> bool:
 def _initialized(given: tuple[str | None, int | None, int | None]) -> bool:
     """Joins the other processes; False if there are none."""
     told = _started_as_one_of_several(os.environ)
-    # Hosts of TPUs ask a server who the others are: only trying tells.
+    # TPU hosts ask a server for the other processes, so the only way to know is to try.
     may_be_tpu = importlib.util.find_spec("libtpu") is not None
     asked = given != (None, None, None)
     if asked:
         _check(*given, may_be_detected=told or may_be_tpu)
     elif not (told or may_be_tpu):
         return False
-    # CPUs talk to each other by gloo; other platforms by their own means.
+    # CPUs communicate by gloo; other platforms have their own libraries.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM for a notice, and the process would not end by it.
+    # It would treat SIGTERM as a preemption notice, and the process would not end.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -268,7 +268,7 @@ def _initialized(given: tuple[str | None, int | None, int | None]) -> bool:
             initialization_timeout=START_TIMEOUT,
             heartbeat_timeout_seconds=LOST_AFTER,
         )
-    except Exception as error:  # JAX and gRPC raise all sorts.
+    except Exception as error:  # JAX and gRPC raise all kinds of exceptions.
         if not (asked or told):
             return False
         reason = one_line(str(error).strip().partition("\n")[0])

@@ -1,4 +1,4 @@
-"""Programs compiled once per shape, and whether the device has the memory for them."""
+"""Programs compiled once per shape, and the device memory that they need."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from jax.stages import Compiled, Wrapped
 from deid_jax.errors import InputError
 from deid_jax.types import PyTree
 
-# Of the memory that is free, the share that a program may take: other processes grow, too.
+# The share of free memory that a program may take: other processes may grow, too.
 _SHARE = 0.9
 
 _compiled: dict[tuple[object, ...], Compiled] = {}
 
 
 def compile_once(function: Wrapped, *arguments: PyTree, **static: object) -> Compiled:
-    """A jitted function compiled for arguments like these; the same again for the same.
+    """Compiles a jitted function for arguments like these; cached.
 
     Args:
-      function: what `jax.jit` made.
-      arguments: arrays, or what only has their shapes and dtypes.
+      function: the result of `jax.jit`.
+      arguments: arrays, or objects with their shapes and dtypes.
       static: its static arguments, by name.
 
     Returns:
@@ -37,12 +37,12 @@ def compile_once(function: Wrapped, *arguments: PyTree, **static: object) -> Com
 
 
 def num_compiled() -> int:
-    """How many programs `compile_once` has compiled in this process."""
+    """The number of programs that `compile_once` has compiled in this process."""
     return len(_compiled)
 
 
 def required_bytes(compiled: Compiled) -> int:
-    """Memory for a program's arguments, results and intermediate arrays, in bytes."""
+    """The memory for a program's arguments, results and intermediate arrays, in bytes."""
     sizes = compiled.memory_analysis()
     assert sizes is not None  # Only programs read from a file lack it.
     return int(
@@ -54,7 +54,7 @@ def required_bytes(compiled: Compiled) -> int:
 
 
 def free_bytes() -> int | None:
-    """Free memory of each device of this process; None where the system does not tell."""
+    """The free memory of each device of this process, in bytes; None if unknown."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -67,7 +67,7 @@ def free_bytes() -> int | None:
 
 
 def _free_in_system() -> int | None:
-    """Memory that Linux can give to processes without swapping."""
+    """The memory that Linux can give to processes without swapping."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -77,7 +77,7 @@ def _free_in_system() -> int | None:
 
 
 def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Memory left below a container's limit, where it has one."""
+    """The memory remaining below a container's limit, if it has one."""
     try:
         limit, used = (
             (folder / name).read_text().strip() for name in ("memory.max", "memory.current")
@@ -90,16 +90,16 @@ def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 def smaller_to_fit(
     size: int, compiled: Compiled, limit: int | None, *, least: int = 1
 ) -> int | None:
-    """A batch size that should fit if this one does not; None if it does.
+    """A smaller batch size that should fit; None if this one fits.
 
     Args:
       size: images per call of `compiled`.
       compiled: the program.
-      limit: bytes that a device has; None: unknown, so that everything fits.
+      limit: bytes available on a device; None: unknown, so everything is taken to fit.
       least: the smallest size, one image per device.
 
     Raises:
-      InputError: not even that fits.
+      InputError: the smallest size does not fit.
     """
     needed = required_bytes(compiled)
     if limit is None or needed <= limit:
@@ -114,12 +114,12 @@ def smaller_to_fit(
 
 
 class OutOfMemoryError(Exception):
-    """The device has no room for a program's arrays."""
+    """Raised if the device has no memory for a program's arrays."""
 
 
 @contextmanager
 def watching_memory() -> Iterator[None]:
-    """Raises `OutOfMemoryError` where the device says that its memory is used up."""
+    """Raises `OutOfMemoryError` if the device reports that its memory is exhausted."""
     try:
         yield
     except jax.errors.JaxRuntimeError as failure:
@@ -129,14 +129,14 @@ def watching_memory() -> Iterator[None]:
 
 
 def half_of(size: int, *, least: int = 1) -> int:
-    """The batch size to continue with after `OutOfMemoryError`; warns.
+    """The batch size to continue with after an `OutOfMemoryError`; issues a warning.
 
     Args:
       size: the batch size.
       least: the smallest size, one image per device.
 
     Raises:
-      InputError: it was the smallest.
+      InputError: it was already the smallest.
     """
     if size <= least:
         raise InputError("one image needs more memory than there is")

@@ -1,8 +1,8 @@
-"""Work spread over devices: JAX's meshes, and where arrays lie on them.
+"""Work spread over devices: JAX's meshes, and the placement of arrays on them.
 
-A mesh has two axes: along `BATCH` every device has images of its own, along `MODEL` dense
-layers are divided, where they do not fit on one device. Attacks treat every image by itself,
-so that no device waits for another; trainings exchange gradients.
+A mesh has two axes: along `BATCH` every device has its own images; along `MODEL` dense layers
+are divided if they do not fit on one device. Attacks treat every image independently, so no
+device waits for another; training exchanges gradients.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def local_mesh(model_parallel: int = 1) -> Mesh:
       model_parallel: over how many devices dense layers are divided.
 
     Raises:
-      InputError: the devices cannot be divided so.
+      InputError: the devices cannot be divided in this way.
     """
     return _mesh(jax.local_devices(), model_parallel)
 
@@ -42,8 +42,8 @@ def global_mesh(model_parallel: int = 1, *, parts: int | None = None) -> Mesh:
 
     Args:
       model_parallel: see `local_mesh`.
-      parts: into how many parts a process divides its part of a batch; None: as many as it
-        can. The same in all.
+      parts: into how many parts a process divides its part of a batch, the same in all
+        processes; None: as many as possible.
 
     Raises:
       InputError: see `local_mesh`.
@@ -68,26 +68,26 @@ def _mesh(devices: Sequence[jax.Device], model_parallel: int) -> Mesh:
 
 
 def narrowed(mesh: Mesh, size: int) -> Mesh:
-    """As much of a mesh as has an equal share each of a batch of `size` images."""
+    """The largest part of a mesh whose devices get equal shares of `size` images."""
     count = int(np.gcd(size, num_parts(mesh)))
     return mesh if count == num_parts(mesh) else Mesh(mesh.devices[:count], mesh.axis_names)
 
 
 def num_parts(mesh: Mesh) -> int:
-    """Into how many parts a batch is divided."""
+    """The number of parts into which a batch is divided."""
     return mesh.shape[BATCH]
 
 
 def whole_parts(mesh: Mesh, size: int) -> int:
-    """The least batch size from `size` on that has an equal share for every part."""
+    """The smallest batch size >= `size` that divides into equal parts."""
     return -(-size // num_parts(mesh)) * num_parts(mesh)
 
 
 def place_variables(variables: PyTree, mesh: Mesh) -> PyTree:
-    """A recogniser's weights, or a training's state: a copy for every part of the batch.
+    """Places a recogniser's weights, or a training state: one copy per part of the batch.
 
-    Kernels of dense layers [D, K] are divided along K over the devices of `MODEL`, if these
-    divide K; so are arrays of the same shape in an optimiser's state.
+    Kernels of dense layers [D, K] are divided along K over the devices of `MODEL`, if their
+    number divides K; so are arrays of the same shape in an optimiser's state.
 
     Args:
       variables: a pytree of arrays, the same in every process.
@@ -97,18 +97,18 @@ def place_variables(variables: PyTree, mesh: Mesh) -> PyTree:
 
 
 def layouts(variables: PyTree, mesh: Mesh) -> PyTree:
-    """Where `place_variables` puts each array, of which shapes are enough: `NamedSharding`."""
+    """The `NamedSharding` that `place_variables` gives each array; shapes are enough."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _layout(leaf, mesh)), variables)
 
 
 def place_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays [B, ...] divided along B; of a mesh over several processes, this one's part."""
+    """Places arrays [B, ...] divided along B; with several processes, this one's part."""
     layout = NamedSharding(mesh, PartitionSpec(BATCH))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(layout, a), batch)
 
 
 def batch_layout(batch: PyTree, mesh: Mesh) -> PyTree:
-    """The same for arrays of which there are shapes only."""
+    """The layout of `place_batch` for arrays of which only the shapes are known."""
     layout = NamedSharding(mesh, PartitionSpec(BATCH))
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=layout), batch
@@ -116,7 +116,7 @@ def batch_layout(batch: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place_everywhere(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays that every device has whole."""
+    """Places a full copy of the arrays on every device."""
     return jax.tree.map(lambda leaf: _place(leaf, mesh, PartitionSpec()), tree)
 
 
@@ -141,7 +141,7 @@ def _place(leaf: jax.Array | NumpyArray, mesh: Mesh, layout: PartitionSpec) -> j
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Arrays that `place_variables` placed, as NumPy arrays: whole in every process."""
+    """Arrays from `place_variables` as NumPy arrays, complete in every process."""
     return jax.tree.map(_to_host, tree)
 
 
@@ -160,16 +160,16 @@ def over_batch(
     divided: Sequence[bool],
     results: PyTree,
 ) -> Callable[P, R]:
-    """A function of batches whose images do not depend on each other, on all devices at once.
+    """A version of a function of batches of independent images that uses all devices at once.
 
     Every device runs the program on its own images, so that dividing a batch changes
     results only by the rounding of another batch size.
 
     Args:
-      function: of positional arguments.
-      mesh: the devices; None or one: the function stays as it is.
+      function: takes positional arguments.
+      mesh: the devices; None or one device: the function is returned unchanged.
       divided: for each argument, whether it is divided along its first axis; the others are
-        the same for all.
+        the same for all devices.
       results: `PartitionSpec` of what it returns.
     """
     if mesh is None or mesh.size == 1:
@@ -188,16 +188,16 @@ def over_batch(
 
 
 class _DevicesAtHand:
-    """The devices that one thread of several computes on, and the weights that are there."""
+    """The devices of one of several threads, and the weights placed on them."""
 
     def __init__(self, devices: Sequence[jax.Device]):
         self._mesh = _mesh(devices, len(devices))
         self._placed: dict[int, tuple[PyTree, PyTree]] = {}
 
     def placed(self, variables: PyTree) -> PyTree:
-        """Weights on the devices, copied there once."""
+        """Places weights on the devices, once."""
         if id(variables) not in self._placed:
-            # The original is held on to, so that no other gets its id.
+            # A reference to the original is kept, so that its id is not reused.
             self._placed[id(variables)] = variables, place_variables(variables, self._mesh)
         return self._placed[id(variables)][1]
 
@@ -207,7 +207,7 @@ _thread = threading.local()
 
 @contextlib.contextmanager
 def working_on(devices: Sequence[jax.Device]) -> Iterator[None]:
-    """Has this thread compute on devices of its own, over which dense layers are divided."""
+    """Makes this thread compute on its own devices, over which dense layers are divided."""
     _thread.at_hand = _DevicesAtHand(devices)
     try:
         with jax.default_device(devices[0]):
@@ -217,6 +217,6 @@ def working_on(devices: Sequence[jax.Device]) -> Iterator[None]:
 
 
 def placed_at_hand(variables: PyTree) -> PyTree:
-    """Weights on the devices of this thread; outside of `working_on` on the usual one."""
+    """Places weights on this thread's devices; outside `working_on`, on the default one."""
     at_hand: _DevicesAtHand | None = getattr(_thread, "at_hand", None)
     return jax.device_put(variables) if at_hand is None else at_hand.placed(variables)

@@ -1,6 +1,6 @@
-"""How work survives: run folders, finished pieces to go on from, locks, whole files.
+"""Durable runs: run folders, finished pieces to resume from, locks, atomic writes.
 
-The only code that knows about it. Imports `devices` and the base modules.
+All other code leaves these matters to this package. Imports `devices` and the base modules.
 """
 
 from deid_jax.runs.locking import locked

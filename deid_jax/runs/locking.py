@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder."""
+"""Locks that let only one run at a time write into a folder."""
 
 import contextlib
 import fcntl
@@ -13,11 +13,12 @@ from deid_jax.errors import InputError
 def locked(name: str, folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder during the block, or until this process ends.
 
-    The lock is the folder's own, so that no file is left behind and a killed run holds none.
+    The lock is on the folder itself, so that no file is left behind and a killed run keeps no
+    lock.
 
     Args:
-      name: the flag or argument that names the folder, for messages.
-      folder: made if missing.
+      name: the flag or argument that gives the folder, for messages.
+      folder: created if missing.
 
     Raises:
       InputError: another run holds the lock.

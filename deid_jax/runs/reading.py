@@ -1,6 +1,6 @@
-"""CSV and JSON files that a command wrote, read back with types.
+"""Reads CSV and JSON files that a command wrote, with types.
 
-Whatever is wrong with a file raises `InputError` with one line: file, line, column and value.
+Any error in a file raises a one-line `InputError` with the file, line, column and value.
 """
 
 import csv
@@ -30,11 +30,11 @@ class CsvLine(NamedTuple):
 
 
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[CsvLine]:
-    """The lines below the header.
+    """Reads the lines below the header.
 
     Args:
       path: the file.
-      columns: those that it must have.
+      columns: the columns that it must have.
 
     Raises:
       InputError: the file is broken, lacks a column, or a line has too few or too many entries.
@@ -54,10 +54,10 @@ def read_csv(path: Path, columns: Sequence[str] = ()) -> list[CsvLine]:
 
 
 def read_json(path: Path) -> dict[str, Json]:
-    """A JSON object.
+    """Reads a JSON object.
 
     Raises:
-      InputError: the file is broken, or holds something else.
+      InputError: the file is broken, or is not a JSON object.
     """
     content = _parse(path, json.loads)
     if not isinstance(content, dict):
@@ -73,13 +73,13 @@ def _parse(path: Path, parse: Callable[[str], T]) -> T:
 
 
 class RowReader:
-    """Reads the entries of a row, which are texts where it comes from a CSV file.
+    """Reads the entries of a row, which are strings if it comes from a CSV file.
 
-    Every method raises `InputError` where the entry is missing or is something else.
+    Every method raises `InputError` if the entry is missing or of the wrong kind.
 
     Args:
       row: the entries.
-      where: named in errors.
+      where: the source, for error messages.
     """
 
     def __init__(self, row: Mapping[str, object], where: str):
@@ -87,11 +87,11 @@ class RowReader:
         self._where = where
 
     def optional(self, read: Callable[[str], T], name: str) -> T | None:
-        """The entry as `read` reads it; None where it is empty or absent."""
+        """The entry as `read` reads it; None if it is empty or absent."""
         return None if self._row.get(name) in (None, "") else read(name)
 
     def text(self, name: str) -> str:
-        """A text that is not empty."""
+        """A non-empty string."""
         value = self._entry(name)
         if not isinstance(value, str) or not value:
             raise self._wrong(name, "a text")
@@ -149,7 +149,7 @@ class RowReader:
 
 
 def number_in(text: str) -> int | float | None:
-    """The number that a text means, an integer where it can be one; None if it is none."""
+    """The number in a string, as an integer if possible; None if it is not a number."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -159,6 +159,6 @@ def number_in(text: str) -> int | float | None:
 
 
 def section(content: Mapping[str, Json], name: str) -> dict[str, Json]:
-    """An object within a JSON object; empty where there is none."""
+    """An object within a JSON object; empty if there is none."""
     inner = content.get(name)
     return inner if isinstance(inner, dict) else {}

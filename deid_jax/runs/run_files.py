@@ -1,4 +1,4 @@
-"""The files of a run: JSON, CSV and PNG, each in one form, and the run's description."""
+"""The files of a run, in JSON, CSV and PNG, and the run's description."""
 
 import csv
 import dataclasses
@@ -19,12 +19,12 @@ from deid_jax.types import Json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# The description that makes a folder of files a run: written last, it lists them.
+# The description that makes a folder of files a run; it lists the files and is written last.
 DESCRIPTION = "config.json"
 
 
 class RunFiles:
-    """Writes and reads the files below a folder.
+    """Writes and reads the files in a folder.
 
     Args:
       root: the folder.
@@ -34,7 +34,7 @@ class RunFiles:
         self._work = root
 
     def work_path(self, name: str) -> Path:
-        """Where a file of the run lies until the run is complete."""
+        """The path of a file of the run until the run is complete."""
         return self._work / name
 
     def write_text(self, name: str, text: str) -> None:
@@ -46,12 +46,12 @@ class RunFiles:
         (self._work / name).write_bytes(content)
 
     def write_json(self, name: str, value: object) -> None:
-        """Writes one JSON file; infinities and NaN, which JSON lacks, as strings."""
+        """Writes one JSON file, with infinities and NaN, which JSON lacks, as strings."""
         text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
         self.write_text(name, text + "\n")
 
     def write_csv(self, name: str, records: Iterable[Mapping[str, object]]) -> None:
-        """Writes records as CSV, a column per entry; the first record names the columns."""
+        """Writes records as CSV, one column per entry; the first record gives the columns."""
         coming = iter(records)
         first = next(coming)
         with (self._work / name).open("w", encoding="utf-8", newline="") as file:
@@ -61,8 +61,8 @@ class RunFiles:
             writer.writerows(coming)
 
     def write_png(self, name: str, image: Pixels) -> Pixels:
-        """Writes uint8[H, W, 3] as PNG; returns what the file reads back as."""
-        # Not beside it: a file left by a killed run would become part of the next one.
+        """Writes uint8[H, W, 3] as PNG; returns the image as read back from the file."""
+        # Not in the same folder: a file left by a killed run would become part of the next.
         with replacing(self._work / name, by_way_of=self._work) as unfinished:
             Image.fromarray(image).save(unfinished, format="PNG", compress_level=4)
             return _read_png(unfinished)
@@ -73,11 +73,11 @@ class RunFiles:
 
 
 def describe(settings: "DataclassInstance | None" = None, **more: object) -> dict[str, object]:
-    """The content of `DESCRIPTION`: everything that is needed to repeat the run.
+    """The content of `DESCRIPTION`: everything needed to repeat the run.
 
     Args:
       settings: the command's settings.
-      more: facts on what the settings led to.
+      more: facts about what the settings led to.
     """
     given = {} if settings is None else {"settings": dataclasses.asdict(settings)}
     return {**given, **more, "versions": package_versions()}
@@ -95,7 +95,7 @@ def _read_png(path: Path) -> Pixels:
 
 
 def _finite(value: object) -> object:
-    """A JSON-able value without infinities and NaN."""
+    """A JSON-able value with infinities and NaN replaced."""
     if isinstance(value, Mapping):
         return {name: _finite(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The output folder of a run, which holds a complete run at any moment."""
+"""The output folder of a run, which contains a complete run at any time."""
 
 import contextlib
 import json
@@ -17,29 +17,29 @@ from deid_jax.runs.run_files import DESCRIPTION, RunFiles, describe
 from deid_jax.runs.stores import PIECES, FolderStore, digest_of
 from deid_jax.runs.whole_files import UNFINISHED
 
-# Inside the hidden folder: the files of a run that does not go on from an earlier one.
+# Inside the hidden folder: the files of a run that does not resume an earlier one.
 _AT_ONCE = "at_once"
-# Also there: the previous run while this one takes its place, and the note that it is out.
+# Also there: the previous run while this one replaces it, and the marker that it is moved out.
 _EARLIER, _MOVED_OUT = "earlier", ".moved_out"
 
 
 class RunFolder(RunFiles):
-    """An output folder that holds either the previous run or the new one, never a mixture.
+    """An output folder that contains either the previous run or the new one, never a mixture.
 
     Files are written into a hidden folder inside; leaving the `with` block without an error
     moves them to their final place, where they replace the previous run of the same command.
-    Other things in the folder stay.
+    Other files in the folder stay.
 
     Args:
-      path: the folder; made if missing.
-      contents: names of the files and folders that the run may write, beside `DESCRIPTION`;
+      path: the folder; created if missing.
+      contents: names of the files and folders that the run may write, besides `DESCRIPTION`;
         those of the previous run that this run does not write are deleted.
       group: the processes of the run, which share the folder. The first one locks it and
         writes what is written once; `write_png` and the store are for all.
 
     Raises:
-      InputError: `path` is a file, cannot be written, is being written by another run, holds
-        the run of another command, or holds one of the names without being a run.
+      InputError: `path` is a file, cannot be written, is being written by another run, has the
+        run of another command, or has one of the names without being a run.
     """
 
     def __init__(self, path: Path, contents: Sequence[str], group: Group = ALONE):
@@ -49,16 +49,16 @@ class RunFolder(RunFiles):
         self._contents = (*contents, DESCRIPTION)
         self._group = group
         self._resumable = False
-        # Whether other processes write here, too.
+        # Whether other processes also write here.
         self._shared = False
         self._lock = contextlib.ExitStack()
 
     def going_on(self, facts: Mapping[str, object]) -> "RunFolder":
-        """The same for a run of many pieces, whose finished pieces outlive a failure.
+        """The same folder for a run in pieces, whose finished pieces survive a failure.
 
         Args:
-          facts: JSON-able, all that decides what the run writes. Pieces of other facts are not
-            used; they stay until a run into the folder is complete.
+          facts: JSON-able; everything that decides what the run writes. Pieces with other
+            facts are not used; they stay until a run in the folder is complete.
         """
         digest = digest_of(facts)
         self._group.check_same(digest, "settings, images, weights or versions")
@@ -72,9 +72,9 @@ class RunFolder(RunFiles):
         return FolderStore(self._work)
 
     def check(self) -> None:
-        """Refuses a path that cannot become the run's folder; changes nothing."""
+        """Refuses a path that cannot become the run's folder; writes nothing."""
         checks.folder_to_write("output_dir", self.path)
-        if (self._staging / _EARLIER).exists():  # The previous run is moved back later.
+        if (self._staging / _EARLIER).exists():  # The previous run will be moved back.
             return
         ours = self._previous_contents()
         others = sorted(set(ours) - set(self._contents))
@@ -91,7 +91,7 @@ class RunFolder(RunFiles):
                 )
 
     def _previous_contents(self) -> list[str]:
-        """The names that the previous run, of whatever command, wrote here."""
+        """The names that the previous run, of any command, wrote here."""
         try:
             return list(json.loads((self.path / DESCRIPTION).read_text())["contents"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -115,7 +115,7 @@ class RunFolder(RunFiles):
         return self
 
     def _clear_leftovers(self) -> None:
-        """Deletes what killed runs have left, except finished pieces."""
+        """Deletes what killed runs left behind, except finished pieces."""
         for probe in self.path.glob(".probe-*"):
             with contextlib.suppress(OSError):  # Another run is using it, and removes it.
                 probe.rmdir()
@@ -142,20 +142,20 @@ class RunFolder(RunFiles):
     def _clean_up_after(self, error: BaseException) -> None:
         """Deletes what a failed run has written, except finished pieces."""
         if isinstance(error, OSError) and not error.filename:
-            error.filename = str(self.path)  # For a full disk the system names no file.
+            error.filename = str(self.path)  # If the disk is full, the system gives no file.
         # Other processes may be about to finish a piece.
         if self._resumable and (self._shared or len(self.store)):
             error.add_note(GOES_ON)
         else:
             shutil.rmtree(self._work, ignore_errors=True)
-            with contextlib.suppress(OSError):  # Pieces of other runs are there.
+            with contextlib.suppress(OSError):  # It still has pieces of other runs.
                 self._staging.rmdir()
         for folder in self._made:
             with contextlib.suppress(OSError):  # It is not empty.
                 folder.rmdir()
 
     def _complete_description(self) -> None:
-        """Adds the list of what the run has written."""
+        """Adds the list of files that the run has written."""
         staged = self._work / DESCRIPTION
         description = json.loads(staged.read_text()) if staged.exists() else describe()
         written = {name for name in self._contents if (self._work / name).exists()}
@@ -163,17 +163,17 @@ class RunFolder(RunFiles):
         self.write_json(DESCRIPTION, description | {"contents": contents})
 
     def _take_the_place(self) -> None:
-        """Moves the previous run out, and then this one in, its description last."""
+        """Moves the previous run out and this one in, its description last."""
         earlier = self._staging / _EARLIER
         earlier.mkdir()
         self._move(self.path, earlier)
         (earlier / _MOVED_OUT).write_text(self._work.name)
         self._move(self._work, self.path)
-        # From here on nothing is to be undone.
+        # From here on nothing needs to be undone.
         earlier.rename(earlier.with_name("replaced"))
 
     def _move_back(self) -> None:
-        """Undoes what a run that was killed in `_take_the_place` did of it."""
+        """Undoes a `_take_the_place` in which a run was killed."""
         earlier = self._staging / _EARLIER
         if (earlier / _MOVED_OUT).exists():
             work = self._staging / (earlier / _MOVED_OUT).read_text()
@@ -183,7 +183,7 @@ class RunFolder(RunFiles):
             self._move(earlier, self.path)
 
     def _move(self, source: Path, target: Path) -> None:
-        """Moves what a run writes; the description goes last."""
+        """Moves a run's files, its description last."""
         for name in self._contents:
             if os.path.lexists(source / name):
                 (source / name).replace(target / name)

@@ -1,4 +1,4 @@
-"""Work in pieces: each is finished or not, so that a stopped run goes on from there."""
+"""Stores of finished pieces of work, from which an interrupted run resumes."""
 
 import hashlib
 import json
@@ -11,27 +11,27 @@ import jax
 from deid_jax.runs.whole_files import write_whole
 from deid_jax.types import Json
 
-# What names a piece: its number, or JSON-able facts about it, in any order.
+# The key of a piece: its number, or JSON-able facts about it, in any order.
 Key = Mapping[str, object] | int
 
-# Where a store keeps its records.
+# The folder in which a store keeps its records.
 PIECES = "pieces"
-# A data set is divided into a multiple of so many shards, that few processes have equal work.
+# The number of shards is a multiple of this, so that a few processes get equal work.
 _SHARES = 16
-# Images in a shard, least and most: accelerators want many at a time.
+# The least and most images in a shard: accelerators want many at a time.
 _ON_CPU, _ELSEWHERE = (32, 256), (512, 4096)
 
 
 def shards_of(num_images: int, shard_size: int | None = None) -> list[range]:
-    """The numbered shards of a data set: positions, in order.
+    """The positions in each shard of a data set, in order.
 
-    They depend on the arguments and the kind of device only, so that any number of processes
-    and devices goes on from the same shards.
+    They depend only on the arguments and the kind of device, so that any number of processes
+    and devices can resume from the same shards.
 
     Args:
       num_images: N.
-      shard_size: images in each but the last; None: what suits the device, 32 to 256 on
-        CPUs and 512 to 4,096 elsewhere, in a multiple of 16 shards where N allows it.
+      shard_size: images in each shard but the last; None: what suits the device, 32 to 256 on
+        CPUs and 512 to 4,096 elsewhere, in a multiple of 16 shards if N allows it.
     """
     size = shard_size
     if size is None:
@@ -42,7 +42,7 @@ def shards_of(num_images: int, shard_size: int | None = None) -> list[range]:
 
 
 def digest_of(facts: Mapping[str, object]) -> str:
-    """A short name for JSON-able facts, whatever their order."""
+    """A short hash of JSON-able facts, independent of their order."""
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -63,7 +63,7 @@ class Store:
         Args:
           key: which piece.
           piece: its records; JSON-able.
-          files: the files that belong to it; of no account in memory.
+          files: the files that belong to it; ignored by a store in memory.
         """
         self._pieces[self._name(key)] = piece
 
@@ -79,10 +79,10 @@ class Store:
 class FolderStore(Store):
     """The finished pieces of one computation, on disk, shared by any number of processes.
 
-    A piece with a damaged record counts as unfinished, and so does one that has lost a file.
+    A piece counts as unfinished if its record is damaged or one of its files is missing.
 
     Args:
-      root: the folder of the pieces' own files; their records lie below, in `pieces`.
+      root: the folder of the pieces' files; their records are in its subfolder `pieces`.
     """
 
     def __init__(self, root: Path):
@@ -90,16 +90,16 @@ class FolderStore(Store):
         self._folder = root / PIECES
 
     def __len__(self) -> int:
-        """Number of pieces written."""
+        """The number of pieces written."""
         return len(list(self._folder.glob("*.json")))
 
     def done(self, key: Key) -> bool:
-        """Whether a piece is finished: undamaged, and its files are of their sizes."""
+        """Whether a piece is finished: undamaged, and its files have the recorded sizes."""
         found = self._read(key)
         return found is not None and _sizes(self._root, found["files"]) == found["files"]
 
     def write(self, key: Key, piece: Json, files: Iterable[str] = ()) -> None:
-        """Marks a piece as finished and keeps its records, whole or not at all.
+        """Marks a piece as finished and saves its records, atomically.
 
         Args:
           key: which piece.
@@ -114,7 +114,7 @@ class FolderStore(Store):
         """The pieces of keys, in their order, one at a time.
 
         Raises:
-          OSError: one of them is not there, or damaged.
+          OSError: one of them is missing or damaged.
         """
         for key in keys:
             found = self._read(key)
@@ -142,7 +142,7 @@ class _Piece(TypedDict):
 
 
 def _sizes(root: Path, names: Iterable[str]) -> dict[str, int | None]:
-    """Name -> bytes; None of what is not there."""
+    """Name -> size in bytes; None for missing files."""
     paths = {name: root / name for name in names}
     return {n: path.stat().st_size if path.is_file() else None for n, path in paths.items()}
 

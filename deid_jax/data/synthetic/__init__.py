@@ -1,8 +1,8 @@
-"""The embedded data set: 30 procedural persons with 30 photographs each.
+"""The synthetic data set: 30 procedurally generated persons with 30 images each.
 
-A person is an `Identity`, an image's circumstances are a `Variation`, and `render` makes the
-photograph of one in the other. Everything follows from the seed; the image size changes the
-number of pixels, not who or what is in the image.
+An `Identity` is a person, a `Variation` is everything else in an image, and `render` makes an
+image from the two. Everything follows from the seed; the image size changes only the number of
+pixels, not who or what is in the image.
 """
 
 from deid_jax.data.synthetic.identity import Identity, sample_identity

@@ -1,4 +1,4 @@
-"""Random numbers one after the other from a single call, which compiles fast."""
+"""Random numbers used one after another, drawn in a single call, which compiles fast."""
 
 import math
 
@@ -9,14 +9,14 @@ Bound = float | jax.Array
 
 
 class Draws:
-    """Hands out `count` uniform numbers of a key in the order asked for."""
+    """Draws `count` uniform numbers from a key, and hands them out in order."""
 
     def __init__(self, key: jax.Array, count: int) -> None:
         self._values = jax.random.uniform(key, (count,))
         self._next = 0
 
     def between(self, low: Bound, high: Bound, shape: tuple[int, ...] = ()) -> jax.Array:
-        """Uniform in [low, high); the bounds are scalars."""
+        """Uniform draws in [low, high); the bounds are scalars."""
         start, self._next = self._next, self._next + math.prod(shape)
         assert self._next <= self._values.size, "count is too small"
         return low + (high - low) * self._values[start : self._next].reshape(shape)

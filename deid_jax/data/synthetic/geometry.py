@@ -1,10 +1,10 @@
 """The shape of a person as signed fields, in head units, negative inside.
 
-Fields are quadratic, (|p|² - r²) / 2r for a sphere: near the surface this is the distance d, a
-way off it grows to d + d² / 2r. That needs no square roots, which were most of the cost; who
-marches along a ray shortens its steps accordingly (`stride`). Parts are joined by the
-polynomial smooth minimum. A point is a tuple (x, y, z) of arrays of one shape,
-in the head's frame (see `identity`), or in the camera's frame where that is said.
+Fields are quadratic, (|p|² - r²) / 2r for a sphere: near the surface this is the distance d;
+farther away it grows to d + d² / 2r. This avoids square roots, which would be most of the cost;
+ray marching shortens its steps accordingly (`stride`). Parts are joined by the polynomial
+smooth minimum. A point is a tuple (x, y, z) of arrays of one shape, in the head's frame (see
+`identity`) unless the camera's frame is stated.
 """
 
 import math
@@ -55,13 +55,13 @@ def to_head(figure: Figure, point: Point) -> Point:
 
 
 def smooth_min(a: jax.Array, b: jax.Array, k: float) -> jax.Array:
-    """Minimum with the edge rounded over a distance k."""
+    """The minimum, with the edge rounded over a distance k."""
     h = jnp.maximum(k - jnp.abs(a - b), 0.0)
     return jnp.minimum(a, b) - h * h * (0.25 / k)
 
 
 def smooth_max(a: jax.Array, b: jax.Array, k: float) -> jax.Array:
-    """Maximum with the edge rounded over a distance k."""
+    """The maximum, with the edge rounded over a distance k."""
     h = jnp.maximum(k - jnp.abs(a - b), 0.0)
     return jnp.maximum(a, b) + h * h * (0.25 / k)
 
@@ -73,19 +73,19 @@ def _square(point: Point, centre: tuple) -> jax.Array:
 
 
 def _ellipsoid(point: Point, centre: tuple, radii: tuple) -> jax.Array:
-    """(|p/r|² - 1) min(r) / 2 of an ellipsoid along the axes."""
+    """The field of an axis-aligned ellipsoid, (|p/r|² - 1) min(r) / 2."""
     x, y, z = ((p - c) * (1.0 / r) for p, c, r in zip(point, centre, radii, strict=True))
     least = jnp.minimum(jnp.minimum(radii[0], radii[1]), radii[2])
     return (x * x + y * y + z * z - 1.0) * (0.5 * least)
 
 
 def _sphere(point: Point, centre: tuple, radius: jax.Array | float) -> jax.Array:
-    """(|p|² - r²) / 2r."""
+    """The field of a sphere, (|p|² - r²) / 2r."""
     return _square(point, centre) * (0.5 / radius) - 0.5 * radius
 
 
 def _segment(point: Point, start: tuple, end: tuple, radii: tuple) -> jax.Array:
-    """The same for a round stick whose radius goes from radii[0] to radii[1]."""
+    """The field of a round rod whose radius goes from radii[0] to radii[1]."""
     p = [a - b for a, b in zip(point, start, strict=True)]
     e = [b - a for a, b in zip(start, end, strict=True)]
     inverse = 1.0 / sum(a * a for a in e)

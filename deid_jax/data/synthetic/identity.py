@@ -142,7 +142,7 @@ class Beard(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """A person; apart from it, an image depends on a `Variation` alone."""
+    """A person; otherwise an image depends only on a `Variation`."""
 
     traits: Traits
     head: Head

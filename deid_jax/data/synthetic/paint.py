@@ -197,9 +197,9 @@ def _nostrils(colour: jax.Array, identity: Identity, point: Point) -> jax.Array:
 
 
 def face(figure: Figure, point: Point, aim: jax.Array) -> Surface:
-    """Skin with all features; aim [2] is where the eyes' glint moves to.
+    """Skin with all features; aim [2] is the position of the eyes' glint.
 
-    Features are on the front only, so that the back of the head has none.
+    Features are on the front of the head only.
     """
     identity = figure.identity
     bare = _complexion(identity, point)

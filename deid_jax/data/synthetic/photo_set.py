@@ -1,4 +1,4 @@
-"""`load`: samples the people and their images from the seed, renders a split, labels it."""
+"""Samples the persons and their images from the seed, renders a split, and labels it."""
 
 import functools
 import os
@@ -23,12 +23,12 @@ SMALLEST, LARGEST = 11, 1024
 
 Places = tuple[jax.Array, jax.Array]
 
-_CANDIDATES = 90  # of whom 30 are cast
+_CANDIDATES = 90  # of which 30 are chosen
 
 
 @jax.jit
 def _sample(seed: jax.Array) -> tuple[Identity, Variation]:
-    """All persons [P] and all images' circumstances [P * K] of a seed."""
+    """All identities [P] and variations [P * K] of a seed."""
     who, how = jax.random.split(jax.random.key(seed))
     persons = jax.random.split(who, _CANDIDATES)
     pictures = jax.random.split(how, len(PERSONS) * PICTURES_PER_PERSON)
@@ -39,7 +39,7 @@ def _sample(seed: jax.Array) -> tuple[Identity, Variation]:
 
 
 def _description(people: Identity) -> jax.Array:
-    """The most visible traits of persons, float32[P, 16], each at most about 1 apart."""
+    """The most visible traits of persons, float32[P, 16], each with a range of about 1."""
     hair, beard, skin = people.hair, people.beard, people.skin
     colours = jnp.concatenate([skin.colour, hair.colour, people.mouth.colour], axis=1) ** 0.45
     numbers = [
@@ -55,7 +55,7 @@ def _description(people: Identity) -> jax.Array:
 
 
 def _cast(description: jax.Array) -> jax.Array:
-    """Positions [P] of people unlike each other: each next is farthest from those chosen."""
+    """Positions [P] of dissimilar persons: each is the farthest from those already chosen."""
 
     def choose(nearest: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         best = jnp.argmax(nearest)
@@ -68,12 +68,12 @@ def _cast(description: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="image_size")
 def _photograph(one: tuple[Identity, Variation], places: Places, image_size: int) -> jax.Array:
-    """One image, uint8[image_size, image_size, 3]; places are `rays(image_size)`."""
+    """Renders one image, uint8[image_size, image_size, 3]; places are `rays(image_size)`."""
     return jnp.round(render(*one, image_size, places) * 255).astype(jnp.uint8)
 
 
 def _shoot(one: tuple[Identity, Variation], image_size: int) -> NumpyArray:
-    """`_photograph` on the CPU, from any thread."""
+    """Runs `_photograph` on the CPU, from any thread."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         return np.asarray(_photograph(one, _places(image_size), image_size))
 
@@ -84,7 +84,7 @@ def _places(image_size: int) -> Places:
 
 
 def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variation]:
-    """`_sample` on the CPU as NumPy arrays; meanwhile `_photograph` is compiled."""
+    """Runs `_sample` on the CPU while `_photograph` is compiled; returns NumPy arrays."""
     with (
         ThreadPoolExecutor(1) as pool,
         jax.default_device(jax.local_devices(backend="cpu")[0]),
@@ -100,8 +100,8 @@ def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variatio
 def _render_all(identities: Identity, variations: Variation, image_size: int) -> NumpyArray:
     """Renders images [N], as many at a time as there are cores.
 
-    One image a call is fastest on a CPU (its arrays stay in the cache; a chunk under `vmap`
-    takes 1.3 times as long, one under `lax.map` 2.3 times) and keeps the memory flat.
+    One image per call is fastest on a CPU (its arrays stay in the cache; a chunk under `vmap`
+    takes 1.3 times as long, one under `lax.map` 2.3 times) and keeps memory use constant.
     """
     total = len(identities.traits.age)
     images = np.empty((total, image_size, image_size, 3), np.uint8)
@@ -116,7 +116,7 @@ def _render_all(identities: Identity, variations: Variation, image_size: int) ->
 
 
 def _attributes(identities: Identity, variations: Variation) -> dict[str, NumpyArray]:
-    """Labels [N] of what is to be seen, of the image first and then of the person."""
+    """The visible attributes [N], first those of the image, then those of the person."""
     pose, expression, light = variations.pose, variations.expression, variations.light
     traits, hair, beard = identities.traits, identities.hair, identities.beard
     tones = np.array(["light", "medium", "dark"])
@@ -145,8 +145,8 @@ def _attributes(identities: Identity, variations: Variation) -> dict[str, NumpyA
 def load(options: DataOptions) -> FaceDataset:
     """Renders the images of one split: 25 (train), 5 (test) or 30 (all) of each person.
 
-    The same options give the same bytes, and an image is the same whichever split it is
-    loaded in. Rendering is done on the CPU, whatever other devices there are.
+    The same options give the same bytes, and an image does not depend on the split it is loaded
+    with. Rendering is always done on the CPU.
 
     Raises:
       InputError: `data_dir` is set, or the image size is not an integer in 11..1024.

@@ -1,7 +1,7 @@
-"""Images of synthetic people: rays are marched to the surface, shaded, and photographed.
+"""Rendering of synthetic persons: ray marching, shading, and a camera model.
 
-`render` is a pure function of a person, an image's circumstances and the size; `vmap` it over
-the first two. The image is rendered at 1.5 times its size and filtered down.
+`render` is a pure function of an identity, a variation and the size; `vmap` it over the first
+two. The image is rendered at 1.5 times its size and filtered down.
 """
 
 import math
@@ -63,7 +63,7 @@ def _distance(figure: Figure, point: Point) -> jax.Array:
 def _march(figure: Figure, u: jax.Array, v: jax.Array) -> Point:
     """Sphere tracing from a plane before the face; points that miss end far behind.
 
-    Steps have a least length, which falls to 0, so that rays along a surface get past it.
+    Steps have a minimum length, which falls to 0, so that rays along a surface get past it.
     """
     slope = _HALF_VIEW / _DISTANCE
     dx, dy = u * slope, v * slope
@@ -106,8 +106,8 @@ def _moved(point: Point, length: jax.Array | float, along: jax.Array | Point) ->
 def _visibility(figure: Figure, point: Point, normal: Point, aim: jax.Array) -> jax.Array:
     """Soft shadow of the key light and ambient occlusion -> [2, N] in [0, 1].
 
-    Shadow: the least d / 0.3 t at steps t along the light, as a share of the lamp seen.
-    Occlusion: lack of free distance along the normal.
+    Shadow: the minimum of d / 0.3 t at steps t along the light, as the visible share of the
+    lamp. Occlusion: lack of free distance along the normal.
     """
     base = _moved(point, 0.025, normal)
     steps = jnp.concatenate([0.05 * 1.33 ** jnp.arange(10.0), jnp.array([0.065, 0.235])])
@@ -229,7 +229,7 @@ def _person(figure: Figure, variation: Variation, u: jax.Array, v: jax.Array) ->
 
 
 def _fine(size: int) -> int:
-    """Rows and columns that are rendered for an image: 1.5 times as many, an even number."""
+    """The rows and columns rendered for an image: 1.5 times as many, an even number."""
     return _COARSENING * math.ceil(1.5 * size / _COARSENING)
 
 
@@ -256,7 +256,7 @@ def _develop(radiance: jax.Array, camera: Camera) -> jax.Array:
 
 
 def rays(image_size: int) -> tuple[jax.Array, jax.Array]:
-    """Places (u, v) in [-1, 1], v upwards, of all that is rendered for an image, each [N]."""
+    """Positions (u, v) in [-1, 1], v upwards, of all pixels rendered for an image, each [N]."""
     fine = _fine(image_size)
     line = (jnp.arange(fine) + 0.5) / fine * 2 - 1
     u, v = jnp.meshgrid(line, -line)
@@ -269,10 +269,10 @@ def render(
     image_size: int,
     places: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """One image, float32[image_size, image_size, 3], sRGB in [0, 1].
+    """Renders one image, float32[image_size, image_size, 3], sRGB in [0, 1].
 
-    `places` is `rays(image_size)`. As an argument of the jitted caller it halves the time on a
-    CPU, where XLA would otherwise fuse it into, and so repeat, much of the shading.
+    `places` is `rays(image_size)`. Passing it as an argument to the jitted caller halves the
+    time on a CPU, where XLA would otherwise fuse it into the shading and recompute it.
     """
     u, v = rays(image_size) if places is None else places
     fine = _fine(image_size)

@@ -59,7 +59,7 @@ def glasses(radiance: jax.Array, figure: Figure, variation: Variation, ray: tupl
     """Puts glasses before the face: a plane at the nose's bridge, seen along each ray.
 
     `ray` is the surface point in camera coordinates and (u, v); the plane is hidden where the
-    surface is before it.
+    surface is in front of it.
     """
     (px, py, pz), _, _ = ray
     wear, R, c = variation.wear, figure.rotation, figure.centre

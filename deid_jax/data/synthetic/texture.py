@@ -52,7 +52,7 @@ def value_noise(u: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def white_noise(seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Bell-shaped noise of mean 0 and deviation 1, independent in all places: three hashes."""
+    """Bell-shaped noise, mean 0 and deviation 1, independent everywhere: three hashes."""
     place = jnp.arange(math.prod(shape), dtype=jnp.int32)
     draws = [_hash(place, jnp.int32(i) + 3 * seed.astype(jnp.int32)) for i in range(3)]
     return (2.0 * (draws[0] + draws[1] + draws[2]) - 3.0).reshape(shape)

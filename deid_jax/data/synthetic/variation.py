@@ -87,7 +87,7 @@ class Camera(NamedTuple):
 
 
 class Variation(NamedTuple):
-    """All of an image that is not the person."""
+    """Everything in an image that is not the person."""
 
     pose: Pose
     expression: Expression
@@ -124,7 +124,7 @@ def _temperature(draws: Draws, spread: float) -> jax.Array:
 
 
 def _sample_light(draws: Draws) -> Light:
-    """A key light anywhere before the face, ambient light of another colour, and a rim."""
+    """A key light anywhere in front, ambient light of another colour, and a rim light."""
     strength, fill = draws.between(0.7, 1.3), draws.between(0.28, 0.65)
     return Light(
         draws.between(-65.0, 65.0),
@@ -185,7 +185,7 @@ def _sample_camera(draws: Draws) -> Camera:
 
 
 def sample_variation(key: jax.Array) -> Variation:
-    """Draws an image's circumstances: key -> `Variation`, pure; knows nothing of persons."""
+    """Draws a variation: key -> `Variation`, a pure function, independent of persons."""
     draws = Draws(key, 160)
     return Variation(
         _sample_pose(draws),
