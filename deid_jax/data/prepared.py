@@ -139,7 +139,7 @@ class PreparedSet:
                 try:
                     records = source.__getitems__(list(range(start, stop)))
                     values = [_values(record, columns) for record in records]
-                except Exception as error:  # damaged files: all sorts
+                except Exception as error:  # damaged files raise all kinds
                     where = f"{self.name} {split} examples {start}..{stop - 1}"
                     raise InputError(f"{where} cannot be read: {one_line(error)}") from error
                 if digest is not None:
@@ -156,7 +156,7 @@ class PreparedSet:
         """
         try:
             return self._sources[split][position]
-        except Exception as error:  # damaged files: all sorts
+        except Exception as error:  # damaged files raise all kinds
             title = f"{self.name} {example_name(split, position)}"
             raise InputError(f"{title} cannot be read: {one_line(error)}") from error
 
@@ -279,7 +279,7 @@ def open_folder(folder: Path) -> PreparedSet:
 
     try:
         builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # damaged files: all sorts
+    except Exception as error:  # damaged files raise all kinds
         raise InputError(f"TFDS cannot read {folder}: {one_line(error)}") from error
     return PreparedSet(builder)
 

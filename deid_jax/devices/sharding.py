@@ -29,7 +29,7 @@ def local_mesh(model_parallel: int = 1) -> Mesh:
     """The devices of this process.
 
     Args:
-      model_parallel: over how many devices dense layers are divided.
+      model_parallel: the number of devices over which dense layers are divided.
 
     Raises:
       InputError: the devices cannot be divided in this way.

@@ -38,7 +38,7 @@ _PIXELS_PER_CALL_ELSEWHERE = 1024 * 64**2
 
 
 def default_settings_per_call(batch_size: int, image_size: int) -> int:
-    """How many settings share a call with a batch, on the device at hand."""
+    """The number of settings that share a call with a batch, on the current device."""
     most = _PIXELS_PER_CALL.get(jax.default_backend(), _PIXELS_PER_CALL_ELSEWHERE)
     return max(1, most // (batch_size * image_size**2))
 

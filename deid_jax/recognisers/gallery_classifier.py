@@ -97,7 +97,7 @@ def from_embedder(
       output: one of `OUTPUTS`.
       known: the photos of its gallery; for logits, a data set with its persons.
       held_out: other photos, to measure its accuracy on.
-      model_parallel: over how many devices dense layers are divided.
+      model_parallel: the number of devices over which dense layers are divided.
 
     Raises:
       InputError: the output is unknown, or there is not one logit per person.

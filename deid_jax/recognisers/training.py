@@ -100,7 +100,7 @@ def fit(
         them, and its provenance names the file and its SHA-256.
       progress: called after every step.
       group: the processes that train together; all return once the checkpoint is written.
-      model_parallel: over how many devices dense layers are divided.
+      model_parallel: the number of devices over which dense layers are divided.
 
     Raises:
       InputError: as for `create_model` and `train`, or training diverged.
@@ -176,7 +176,7 @@ def train(
         it.
       progress: called after every step.
       group: the processes that train together; the first one keeps the state.
-      model_parallel: over how many devices dense layers are divided.
+      model_parallel: the number of devices over which dense layers are divided.
 
     Returns:
       The trained collections as NumPy arrays, and the history with one record per epoch.
