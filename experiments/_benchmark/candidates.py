@@ -22,7 +22,7 @@ from experiments._peers.problem import NUM_CLASSES, Case, Problem, model_of
 
 
 class Candidate(NamedTuple):
-    """One way to run a peer: its name, what makes its run, whether that may fail."""
+    """One way to run a peer: its name, the function that makes its run, whether it may fail."""
 
     name: str
     build: Callable[[Problem], Run]
@@ -30,7 +30,7 @@ class Candidate(NamedTuple):
 
 
 class TimedPeer(NamedTuple):
-    """A peer: the packages that it needs, and its candidates, of which the fastest counts."""
+    """A peer: the packages that it needs, and its candidates; the fastest candidate counts."""
 
     packages: tuple[str, ...]
     candidates: Callable[[Problem], list[Candidate]]
@@ -44,7 +44,7 @@ def ours(problem: Problem) -> Run:
 def jax_attack(
     problem: Problem, model: Model, variables: Variables, method: str = "pfgvm"
 ) -> Run:
-    """An attack of P-FGVM's kind as one compiled scan."""
+    """An attack like P-FGVM as one compiled scan."""
     chosen = ATTACKS[method]
     config = chosen.config(num_steps=problem.num_steps)
 
@@ -59,7 +59,7 @@ def jax_attack(
 
 
 def _adaptive(problem: Problem) -> Run:
-    """A-PFGVM, with as many gradients."""
+    """A-PFGVM with the same number of gradients."""
     return jax_attack(problem, _model(problem), prepare(problem.variables), "apfgvm")
 
 
@@ -90,7 +90,7 @@ def _torch_candidates(problem: Problem) -> list[Candidate]:
 
 
 def _library(name: str, function: str) -> Callable[[Problem], list[Candidate]]:
-    """The only candidate of a peer that is a function of `fixed_steps`."""
+    """The only candidate of a peer, given as a function of `fixed_steps`."""
 
     def candidates(problem: Problem) -> list[Candidate]:
         from experiments._peers import fixed_steps
@@ -117,7 +117,7 @@ PEERS = {
 
 
 def present_peers(text: str, cases: Iterable[Case] = ()) -> list[str]:
-    """Reads the names of peers; prints and leaves out those that cannot run here.
+    """Parses the names of peers; reports and leaves out those that cannot run here.
 
     Raises:
       InputError: an unknown peer.
@@ -152,7 +152,7 @@ class Chosen(NamedTuple):
 
 
 def fastest(peer: str, candidates: Sequence[Candidate], problem: Problem) -> Chosen:
-    """The candidate that is fastest in two runs."""
+    """Chooses the candidate that is fastest in two runs."""
     if len(candidates) == 1:
         return Chosen(candidates[0].name, candidates[0].build(problem), [])
     found: list[tuple[float, str, Run]] = []

@@ -1,4 +1,4 @@
-"""Single layers timed: this project's own beside XLA's and PyTorch's."""
+"""Times single layers: this project's against XLA's and PyTorch's."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from experiments._common import terminal
 from experiments._peers.naive import naive_convolve, naive_max_pool
 from experiments._peers.problem import NUM_CLASSES, Case
 
-# Times that a layer runs in one loop.
+# How many times a layer runs in one loop.
 LAYER_REPEATS = 5
 
 Apply: TypeAlias = Callable[[Variables, jax.Array], jax.Array]
@@ -31,10 +31,10 @@ class LayerSettings:
     """How layers are timed.
 
     Attributes:
-      precision: of ours and the peers.
-      repeats: runs of each; the median counts.
+      precision: precision of our layers and the peers'.
+      repeats: runs of each layer; the median counts.
       seed: decides weights and images.
-      with_torch: whether PyTorch is timed, too.
+      with_torch: whether PyTorch is timed as well.
     """
 
     precision: str
@@ -44,7 +44,7 @@ class LayerSettings:
 
 
 def distinct_layers(cases: Iterable[Case]) -> list[Layer]:
-    """The convolutions and poolings of recognisers, each size once."""
+    """The convolutions and poolings of the recognisers, each size once."""
     found = []
     for case in cases:
         size, batch = case.image_size, case.batch
@@ -67,7 +67,7 @@ def _map_size(name: str, image_size: int) -> int:
 
 
 def time_layers(cases: Iterable[Case], settings: LayerSettings) -> list[LayerResult]:
-    """Median ms of every layer, forward and backward, beside XLA's and PyTorch's."""
+    """Median ms of every layer, forward and backward, for ours, XLA's and PyTorch's."""
     rows = []
     found = distinct_layers(cases)
     with terminal.progress_bar("layers") as update:
@@ -86,8 +86,8 @@ def time_layers(cases: Iterable[Case], settings: LayerSettings) -> list[LayerRes
 def layer_runs(layer: Layer, settings: LayerSettings, *, backward: bool) -> dict[str, Run]:
     """Runs of a layer, `LAYER_REPEATS` times each: ours, XLA's and PyTorch's.
 
-    JAX's return the loop's last output; with `backward` a convolution's gradient to the
-    images, or a pooling's gradient and output. PyTorch's return output or gradient.
+    JAX's runs return the loop's last output, or with `backward` the gradient with respect to
+    the images (for a pooling, also the output). PyTorch's return the output or the gradient.
     """
     dtype = dtype_of(settings.precision) or jnp.float32
     random = np.random.default_rng(settings.seed)
@@ -145,7 +145,7 @@ def _loop(
     precision: str,
     backward: bool,
 ) -> Run:
-    """A compiled loop over a layer, or over its gradient to the images."""
+    """A compiled loop over a layer, or over its gradient with respect to the images."""
 
     def repeat(variables: Variables, images: jax.Array, cotangent: jax.Array) -> PyTree:
         def result(images: jax.Array, cotangent: jax.Array) -> PyTree:
@@ -157,8 +157,9 @@ def _loop(
 
         def step(_: int, carry: PyTree) -> PyTree:
             (images, cotangent), last = carry
-            # One number of the last result goes into the next run: no run can be left out. A
-            # convolution's gradient depends on the cotangent alone, a pooling's on the images.
+            # One number of the last result enters the next run, so that no run is optimised
+            # away. A convolution's gradient depends only on the cotangent, a pooling's on the
+            # images.
             first = sum(leaf[0, 0, 0, 0] for leaf in jax.tree.leaves(last)) * 1e-6
             if backward and layer.size:
                 cotangent = cotangent.at[0, 0, 0, 0].add(first)

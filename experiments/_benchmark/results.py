@@ -1,4 +1,4 @@
-"""The benchmark's results, and how `benchmark.json` holds them."""
+"""The benchmark's results, and their form in `benchmark.json`."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from experiments._peers.problem import Case
 
 @dataclasses.dataclass(frozen=True)
 class PeerTime:
-    """A peer's time, how many times ours that is, and which variant of it ran."""
+    """A peer's time, its ratio to ours, and the variant that ran."""
 
     ms: float
     ratio: float
@@ -23,7 +23,7 @@ class PeerTime:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Our time, and the peers'."""
+    """Our time and the peers' times."""
 
     ours_ms: float
     peers: dict[str, PeerTime]
@@ -35,9 +35,9 @@ class Times:
         """The times of whole runs.
 
         Args:
-          seconds: of "ours" and of each peer.
+          seconds: times of "ours" and of each peer.
           scale: milliseconds shown for one second of a run.
-          variants: of each peer that has any.
+          variants: the variant of each peer that has any.
         """
         ours = seconds["ours"]
         peers = {
@@ -62,10 +62,10 @@ class CaseResult:
 
     Attributes:
       case: the recogniser and the sizes.
-      times: ours, and the peers'.
-      forward_gflop: of one image's forward pass.
-      gflops: reached by ours, which perform twice that per step.
-      share_of_matrix_product: of the device's rate in a large matrix product.
+      times: our time and the peers'.
+      forward_gflop: GFLOP of one image's forward pass.
+      gflops: rate of our attack, which performs twice that many per step.
+      share_of_matrix_product: this rate relative to that of a large matrix product.
     """
 
     case: Case
@@ -87,9 +87,9 @@ class CaseResult:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """float[batch, image_size, image_size, channels] -> features channels.
+    """A layer: float[batch, image_size, image_size, channels] -> `features` channels.
 
-    `size` is the kernel's; 0 stands for 2×2 max-pooling.
+    `size` is the kernel size; 0 stands for 2×2 max-pooling.
     """
 
     size: int
@@ -125,8 +125,8 @@ class BenchmarkResult:
     Attributes:
       cases: whole attacks.
       layers: single layers.
-      notes: on the choice of variants.
-      matrix_product_gflops: the device's rate; None where layers were timed.
+      notes: notes on the choice of variants.
+      matrix_product_gflops: the device's rate; None if layers were timed.
     """
 
     cases: list[CaseResult]

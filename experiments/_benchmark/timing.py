@@ -10,26 +10,26 @@ import jax.numpy as jnp
 
 from deid_jax.devices.precision import dtype_of, products_in
 
-# Performs the work once, and returns when its result is ready.
+# Does the work once, and returns when its result is ready.
 Run = Callable[[], object]
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# n of the n×n matrix product that shows the device's speed, on the CPU and elsewhere.
+# Size n of the n×n matrix product that measures the device's speed, on CPUs and elsewhere.
 MATRIX_SIZES = (2048, 8192)
 
 
 def compile_at(
     precision: str, function: Callable[[*Ts], T], arguments: tuple[*Ts]
 ) -> Callable[[*Ts], T]:
-    """A function compiled for some arguments, its matrix products of a precision."""
+    """Compiles a function for given arguments and a matrix product precision."""
     with products_in(precision):
         compiled = jax.jit(function).lower(*arguments).compile()
     return cast("Callable[[*Ts], T]", compiled)
 
 
 def time_in_turn(runs: Mapping[str, Run], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run in turn after one run that does not count."""
+    """Median seconds of each run; runs take turns, after one warm-up that does not count."""
     for run_once in runs.values():
         run_once()
     seconds: dict[str, list[float]] = {name: [] for name in runs}

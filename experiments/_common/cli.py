@@ -1,4 +1,4 @@
-"""The main function of a command: how it ends, and what it says on standard error."""
+"""The main function of a command: exit status and messages on standard error."""
 
 import io
 import os
@@ -22,7 +22,7 @@ S = typing.TypeVar("S", bound="DataclassInstance")
 
 
 class ShortfallError(Exception):
-    """The work was done and fell short of what was asked for: one line, and status 1."""
+    """The work was done but fell short of what was asked: gives one line and status 1."""
 
 
 def binary(run: Callable[[S], object], settings: type[S]) -> Callable[[Sequence[str]], int]:
@@ -33,7 +33,7 @@ def binary(run: Callable[[S], object], settings: type[S]) -> Callable[[Sequence[
     any other exception is a defect.
 
     Args:
-      run: the command's work; its module's docstring heads --help.
+      run: the command's work; its module docstring is the head of --help.
       settings: its settings dataclass.
     """
 
@@ -41,7 +41,7 @@ def binary(run: Callable[[S], object], settings: type[S]) -> Callable[[Sequence[
         logging.set_verbosity(logging.ERROR)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # Not every terminal knows "∞".
+                stream.reconfigure(errors="replace")  # Not every terminal can print "∞".
         if not {"--help", "-help", "-h", "-?"}.isdisjoint(arguments):
             print(help_text(sys.modules[run.__module__].__doc__ or "", settings))
             return 0
@@ -58,7 +58,8 @@ def binary(run: Callable[[S], object], settings: type[S]) -> Callable[[Sequence[
 def keep_compiled_programs() -> None:
     """Makes JAX keep compiled programs on disk, so that a second run does not compile again.
 
-    They lie under `~/.cache/deid_jax` (or XDG_CACHE_HOME), 2 GiB at most; the oldest go first.
+    They are kept under `~/.cache/deid_jax` (or XDG_CACHE_HOME), up to 2 GiB; the oldest are
+    deleted first.
     JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE=0 are respected.
     """
     import jax
@@ -69,7 +70,7 @@ def keep_compiled_programs() -> None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "deid_jax" / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # No home, or no right to write there.
+    except (OSError, RuntimeError):  # No home folder, or no permission to write there.
         return
     if os.access(folder, os.W_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -78,7 +79,7 @@ def keep_compiled_programs() -> None:
 
 
 def _status_of(work: Callable[[], object]) -> int:
-    """Exit status of a piece of work; standard error says what stopped it."""
+    """Does a piece of work and returns its exit status; errors go to standard error."""
     try:
         work()
     except InputError as error:
@@ -93,14 +94,14 @@ def _status_of(work: Callable[[], object]) -> int:
     except Exception:
         if not processes.is_broken():
             raise
-        # Printed before `processes.end`: Python's own exit would wait for the others.
+        # Printed before `processes.end`, because Python's exit would wait for other processes.
         traceback.print_exc()
         return 1
     return 0
 
 
 def _say(error: BaseException, text: str, status: int) -> int:
-    """Prints one line with the notes of an error; returns the status."""
+    """Prints an error and its notes on one line; returns the status."""
     notes = "; ".join(getattr(error, "__notes__", []))
     print(" ".join((f"{text}; {notes}" if notes else text).split()), file=sys.stderr)
     return status

@@ -1,4 +1,4 @@
-"""Settings of data sets, and of the recogniser that they are evaluated with."""
+"""Settings of the data set and of the recogniser that it is evaluated with."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ _LARGEST_IMAGE = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The data set and the recogniser."""
+    """Settings of the data set and the recogniser."""
 
     dataset: str = setting("synthetic", "Data set.", choices=tuple(DATASETS))
     data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
@@ -64,13 +64,13 @@ class DataSettings:
         )
 
     def check_recogniser(self) -> None:
-        """Refuses images that the recogniser cannot take, as far as its name tells."""
+        """Refuses images that the recogniser cannot take, as far as its name says."""
         create_model(self.model, num_classes=2, image_size=self.image_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(DataSettings):
-    """The images that a trained recogniser is evaluated on."""
+    """Settings of the images that a trained recogniser is evaluated on."""
 
     split: str = setting("test", "Which images to de-identify.", choices=SPLITS)
     max_images: int | None = setting(None, "Only the first N images of the split.")
@@ -110,7 +110,7 @@ class EvaluationSettings(DataSettings):
             )
         if self.recogniser is not None and self.checkpoint is not None:
             raise InputError("recogniser and checkpoint exclude each other: give one of them")
-        # Structural similarity needs at least its window.
+        # Structural similarity needs images at least as large as its window.
         count("image_size", self.image_size, least=SSIM_WINDOW)
         if self.batch_size is not None:
             count("batch_size", self.batch_size, least=1)
@@ -134,12 +134,12 @@ class EvaluationSettings(DataSettings):
 
     @property
     def checkpoint_name(self) -> str:
-        """The name of the default checkpoint, and so of folders for the recogniser."""
+        """The name of the default checkpoint, which also names the recogniser's folders."""
         options = self.options("train")
         return recognisers.default_path(self.judge, self.dataset, options).name
 
     def chosen(self, faces: FaceDataset) -> FaceDataset:
-        """The images of a split that are asked for.
+        """The requested images of a split.
 
         Raises:
           InputError: there are too few to sample from.
@@ -150,7 +150,7 @@ class EvaluationSettings(DataSettings):
 
 
 def sampled(faces: FaceDataset, size: int, seed: int) -> FaceDataset:
-    """Images drawn by the seed, of as many persons as possible, in the data set's order.
+    """Draws images by the seed, from as many persons as possible, in the data set's order.
 
     Raises:
       InputError: there are too few.

@@ -1,7 +1,7 @@
-"""Flags from dataclasses.
+"""Command-line flags made from dataclasses.
 
-A command declares its settings once, as a frozen dataclass of `setting` fields; absl flags,
---help and an instance are made from it.
+A command declares its settings once, as a frozen dataclass of `setting` fields. The absl flags,
+the text of --help and the parsed instance are made from it.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ _WIDTH = 80
 
 
 class Flag(typing.NamedTuple):
-    """One flag.
+    """A command-line flag.
 
     Attributes:
-      kind: bool, int, float, str, or tuple: text, given as often as one likes.
-      default: its value where it is not given.
-      help: its meaning, a sentence or two.
-      choices: the values allowed; any if None.
+      kind: bool, int, float, str, or tuple for text that may be given several times.
+      default: its value if it is not given.
+      help: its meaning, in a sentence or two.
+      choices: the allowed values; None allows any.
     """
 
     kind: type
@@ -48,7 +48,7 @@ def setting(default: T, help: str, choices: Sequence[str] | None = None) -> T:
 
 
 def settings_of_others(settings: Mapping[str, Flag]) -> dict[str, float | str]:
-    """A field that maps the names of flags to their values, of those that were given."""
+    """A field that maps the names of the given flags to their values."""
     return dataclasses.field(default_factory=dict, metadata={"flags": settings})
 
 
@@ -90,7 +90,7 @@ def parse_flags(settings: type[S], arguments: Sequence[str]) -> S:
         raise InputError(f"{error}; --help lists the flags") from error
     if strays:
         raise InputError(f"unexpected argument {strays[0]!r}: settings are given as --flags")
-    # Of the types of the fields, which absl has checked.
+    # absl has checked that the values have the types of the fields.
     given: dict[str, PyTree] = {}
     for field in dataclasses.fields(settings):
         if "help" in field.metadata:
@@ -117,7 +117,7 @@ def _define(values: flags.FlagValues, name: str, flag: Flag) -> None:
         str: flags.DEFINE_string,
         tuple: flags.DEFINE_multi_string,
     }
-    # The kind tells the function and is that of the default, which mypy cannot follow.
+    # The kind selects the function and matches the default, which mypy cannot follow.
     define = defines[flag.kind]
     define(name, flag.default, flag.help, flag_values=values)  # type: ignore[operator]
 

@@ -9,7 +9,7 @@ from deid_jax.errors import InputError
 def read_names(
     flag: str, text: str, known: Iterable[str], *, all_or_none: bool = False
 ) -> tuple[str, ...]:
-    """Reads "NAME,NAME,…", each name once; also "all" and "none" where these are allowed.
+    """Parses "NAME,NAME,…", each name once; also "all" and "none" if they are allowed.
 
     Raises:
       InputError: an unknown name.
@@ -26,7 +26,7 @@ def read_names(
 
 
 def read_counts(flag: str, text: str, *, least: int = 1) -> tuple[int, ...]:
-    """Reads "N,N,…".
+    """Parses "N,N,…".
 
     Raises:
       InputError: anything but increasing integers of at least `least`.

@@ -1,7 +1,7 @@
-"""Loading images and recognisers for a command, with progress bars.
+"""Loads images and recognisers for a command, with progress bars.
 
-Loading never trains; `load_or_train_recogniser` is the one function that trains a default
-recogniser where its checkpoint is missing.
+Only `load_or_train_recogniser` trains: it trains a default recogniser whose checkpoint is
+missing.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from experiments._common.terminal import progress_bar
 
 
 def load_split(settings: EvaluationSettings, group: Group = ALONE) -> FaceDataset:
-    """All images of the split asked for.
+    """Loads all images of the requested split.
 
     Raises:
-      InputError: the images cannot be used; or the checkpoint is damaged or made for something
-        else, which is noticed before any image is read.
+      InputError: the images cannot be used, or the checkpoint is damaged or made for something
+        else; checkpoints are checked before any image is read.
     """
     path = _checkpoint(settings)
     if settings.recogniser is None:
@@ -64,10 +64,10 @@ def load_or_train_recogniser(
     all processes of the group train together if it is missing.
 
     Args:
-      settings: name it.
-      faces: all images of the split asked for.
+      settings: the settings that name the recogniser.
+      faces: all images of the requested split.
       group: the processes.
-      model_parallel: over how many devices its dense layers are divided.
+      model_parallel: number of devices that its dense layers are divided over.
 
     Raises:
       InputError: the checkpoint is missing, damaged or made for something else.
@@ -172,7 +172,7 @@ def fetch_weights_with_bar(name: str, sha256: str | None) -> Path:
 
 
 def say_skipped(faces: FaceDataset) -> None:
-    """Prints how many images of a data set could not be read, if that is known already."""
+    """Prints how many images of a data set could not be read, if already known."""
     count = faces.provenance.get("num_unreadable")
     if isinstance(count, int):
         say_left_out(count)
@@ -186,7 +186,7 @@ def say_left_out(count: int) -> None:
 
 
 def accuracy_line(recogniser: Recogniser) -> str:
-    """A sentence with the accuracy of a recogniser."""
+    """A sentence that states a recogniser's accuracy."""
     accuracy = ", ".join(
         f"{share:.1%} on the {split} split" for split, share in recogniser.info.accuracy.items()
     )
@@ -194,7 +194,7 @@ def accuracy_line(recogniser: Recogniser) -> str:
 
 
 def profiled(profile_dir: str | None) -> contextlib.AbstractContextManager[None]:
-    """Traces the block with JAX's profiler, where a folder is given."""
+    """Traces the block with JAX's profiler, if a folder is given."""
     if profile_dir is None:
         return contextlib.nullcontext()
     return jax.profiler.trace(profile_dir)

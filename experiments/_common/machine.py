@@ -15,14 +15,14 @@ def version(package: str) -> str | None:
 
 
 def threads() -> int:
-    """Threads of XLA on the CPU: one per core that this process may use."""
+    """The number of XLA's CPU threads: one per core that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
+    """The processor's name if Linux reports it, otherwise its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Settings of methods: flags that several methods share, and those of single methods."""
+"""Settings of methods: flags shared by several methods, and those of single methods."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ MEANINGS = {
 
 
 def method_flags() -> dict[str, Flag]:
-    """One flag per setting of any method; if it is not given, the method's default holds."""
+    """One flag per setting of any method; without it the method's default applies."""
     found: dict[str, Flag] = {}
     for name, method in METHODS.items():
         for field in dataclasses.fields(method.config):
@@ -65,7 +65,7 @@ def _quantizing_methods() -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodSettings(EvaluationSettings):
-    """How methods are run; `method_settings` are those of single methods."""
+    """How methods are run; `method_settings` holds the settings of single methods."""
 
     target: str | None = setting(
         None, "Label that an attack aims at; none = untargeted. Default: random.", TARGETS
@@ -85,7 +85,7 @@ class MethodSettings(EvaluationSettings):
     method_settings: Mapping[str, float | str] = settings_of_others(method_flags())
 
     def check_methods(self, methods: Sequence[str]) -> None:
-        """Refuses flags that mean nothing to any of the methods.
+        """Refuses flags that no chosen method uses.
 
         Raises:
           InputError: there is such a flag.
@@ -105,7 +105,7 @@ class MethodSettings(EvaluationSettings):
                 )
 
     def config(self, method: str) -> Config:
-        """A method's settings as given, its defaults for the others.
+        """A method's config: the given settings, and defaults for the others.
 
         Raises:
           InputError: the method refuses a value.
@@ -113,7 +113,7 @@ class MethodSettings(EvaluationSettings):
         return METHODS[method].config(**self.settings_of(method))
 
     def settings_of(self, method: str) -> Settings:
-        """The settings given for a method, `quantize` among them."""
+        """The settings given for a method, including `quantize`."""
         known = METHODS[method].settings()
         given = {**self.method_settings, "quantize": self.quantizes(method)}
         return {name: value for name, value in given.items() if name in known}

@@ -14,7 +14,7 @@ from experiments._common.flags import setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessSettings:
-    """The processes of a run: each has its own devices; all share the output folder."""
+    """Settings of a run's processes: each has its own devices, all share the output folder."""
 
     coordinator_address: str | None = setting(
         None,
@@ -25,11 +25,11 @@ class ProcessSettings:
     process_id: int | None = setting(None, "The number of this process, from 0.")
 
     def joined(self) -> contextlib.AbstractContextManager[Group]:
-        """The processes of the run: `processes.joined` of the flags."""
+        """The processes of the run, as given by the flags; see `processes.joined`."""
         return processes.joined(self.coordinator_address, self.num_processes, self.process_id)
 
     def alone(self) -> Self:
-        """The same without what only says who does the work."""
+        """The same settings without those that only say which processes do the work."""
         return dataclasses.replace(
             self, coordinator_address=None, num_processes=None, process_id=None
         )
@@ -37,7 +37,7 @@ class ProcessSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelParallelSettings(ProcessSettings):
-    """Also how many devices share a recogniser that is too large for one."""
+    """Adds the number of devices that share a recogniser too large for one."""
 
     model_parallel: int = setting(
         1, "Number of devices over which dense layers are divided, if one is too small."
@@ -47,14 +47,14 @@ class ModelParallelSettings(ProcessSettings):
         """The devices of this process.
 
         Raises:
-          InputError: they cannot be divided so.
+          InputError: the devices cannot be divided in this way.
         """
         return sharding.local_mesh(self.model_parallel)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardSettings(ModelParallelSettings):
-    """Also the size of shards."""
+    """Adds the size of shards."""
 
     shard_size: int | None = setting(
         None,

@@ -16,11 +16,11 @@ class Update(Protocol):
 
 @contextlib.contextmanager
 def progress_bar(description: str, *, at_once: bool = True) -> Iterator[Update]:
-    """A bar while the block runs: on standard error if that is a terminal, or in a notebook.
+    """Shows a progress bar while the block runs, on standard error or in a notebook.
 
     Args:
-      description: stands before the bar.
-      at_once: whether it shows before it first moves.
+      description: text in front of the bar.
+      at_once: whether the bar is shown before it first moves.
     """
     from rich.console import Console
     from rich.progress import (

@@ -1,1 +1,1 @@
-"""Parts of `experiments.compare`: trials of ours and of peers, their summaries and tables."""
+"""Parts of `experiments.compare`: our trials and the peers', their summaries and tables."""

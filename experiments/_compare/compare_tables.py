@@ -11,13 +11,13 @@ from deid_jax.reports import trial_statistics
 from deid_jax.reports.trial_statistics import Distances, PairedTest
 from experiments._compare.trials import Trial
 
-# The success that a peer must reach to count as the best.
+# The success rate that a peer must reach to count as the best.
 _BEST_PEER_SUCCESS = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
 class DistanceSummary:
-    """The success of a trial, L2 of the successes (NaN without any), area under the curve."""
+    """A trial's success rate, L2 of its successes (NaN without any), area under the curve."""
 
     success_rate: float
     l2_mean: float
@@ -26,7 +26,7 @@ class DistanceSummary:
 
     @classmethod
     def of(cls, distances: Distances, limit: float) -> "DistanceSummary":
-        """The summary, the area up to a limit."""
+        """Summarises distances, with the area up to a limit."""
         return cls(
             trial_statistics.success_rate(distances),
             *trial_statistics.mean_and_median(distances),
@@ -36,24 +36,24 @@ class DistanceSummary:
 
 @dataclasses.dataclass(frozen=True)
 class TrialSummary:
-    """One trial: a line of `compare.csv`. Numbers that do not exist are NaN.
+    """One trial: a line of `compare.csv`. Missing numbers are NaN.
 
     Attributes:
       model: the recogniser's name.
-      trial: what is summarised.
-      num_already: originals that meet the goal by themselves.
-      float_result: of the float32 results.
-      uint8_result: of the 8-bit images.
+      trial: the trial that is summarised.
+      num_already: number of originals that already meet the goal.
+      float_result: summary of the float32 results.
+      uint8_result: summary of the 8-bit images.
       mssim: mean over the successful 8-bit images.
       mr: misclassification rate of the 8-bit images.
-      auc_limit: the L2 up to which areas are taken.
-      best_peer: the best peer at the target; None without any.
-      ratios: mean and median L2 of the 8-bit images over the best peer's.
-      reference: the method that it is paired with.
+      auc_limit: the L2 up to which areas are computed.
+      best_peer: the best peer at this target; None without any.
+      ratios: mean and median L2 of the 8-bit images, divided by the best peer's.
+      reference: the method that the trial is paired with.
       pair: the paired test against the reference.
       num_gradients: mean per image.
       num_forwards: mean per image.
-      num_unconfirmed: successes that only a peer's twin confirms; None for ours.
+      num_unconfirmed: successes on a peer's twin that the recogniser denies; None for ours.
     """
 
     model: str
@@ -115,9 +115,9 @@ def summaries_of(trials: Sequence[Trial], model: str, reference: str) -> list[Tr
     """One summary per trial, in their order.
 
     Args:
-      trials: all of them, on the same images in the same order.
+      trials: all trials, on the same images in the same order.
       model: the recogniser's name.
-      reference: the method that each is paired with at the same target and K.
+      reference: the method that each trial is paired with at the same target and K.
     """
     summaries = []
     for trial in trials:
@@ -133,10 +133,10 @@ def summaries_of(trials: Sequence[Trial], model: str, reference: str) -> list[Tr
 
 
 def auc_limit(trials: Sequence[Trial], reference: str) -> float:
-    """Twice the largest L2 with which the reference succeeds at its largest K, in 8 bits.
+    """Twice the largest L2 of the reference's 8-bit successes at its largest K.
 
-    So that a peer's largest distances do not make all areas alike. Where the reference has no
-    such success, the largest L2 of any.
+    With a larger limit, a peer's largest distances would make all areas look alike. If the
+    reference never succeeds, the limit is the largest L2 of any trial.
     """
     of_reference = [trial for trial in trials if trial.method == reference]
     last = max(of_reference, key=lambda trial: trial.num_steps)
@@ -147,9 +147,9 @@ def auc_limit(trials: Sequence[Trial], reference: str) -> float:
 
 
 def best_peer(trials: Sequence[Trial]) -> Trial | None:
-    """Of the peers with success of 99 % and more at the largest K the one of least mean L2.
+    """The peer of smallest mean L2 at the largest K, among those with at least 99 % success.
 
-    Judged by its successful float results, before rounding costs it anything.
+    Peers are compared by their successful float results, before any loss by rounding.
     """
     most = max(trial.num_steps for trial in trials)
     whole = [
@@ -178,7 +178,7 @@ def _summary(
         mean, median = trial_statistics.mean_and_median(best.float_distances)
         mean_ratio = uint8_result.l2_mean / mean if mean > 0 else math.nan
         median_ratio = uint8_result.l2_median / median if median > 0 else math.nan
-    # Peers are not made for 8 bits: losses by rounding do not count against them here.
+    # Peers are not designed for 8 bits, so losses by rounding do not count against them here.
     paired = floats if trial.is_peer else kept
     unconfirmed = sum(bool(record.unconfirmed) for record in trial.records)
     return TrialSummary(
@@ -201,7 +201,7 @@ def _summary(
 
 
 def timing_of(trials: Sequence[Trial]) -> list[Row]:
-    """The rows of `timing.csv`: ours with the verdict on the results, peers' without."""
+    """The rows of `timing.csv`; our times include judging the results, the peers' do not."""
     rows: list[Row] = []
     for trial in trials:
         spent = sum(record.num_gradients for record in trial.records)
@@ -222,7 +222,7 @@ def _number(value: float, form: str) -> str:
 
 
 def _percent(rate: float) -> str:
-    """Never 100 % of less than all, nor 0 % of some."""
+    """A rate as text, which is never 100 % for less than all or 0 % for some."""
     text = f"{100 * rate:.1f}".removesuffix(".0")
     if (text == "100" and rate < 1) or (text == "0" and rate > 0):
         text = "> 99.9" if rate > 0.5 else "< 0.1"
@@ -307,8 +307,8 @@ def compare_markdown(
 
     Args:
       summaries: from `summaries_of`.
-      heading: what was compared: a sentence or two.
-      notes: what else a reader must know.
+      heading: what was compared, in a sentence or two.
+      notes: what else a reader needs to know.
     """
     steps = sorted({row.trial.num_steps for row in summaries})
     parts = ["# Least distortion at equal numbers of gradients", heading]
@@ -342,7 +342,7 @@ def _goal(target: str) -> str:
 def _table(
     rows: Sequence[TrialSummary], steps: Sequence[int], cell: Callable[[TrialSummary], str]
 ) -> str:
-    """Methods down, numbers of gradients across."""
+    """A table with one row per method and one column per number of gradients."""
     lines = ["| method | " + " | ".join(map(str, steps)) + " |"]
     lines.append("|---" * (1 + len(steps)) + "|")
     for method in dict.fromkeys(row.trial.method for row in rows):

@@ -1,4 +1,4 @@
-"""Runs the trials of a comparison: ours in `deid_jax.evaluation`, peers on a PyTorch twin."""
+"""Runs the trials of a comparison: our attacks in JAX, the peers' on a PyTorch twin."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonPlan:
-    """The comparison: our methods, peers, numbers of gradients, targets, the reference."""
+    """What to compare: our methods, peers, numbers of gradients, targets, the reference."""
 
     methods: tuple[str, ...]
     peers: tuple[str, ...]
@@ -60,12 +60,12 @@ class Comparison:
     Attributes:
       plan: the trials.
       faces: the images.
-      recogniser: attacked by ours, and judges all.
+      recogniser: the recogniser that our attacks run on, and that judges all trials.
       model: its name.
-      seed: decides targets and whatever else is drawn.
-      quantize: whether ours are finished on the 8-bit grid.
-      batch_size: images at a time; what suits the device if None.
-      images: where images are kept; nowhere if None.
+      seed: decides targets and all other random choices.
+      quantize: whether our attacks finish on the 8-bit grid.
+      batch_size: images per batch; None chooses what suits the device.
+      images: folder for the images; None keeps none.
     """
 
     plan: ComparisonPlan
@@ -78,7 +78,7 @@ class Comparison:
     images: RunFolder | None
 
     def trials(self, update: Update) -> list[Trial]:
-        """Ours, then the peers, target by target; `update` moves the progress bar."""
+        """Runs our trials, then the peers', target by target; `update` moves the bar."""
         found: list[Trial] = []
         plan, faces = self.plan, self.faces
         bench = PeerBench(self) if plan.peers else None
@@ -93,7 +93,7 @@ class Comparison:
                 lines = goal.scored([Attempt.of(record) for record in records], faces)
                 found.append(Trial(target, "deid_jax", name, num_steps, lines, seconds))
             for name, num_steps in itertools.product(plan.peers, plan.num_steps):
-                # There is at least one method of ours.
+                # There is always at least one of our methods.
                 assert bench is not None and goal is not None
                 text = f"{name}-{num_steps}-{target}"
                 with self._keeping(text) as keep:
@@ -112,7 +112,7 @@ class Comparison:
     def _ours(
         self, name: str, num_steps: int, target: str, keep: Keep, progress: Progress
     ) -> tuple[list[ImageRecord], float]:
-        """Records and seconds of one of our methods."""
+        """The records and the time of one of our methods."""
         protocol = Protocol(
             target=target, quantize=self.quantize, batch_size=self.batch_size, seed=self.seed
         )
@@ -137,7 +137,7 @@ class Comparison:
 
 
 class PeerBench:
-    """Runs peers on the images of a comparison: its recogniser, and the twin beside it.
+    """Runs peers on the images of a comparison, against the recogniser's PyTorch twin.
 
     Args:
       compared: the comparison.
@@ -157,7 +157,7 @@ class PeerBench:
     def run(
         self, name: str, num_steps: int, goal: Goal, keep: Keep, progress: Progress
     ) -> tuple[list[Attempt], float]:
-        """Has a peer de-identify the data set; the recogniser judges.
+        """De-identifies the data set with a peer; the recogniser judges the results.
 
         Args:
           name: a key of `PEERS`.
@@ -201,7 +201,7 @@ class PeerBench:
     def _measured(
         self, images: NumpyArray, batch: Batch, goal: Goal, keep: Keep
     ) -> list[tuple[ImageMetrics, ImageMetrics]]:
-        """Float result and 8-bit image of each image of a batch, padding left out."""
+        """The measured float and 8-bit results of a batch, without padding."""
         recogniser, persons = self._compared.recogniser, self._compared.faces.persons
         kept = np.array(to_uint8(jnp.asarray(images)))
         places = np.flatnonzero(batch.mask)

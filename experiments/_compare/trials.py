@@ -13,14 +13,14 @@ from deid_jax.reports.trial_statistics import Distances
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """One image as a method left it.
+    """A method's result on one image.
 
     Attributes:
-      float_result: of the float32 result.
-      uint8_result: of the 8-bit image.
-      num_gradients: spent on it.
-      num_forwards: forward passes beside those of gradients.
-      claimed: whether a peer succeeded by its twin; None for ours.
+      float_result: metrics of the float32 result.
+      uint8_result: metrics of the 8-bit image.
+      num_gradients: gradients spent on the image.
+      num_forwards: further forward passes.
+      claimed: whether a peer succeeded against its twin; None for ours.
     """
 
     float_result: ImageMetrics
@@ -31,7 +31,7 @@ class Attempt:
 
     @classmethod
     def of(cls, record: ImageRecord) -> "Attempt":
-        """An image of a run of ours."""
+        """The attempt in a record of one of our runs."""
         results = record.float_result, record.uint8_result
         return cls(*results, record.num_gradients, record.num_forwards)
 
@@ -47,7 +47,7 @@ class TrialMetrics:
 
     @classmethod
     def of(cls, result: ImageMetrics, already: bool) -> "TrialMetrics":
-        """The result, or the original if that meets the goal by itself."""
+        """Metrics of the result, or of the original if that already meets the goal."""
         if already:
             return cls(success=True, l2=0.0, mssim=1.0, misclassified=True)
         reached = result.misclassified if result.hit_target is None else result.hit_target
@@ -60,13 +60,13 @@ class TrialRecord:
 
     Attributes:
       image: person/name.
-      aim: the person aimed at; None where the attack is untargeted.
-      already: whether the original meets the goal by itself.
-      float_result: of the float32 result.
-      uint8_result: of the 8-bit image.
-      unconfirmed: whether only a peer's twin says success; None for ours.
-      num_gradients: spent on it.
-      num_forwards: forward passes beside those of gradients.
+      aim: the target person; None if the attack is untargeted.
+      already: whether the original already meets the goal.
+      float_result: metrics of the float32 result.
+      uint8_result: metrics of the 8-bit image.
+      unconfirmed: whether a peer succeeds only against its twin; None for ours.
+      num_gradients: gradients spent on the image.
+      num_forwards: further forward passes.
     """
 
     image: str
@@ -80,9 +80,9 @@ class TrialRecord:
 
     @classmethod
     def of(cls, attempt: Attempt, image: str, aim: str | None, already: bool) -> "TrialRecord":
-        """An attempt, held to the goal.
+        """The record of an attempt.
 
-        An original that meets the goal by itself counts as it is: success at distance 0.
+        An original that already meets the goal counts as a success at distance 0.
         """
         float_result = TrialMetrics.of(attempt.float_result, already)
         claimed = attempt.claimed
@@ -117,9 +117,9 @@ class Trial:
 
     Attributes:
       target: a choice of `deid_jax.evaluation.batch.TARGETS`.
-      library: "deid_jax", or the peer's.
-      method: its name, unique among ours and the peers.
-      num_steps: K, the gradients asked for.
+      library: "deid_jax", or the peer's library.
+      method: its name, unique among our methods and the peers.
+      num_steps: K, the requested number of gradients.
       records: one per image.
       seconds: wall time of the attack.
     """
@@ -133,7 +133,7 @@ class Trial:
 
     @property
     def is_peer(self) -> bool:
-        """Whether it is another library's."""
+        """Whether the method belongs to another library."""
         return self.library != "deid_jax"
 
     @property
@@ -166,9 +166,9 @@ class Goal:
 
     Attributes:
       target: a choice of `deid_jax.evaluation.batch.TARGETS`.
-      labels: int32[N], the labels aimed at; the true ones where the attack is untargeted.
-      aims: the persons aimed at; None where the attack is untargeted.
-      already: whether an original meets the goal by itself.
+      labels: int32[N], the targets; the true labels if the attack is untargeted.
+      aims: the target persons; None if the attack is untargeted.
+      already: whether each original already meets the goal.
     """
 
     target: str
@@ -178,7 +178,7 @@ class Goal:
 
     @classmethod
     def of(cls, target: str, records: Sequence[ImageRecord], faces: FaceDataset) -> "Goal":
-        """The goal of a run of ours, which drew the targets."""
+        """The goal of one of our runs, which drew the targets."""
         aims = [record.target for record in records]
         if target == "none":
             already = [record.clean_misclassified for record in records]
@@ -189,7 +189,7 @@ class Goal:
 
     @property
     def targeted(self) -> bool:
-        """Whether the goal is a label."""
+        """Whether the attack is targeted."""
         return self.target != "none"
 
     def scored(self, attempts: Sequence[Attempt], faces: FaceDataset) -> list[TrialRecord]:

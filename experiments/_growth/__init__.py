@@ -1,1 +1,1 @@
-"""Parts of `experiments.growth`: workloads, and what they use when run in a new process."""
+"""Parts of `experiments.growth`: workloads, measured in a new process each."""

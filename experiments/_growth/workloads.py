@@ -1,4 +1,4 @@
-"""One workload of `experiments.growth`: an evaluation, measured in a process of its own."""
+"""One workload of `experiments.growth`: an evaluation, measured in its own process."""
 
 import dataclasses
 import json
@@ -26,14 +26,14 @@ from deid_jax.models import create_model, prepare
 from deid_jax.runs import RunFolder
 
 NUM_CLASSES = 30
-# Seconds below which a run is repeated; a longer one is steady enough by itself.
+# Runs shorter than this many seconds are repeated; a longer one is steady enough.
 _QUICK = 10.0
 _CHILD = "import sys; from experiments._growth.workloads import answer; answer(*sys.argv[1:])"
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The attack of one process: P-FGVM against a recogniser."""
+    """The workload of one process: P-FGVM against a recogniser."""
 
     model: str
     num_images: int
@@ -53,10 +53,10 @@ class Usage:
     """Time and memory of a workload.
 
     Attributes:
-      seconds: wall time of one evaluation, compilation aside; the median of the repeats.
+      seconds: wall time of one evaluation without compilation; the median of the repeats.
       compile_seconds: wall time of compiling the attack.
       repeats: how many evaluations were timed.
-      peak_bytes: peak memory of the process, or of the accelerator where there is one.
+      peak_bytes: peak memory of the process, or of the accelerator if there is one.
       peak_bytes_before: the same before the first evaluation.
       devices: the kinds of devices that the attack ran on.
     """
@@ -74,7 +74,7 @@ class WorkloadError(Exception):
 
 
 def unread_noise(num_images: int, image_size: int, seed: int) -> FaceDataset:
-    """Images of noise, drawn when they are read and never held."""
+    """Noise images, which are drawn when they are read and never kept in memory."""
     shape = (image_size, image_size, 3)
 
     def read(index: int) -> npt.NDArray[np.uint8]:
@@ -96,7 +96,7 @@ def measure_here(workload: Workload, folder: Path, *, repeats: int, seed: int) -
     size = workload.image_size
     model = create_model(workload.model, num_classes=NUM_CLASSES, image_size=size)
     initial = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, size, size, 3)))
-    # For every workload alike: `Evaluation` would not prepare where there is little to do.
+    # Prepared for every workload: `Evaluation` would not prepare weights for a small one.
     network = WeightedModel(model, jax.block_until_ready(prepare(initial)))
     config = PFGVMConfig(num_steps=workload.num_steps)
     protocol = Protocol(batch_size=workload.batch_size, seed=seed)
@@ -111,7 +111,7 @@ def measure_here(workload: Workload, folder: Path, *, repeats: int, seed: int) -
         return timing
 
     before = peak_bytes()
-    # One batch of the same shape compiles the program and does not count.
+    # A first batch of the same shape compiles the program and does not count.
     compiling = run_once(even_batch_size(workload.num_images, workload.batch_size))
     seconds = [run_once(workload.num_images).seconds]
     while seconds[0] < _QUICK and len(seconds) < repeats:
@@ -127,7 +127,7 @@ def measure_here(workload: Workload, folder: Path, *, repeats: int, seed: int) -
 
 
 def peak_bytes() -> int:
-    """Most bytes ever in use: on the fullest accelerator, else resident in this process."""
+    """Peak memory in bytes: of the fullest accelerator, otherwise resident in this process."""
     known = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [entry["peak_bytes_in_use"] for entry in known if "peak_bytes_in_use" in entry]
     if peaks:
@@ -142,9 +142,9 @@ def peak_bytes() -> int:
 
 
 def answer(task: str, folder: str) -> None:
-    """The process of a workload: its last line is the usage, or why there is none."""
+    """Main function of a workload's process; prints the usage or an error as its last line."""
     given = json.loads(task)
-    # A batch that had to be split is not the workload asked for.
+    # If a batch had to be split, this is not the requested workload.
     warnings.simplefilter("error", UserWarning)
     try:
         workload = Workload(**given["workload"])
@@ -152,13 +152,13 @@ def answer(task: str, folder: str) -> None:
             workload, Path(folder), repeats=given["repeats"], seed=given["seed"]
         )
     except Exception as error:
-        # In one line: JAX appends notes on its traceback to the message.
+        # Kept to one line, because JAX appends notes on its traceback to the message.
         sys.exit(f"{type(error).__name__}: {one_line(error)}")
     print(json.dumps(dataclasses.asdict(usage)))
 
 
 def measure(workload: Workload, *, repeats: int, seed: int) -> Usage:
-    """`measure_here` in a new process.
+    """Runs `measure_here` in a new process.
 
     Raises:
       WorkloadError: the process failed or was killed.
@@ -166,7 +166,7 @@ def measure(workload: Workload, *, repeats: int, seed: int) -> Usage:
     given = {"workload": dataclasses.asdict(workload), "repeats": repeats, "seed": seed}
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    # The folder belongs to this process: it goes even if the other one is killed.
+    # This process owns the folder, so it is removed even if the other process is killed.
     with tempfile.TemporaryDirectory() as folder:
         ended = subprocess.run(
             [sys.executable, "-c", _CHILD, json.dumps(given), str(Path(folder, "run"))],
