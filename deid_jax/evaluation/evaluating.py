@@ -254,7 +254,8 @@ def default_batch_size(image_size: int, num_images: int) -> int:
     """Images per call and device that suit the device, memory permitting.
 
     On CPUs a small batch keeps all cores busy and fits the caches. Accelerators want large
-    batches, but at least four of them, so that reading and writing overlap with computing.
+    batches, but several of them (four, if large enough), so that reading and writing overlap
+    with computing.
     """
     if jax.default_backend() != "cpu":
         return min(4096, max(64, -(-num_images // 4)))

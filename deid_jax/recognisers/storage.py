@@ -25,7 +25,7 @@ _HASH = "sha256"
 
 
 def exists(path: Path) -> bool:
-    """Whether a checkpoint is at `path`; after a crash, the older of two."""
+    """Whether a checkpoint is at `path`; after a crash, puts the previous one back first."""
     old = _beside(path, "old")
     if not os.path.lexists(path) and _is_ours(old):
         with contextlib.suppress(FileNotFoundError):  # Another process has done it.
