@@ -62,14 +62,14 @@ class AttackRun:
 
 
 def read_runs(folders: str | None) -> list[AttackRun]:
-    """The runs, which are of the same images.
+    """Reads runs, which must hold the same images.
 
     Args:
-      folders: output folders of `experiments.attack`, by commas.
+      folders: output folders of `experiments.attack`, separated by commas.
 
     Raises:
-      InputError: none is given, one is given twice or holds no whole run, or two are of
-        different images.
+      InputError: no folder is given, a folder is given twice or holds no complete run, or two
+        runs have different images.
     """
     paths = [Path(name.strip()) for name in (folders or "").split(",") if name.strip()]
     if not paths:

@@ -42,10 +42,10 @@ class LoopVariant:
     """One way to run the plain PyTorch loop.
 
     Attributes:
-      layout: of images and kernels in memory, "channels_last" or "NCHW".
+      layout: memory layout of images and kernels, "channels_last" or "NCHW".
       folded: whether BatchNorm is folded into the layers before it.
-      bfloat16: "autocast", or "weights" for a network wholly in bfloat16; empty: float32.
-      compiled: whether `torch.compile` gets the network; may fail.
+      bfloat16: "autocast", or "weights" for a network entirely in bfloat16; empty: float32.
+      compiled: whether the network is compiled with `torch.compile`, which may fail.
     """
 
     layout: str = "channels_last"
@@ -64,14 +64,14 @@ class LoopVariant:
 
 
 def loop_variants(problem: Problem) -> list[LoopVariant]:
-    """The variants of the plain loop worth a try for a problem on this device."""
+    """The variants of the plain loop worth trying for a problem on this device."""
     bfloat16 = "autocast" if problem.precision == "bf16" else ""
     found = [
         LoopVariant(bfloat16=bfloat16),
         LoopVariant("NCHW", bfloat16=bfloat16),
         LoopVariant(folded=True, bfloat16=bfloat16),
     ]
-    if problem.case.model in MOBILEFACENETS:  # Their weights come folded.
+    if problem.case.model in MOBILEFACENETS:  # BatchNorm is already folded into their weights.
         found = [dataclasses.replace(variant, folded=True) for variant in found[:2]]
     if bfloat16:
         found.append(LoopVariant(folded=True, bfloat16="weights"))
@@ -136,7 +136,7 @@ def foolbox_bim(problem: Problem) -> Run:
     )
     model = foolbox.PyTorchModel(_model(problem), bounds=(0, 1), device=torch_device())
     images, labels = _inputs(problem)
-    # It takes views that the channels_last layout does not allow.
+    # The attack uses views that the channels_last layout does not allow.
     images, criterion = images.contiguous(), foolbox.criteria.TargetedMisclassification(labels)
     return until_ready(lambda: attack(model, images, criterion, epsilons=epsilon)[0])
 
@@ -169,7 +169,7 @@ def art_bim(problem: Problem) -> Run:
 
 
 def until_ready(run: Run) -> Run:
-    """The run, and the wait for an accelerator."""
+    """The run, followed by a wait for the accelerator."""
 
     def whole() -> object:
         result = run()

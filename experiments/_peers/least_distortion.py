@@ -1,10 +1,10 @@
-"""Least-distortion attacks of other libraries: which there are, and how each is called.
+"""Least-distortion attacks of other libraries: a table of them, and how to call each.
 
-Each runs with its library's own settings but for the number of steps, of which each costs one
-gradient. PyTorch and the libraries are imported when an attack runs.
+Each runs with its library's default settings, except for the number of steps; every step costs
+one gradient. PyTorch and the libraries are imported when an attack runs.
 
-adv-lib imports torchvision and visdom, which only its LPIPS distance and its plots use: where
-they are missing, empty modules replace them during the import (`adv_lib_attacks`).
+adv-lib imports torchvision and visdom, which only its LPIPS distance and its plots use. If they
+are missing, empty modules replace them during the import (`adv_lib_attacks`).
 """
 
 import contextlib
@@ -30,14 +30,14 @@ _ADV_LIB = ("torch", "adv-lib")
 
 @dataclasses.dataclass(frozen=True)
 class PeerTask:
-    """An attack on one batch.
+    """The arguments of an attack on one batch.
 
     Attributes:
       network: the recogniser, in PyTorch.
       images: float32[B, 3, H, W] in [0, 1], on the network's device.
-      labels: int64[B], the targets, or the true labels where the attack is untargeted.
-      targeted: which of them.
-      num_steps: gradients that the attack may spend on an image.
+      labels: int64[B], the targets, or the true labels if the attack is untargeted.
+      targeted: whether the attack is targeted.
+      num_steps: number of gradients that the attack may spend on an image.
     """
 
     network: "nn.Module"
@@ -70,10 +70,10 @@ class _FoolboxAttack(Protocol):
 def search_split(num_steps: int) -> tuple[int, int]:
     """How foolbox's Carlini-Wagner attack spends K gradients: (searches, steps of each).
 
-    Its searches for the weight of the loss begin at 0.001 and multiply it by ten, so that fewer
-    than four hardly move an image; fewer than five steps do not get far. Of the splits tried,
-    five searches, of 10 steps (K = 50) and of 20 (K = 100), served it best; its own default are
-    nine.
+    Its search for the weight of the loss begins at 0.001 and multiplies it by ten, so that
+    fewer than four searches hardly move an image, and fewer than five steps do not get far. Of
+    the splits that were tried, five searches of 10 steps (K = 50) or 20 steps (K = 100) gave
+    the best results; foolbox's default is nine searches.
     """
     searches = min(9, max(1, min(5, num_steps // 5), num_steps // 20))
     return searches, num_steps // searches
@@ -90,14 +90,14 @@ def _foolbox(make: Callable[[ModuleType, int], _FoolboxAttack]) -> PeerAttack:
         peer = make(foolbox.attacks, task.num_steps)
         device = task.images.device
         bounded = foolbox.PyTorchModel(task.network, bounds=(0, 1), device=device)
-        # Calling the attack would judge its result with one more forward pass.
+        # Calling the attack directly would add a forward pass to judge its result.
         return peer.run(bounded, task.images, goal(task.labels))
 
     return attack
 
 
 def _foolbox_cw(task: PeerTask) -> "torch.Tensor":
-    """The Carlini-Wagner attack of foolbox, whose result is black where it found nothing."""
+    """Foolbox's Carlini-Wagner attack, whose result is black if it fails."""
     import torch
 
     searches, steps = search_split(task.num_steps)
@@ -132,7 +132,7 @@ PEERS = {
     "foolbox_cw": LeastDistortionPeer("foolbox", _foolbox_cw, _FOOLBOX),
     "adv_lib_ddn": LeastDistortionPeer("adv-lib", _adv_lib("ddn", "steps"), _ADV_LIB),
     "adv_lib_fmn": LeastDistortionPeer("adv-lib", _adv_lib("fmn", "steps", norm=2), _ADV_LIB),
-    # Its loss looks at four logits.
+    # Its loss uses four logits.
     "adv_lib_alma": LeastDistortionPeer(
         "adv-lib", _adv_lib("alma", "num_steps", distance="l2"), _ADV_LIB, least_persons=4
     ),
@@ -152,7 +152,7 @@ def check_peers(names: Sequence[str], model: str, num_steps: int) -> None:
     Args:
       names: keys of `PEERS`.
       model: the recogniser's name.
-      num_steps: the fewest asked for.
+      num_steps: the smallest requested number of steps.
 
     Raises:
       InputError: a peer is not installed, has no twin of the model, or needs more steps.
@@ -180,7 +180,7 @@ def check_persons_for(names: Sequence[str], num_persons: int) -> None:
     """Refuses peers that need more persons than the recogniser knows.
 
     Raises:
-      InputError: there is such a peer.
+      InputError: a peer needs more persons.
     """
     for name in names:
         least = PEERS[name].least_persons
@@ -189,7 +189,7 @@ def check_persons_for(names: Sequence[str], num_persons: int) -> None:
 
 
 def import_libraries(names: Sequence[str]) -> None:
-    """Imports the libraries of some peers, so that no later clock counts it."""
+    """Imports the libraries of peers, so that imports are not timed later."""
     if any(name.startswith("foolbox") for name in names):
         importlib.import_module("foolbox")
     if any(name.startswith("adv_lib") for name in names):
@@ -197,14 +197,14 @@ def import_libraries(names: Sequence[str]) -> None:
 
 
 def adv_lib_attacks() -> ModuleType:
-    """`adv_lib.attacks`, also without torchvision and visdom, which no attack here uses."""
+    """Imports `adv_lib.attacks` even without torchvision and visdom, which we do not use."""
     with _stand_ins("torchvision.models", "visdom"):
         return importlib.import_module("adv_lib.attacks")
 
 
 @contextlib.contextmanager
 def _stand_ins(*names: str) -> Iterator[None]:
-    """Empty modules, with the packages around them, for those that are not installed."""
+    """Substitutes empty modules, with their parent packages, for those not installed."""
     added = []
     for name in names:
         package, _, module = name.partition(".")

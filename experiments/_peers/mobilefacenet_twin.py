@@ -1,4 +1,4 @@
-"""MobileFaceNet in PyTorch, in the modules and by the names of the published weights.
+"""MobileFaceNet in PyTorch, with the modules and names of the published weights.
 
 Images are RGB [B, 3, 112, W] in [0, 1]. Imports PyTorch.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 from deid_jax.types import Variables
 
-# Expansion, channels, repeats, stride of the first: the paper's table 1.
+# Expansion, channels, repeats, stride of the first repeat: the paper's table 1.
 TABLE = [(2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)]
 
 
@@ -25,7 +25,7 @@ def _depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _whole(height: int, width: int) -> nn.Conv2d:
-    """A depthwise convolution of all positions."""
+    """A depthwise convolution over all positions."""
     return nn.Conv2d(512, 512, (height, width), groups=512, bias=False)
 
 
@@ -51,7 +51,7 @@ def _bottlenecks(prelu: bool) -> nn.Sequential:
             expand = [_conv(inputs, wide), nn.BatchNorm2d(wide), activation(wide)]
             middle = [_depthwise(wide, stride), nn.BatchNorm2d(wide), activation(wide)]
             project = [_conv(wide, channels), nn.BatchNorm2d(channels)]
-            if not prelu:  # The files of this variant nest them.
+            if not prelu:  # This variant's weight files nest the layers.
                 expand, middle = [nn.Sequential(*expand)], [nn.Sequential(*middle)]
             found.append(_Bottleneck(inputs, channels, stride, [*expand, *middle, *project]))
             inputs = channels
@@ -59,7 +59,7 @@ def _bottlenecks(prelu: bool) -> nn.Sequential:
 
 
 class _Named(nn.Module):
-    """Its parts one after the other, each under its own name."""
+    """Applies its parts in order, each stored under its own name."""
 
     def __init__(self, **parts: nn.Module):
         super().__init__()
@@ -110,7 +110,7 @@ class Ms1mTwin(nn.Module):
 
 
 class CasiaTwin(nn.Module):
-    """The variant "casia": the middle 96 columns of images -> embeddings [B, 128]."""
+    """The variant "casia": the middle 96 columns of the images -> embeddings [B, 128]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class CasiaTwin(nn.Module):
 def with_published_weights(
     variant: str, arrays: Mapping[str, npt.NDArray[np.float32]]
 ) -> nn.Module:
-    """The network in evaluation mode, with the weights of an .npz file by name."""
+    """The network in evaluation mode, with weights loaded by name from an .npz file."""
     network = {"ms1m": Ms1mTwin, "casia": CasiaTwin}[variant]()
     found = network.load_state_dict(
         {name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False
@@ -171,7 +171,7 @@ def mobilefacenet_twin(variables: Variables) -> nn.Module:
 
 
 def _in_order(parameters: Mapping[str, object]) -> Iterator[str]:
-    """The layers of a Flax MobileFaceNet as images pass them."""
+    """The layers of a Flax MobileFaceNet in the order of the forward pass."""
     blocks = range(sum(repeats for _, _, repeats, _ in TABLE))
     every = ["stem", "stem_depthwise", "stem_pointwise"]
     every += [f"block{n}_{part}" for n in blocks for part in ("expand", "depthwise", "project")]
@@ -180,7 +180,7 @@ def _in_order(parameters: Mapping[str, object]) -> Iterator[str]:
 
 
 def _kernel(kernel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """[K, C, h, w] of [h, w, C, K], of depthwise [h, w, C] or of pointwise [C, K]."""
+    """[K, C, h, w] from [h, w, C, K], from depthwise [h, w, C] or from pointwise [C, K]."""
     if kernel.ndim == 2:
         return kernel.T[:, :, None, None]
     if kernel.ndim == 3:

@@ -1,6 +1,6 @@
-"""The recognisers and layers as Flax and XLA have them, to time the project's own beside.
+"""The recognisers and layers in plain Flax and XLA, to time this project's layers against.
 
-The weights are those of `deid_jax.models`, for inference alone. Layout is NHWC for images and
+They use the weights of `deid_jax.models`, for inference only. The layout is NHWC for images and
 HWIO for kernels.
 """
 
@@ -15,11 +15,11 @@ from deid_jax.types import Variables
 
 
 class NaiveModelA(nn.Module):
-    """`deid_jax.models.model_a.ModelA` of `nn.Conv` and `nn.max_pool`.
+    """`deid_jax.models.model_a.ModelA` built from `nn.Conv` and `nn.max_pool`.
 
     Attributes:
       num_classes: K.
-      dtype: of the layers' computations; None: the input's.
+      dtype: the dtype of computations; None uses the input's.
     """
 
     num_classes: int
@@ -39,11 +39,11 @@ class NaiveModelA(nn.Module):
 
 
 class NaiveVGG16(nn.Module):
-    """`deid_jax.models.vgg16.VGG16` of `nn.Conv` and `nn.max_pool`.
+    """`deid_jax.models.vgg16.VGG16` built from `nn.Conv` and `nn.max_pool`.
 
     Attributes:
       num_classes: K.
-      dtype: of the layers' computations; None: the input's.
+      dtype: the dtype of computations; None uses the input's.
     """
 
     num_classes: int
@@ -81,7 +81,7 @@ def naive_convolve(variables: Variables, images: jax.Array) -> jax.Array:
 
 
 def naive_max_pool(images: jax.Array) -> jax.Array:
-    """2×2 max-pooling of stride 2."""
+    """2×2 max-pooling with stride 2."""
     return nn.max_pool(images, (2, 2), strides=(2, 2))
 
 

@@ -17,10 +17,10 @@ class PeerResult:
     """The result of a peer on a batch.
 
     Attributes:
-      images: float32[B, H, W, 3] in [0, 1]; the originals where it found nothing.
-      success: bool[B], by the twin.
-      num_gradients: how often a gradient went back through the recogniser, as counted.
-      num_forwards: forward passes beside those of gradients, as counted.
+      images: float32[B, H, W, 3] in [0, 1]; the original where the attack failed.
+      success: bool[B], as judged by the twin.
+      num_gradients: counted backward passes through the recogniser.
+      num_forwards: counted forward passes without a gradient.
       seconds: wall time of the attack.
     """
 
@@ -32,11 +32,11 @@ class PeerResult:
 
 
 class Counter(nn.Module):
-    """A recogniser that counts how often it is run and differentiated.
+    """A recogniser that counts its forward passes and gradients.
 
     Attributes:
       num_forwards: forward passes of all kinds.
-      num_gradients: gradients that reached its logits on the way to the images.
+      num_gradients: gradients that passed its logits on the way to the images.
     """
 
     def __init__(self, network: nn.Module):
@@ -74,13 +74,13 @@ def run_peer(
       name: a key of `PEERS`.
       network: a twin, on its device.
       images: float32[B, H, W, 3] in [0, 1].
-      labels: int[B], the targets, or the true labels where the attack is untargeted.
-      targeted: which of them.
-      num_steps: gradients that it may spend on an image.
+      labels: int[B], the targets, or the true labels if the attack is untargeted.
+      targeted: whether the attack is targeted.
+      num_steps: number of gradients that it may spend on an image.
       seed: decides its random choices.
     """
     counter = Counter(network)
-    # Some take views that the channels_last layout does not allow.
+    # Some attacks use views that the channels_last layout does not allow.
     given = to_torch(images).contiguous().to(torch_device())
     aims = torch.from_numpy(np.asarray(labels, np.int64)).to(torch_device())
     task = PeerTask(counter, given, aims, targeted, num_steps)

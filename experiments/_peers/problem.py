@@ -1,4 +1,4 @@
-"""The problem that all timed attacks solve: a recogniser, its weights, images and targets."""
+"""The problem that every timed attack solves: a recogniser, its weights, images and targets."""
 
 import dataclasses
 import functools
@@ -19,14 +19,14 @@ from deid_jax.types import Variables
 
 NUM_CLASSES = 30
 
-# Recognisers without classes, and the only image size that they take.
+# Recognisers without classes, and the only image size that they accept.
 MOBILEFACENETS = {f"mobilefacenet_{variant}": variant for variant in VARIANTS}
 MOBILEFACENET_SIZE = 112
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A recogniser, the image size, the batch."""
+    """A recogniser, an image size and a batch size."""
 
     model: str
     image_size: int
@@ -34,7 +34,7 @@ class Case:
 
     @property
     def num_outputs(self) -> int:
-        """Logits per image, or numbers in an embedding, which are attacked as logits."""
+        """Logits per image, or dimensions of an embedding, which is attacked like logits."""
         return FEATURES if self.model in MOBILEFACENETS else NUM_CLASSES
 
     def __str__(self) -> str:
@@ -50,8 +50,8 @@ class Problem:
       variables: its weights.
       images: float32[B, H, W, 3] in [0, 1].
       labels: int[B], the targets.
-      num_steps: iterations of the attack.
-      precision: of the attack's gradients.
+      num_steps: steps of the attack.
+      precision: precision of the attack's gradients.
     """
 
     case: Case
@@ -97,7 +97,7 @@ def make_problem(case: Case, num_steps: int, seed: int, precision: str = "float3
     initialise = jax.jit(model_of(case).init_with_output)
     outputs, variables = jax.device_get(initialise(jax.random.key(seed), images[:1]))
     if case.model in MOBILEFACENETS:
-        # With BatchNorm folded, nothing keeps drawn embeddings as small as logits are.
+        # With BatchNorm folded, random weights would give embeddings much larger than logits.
         last = variables["params"]["embedding"]
         last["kernel"] = last["kernel"] / outputs.std()
     labels = random.integers(case.num_outputs, size=case.batch)
@@ -105,9 +105,9 @@ def make_problem(case: Case, num_steps: int, seed: int, precision: str = "float3
 
 
 def forward_multiply_adds(case: Case) -> int:
-    """Multiply-adds of one image's forward pass, in convolutions and dense layers alone.
+    """Multiply-adds of one image's forward pass, in convolutions and dense layers only.
 
-    Convolutions are counted as by their definition, whatever the algorithm: every number of a
+    Convolutions are counted by their definition, whatever the algorithm: every number of a
     kernel once per position of the layer's outputs [1, ..., K].
     """
     images = jnp.zeros((1, case.image_size, case.image_size, 3))

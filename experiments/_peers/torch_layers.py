@@ -1,4 +1,4 @@
-"""Single layers in PyTorch, timed beside the project's own. Imports PyTorch."""
+"""Single layers in PyTorch, timed against this project's layers. Imports PyTorch."""
 
 from collections.abc import Mapping
 
@@ -22,9 +22,10 @@ def repeat_layer(
     times: int,
     dtype: str,
 ) -> Run:
-    """A 'same' convolution, or without parameters a 2×2 max-pooling, several times.
+    """Repeats a 'same' convolution or, without parameters, a 2×2 max-pooling.
 
-    Given a cotangent, the gradient to the images; a pooling's includes the forward pass.
+    With a cotangent, it repeats the gradient with respect to the images; for a pooling this
+    includes the forward pass.
     """
     inputs = _move(images, dtype)
     outputs = None if cotangent is None else _move(cotangent, dtype)

@@ -1,7 +1,7 @@
-"""PyTorch twins of the recognisers, and how PyTorch is set up for them.
+"""PyTorch twins of the recognisers, and PyTorch's setup for them.
 
-Images are NCHW in [0, 1]. Imports PyTorch; `tests/requirements-peers.txt` has all that peers
-need.
+Images are NCHW in [0, 1]. Imports PyTorch; `tests/requirements-peers.txt` lists everything that
+peers need.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from experiments._peers.problem import MOBILEFACENETS
 class ModelATwin(nn.Module):
     """Model A in PyTorch, inference mode, with a Flax model's weights."""
 
-    # Layers whose outputs go straight into a BatchNorm.
+    # Layers that are followed directly by a BatchNorm.
     normalised: ClassVar = (
         ("conv1", "bn1"),
         ("conv2", "bn2"),
@@ -87,7 +87,7 @@ def twin(name: str, variables: Variables) -> nn.Module:
 def fold_batch_norms(network: nn.Module) -> None:
     """Folds each BatchNorm of a twin into the layer before it, in place."""
     if not isinstance(network, ModelATwin | VGG16Twin):
-        return  # The weights of the others come folded.
+        return  # BatchNorm is already folded into the others' weights.
     for layer, norm in network.normalised:
         before, batch_norm = getattr(network, layer), getattr(network, norm)
         is_dense = isinstance(before, nn.Linear)
@@ -97,7 +97,7 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def torch_device() -> torch.device:
-    """The device that stands for JAX's: CUDA where JAX has an accelerator."""
+    """The PyTorch device that corresponds to JAX's: CUDA if JAX has an accelerator."""
     return torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
 
 
@@ -107,7 +107,7 @@ def has_torch_device() -> bool:
 
 
 def configure_torch(precision: str, threads: int) -> None:
-    """Sets the threads and the precision of all that PyTorch runs from here on."""
+    """Sets PyTorch's number of threads and its precision for the whole process."""
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -1,4 +1,4 @@
-"""The table and sums that `experiments.protect` prints."""
+"""The table and totals that `experiments.protect` prints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _ENCODING = ", of videos before encoding"
 
 
 def print_protection(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
-    """Prints every face of a few files, of many only failures, and the sums."""
+    """Prints the totals and every face, or only the failures if there are many files."""
     console = Console(highlight=False, markup=False)
     failed = [record for record in records if record.status != PROTECTED]
     verifiers = protector.verifiers
@@ -76,7 +76,7 @@ def _table(records: Sequence[FileRecord], num_verifiers: int) -> Table:
 
 
 def _cells(face: FaceReport | TrackReport) -> list[str]:
-    """Place, PSNR, SSIM, similarities, status."""
+    """Cells for one face: position, PSNR, SSIM, similarities, status."""
     place = "{2:.0f}x{3:.0f} at {0:.0f},{1:.0f}".format(*face.box)
     ssim = ""
     if isinstance(face, TrackReport):

@@ -1,4 +1,4 @@
-"""Settings that `experiments.protect` and `experiments.webapp` have in common."""
+"""Settings shared by `experiments.protect` and `experiments.webapp`."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from experiments._common.flags import setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProtectorSettings:
-    """Recognisers, detector, steps and seed."""
+    """Settings of recognisers, detector, steps and seed."""
 
     recogniser: str = setting(
         "mobilefacenet_ms1m,mobilefacenet_casia",

@@ -1,4 +1,4 @@
-"""The report of `experiments.transfer`: tables, and in words what they do and do not say."""
+"""The report of `experiments.transfer`: tables, and text on what they do and do not show."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -48,11 +48,11 @@ knows who it is.
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
-    """All that the report is made of.
+    """Everything that the report is made from.
 
     Attributes:
       tables: the measured lines.
-      evaluation: who and what was measured.
+      evaluation: the plan, images, recognisers and classifiers that were measured.
       dataset: the images' data set.
       protocol: SHA-256 of the protocol.
     """
@@ -64,7 +64,7 @@ class TransferReport:
 
 
 def markdown(report: TransferReport) -> str:
-    """`transfer.md`."""
+    """The content of `transfer.md`."""
     plan, rows = report.evaluation.plan, report.tables.rows
     parts = [
         "# How protection carries over to other recognisers",
@@ -107,7 +107,7 @@ def markdown(report: TransferReport) -> str:
 
 
 def _what(report: TransferReport) -> str:
-    """The measurements, in a paragraph."""
+    """A paragraph that describes the measurements."""
     plan, lists = report.evaluation.plan, report.evaluation.faces.lists
     draws = f"{plan.num_samples} draw{'s' if plan.num_samples > 1 else ''}"
     return (
@@ -126,9 +126,9 @@ def _what(report: TransferReport) -> str:
 
 
 def show(rows: Sequence[TransferRow], plan: TransferPlan) -> None:
-    """Prints the share protected at the first false accept rate, unprocessed.
+    """Prints the share of protected images at the first false accept rate, unprocessed.
 
-    Recognisers go by numbers, since their names may be as long as the terminal is wide.
+    Recognisers are numbered, since their names may be as long as the terminal is wide.
     """
     far = plan.fars[0]
     names = list(dict.fromkeys([*plan.judges, *(name for fit in plan.fits for name in fit)]))
@@ -153,7 +153,7 @@ def show(rows: Sequence[TransferRow], plan: TransferPlan) -> None:
 def _unprocessed(
     rows: Iterable[TransferRow], far: float | None, compared: str = GALLERY
 ) -> list[TransferRow]:
-    """Lines of unprocessed images, opponents who adapt aside."""
+    """Lines of unprocessed images, without opponents who adapt."""
     return [row for row in _at(rows, far, compared) if row.processing == "none"]
 
 
@@ -175,7 +175,7 @@ def _by_run(rows: Iterable[TransferRow]) -> dict[TransferRun, list[TransferRow]]
 
 
 def _rate(far: float) -> str:
-    """A false accept rate: 1 %, 0.1 %."""
+    """A false accept rate as text: 1 %, 0.1 %."""
     return f"{100 * far:g} %"
 
 
@@ -206,7 +206,7 @@ def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _clean_table(report: TransferReport) -> str:
-    """How good the recognisers are, and which clean photos they miss by themselves."""
+    """A table of the recognisers' accuracy, and the share of clean images that they miss."""
     plan = report.evaluation.plan
     head = ["recogniser", "same/different accuracy", "AUC", "named first"]
     for far in map(_rate, plan.fars):
@@ -229,7 +229,7 @@ _HEAD = ("method", "foresees", "fitted on", "budget")
 
 
 def _named(run: TransferRun) -> list[str]:
-    """The cells that name a run, below `_HEAD`."""
+    """The cells that identify a run, in the columns of `_HEAD`."""
     if run.method == "none":
         return ["unprotected", "–", "–", "–"]
     return [
@@ -241,7 +241,7 @@ def _named(run: TransferRun) -> list[str]:
 
 
 def _classified(report: TransferReport) -> list[str]:
-    """Results of classifiers of the persons, their clean errors first."""
+    """The results of classifiers, with their clean errors first."""
     names = list(report.evaluation.classifiers)
     if not names:
         return []
@@ -257,7 +257,7 @@ def _classified(report: TransferReport) -> list[str]:
 def _runs_by(
     rows: Iterable[TransferRow], judges: Sequence[str], cell: Callable[[TransferRow], str]
 ) -> str:
-    """A table with runs down and judges across."""
+    """A table with one row per run and one column per judge."""
     body = []
     for run, own in _by_run(rows).items():
         by_judge = {row.judge: cell(row) for row in own}
@@ -266,7 +266,7 @@ def _runs_by(
 
 
 def _survival(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> list[str]:
-    """A table for each recogniser: runs down, processing across."""
+    """One table per recogniser, with one row per run and one column per processing."""
     tables = []
     kinds = [kind for kind in plan.processing if kind != "none"]
     for judge in plan.judges if kinds else ():
@@ -276,7 +276,7 @@ def _survival(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> li
             cells = [f"{_percent(by_kind['none'].rates.protected)}{_mark(own[0])}"]
             for rates in (by_kind[kind].rates for kind in kinds):
                 kept = "–" if rates.kept is None else f"{100 * rates.kept:.0f} %"
-                # Ad-hoc methods' few protected photos are mostly missed unprotected, too.
+                # The few images that ad-hoc methods protect are mostly missed even when clean.
                 kept = f" ({kept})" if run.method in ATTACKS else ""
                 cells.append(_percent(rates.protected) + kept)
             body.append([*_named(run), *cells])
@@ -285,7 +285,7 @@ def _survival(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> li
 
 
 def _adaptive(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> list[str]:
-    """The opponents who adapt, beside the one who does not."""
+    """Results of opponents who adapt, next to the one who does not."""
     if plan.average < 2 and not plan.fine_tune:
         return []
     before = {(row.judge, row.run): row for row in _unprocessed(rows, far)}
@@ -330,7 +330,7 @@ def _distortion(rows: Sequence[TransferRow]) -> str:
         if run.method == "none":
             continue
         sizes = own[0].distortion
-        # Where no photo was changed there is no finite PSNR.
+        # If no image was perturbed, there is no finite PSNR.
         mean = "∞" if sizes.psnr_mean is None else f"{sizes.psnr_mean:.2f}"
         cells = [f"{sizes.l2:.3f}", mean, f"{sizes.psnr_min:.2f}", f"{sizes.ssim:.4f}"]
         body.append([*_named(run), *cells])
@@ -338,7 +338,7 @@ def _distortion(rows: Sequence[TransferRow]) -> str:
 
 
 def _least(report: TransferReport) -> list[str]:
-    """Of least changes, how many photos are protected and within a budget, both at once."""
+    """For least perturbations: the share of images both protected and within a budget."""
     plan = report.evaluation.plan
     far, least = plan.fars[0], of_kind(ATTACKS, LeastPerturbation)
     images: dict[tuple[TransferRun, str], list[tuple[float, bool]]] = {}

@@ -1,4 +1,4 @@
-"""The page of `experiments.webapp`: its layout, and what happens on it, in Gradio."""
+"""The page of `experiments.webapp`: its layout and its behaviour, in Gradio."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,7 +78,7 @@ Updates = dict[object, object]
 
 
 def style() -> Style:
-    """The page's looks: the machine's own fonts, none from elsewhere."""
+    """The page's style, which uses only fonts installed on the machine."""
     import gradio as gr
 
     theme = gr.themes.Soft(
@@ -87,7 +87,7 @@ def style() -> Style:
         font=["ui-sans-serif", "system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
-    # Enough contrast of text.
+    # Gives text enough contrast.
     theme.set(
         background_fill_primary="*neutral_50",
         checkbox_border_color="*neutral_400",
@@ -115,7 +115,7 @@ _PREVIEWS = {
     "after": "After, as the file shows it",
     "difference": f"Difference, {AMPLIFICATION} times (grey: unchanged)",
 }
-# Shown by the browser: one photo is worked on at a time, in all tabs.
+# Shown by the browser: only one photo is processed at a time, across all tabs.
 _WAITING = f"() => `{said('Waiting for its turn …')}`"
 
 
@@ -231,7 +231,7 @@ def _results() -> _Results:
 
 
 def _preview(kind: str, caption: str) -> "gr.Image":
-    """An image below its caption: a label would cover it."""
+    """An image below its caption; a label would cover the image."""
     import gradio as gr
 
     with gr.Column(min_width=240):
@@ -246,7 +246,7 @@ def _preview(kind: str, caption: str) -> "gr.Image":
 
 
 def _updates(results: _Results, done: Sequence[UploadOutcome]) -> Updates:
-    """Once a photo with previews is shown, only the lists grow."""
+    """The updates after each photo; once one with previews is shown, only lists grow."""
     import gradio as gr
 
     made = [number for number, outcome in enumerate(done) if outcome.output is not None]
@@ -269,7 +269,7 @@ def _updates(results: _Results, done: Sequence[UploadOutcome]) -> Updates:
 
 
 def _shown(results: _Results, outcome: UploadOutcome, *, several: bool) -> Updates:
-    """The updates to show one photo; with several, its line is shown too."""
+    """The updates to show one photo; if there are several, its line is shown as well."""
     import gradio as gr
 
     views = ["Whole photo", *(f"Face {n + 1}" for n in range(len(outcome.faces)))]
@@ -299,7 +299,7 @@ def worked(
     """Protects uploads one by one.
 
     Yields:
-      Before the first and after each: the status (HTML), and the outcomes so far.
+      Before the first upload and after each: the status (HTML) and the outcomes so far.
     """
     refused = refusal(paths)
     if refused is not None:

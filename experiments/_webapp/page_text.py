@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from deid_jax.photos import STRENGTHS, Verifier
 from experiments._webapp.uploads import UploadOutcome, summary_line
 
-# What it does, what it cannot do, and what it does not touch.
+# What the page does, what it cannot do, and what it does not change.
 ABOUT = (
     "It finds faces and changes their pixels, so little that people hardly see it, until the "
     "recognisers named below no longer match the face with the one in the original photo.",
@@ -19,12 +19,12 @@ ABOUT = (
 
 
 def rms_levels(psnr: float) -> float:
-    """The root-mean-square perturbation, in levels of 255, of a PSNR in dB."""
+    """The root-mean-square perturbation, in levels of 255, for a PSNR in dB."""
     return 255 * 10 ** (-psnr / 20)
 
 
 def strength_label(name: str) -> str:
-    """A strength, explained."""
+    """The label that explains a strength."""
     first, *_, last = STRENGTHS[name]
     return (
         f"{name}: {rms_levels(first):.1f} levels of 255, if need be up to "
@@ -33,7 +33,7 @@ def strength_label(name: str) -> str:
 
 
 def verifiers_html(verifiers: Sequence[Verifier]) -> str:
-    """The recognisers that are asked."""
+    """The list of recognisers that judge."""
     items = "".join(
         f"<li><b>{html.escape(one.embedder.name)}</b>: "
         + (
@@ -91,25 +91,25 @@ def _change(psnr: float) -> str:
 
 
 def summary_html(outcome: UploadOutcome) -> str:
-    """The line about a photo, coloured."""
+    """The coloured summary line of a photo."""
     return said(summary_line(outcome), outcome.protected)
 
 
 def said(text: str, right: bool | None = None) -> str:
-    """A message of success, failure or (None) neither; its text is escaped."""
+    """A message of success, failure or (None) neither, with its text escaped."""
     kind = {True: " right", False: " wrong", None: ""}[right]
     return f'<p class="said{kind}">{html.escape(text)}</p>'
 
 
 def progress_html(done: int, total: int, name: str) -> str:
-    """The current photo, and a bar."""
+    """The current photo and a progress bar."""
     hint = "" if done else " The first one takes longest: programs are compiled."
     bar = f'<div class="bar"><div style="width: {100 * done / total:.0f}%"></div></div>'
     return said(f"Photo {done + 1} of {total}: {name}.{hint}") + bar
 
 
 def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
-    """The sum of several photos, and a line about each that is not protected."""
+    """The totals of several photos, and a line about each that is not protected."""
     if len(outcomes) == 1:
         return summary_html(outcomes[0])
     wrong = [summary_html(outcome) for outcome in outcomes if not outcome.protected]

@@ -1,7 +1,8 @@
 """Uploads to the page of `experiments.webapp`: protected file, previews, messages.
 
-Previews are uint8[H, W, 3], RGB, at most `PREVIEW` pixels long. The amplified difference shows
-every k-th pixel of the photo: averaging would understate the perturbation.
+Previews are uint8[H, W, 3], RGB, with at most `PREVIEW` pixels on the longest side. The
+amplified perturbation shows every k-th pixel of the photo, because averaging would understate
+it.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ MAX_FILES = 20
 MAX_PIXELS = 50_000_000
 # The longest side of previews.
 PREVIEW = 1600
-# How many levels of the difference preview show one level of perturbation.
+# Factor by which the preview amplifies the perturbation.
 AMPLIFICATION = 20
 
 
@@ -35,8 +36,8 @@ class UploadOutcome:
       name: the file's name.
       message: why there is no protected file; None if there is one.
       output: the protected file.
-      previews: files of before, after and the amplified difference: of the whole photo, and
-        of each face.
+      previews: files that show before, after and the amplified perturbation, for the whole
+        photo and for each face.
       faces: one report for each face.
     """
 
@@ -48,12 +49,12 @@ class UploadOutcome:
 
     @property
     def protected(self) -> bool:
-        """Whether no recogniser matches a face any more."""
+        """Whether no recogniser matches any face any more."""
         return self.message is None and all(face.protected for face in self.faces)
 
 
 def refusal(paths: Sequence[str | Path]) -> str | None:
-    """Why a choice of files is refused as a whole, or None."""
+    """Why an upload of several files is refused as a whole, or None."""
     if not paths:
         return "No photo was chosen."
     if len(paths) > MAX_FILES:
@@ -70,7 +71,7 @@ def outcome_of(
       path: the uploaded file.
       strength: a key of `STRENGTHS`.
       protector: recognisers, detector and number of steps.
-      folder: to write into; a folder below it is made.
+      folder: where to write; a new folder is created in it.
     """
     name = Path(path).name
     chosen = Strength(STRENGTHS[strength], protector.strength.num_steps)
@@ -123,7 +124,7 @@ def _outcome(
 
 
 def around(face: FaceReport, shape: Sequence[int]) -> "tuple[Span, Span]":
-    """Rows and columns of a face's box and half as much on each side, within the photo."""
+    """Rows and columns of a face's box, extended by half its size on each side."""
     left, top, width, height = face.box
 
     def span(start: float, length: float, bound: int) -> "Span":
@@ -134,7 +135,7 @@ def around(face: FaceReport, shape: Sequence[int]) -> "tuple[Span, Span]":
 
 
 def smaller(pixels: NumpyArray, step: int) -> NumpyArray:
-    """An image with one pixel for step x step."""
+    """Reduces an image to one pixel for every step x step pixels."""
     from PIL import Image
 
     height, width = pixels[::step, ::step].shape[:2]
@@ -151,7 +152,7 @@ def amplified_difference(before: NumpyArray, after: NumpyArray, step: int = 1) -
 
 
 def marked(pixels: NumpyArray, faces: Sequence[FaceReport], scale: float) -> NumpyArray:
-    """The image with each face's box and number, as in the table of verdicts."""
+    """The image with each face's box and its number in the table of verdicts."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.fromarray(pixels)
