@@ -116,6 +116,7 @@ def test_the_first_pictures_are_what_they_are_said_to_be():
     assert 0 < np.abs(after - before).mean() < 1
 
 
+@pytest.mark.slow
 def test_the_astronaut_is_protected_as_it_says(recogniser_files):
     """By the recognisers themselves, in the place where the cascade finds the face."""
     before, after = (

@@ -96,6 +96,7 @@ def _oracle(problem, num_steps, *, shrink, max_step, quantize):
 
 @pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize("num_steps", [1, 12])
+@pytest.mark.slow
 def test_equals_the_float64_loop(num_steps, quantize):
     problem = Bent()
     settings = {"shrink": 0.9, "max_step": 0.6}

@@ -113,6 +113,7 @@ def test_bad_numbers_of_searches_are_refused(value):
     ("num_steps", "searches", "expected"),
     [(12, 3, [4, 4, 4]), (11, 3, [4, 4, 3]), (3, 5, [1, 1, 1]), (5, 1, [5])],
 )
+@pytest.mark.slow
 def test_searches_share_the_gradients(num_steps, searches, expected):
     """Every search begins at the first iterate, and no other iterate is there."""
     images, begins = jnp.full((1, 4, 4, 3), 0.5), []

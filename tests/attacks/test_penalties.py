@@ -58,6 +58,7 @@ def test_value_is_the_root_of_the_quadratic_form(name):
     np.testing.assert_allclose(value**2, ORACLES[name](change, images), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_texture_costs_by_the_inverse_of_the_local_variance():
     """Compared as a ratio of two changes inside the image: the mean cost drops out."""
     images = np.asarray(0.5 + 0.2 * (pictures(2, 24) - 0.5), np.float64)
@@ -95,6 +96,7 @@ def test_pull_of_a_quadratic_is_the_change(name):
     np.testing.assert_allclose(PENALTIES[name](images).pull(adversarial), change, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ssim_is_scikit_images_with_mirrored_rims():
     images, adversarial, _ = _problem(24)
     value = PENALTIES["ssim"](images).value(adversarial)
@@ -130,6 +132,7 @@ def test_ssim_of_pictures_below_its_window_is_refused(size):
         PENALTIES["ssim"](pictures(1, size))
 
 
+@pytest.mark.slow
 def test_nothing_changed_costs_nothing_and_pulls_nowhere():
     images, _, _ = _problem()
     for penalty in PENALTIES.values():

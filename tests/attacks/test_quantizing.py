@@ -125,6 +125,7 @@ def test_failures_and_originals_are_rounded_only():
     assert np.all(result.success)
 
 
+@pytest.mark.slow
 def test_a_picture_hangs_on_no_other_one(finished):
     keys = jax.random.split(KEY, COUNT)
     for part in (slice(0, 1), slice(17, 18), slice(20, 27)):
@@ -137,6 +138,7 @@ def test_a_picture_hangs_on_no_other_one(finished):
         np.testing.assert_array_equal(alone.num_forwards, finished.num_forwards[part])
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_change_nothing(finished):
     finish = functools.partial(finish_on_grid, linear, IMAGES, key=KEY)
     compiled = jax.jit(finish)(least_change())

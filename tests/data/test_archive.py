@@ -65,7 +65,7 @@ def test_unreadable_pictures_are_left_out_as_from_the_folder(tmp_path, split):
     root = packing.faces(tmp_path / "faces")
     (root / "aaa").mkdir()
     for path in (root / "aaa" / "x.png", root / "bob" / "001.PNG", root / "eve" / "zz.jpg"):
-        path.write_bytes(b"no image")
+        path.write_bytes(b"no picture")
     packing.pack_zip(tmp_path / "all.zip", packing.files(root), root)
     found = packing.load(tmp_path / "all.zip", split, skip_unreadable=True)
     expected = packing.load_folder(root, split, skip_unreadable=True)
@@ -74,13 +74,13 @@ def test_unreadable_pictures_are_left_out_as_from_the_folder(tmp_path, split):
     assert found.skip_unreadable and expected.skip_unreadable
     for fact in ("num_pictures", "num_persons", "num_unreadable", "unreadable"):
         assert found.provenance[fact] == expected.provenance[fact]
-    with pytest.raises(InputError, match=r"all.zip: aaa/x is not a .*--skip_unreadable"):
+    with pytest.raises(InputError, match=r"all.zip: aaa/x is not an .*--skip_unreadable"):
         packing.load(tmp_path / "all.zip", split)
 
 
 def test_the_whole_set_is_not_decoded_and_names_what_cannot_be_read(tmp_path):
     root = packing.faces(tmp_path / "faces")
-    (root / "bob" / "001.PNG").write_bytes(b"no image")
+    (root / "bob" / "001.PNG").write_bytes(b"no picture")
     packing.pack_tar(tmp_path / "all.tar", packing.files(root), root)
     dataset = packing.load(tmp_path / "all.tar")
     assert len(dataset) == 21 and not dataset.skip_unreadable

@@ -200,6 +200,7 @@ def changes(identity, variation, part, **values):
     return np.abs(shown[1] - shown[0]).mean(-1)
 
 
+@pytest.mark.slow
 def test_glasses_change_the_eyes_and_not_the_mouth():
     identity, variation = example(2, 2)
     change = changes(identity, level(variation), "wear", glasses=(0, 1))

@@ -220,6 +220,7 @@ def test_the_other_methods_do_too(method):
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_batches_that_devices_do_not_divide_are_made_larger():
     assert sharding.whole_parts(mesh_of(4), 5) == 8
     sizes = []

@@ -73,6 +73,7 @@ def test_what_reads_back_is_what_is_measured(evaluation_of, faces):
         assert record.float_result.l2 > 0.1
 
 
+@pytest.mark.slow
 def test_results_depend_on_the_seed_and_not_on_the_batch_size(evaluation_of, faces):
     before = programs.num_compiled()
     whole, again, pieces, other = (
@@ -145,6 +146,7 @@ def test_an_attack_from_noise_begins_at_noise(evaluation_of):
     np.testing.assert_allclose(np.mean(distances), expected, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_examples_are_images_of_the_run(evaluation_of, faces):
     kept, few = Kept(), [1, 7, 10]
     evaluation = evaluation_of(init="noise")
@@ -178,6 +180,7 @@ def assert_same(records, expected, rtol=1e-4):
     np.testing.assert_allclose(ours, theirs, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_split_and_give_the_same(evaluation_of, whole):
     placed = evaluation_of().placed(run_donated)
     small, large = (programs.required_bytes(placed.compiled(size)) for size in (4, 11))

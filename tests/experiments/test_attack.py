@@ -68,6 +68,7 @@ def test_train_and_attack_as_a_newcomer_runs_them(faces, workplace):
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.slow
 def test_diverging_step_goes_on_with_one_warning(arguments, workplace, capsys):
     flags = ["--step_size=0.5", "--penalty_weight=4", "--num_steps=3"]
     assert attack.main([*arguments, *flags]) == 0
@@ -127,6 +128,7 @@ def _pictures(workplace):
     return sorted((workplace / "out/images").glob("*/*.png"))
 
 
+@pytest.mark.slow
 def test_other_flags_do_what_they_say(arguments, workplace, trained):
     flags = ["--target=none", "--init=noise", "--quantize", "--max_images=2", "--split=train"]
     assert attack.main([*arguments, *flags, QUICK]) == 0
@@ -210,6 +212,7 @@ def test_earlier_run_is_replaced_and_strangers_are_left_alone(arguments, workpla
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), OSError(28, "disk full")])
+@pytest.mark.slow
 def test_failure_in_the_middle_leaves_the_earlier_run(
     arguments, workplace, monkeypatch, capsys, error
 ):
@@ -234,6 +237,7 @@ def test_failure_in_the_middle_leaves_the_earlier_run(
     assert listing(workplace) == before
 
 
+@pytest.mark.slow
 def test_missing_default_checkpoint_is_trained_and_kept(faces, workplace, monkeypatch, capsys):
     from deid_jax.recognisers import recipes
 

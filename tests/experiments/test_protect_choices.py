@@ -89,6 +89,7 @@ def test_strengths_rise_step_by_step_to_the_first_that_suffices(photo, tmp_path,
         assert 0 <= report["psnr"] - report["strength_db"] < 0.3
 
 
+@pytest.mark.slow
 def test_several_recognisers_are_fooled_together(photo, tmp_path):
     assert run(arguments(photo, tmp_path / "out", recogniser=f"{ONE}, {TWO}")) == 0
     (record,) = records_of(tmp_path / "out").values()

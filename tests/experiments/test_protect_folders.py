@@ -88,6 +88,7 @@ def test_changed_settings_do_all_again(folders, done, more):
     assert done == ["a.png", "b.jpg", "deep/c.webp", "deep/er/d.png"]
 
 
+@pytest.mark.slow
 def test_recogniser_that_became_another_does_all_again(folders, done, monkeypatch):
     source, output = folders
     run(arguments(source, output))

@@ -48,6 +48,7 @@ def test_same_command_twice_writes_the_same_bytes(pictures, workplace):
     assert listing(workplace) == first
 
 
+@pytest.mark.slow
 def test_protocol_is_kept_to_and_refused_where_it_was_changed(pictures, workplace, capsys):
     assert transfer.main([*quick(pictures), "--output_dir=first", "--seed=3"]) == 0
     file = workplace / "first/protocol.json"

@@ -86,6 +86,7 @@ def parsed(text):
     return parser
 
 
+@pytest.mark.slow
 def test_an_upload_becomes_the_file_that_protect_writes(studio, tmp_path):
     source, other = tmp_path / "in", tmp_path / "other"
     source.mkdir()

@@ -82,6 +82,7 @@ def test_unused_classes_are_never_named_and_cost_nothing(logits):
             np.testing.assert_allclose(losses[b, a], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_unused_classes(model, variables, images):
     def loss(params):
         logits = model.apply({**variables, "params": params}, images)

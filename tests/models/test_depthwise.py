@@ -128,6 +128,7 @@ def test_accelerators_get_the_convolution_of_their_library(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_runs_under_vmap():
     images, kernel = _random((3, 2, 6, 7, 4)), _random((3, 3, 4), seed=1)
 

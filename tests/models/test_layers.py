@@ -19,6 +19,7 @@ def _random(shape, seed=0):
     "size, padding",
     [(3, "SAME"), (5, "SAME"), (1, "VALID"), (3, "VALID"), (4, ((2, 1), (0, 3)))],
 )
+@pytest.mark.slow
 def test_convolution_equals_xla_with_both_gradients(height, width, size, padding):
     images = _random((2, height + 4, width + 4, 3))
     kernel = _random((size, size, 3, 4), seed=1)

@@ -85,6 +85,7 @@ def _compare_with_pytorch(variant, arrays, images):
     assert np.linalg.norm(gradient - wanted) < 3e-3 * np.linalg.norm(wanted)
 
 
+@pytest.mark.slow
 def test_random_weights_give_pytorchs_embeddings_and_gradients(variant, arrays):
     _compare_with_pytorch(variant, arrays, pictures(2, WIDTH[variant]))
 
@@ -99,6 +100,7 @@ def test_published_weights_give_the_embeddings_stored_with_them(variant, publish
     _assert_close(found, embeddings, 2e-5)
 
 
+@pytest.mark.slow
 def test_published_weights_give_pytorchs_gradients(variant, published):
     with np.load(published / f"mobilefacenet_{variant}.npz") as file:
         arrays = dict(file)
@@ -176,6 +178,7 @@ def test_bfloat16_is_near_and_returns_float32(network):
     assert cosine > 0.99
 
 
+@pytest.mark.slow
 def test_accelerators_compute_the_same(network, monkeypatch):
     """With the convolutions of their libraries, here run on the CPU."""
     model, variables = network

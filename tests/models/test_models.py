@@ -54,6 +54,7 @@ def test_regularised_layers_exist(name):
     assert set(model.regularised) <= set(_shapes(name, 64))
 
 
+@pytest.mark.slow
 def test_dropout_and_batch_norm_act_in_training_only():
     model = create_model("model_a", num_classes=5, image_size=16)
     images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))
@@ -74,6 +75,7 @@ def test_dropout_and_batch_norm_act_in_training_only():
     )
 
 
+@pytest.mark.slow
 def test_dropout_drops_nine_tenths():
     model = create_model("model_a", num_classes=5, image_size=16)
     images = jax.random.uniform(jax.random.key(0), (64, 16, 16, 3))

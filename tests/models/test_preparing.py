@@ -58,6 +58,7 @@ def test_winograd_matrices_filter_exactly(size):
 
 
 @pytest.mark.parametrize("size", winograd.SIZES)
+@pytest.mark.slow
 def test_winograd_rounds_to_a_hundred_thousandth(size):
     images = pictures(2, 12).repeat(43, axis=-1)[..., :128]
     kernel = _random((size, size, 128, 8), seed=4)
@@ -80,6 +81,7 @@ def test_recognisers_give_the_same_logits_prepared(name, size):
     np.testing.assert_allclose(prepared, plain, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_recogniser_gives_the_same_gradient_prepared():
     _, model, variables = small_model(size=14)
     images = pictures(2, 14)

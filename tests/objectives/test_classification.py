@@ -16,6 +16,7 @@ def _objective(targeted):
 
 
 @pytest.mark.parametrize("targeted, sign", [(True, 1), (False, -1)])
+@pytest.mark.slow
 def test_loss_is_the_cross_entropy_per_image(targeted, sign):
     loss, _ = _objective(targeted)(jnp.asarray(LOGITS)[:, None, None, :], jax.random.key(0))
     logits = LOGITS.astype(np.float64)

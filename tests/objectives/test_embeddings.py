@@ -142,6 +142,7 @@ class Observed:
 
 @pytest.mark.parametrize("num_samples", [1, 3])
 @pytest.mark.parametrize("reduction, reduce", REDUCTIONS)
+@pytest.mark.slow
 def test_expectation_is_over_independent_draws(num_samples, reduction, reduce):
     seen = Observed()
     expected = expectation(seen.objective, seen.transformation, num_samples, reduction)

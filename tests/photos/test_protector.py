@@ -81,6 +81,7 @@ def test_blind_recognisers_are_refused(wide):
         protect(wide, [beside])
 
 
+@pytest.mark.slow
 def test_what_is_returned_is_what_the_file_shows(wide):
     before = wide.pixels.copy()
     done = protect(wide, [LEFT, RIGHT])
@@ -179,6 +180,7 @@ def test_overlapping_faces_keep_to_the_cap_together(kind):
 
 
 @pytest.mark.parametrize("contrast", [12, 14])
+@pytest.mark.slow
 def test_quality_is_the_photos_own_unless_encoding_takes_too_much(contrast):
     """A quarter of what the cap of 38 dB leaves: 44.02 dB."""
     pixels = np.full((100, 110, 3), 120, np.uint8)

@@ -161,6 +161,7 @@ def sides(split):
 SIDES = TrainConfig(epochs=20, learning_rate=1e-2, batch_size=8, flips=False)
 
 
+@pytest.mark.slow
 def test_left_and_right_are_learnt_without_flips_only():
     faces = sides("train")
     for flips, least, most in ((False, 0.99, 1), (True, 0, 0.8)):
@@ -171,6 +172,7 @@ def test_left_and_right_are_learnt_without_flips_only():
     assert TrainConfig(epochs=1, learning_rate=1e-3).flips
 
 
+@pytest.mark.slow
 def test_a_label_may_be_one_per_head():
     faces = sides("all")
     variables, history = training.train(Linear(heads=(2,)), TrainingData(faces, faces), SIDES)
@@ -247,6 +249,7 @@ def test_no_gradient_is_computed_for_pretrained_layers():
     assert products(pretrained.layers) == 4
 
 
+@pytest.mark.slow
 def test_stopped_training_of_a_head_ends_in_the_same_weights(tmp_path):
     def stop(done, total, history):
         if done == 30:

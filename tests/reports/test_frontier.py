@@ -52,6 +52,7 @@ def test_every_method_is_drawn_in_its_colour():
         assert np.sum(np.all(picture == rgb, axis=1)) > 50, name
 
 
+@pytest.mark.slow
 def test_same_points_same_bytes_and_a_row_per_recogniser():
     points = [point("pfgvm", 1.0, 0.9), point("pfgvm", 2.0, 1.0)]
     assert draw_frontier(points) == draw_frontier(points)

@@ -185,6 +185,7 @@ def _survival(name, perturbed):
     return np.mean(dodged)
 
 
+@pytest.mark.slow
 def test_foreseen_transformations_are_survived_more_often():
     options = {"reduction": "max", "over_samples": "max"}
     foreseen, success = _perturb("apfgvm", foreseen=("brightness",), num_samples=4, **options)
@@ -232,6 +233,7 @@ def test_one_program_serves_all_weights_thresholds_and_budgets():
     assert perturb_on_grid._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_view_is_what_surrogates_see():
     """Of a view that shows the images alone nothing can be learnt; the start moves it all."""
     images = jnp.asarray(LEVELS)[IMAGES]

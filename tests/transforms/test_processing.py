@@ -1,4 +1,4 @@
-"""Processing of 8-bit images against NumPy, JAX and closed forms."""
+"""Processing of 8-bit pictures against NumPy, JAX and closed forms."""
 
 import itertools
 import sys
@@ -161,7 +161,7 @@ def test_denoise_says_what_it_needs(monkeypatch, photos):
 
 @every
 @pytest.mark.parametrize(
-    "images, said",
+    "pictures, said",
     [
         (np.zeros((4, 4, 3), np.uint8), r"uint8\[4, 4, 3\]"),
         (np.zeros((1, 4, 4, 3)), r"float64\[1, 4, 4, 3\]"),

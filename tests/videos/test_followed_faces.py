@@ -75,6 +75,7 @@ def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     assert not errors[:, ~(own[0] | own[1])].any()
 
 
+@pytest.mark.slow
 def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
     """Nor do those that find it beside its place move what lies between them."""
     monkeypatch.setattr(video, "QUALITY", 0)
