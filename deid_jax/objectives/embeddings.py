@@ -20,7 +20,7 @@ from deid_jax.errors import InputError
 from deid_jax.types import Objective
 
 EmbedFn = Callable[[jax.Array], jax.Array]
-# (images float32[B, H, W, C] in [0, 1], key[B]) -> likewise.
+# (images float32[B, H, W, C] in [0, 1], key[B]) -> images of the same shape and range.
 Transformation = Callable[[jax.Array, jax.Array], jax.Array]
 Reduction = Literal["mean", "max", "smooth"]
 # The temperature s of "smooth", as a cosine: of two losses that differ by s, the higher one

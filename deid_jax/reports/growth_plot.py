@@ -49,7 +49,7 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
 
     Args:
       x: at least two different positive numbers.
-      y: as many positive numbers.
+      y: positive numbers, one for each x.
     """
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     intercept, slope = _line(a, b)

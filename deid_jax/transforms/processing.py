@@ -18,7 +18,7 @@ from deid_jax import checks
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
-# uint8[N, H, W, 3] -> the processed images, likewise.
+# uint8[N, H, W, 3] -> the processed images, uint8[N, H, W, 3].
 Processing = Callable[[NumpyArray], NumpyArray]
 
 

@@ -24,7 +24,7 @@ from deid_jax.arrays import fold_in_all, normal, per_image, per_image_keys
 from deid_jax.errors import InputError
 from deid_jax.transforms.jpeg import jpeg
 
-# (images float[B, H, W, C] in [0, 1], one key or key[B]) -> transformed, likewise.
+# (images float[B, H, W, C] in [0, 1], one key or key[B]) -> the transformed images, likewise.
 Transformation = Callable[[jax.Array, jax.Array], jax.Array]
 
 

@@ -121,7 +121,7 @@ def _read_run(folder: Path) -> AttackRun:
 
 
 def _protocol(given: RowReader, method: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """The settings beside the method's own that decide its result."""
+    """The settings other than the method's own that determine its result."""
     chosen: dict[str, str] = {}
     if method in ATTACKS:
         chosen["target"] = given.optional(given.text, "target") or "random"

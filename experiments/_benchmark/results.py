@@ -146,7 +146,7 @@ class BenchmarkResult:
 
 
 def describe_machine(packages: Iterable[str]) -> dict[str, Json]:
-    """Processor, devices, threads and the versions of these packages beside JAX's."""
+    """Processor, devices, threads, and the versions of JAX and the given packages."""
     versions = {name: machine.version(name) for name in ("jax", "jaxlib", "flax", *packages)}
     return {
         "processor": machine.processor(),

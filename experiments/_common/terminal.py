@@ -10,7 +10,7 @@ class Update(Protocol):
     """Moves a progress bar."""
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
-        """Shows `done` of `total`, and a text beside the bar."""
+        """Shows `done` of `total`, and a text next to the bar."""
         ...
 
 
