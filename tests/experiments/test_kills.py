@@ -31,7 +31,7 @@ TOTAL = PERSONS * PICTURES
 # Thirteen, the last one smaller.
 SHARD_SIZE, NUM_SHARDS = 10, 13
 # Moments for each of the formats.
-TRIALS = {"png": 20, "tfds": 6}
+TRIALS = {"png": 9, "tfds": 3}
 FORMATS = tuple(TRIALS)
 # Changes of the file system from the first table to the end of the hidden folder, about.
 END_STEPS = 48
@@ -389,7 +389,7 @@ def train_killed_at(arguments, text, number, cwd):
 def test_training_killed_between_epochs_ends_alike(whole_training, workplace, capsys):
     arguments, whole = whole_training
     # The second state is written, the first set aside, and neither in place.
-    train_killed_at(arguments, "'new.unfinished.old'", 1, workplace)
+    train_killed_at(arguments, "'new.unfinished.new', 'new.unfinished'", 1, workplace)
     assert not (workplace / "new").exists()
     assert not (workplace / "new.unfinished").exists()
     # Goes on from that one for some epochs, and is killed as it writes the next state.
@@ -406,23 +406,13 @@ def test_training_killed_between_epochs_ends_alike(whole_training, workplace, ca
 STATE_MOMENTS = [
     ("new.unfinished.new.orbax-checkpoint-tmp'", 0),
     ("new.unfinished.new.orbax-checkpoint-tmp'", 8),
-    ("new.unfinished.new.orbax-checkpoint-tmp'", 16),
-    ("'new.unfinished.new/checksums.json'", 0),
-    ("'new.unfinished.new/checksums.json'", 1),
-    ("'new.unfinished.old'", 0),
-    ("'new.unfinished.old'", 2),  # the older state is whole beside the new one
-    ("'new.unfinished.old'", 3),  # and now half gone
-    ("'new.unfinished.old'", 40),
-    ("new.new.orbax-checkpoint-tmp'", 0),
+    ("'new.unfinished.new/sha256'", 0),
+    ("'new.unfinished.new', 'new.unfinished'", 2),
+    ("'new.unfinished.old'", 3),
     ("new.new.orbax-checkpoint-tmp'", 12),
     ("'new.new', 'new'", 0),
-    ("'new.new', 'new'", 1),  # the checkpoint is there, the state is not yet cleared away
-    ("'new.new', 'new'", 2),
-    ("'new.new', 'new'", 60),
     ("at_once/history.csv'", 0),
-    ("at_once/config.json'", 1),
     ("'out/history.csv'", 0),
-    ("'out/config.json'", 0),
     ("'out/config.json'", 1),
 ]
 
