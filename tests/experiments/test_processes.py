@@ -217,7 +217,7 @@ def test_four_processes_end_well_and_the_first_one_speaks(by_four):
             assert bool(printed) == (index == 0)
     printed = [text for _, text in by_four[0][2]]
     assert "on 4 devices of 4 processes" in printed[0]
-    assert "Table, frontier and figures: sweep-4" in printed[2]
+    assert "Table, frontier and metrics: sweep-4" in printed[2]
 
 
 @pytest.mark.parametrize("name", ["attack", "tfds", "sweep"])
