@@ -19,8 +19,6 @@ from tests.devices.test_sharding import assert_near, on_eight_devices, shapes_he
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
 from tests.experiments.protect_helpers import FACES, picture
 
-pytestmark = pytest.mark.slow
-
 # Eighteen images: no multiple of four or eight devices.
 QUICK = ("--num_steps=3", "--split=all", "--checkpoint=recogniser")
 TRAIN = ("--epochs=2", "--batch_size=8")
@@ -111,6 +109,7 @@ def test_dense_layers_may_be_divided(place):
 
 @pytest.mark.parametrize("binary", [attack, sweep, train])
 @on_eight_devices
+@pytest.mark.slow
 def test_divisions_that_devices_do_not_allow_are_refused(binary, place, capsys):
     flags = TRAIN if binary is train else QUICK
     before = listing(place)
@@ -153,6 +152,7 @@ def check_trainings(place, counts):
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_trainings_come_to_the_same(place):
     check_trainings(place, (4,))
 
@@ -165,6 +165,7 @@ def test_trainings_come_to_the_same_on_more_numbers_of_devices(place):
 
 @pytest.mark.parametrize("binary", [protect, attack])
 @on_eight_devices
+@pytest.mark.slow
 def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp_path):
     """Not when it is loaded, asked what it sees, told from others, nor when it is fooled."""
     _, variables = mobilefacenet.load(recogniser_files["mobilefacenet_ms1m"])
@@ -198,6 +199,7 @@ def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp
     assert not any((depth, width) in shapes for shapes in held)
 
 
+@pytest.mark.slow
 def test_a_user_sees_devices_named(trained, faces, workplace):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
