@@ -306,7 +306,7 @@ def summary(records: Iterable[ImageRecord]) -> RunMetrics:
 
 
 def stored_rows(records: Iterable[ImageRecord]) -> Json:
-    """What a store keeps of records."""
+    """Rows of records, as a store keeps them."""
     return [record.to_row() for record in records]
 
 

@@ -38,7 +38,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonPlan:
-    """What to compare: our methods, peers, numbers of gradients, targets, the reference."""
+    """The comparison: our methods, peers, numbers of gradients, targets, the reference."""
 
     methods: tuple[str, ...]
     peers: tuple[str, ...]
