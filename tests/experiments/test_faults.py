@@ -477,7 +477,8 @@ def test_two_runs_into_one_folder(arguments, undisturbed, workplace, capsys):
         line = fails(arguments, capsys)
         assert line == f"error: {said}\n"
         (one, other) = scale_helpers.ends(group("attack", arguments, cwd=workplace, count=2))
-        assert one == (2, "", f"error: {said}\n")
+        assert (one[0], one[2]) == (2, f"error: {said}\n")
+        assert all(line.startswith("[Gloo]") for line in one[1].splitlines())
         # The other is told that one stopped, or JAX ends it.
         assert other[0] not in (0, 1)
     finally:
