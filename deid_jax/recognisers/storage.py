@@ -10,6 +10,8 @@ import glob
 import hashlib
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -143,13 +145,22 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Stops Orbax from logging every step, and failures at length."""
-    level = logging.get_verbosity()
+    """Stops Orbax from logging every step, and TensorStore from printing failures at length.
+
+    When a save fails, TensorStore's other writes continue. They would make the folder again,
+    and each prints that the event loop is closed, so they are waited for.
+    """
+    level, hook = logging.get_verbosity(), sys.unraisablehook
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda _: None
     try:
         yield
+    except Exception:
+        time.sleep(1)
+        raise
     finally:
         logging.set_verbosity(level)
+        sys.unraisablehook = hook
 
 
 def _beside(path: Path, suffix: str) -> Path:
