@@ -36,11 +36,6 @@ def compile_once(function: Wrapped, *arguments: PyTree, **static: object) -> Com
     return _compiled[key]
 
 
-def num_compiled() -> int:
-    """The number of programs that `compile_once` has compiled in this process."""
-    return len(_compiled)
-
-
 def required_bytes(compiled: Compiled) -> int:
     """The memory for a program's arguments, results and intermediate arrays, in bytes."""
     sizes = compiled.memory_analysis()

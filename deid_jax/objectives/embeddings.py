@@ -58,7 +58,7 @@ def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Object
 def ensemble(objectives: Sequence[Objective], reduction: Reduction = "max") -> Objective:
     """Combines several objectives; success where every one of them succeeds.
 
-    Used to fool several recognisers, or to dodge and impersonate at the same time.
+    Used to fool several recognisers at the same time.
 
     Args:
       objectives: one or more.

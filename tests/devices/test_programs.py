@@ -6,6 +6,7 @@ import pytest
 
 from deid_jax.devices import programs
 from deid_jax.errors import InputError
+from tests.helpers import num_compiled
 
 GIB = 2**30
 
@@ -28,14 +29,14 @@ class _Program:
 
 
 def test_one_compilation_per_shape_and_dtype():
-    before = programs.num_compiled()
+    before = num_compiled()
     first = programs.compile_once(_double, jnp.ones(7))
     assert programs.compile_once(_double, jnp.zeros(7)) is first
     assert programs.compile_once(_double, jax.ShapeDtypeStruct((7,), jnp.float32)) is first
-    assert programs.num_compiled() == before + 1
+    assert num_compiled() == before + 1
     for other in (jnp.ones(8), jnp.ones(7, jnp.int32)):
         assert programs.compile_once(_double, other) is not first
-    assert programs.num_compiled() == before + 3
+    assert num_compiled() == before + 3
     assert first(jnp.full(7, 3.0)).tolist() == [6.0] * 7
 
 

@@ -34,6 +34,7 @@ from deid_jax.recognisers.embedders import Embedder
 from tests.helpers import (
     let_batches_above_run_out_of_memory,
     noise_faces,
+    num_compiled,
     randomised,
 )
 
@@ -192,13 +193,13 @@ def _collectives(compiled):
 
 def _check_method(method):
     """Eight devices, eleven images: two batches of eight, the second padded."""
-    before = programs.num_compiled()
+    before = num_compiled()
     records, pixels = _evaluate(mesh_of(8), method, batch_size=8)
     assert_same_records(records, _on_one(method)[0])
     assert_near(pixels, _on_one(method)[1])
     assert not _collectives(_compiled(mesh_of(8), method))
     # What was looked at is what ran.
-    assert programs.num_compiled() <= before + 2
+    assert num_compiled() <= before + 2
 
 
 # One of each kind: plain steps, signs, least norms. The others are in the slow tests.
@@ -239,6 +240,7 @@ def test_batches_that_devices_do_not_divide_are_made_larger():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_fewer_pictures_than_devices():
     faces = noise_faces(SIZE).take(range(3))
     records, pixels = _evaluate(mesh_of(8), faces=faces)
@@ -247,6 +249,7 @@ def test_fewer_pictures_than_devices():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_a_device_without_memory_has_its_share_halved():
     with pytest.MonkeyPatch.context() as patch:
         let_batches_above_run_out_of_memory(patch, largest=8)
@@ -262,6 +265,7 @@ def test_a_device_without_memory_has_its_share_halved():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_dense_layers_are_divided_over_devices():
     mesh = mesh_of(8, 2)
     assert (sharding.num_parts(mesh), mesh.size) == (4, 8)
@@ -282,6 +286,7 @@ def test_dense_layers_are_divided_over_devices():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_weights_lie_where_the_mesh_says():
     shapes = {"conv1": (3, 3, 8, 8), "fc1": (6, 8), "fc2": (8, 5)}
     params = {
@@ -326,6 +331,7 @@ class Embedding(nn.Module):
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_faces_are_compared_on_devices_of_ones_own():
     photos = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), np.uint8)
     variables = jax.device_get(randomised(Embedding(), SIZE))
@@ -363,6 +369,7 @@ def test_faces_are_compared_on_devices_of_ones_own():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_every_device_has_its_part_of_a_batch():
     pictures = np.arange(16, dtype=np.float32).reshape(16, 1)
     mesh = mesh_of(8, 2)
@@ -375,6 +382,7 @@ def test_every_device_has_its_part_of_a_batch():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_meshes_and_parts_of_them():
     for model_parallel in (1, 2, 4, 8):
         mesh = sharding.local_mesh(model_parallel)
@@ -402,6 +410,7 @@ def test_one_device_needs_no_division():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_functions_of_batches_see_their_own_part():
     def sizes(images, weight):
         return jnp.full(len(images), len(images) * weight)
@@ -413,6 +422,7 @@ def test_functions_of_batches_see_their_own_part():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_examples_are_those_of_one_device():
     alone, together = (
         _evaluation(mesh).at({"num_steps": (2, 4)}).examples([7, 2, 5])
@@ -435,6 +445,7 @@ def _sweep(mesh, **options):
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_sweeps_come_to_the_same():
     alone = _sweep(mesh_of(1))
     for ours, theirs in zip(_sweep(mesh_of(8), batch_size=5), alone, strict=True):
@@ -470,6 +481,7 @@ def _assert_same_training(ours, theirs):
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_trainings_come_to_the_same():
     alone = _train(1)
     _assert_same_training(_train(8), alone)
@@ -494,6 +506,7 @@ def test_trainings_come_to_the_same():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_weights_are_drawn_where_they_are_to_lie():
     model, config = Small(), training.TrainConfig(epochs=1, learning_rate=1e-3, seed=3)
     alone = training.initial_state(model, SIZE, config, {})
@@ -526,6 +539,7 @@ def test_weights_are_drawn_where_they_are_to_lie():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_trainings_take_as_many_devices_as_divide_the_batch():
     used = {size: training._mesh(size, training.ALONE, 1).size for size in (8, 6, 4, 7, 1)}
     assert used == {8: 8, 6: 2, 4: 4, 7: 1, 1: 1}
@@ -536,6 +550,7 @@ def test_trainings_take_as_many_devices_as_divide_the_batch():
 
 
 @on_eight_devices
+@pytest.mark.slow
 def test_accuracy_counts_every_picture_once_on_any_mesh():
     model, variables = _recogniser()
     faces = noise_faces(SIZE)

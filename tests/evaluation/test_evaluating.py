@@ -12,7 +12,7 @@ from deid_jax.devices import programs
 from deid_jax.errors import InputError
 from deid_jax.evaluation import Protocol, WeightedModel, evaluating, summary
 from deid_jax.evaluation.batch import choose_targets, run_donated
-from tests.helpers import let_batches_above_run_out_of_memory, small_model
+from tests.helpers import let_batches_above_run_out_of_memory, num_compiled, small_model
 
 
 class Kept(dict):
@@ -75,12 +75,12 @@ def test_what_reads_back_is_what_is_measured(evaluation_of, faces):
 
 @pytest.mark.slow
 def test_results_depend_on_the_seed_and_not_on_the_batch_size(evaluation_of, faces):
-    before = programs.num_compiled()
+    before = num_compiled()
     whole, again, pieces, other = (
         evaluation_of(batch_size=size, seed=seed, init="noise").records()[0]
         for size, seed in ((64, 1), (64, 1), (4, 1), (4, 2))
     )
-    assert programs.num_compiled() == before + 2  # One for each size, whatever the seed.
+    assert num_compiled() == before + 2  # One for each size, whatever the seed.
     assert whole == again
     assert [r.target for r in pieces] == [r.target for r in whole]
     assert [r.target for r in other] != [r.target for r in whole]
@@ -88,7 +88,7 @@ def test_results_depend_on_the_seed_and_not_on_the_batch_size(evaluation_of, fac
     np.testing.assert_allclose(*distances, rtol=1e-4)
     weaker = evaluation_of("pfgvm", {"penalty_weight": 0.4}, batch_size=4, init="noise")
     dataclasses.replace(weaker, dataset=faces.take(range(7))).records()
-    assert programs.num_compiled() == before + 2
+    assert num_compiled() == before + 2
 
 
 @pytest.mark.parametrize(("target", "rate"), [("random", 1.0), ("none", None)])

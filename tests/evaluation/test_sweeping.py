@@ -12,7 +12,7 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import grid, summary, sweep, sweeping
 from deid_jax.evaluation.batch import run_batch_many
 from deid_jax.runs import FolderStore
-from tests.helpers import let_batches_above_run_out_of_memory, pictures
+from tests.helpers import let_batches_above_run_out_of_memory, num_compiled, pictures
 
 LAMBDAS = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5]
 
@@ -56,9 +56,9 @@ def assert_same(ours, theirs):
 @pytest.mark.slow
 def test_eight_weights_equal_eight_runs_in_one_compilation(evaluation, whole):
     points = points_of()
-    before = programs.num_compiled()
+    before = num_compiled()
     found = swept(evaluation, points, settings_per_call=3)
-    assert programs.num_compiled() == before + 1
+    assert num_compiled() == before + 1
     for place in (0, 7):
         assert_same(found[place], evaluation.at(points[place]).records()[0])
     for ours, theirs in zip(found[:4], whole, strict=True):
