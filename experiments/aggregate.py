@@ -46,11 +46,7 @@ class AggregateSettings:
     output_dir: str = setting("runs/aggregate", "Where to write.")
 
     def rates(self) -> list[float] | None:
-        """The rates given by --min_mr; None without the flag.
-
-        Raises:
-          InputError: a rate is not a number from 0 to 1.
-        """
+        """The rates given by --min_mr; None without the flag."""
         if self.min_mr is None:
             return None
         rates = []
@@ -64,11 +60,7 @@ class AggregateSettings:
         return list(dict.fromkeys(rates))
 
     def folders(self) -> list[Path]:
-        """The folders given by --runs.
-
-        Raises:
-          InputError: no folder is given, or a path is empty or not a folder.
-        """
+        """The folders given by --runs."""
         names = [name.strip() for name in (self.runs or "").split(",")]
         if not all(names):
             raise InputError("runs must be folders by commas: --runs=DIR,DIR...")

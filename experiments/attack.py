@@ -77,11 +77,7 @@ class AttackSettings(MethodSettings, ShardSettings):
     output_dir: str | None = setting(None, "Where to write; default: under runs/attack/.")
 
     def check(self) -> None:
-        """Refuses values out of range and flags that cannot be combined.
-
-        Raises:
-          InputError: see above.
-        """
+        """Refuses values out of range and flags that cannot be combined."""
         super().check()
         self.check_shards()
         self.check_methods([self.method])

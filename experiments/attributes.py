@@ -49,13 +49,7 @@ class AttributesSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AttributeResult:
-    """The result for one attribute in one run: a line of `attributes.csv`.
-
-    Attributes:
-      run: the run.
-      agreement: of the classifier's predictions before and after.
-      skill: how well the classifier predicts the attribute.
-    """
+    """The result for one attribute in one run: a line of `attributes.csv`."""
 
     run: AttackRun
     agreement: Agreement

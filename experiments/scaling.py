@@ -42,11 +42,7 @@ class ScalingSettings(method_settings.MethodSettings):
     output_dir: str = setting("runs/scaling", "Where to write.")
 
     def numbers(self) -> list[int]:
-        """The numbers of processes.
-
-        Raises:
-          InputError: a value is not a number of processes, or the machine has too few cores.
-        """
+        """The numbers of processes; refuses more than the machine has cores for."""
         try:
             numbers = [int(text) for text in self.processes.split(",")]
         except ValueError:
@@ -72,14 +68,7 @@ class ScalingSettings(method_settings.MethodSettings):
 class TimedRun:
     """One run by some processes: a line of `scaling.csv`.
 
-    Attributes:
-      turn: which repetition it belongs to.
-      num_processes: how many processes shared the images.
-      num_images: how many images were attacked.
-      seconds: wall time, without start-up and compilation.
-      images_per_second: images in each of those seconds.
-      compile_seconds: until the program was compiled.
-      uint8_result: the means of the 8-bit images.
+    The seconds are without start-up and compilation.
     """
 
     turn: int
@@ -178,7 +167,6 @@ runpy.run_module("experiments.attack", run_name="__main__", alter_sys=True)
 
 
 def _refuse_failed(process: subprocess.Popen[bytes], said: IO[str]) -> None:
-    """Raises an error that explains why a run failed, if it did."""
     if process.returncode:
         said.seek(0)
         lines = said.read().strip().splitlines()

@@ -68,11 +68,7 @@ class SweepSettings(MethodSettings, ShardSettings):
     output_dir: str | None = setting(None, "Where to write; default: under runs/sweep/.")
 
     def check(self) -> None:
-        """Refuses values out of range.
-
-        Raises:
-          InputError: see above.
-        """
+        """Refuses values out of range."""
         super().check()
         self.check_shards()
         if self.settings_per_call is not None:
@@ -86,11 +82,7 @@ class SweepSettings(MethodSettings, ShardSettings):
         return Path(self.output_dir or Path("runs", "sweep", name))
 
     def methods(self) -> list[str]:
-        """The methods to run.
-
-        Raises:
-          InputError: a method is unknown or named twice.
-        """
+        """The methods to run; refuses unknown ones and those named twice."""
         names = list(METHODS) if self.method == "all" else self.method.split(",")
         for name in names:
             if name not in METHODS:
@@ -102,11 +94,7 @@ class SweepSettings(MethodSettings, ShardSettings):
         return names
 
     def grids(self) -> dict[str, list[Settings]]:
-        """The points of each method.
-
-        Raises:
-          InputError: an unknown setting, or bad values.
-        """
+        """The points of each method."""
         methods, asked = self.methods(), self._sweeps()
         self.check_methods(methods)
         for name in asked:
@@ -126,7 +114,7 @@ class SweepSettings(MethodSettings, ShardSettings):
         return grids
 
     def _sweeps(self) -> dict[str, list[float | str]]:
-        """Setting -> values, as parsed from the flags."""
+        """Setting -> values."""
         kinds: dict[str, type[PyTree]] = {
             field.name: type(field.default)
             for method in METHODS.values()

@@ -41,20 +41,19 @@ from deid_jax.transfer.transfer_tables import TransferRow
 from deid_jax.transforms.processing import PROCESSING
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS
 from experiments._common import cli, loading, terminal
+from experiments._common.data_settings import ImageSettings
 from experiments._common.flags import setting
 from experiments._transfer.transfer_report import TransferReport, markdown, show
 
 _BY_PIXEL = [name for name in OFFERED if METHODS[name].bounds_pixels]
 _CONTENTS = ("photos", "transfer.md", "transfer.csv", "per_image.csv", "protocol.json")
-_LARGEST_IMAGE = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransferSettings:
+class TransferSettings(ImageSettings):
     """Settings of `experiments.transfer`."""
 
     dataset: str = setting("folder", "Data set.", choices=tuple(DATASETS))
-    data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
     image_size: int = setting(112, "Height and width in pixels that images are resized to.")
     crop: str | None = setting(
         None,
@@ -63,7 +62,6 @@ class TransferSettings:
         "any. Default: arcface.",
         choices=CROPS,
     )
-    skip_unreadable: bool = setting(False, "Leave out images that cannot be read.")
     fit: str = setting(
         "mobilefacenet_ms1m,mobilefacenet_casia,mobilefacenet_ms1m+mobilefacenet_casia",
         "Recognisers that attacks know: NAME, NAME:FILE or package.module:function (RGB "
@@ -136,21 +134,9 @@ class TransferSettings:
 
     def options(self) -> DataOptions:
         """Options for the data set's loader."""
-        if self.dataset == "synthetic":
-            for name in ("data_dir", "crop", "skip_unreadable"):
-                value = getattr(self, name)
-                if value:
-                    raise InputError(f"--{name}={value} means nothing to --dataset=synthetic")
-        count("image_size", self.image_size, least=SSIM_WINDOW, most=_LARGEST_IMAGE)
-        count("seed", self.seed, most=2**31 - 1)
-        aligned = {} if self.dataset == "synthetic" else {"crop": self.crop or "arcface"}
-        return DataOptions(
-            image_size=self.image_size,
-            seed=self.seed,
-            data_dir=self.data_dir,
-            skip_unreadable=self.skip_unreadable,
-            **aligned,
-        )
+        count("image_size", self.image_size, least=SSIM_WINDOW)
+        crop = DataOptions.crop if self.dataset == "synthetic" else "arcface"
+        return self.loader_options(DataOptions.split, self.seed, crop=crop)
 
 
 def plan_of(settings: TransferSettings) -> tuple[TransferPlan, dict[str, str]]:

@@ -11,15 +11,10 @@ from deid_jax.devices import sharding
 
 
 def on_all_devices(do: Callable[[str], None], names: Sequence[str], mesh: Mesh) -> None:
-    """Does pieces of work in parallel, one on each device of this process.
+    """Does pieces of work in parallel, each in a thread with its own devices.
 
     A piece is done on one device, so that results are bit for bit the same for any number of
-    devices; or on the devices over which dense layers are divided.
-
-    Args:
-      do: does one piece, in a thread with its own devices.
-      names: the pieces.
-      mesh: the devices, one row per thread.
+    devices; or on the devices over which dense layers are divided, one row of the mesh.
 
     Raises:
       Exception: the exception that a piece raised; no further pieces are started after it.

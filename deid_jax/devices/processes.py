@@ -37,12 +37,7 @@ GOES_ON = "what is finished is kept, and the same command goes on from there"
 
 
 class Group:
-    """The processes of a run, as seen by one of them; with a single process, a no-op.
-
-    Args:
-      index: which one this is, from 0.
-      count: how many there are.
-    """
+    """The processes of a run, as seen by one of them; with a single process, a no-op."""
 
     # Shared by all groups of this process, so that no barrier is used twice.
     _turns = itertools.count()
@@ -74,14 +69,10 @@ class Group:
         return [json.loads(row[:size].tobytes()) for row, size in rows]
 
     def check_same(self, value: object, what: str) -> None:
-        """Checks that all processes have the same value.
-
-        Args:
-          value: JSON-able.
-          what: a description of the value, for messages.
+        """Checks that all processes have the same JSON-able value.
 
         Raises:
-          InputError: a process has a different value from the first.
+          InputError: a process has other `what` than the first.
         """
         values = self.gather(value)
         others = [index for index, other in enumerate(values) if other != values[0]]
@@ -101,11 +92,7 @@ class Group:
         barrier(key=f"deid_jax/{next(self._turns)}", timeout_ms=1000 * _WAIT_TIMEOUT)
 
     def check_shared(self, folder: Path, name: str) -> None:
-        """Checks that a folder is the same one for all processes.
-
-        Args:
-          folder: exists for the first process.
-          name: its name in messages.
+        """Checks that a folder, which exists for the first process, is the same for all.
 
         Raises:
           InputError: a process does not see what the first one writes there.
@@ -153,11 +140,6 @@ def joined(
     Without arguments that is this process alone, unless `jax.distributed` has been initialised
     or the environment describes others: a TPU pod slice, Slurm, Open MPI, GKE. It must be
     called before JAX looks for devices.
-
-    Args:
-      coordinator_address: HOST:PORT at which the first process can be reached.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
 
     Raises:
       InputError: some of the arguments are missing or wrong, the other processes did not join,

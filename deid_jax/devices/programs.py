@@ -23,10 +23,7 @@ def compile_once(function: Wrapped, *arguments: PyTree, **static: object) -> Com
     Args:
       function: the result of `jax.jit`.
       arguments: arrays, or objects with their shapes and dtypes.
-      static: its static arguments, by name.
-
-    Returns:
-      The program, to be called with the arguments alone.
+      static: its static arguments; the program is called without them.
     """
     leaves, structure = jax.tree.flatten(arguments)
     avals = tuple((jax.typeof(x).shape, jax.typeof(x).dtype) for x in leaves)
@@ -85,7 +82,7 @@ def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 def smaller_to_fit(
     size: int, compiled: Compiled, limit: int | None, *, least: int = 1
 ) -> int | None:
-    """A smaller batch size that should fit; None if this one fits.
+    """A smaller batch size that should fit; None if `size`, that of the program, fits.
 
     Args:
       size: images per call of `compiled`.
@@ -126,12 +123,8 @@ def watching_memory() -> Iterator[None]:
 def half_of(size: int, *, least: int = 1) -> int:
     """The batch size to continue with after an `OutOfMemoryError`; issues a warning.
 
-    Args:
-      size: the batch size.
-      least: the smallest size, one image per device.
-
     Raises:
-      InputError: it was already the smallest.
+      InputError: it was already the smallest, one image per device.
     """
     if size <= least:
         raise InputError("one image needs more memory than there is")

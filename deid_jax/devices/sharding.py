@@ -26,10 +26,7 @@ MODEL = "model"
 
 
 def local_mesh(model_parallel: int = 1) -> Mesh:
-    """The devices of this process.
-
-    Args:
-      model_parallel: the number of devices over which dense layers are divided.
+    """The devices of this process, dense layers divided over `model_parallel` of them.
 
     Raises:
       InputError: the devices cannot be divided in this way.
@@ -44,9 +41,6 @@ def global_mesh(model_parallel: int = 1, *, parts: int | None = None) -> Mesh:
       model_parallel: see `local_mesh`.
       parts: into how many parts a process divides its part of a batch, the same in all
         processes; None: as many as possible.
-
-    Raises:
-      InputError: see `local_mesh`.
     """
     _mesh(jax.local_devices(), model_parallel)
     of_process: dict[int, list[jax.Device]] = {}
@@ -87,11 +81,8 @@ def place_variables(variables: PyTree, mesh: Mesh) -> PyTree:
     """Places a recogniser's weights, or a training state: one copy per part of the batch.
 
     Kernels of dense layers [D, K] are divided along K over the devices of `MODEL`, if their
-    number divides K; so are arrays of the same shape in an optimiser's state.
-
-    Args:
-      variables: a pytree of arrays, the same in every process.
-      mesh: the devices.
+    number divides K; so are arrays of the same shape in an optimiser's state. All processes
+    hold the same arrays.
     """
     return jax.tree.map(lambda leaf: _place(leaf, mesh, _layout(leaf, mesh)), variables)
 

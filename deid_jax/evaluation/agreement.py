@@ -12,16 +12,9 @@ from deid_jax.types import NumpyArray
 class Agreement:
     """How well the predictions of one attribute agree: columns of `attributes.csv`.
 
-    Attributes:
-      attribute: its name.
-      num_images: N.
-      agreement: share of images with the same prediction before and after.
-      low: lower end of the Wilson interval of `agreement`.
-      high: its upper end.
-      kappa: `cohen_kappa` of the predictions before and after.
-      accuracy_before: share of correct predictions on the originals.
-      accuracy_after: share of correct predictions on the de-identified images.
-      chance: share of the most common true class.
+    `agreement` is the share of images with the same prediction before and after, `low` and
+    `high` its Wilson interval, `kappa` the `cohen_kappa` of both predictions. Accuracies are
+    shares of correct predictions, and `chance` is the share of the most common true class.
     """
 
     attribute: str
@@ -43,15 +36,7 @@ def agreement_on(
     *,
     confidence: float = 0.95,
 ) -> Agreement:
-    """Compares the predictions of one attribute.
-
-    Args:
-      attribute: its name.
-      truth: int32[N], the true classes.
-      before: int32[N], the predictions on the originals.
-      after: int32[N], the predictions on the de-identified images.
-      confidence: confidence level of the interval.
-    """
+    """Compares the predictions of one attribute, int32[N], before and after with the truth."""
     same = int(np.sum(before == after))
     low, high = wilson(same, len(before), confidence)
     return Agreement(

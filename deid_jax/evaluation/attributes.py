@@ -49,12 +49,10 @@ _HELD_OUT = 8  # One person in this many is held out to measure the classifier.
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """One attribute as classes.
+    """One attribute of `FaceDataset.attributes` as classes.
 
-    Attributes:
-      name: its name in `FaceDataset.attributes`.
-      classes: names of the classes; "no" and "yes" of a boolean.
-      bounds: for a number: class k holds the values in [bounds[k - 1], bounds[k]).
+    The classes of a boolean are "no" and "yes". Class k of a number holds the values in
+    [bounds[k - 1], bounds[k]).
     """
 
     name: str
@@ -72,13 +70,10 @@ class Attribute:
 
 
 def attributes_in(values: Mapping[str, NumpyArray]) -> tuple[Attribute, ...]:
-    """The attributes to train on, as classes.
+    """The attributes to train on, as classes, from values by attribute, each array[N].
 
     Booleans have two classes, texts one for each value that occurs, numbers three: those of
     `BANDS`, else terciles. `DUPLICATES` and attributes with a single class are left out.
-
-    Args:
-      values: attribute -> array[N].
     """
     found = []
     for name, column in values.items():
@@ -112,11 +107,7 @@ def encode(attributes: Sequence[Attribute], faces: FaceDataset) -> NumpyArray:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledFaces(FaceDataset):
-    """A data set whose examples have the classes of their attributes as "label", int32[A].
-
-    Attributes:
-      classes: int32[N, A].
-    """
+    """A data set whose examples have the classes of their attributes as "label", int32[A]."""
 
     classes: NumpyArray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
@@ -157,10 +148,8 @@ def names_of_persons(faces: FaceDataset) -> tuple[str, ...]:
 class Skill:
     """How well a classifier predicts an attribute, on persons that it was not trained on.
 
-    Attributes:
-      accuracy: share of images for which it predicts the true class.
-      chance: share of the most common class.
-      kappa: `cohen_kappa` of its predictions and the truth.
+    `chance` is the share of the most common class, `kappa` the `cohen_kappa` of predictions and
+    truth.
     """
 
     accuracy: float
@@ -177,16 +166,8 @@ class Skill:
 class ClassifierInfo:
     """Data and settings that an attribute classifier was trained with.
 
-    Attributes:
-      dataset: name in `deid_jax.data.DATASETS`.
-      image_size: height and width in pixels.
-      crop: the face crop of its images.
-      seed: decides its persons and its training.
-      attributes: what it predicts, one entry per head.
-      skills: how well it predicts each, one entry per head.
-      persons: those that it was trained or measured on, by `names_of_persons`.
-      num_images: how many images it was trained on.
-      training: epochs, learning rate, batch size, ...
+    `attributes` and `skills` have one entry per head; `persons`, named as by
+    `names_of_persons`, are those that it was trained or measured on.
     """
 
     dataset: str
@@ -203,10 +184,7 @@ class ClassifierInfo:
 class AttributeClassifier(NamedTuple):
     """A model that predicts the attributes of faces.
 
-    Attributes:
-      model: Flax module; `model.apply(variables, images)` gives logits float32[B, A, max K].
-      variables: its weights.
-      info: what it was made from.
+    `model.apply(variables, images)` gives logits float32[B, A, max K].
     """
 
     model: AttributeNet
@@ -246,9 +224,9 @@ def train_classifier(
     Args:
       others: images with attributes, of other persons than those to be evaluated; its
         `persons` are named as by `names_of_persons`.
-      options: how the set to be evaluated is loaded.
+      options: how the set to be evaluated is loaded; has the seed.
       path: the checkpoint to write.
-      config: how to train; `options` has the seed.
+      config: how to train.
       progress: see `deid_jax.recognisers.training.train`.
 
     Raises:

@@ -87,16 +87,13 @@ class Protocol:
 def choose_targets(
     kind: str, logits: jax.Array, labels: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """The label each attack aims at; never the true one.
+    """The label int32[B] that each attack aims at; never the true one.
 
     Args:
-      kind: "random", "least_likely" or "runner_up".
+      kind: of `TARGETS`, but not "none".
       logits: float32[B, K] on the originals.
       labels: int32[B], the true labels.
       key: key[B].
-
-    Returns:
-      int32[B].
     """
     num_classes = logits.shape[-1]
     if kind == "random":
@@ -111,16 +108,9 @@ def choose_targets(
 class BatchResult(NamedTuple):
     """A de-identified batch and its metrics.
 
-    If the config asks for S numbers of steps, `result`, `float_result`, `uint8_result` and
-    `uint8` have a leading axis S.
-
-    Attributes:
-      result: the attack's result.
-      targets: int32[B]; the true labels where the attack is untargeted.
-      clean: predictions on the originals.
-      float_result: metrics of `result`.
-      uint8_result: metrics of `uint8`.
-      uint8: uint8[B, H, W, C], round(255 x̂).
+    `targets` are int32[B], the true labels where the attack is untargeted; `clean` holds the
+    predictions on the originals, and `uint8` is round(255 x̂), uint8[B, H, W, C]. If the config
+    asks for S numbers of steps, `result`, both metrics and `uint8` have a leading axis S.
     """
 
     result: AttackResult
@@ -141,14 +131,8 @@ class BatchResult(NamedTuple):
 class BatchProgram(NamedTuple):
     """The static argument of `run_batch`: with the shapes, it decides the compiled program.
 
-    Attributes:
-      model: the recogniser's network.
-      method: a key of `METHODS`.
-      target: see `Protocol`.
-      init: see `Protocol`.
-      quantize: whether results are finished on the 8-bit grid.
-      precision: see `Protocol`.
-      mesh: the devices over which a batch is divided; None: wherever its arrays are.
+    Its settings are those of `Protocol`. A batch is divided over `mesh`; None: it stays
+    wherever its arrays are.
     """
 
     model: Model
@@ -258,12 +242,7 @@ def run_batch_many(
 ) -> BatchMetrics:
     """Runs `de_identify` under `vmap` over C settings: metrics only, no images.
 
-    Args:
-      variables: see `de_identify`.
-      batch: see `de_identify`.
-      configs: the method's config with leaves [C].
-      key: see `de_identify`.
-      program: everything static.
+    `configs` is the method's config with leaves [C].
 
     Returns:
       Entries [C, B]; for results and effort [C, S, B] if the config asks for S numbers of
@@ -297,13 +276,7 @@ def measure_uint8(
 class PlacedProgram:
     """A compiled program and its arguments on the devices, except the batch.
 
-    Attributes:
-      jitted: `run_batch`, `run_donated` or `run_batch_many`.
-      program: its static argument; names the devices.
-      variables: the recogniser's weights.
-      config: the method's settings; a stack of them for `run_batch_many`.
-      key: the run's key.
-      image_size: height and width of the images.
+    `jitted` is `run_batch`, `run_donated` or `run_batch_many`, for which `config` is a stack.
     """
 
     jitted: jax.stages.Wrapped

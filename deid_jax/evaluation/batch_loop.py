@@ -31,7 +31,7 @@ NUM_KEEPERS = 8
 
 
 def as_it_is(index: int, image: Pixels) -> Pixels:
-    """Saves nothing; returns the image unchanged."""
+    """Saves nothing."""
     del index
     return image
 
@@ -41,14 +41,10 @@ def show_nothing(done: int, total: int) -> None:
 
 
 class Timing(NamedTuple):
-    """Wall-clock seconds, and seconds summed over threads.
+    """Wall-clock seconds; those of reading and keeping are summed over threads.
 
-    Attributes:
-      compile_seconds: until the weights were ready and the program was compiled.
-      seconds: attacking, measuring and saving, without compilation.
-      attack_seconds: the part of `seconds` in which the compiled program ran.
-      read_seconds: reading images, summed over threads.
-      keep_seconds: in `keep`, summed over threads.
+    `compile_seconds` last until the weights are ready and the program is compiled, `seconds`
+    are all that follow, and `attack_seconds` those of them in which the compiled program ran.
     """
 
     compile_seconds: float = 0.0
@@ -162,12 +158,12 @@ class BatchLoop:
 
 
 def check_numbers(measured: BatchMetrics, dataset: FaceDataset, batch: Batch) -> None:
-    """Refuses NaN and infinities in what a recogniser predicts.
+    """Refuses NaN and infinities in what a recogniser predicts, padding aside.
 
     Args:
       measured: on the host; entries [B], or with further leading axes.
       dataset: the data set that the batch comes from.
-      batch: its images; padding is ignored.
+      batch: its images.
 
     Raises:
       InputError: a prediction is not finite; the message names the first such image.

@@ -34,21 +34,14 @@ class LogitsModel(Protocol):
     @property
     def model(self) -> Model:
         """The network."""
-        ...
 
     @property
     def variables(self) -> Variables:
         """Its weights."""
-        ...
 
 
 class WeightedModel(NamedTuple):
-    """A plain `LogitsModel`: a network and its weights, nothing more.
-
-    Attributes:
-      model: the network.
-      variables: its weights.
-    """
+    """A plain `LogitsModel`: a network and its weights, nothing more."""
 
     model: Model
     variables: Variables
@@ -57,10 +50,7 @@ class WeightedModel(NamedTuple):
 class ExampleImages(NamedTuple):
     """P images of an evaluation; with S numbers of steps, a leading axis S comes before P.
 
-    Attributes:
-      images: uint8[P, H, W, 3].
-      predictions: for these images; entries [P].
-      clean: for the originals; entries always [P], without S.
+    `images` are uint8[P, H, W, 3]; `clean` are the predictions for the originals, always [P].
     """
 
     images: Pixels
@@ -72,14 +62,8 @@ class ExampleImages(NamedTuple):
 class Evaluation:
     """A method, a recogniser, a data set, and everything else that decides the result.
 
-    Attributes:
-      recogniser: the classifier that is attacked, and that judges.
-      dataset: the images.
-      method: a key of `METHODS`.
-      config: the method's settings.
-      protocol: how the method is run.
-      mesh: the devices; by default all of this process.
-      memory: bytes that a batch may take on a device; None: what is free.
+    The recogniser is attacked and also judges. `memory` is how many bytes a batch may take on a
+    device; None: what is free.
     """
 
     recogniser: LogitsModel
@@ -106,13 +90,9 @@ class Evaluation:
         return max(steps) if isinstance(steps, tuple) else steps
 
     def placed(self, jitted: jax.stages.Wrapped, *, num_settings: int = 1) -> PlacedProgram:
-        """The program with its arguments on the devices.
+        """A function of `deid_jax.evaluation.batch` with its arguments on the devices.
 
-        Kernels are prepared if there is enough work to repay it.
-
-        Args:
-          jitted: which function of `deid_jax.evaluation.batch`.
-          num_settings: how often the data set is attacked.
+        Kernels are prepared if attacking the data set `num_settings` times repays it.
         """
         variables, size = self.recogniser.variables, self.dataset.image_size
         work = len(self.dataset) * size**2 * self.num_steps * num_settings
@@ -211,9 +191,7 @@ class Evaluation:
     def examples(self, indices: Sequence[int]) -> ExampleImages:
         """Computes some of the images that `over` would, without the others.
 
-        Args:
-          indices: the positions of the P images; the config's `num_steps` may hold several
-            numbers.
+        The config's `num_steps` may hold several numbers.
         """
         # One device is enough, unless the recogniser is divided over several.
         alone = self.mesh.shape[sharding.MODEL] == 1
@@ -236,12 +214,7 @@ class Evaluation:
 
 
 def facts_of_data(dataset: FaceDataset, recogniser: Mapping[str, object]) -> dict[str, object]:
-    """Everything apart from method and protocol that decides a record, as JSON.
-
-    Args:
-      dataset: the images.
-      recogniser: from `recognisers.Recogniser.describe`.
-    """
+    """Everything apart from method and protocol that decides a record, as JSON."""
     return {
         "versions": package_versions(),
         "recogniser": recogniser,

@@ -51,11 +51,9 @@ def grid(
 class ProgramPoints:
     """Points of a grid that share one compiled program.
 
-    Attributes:
-      method: a key of `METHODS`.
-      statics: the settings that change the program, and so are the same for all points.
-      num_steps: the numbers of steps asked for, increasing; empty for methods without steps.
-      leaves: the other settings, one entry per position of the stacked config.
+    `statics` are the settings that change the program, `num_steps` the increasing numbers of
+    steps asked for (empty for methods without steps), and `leaves` the other settings, one
+    entry per position of the stacked config.
     """
 
     method: str

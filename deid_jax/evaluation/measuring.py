@@ -17,10 +17,8 @@ from deid_jax.types import Batch
 class Predictions(NamedTuple):
     """Predictions of a recogniser; every entry is [B].
 
-    Attributes:
-      label: int32, argmax f(x̂).
-      confidence: float32, the softmax probability of `label`.
-      misclassified: bool, whether `label` is not the true label.
+    `label` is argmax f(x̂) as int32, `confidence` its softmax probability, and `misclassified`
+    whether it is not the true label.
     """
 
     label: jax.Array
@@ -31,11 +29,7 @@ class Predictions(NamedTuple):
 class Measurements(NamedTuple):
     """Distortion and predictions of images; every entry is [B].
 
-    Attributes:
-      l2: float32, ‖x̂ − x‖₂.
-      linf: float32, ‖x̂ − x‖∞.
-      mssim: float32, structural similarity.
-      predictions: what the recogniser predicts.
+    The distortions, float32, are ‖x̂ − x‖₂, ‖x̂ − x‖∞ and structural similarity.
     """
 
     l2: jax.Array
@@ -45,7 +39,7 @@ class Measurements(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """An attack's result without its images; every entry is [B]: see `AttackResult`."""
+    """An attack's result without its images, see `AttackResult`; every entry is [B]."""
 
     loss: jax.Array
     success: jax.Array
@@ -56,12 +50,7 @@ class Effort(NamedTuple):
 class BatchMetrics(NamedTuple):
     """All metrics of a batch: entries [B], or shaped as `batch.run_batch_many` says.
 
-    Attributes:
-      targets: int32[B], the labels aimed at; the true ones where an attack is untargeted.
-      clean: predictions on the originals.
-      float_result: metrics of the attack's float32 result.
-      effort: the attack's evaluations and its final loss.
-      uint8_result: metrics of the 8-bit image.
+    `targets` are the true labels where an attack is untargeted.
     """
 
     targets: jax.Array

@@ -23,15 +23,12 @@ class ImageOutput(Protocol):
 
     def keep(self, index: int, image: Pixels) -> Pixels:
         """Saves uint8[H, W, 3] and returns it as read back. Called from several threads."""
-        ...
 
     def finish(self, shard: int, records: Sequence[ImageRecord]) -> list[str]:
         """Ends a shard once all its images are saved; returns the names of its files."""
-        ...
 
     def close(self) -> None:
         """Ends the output, once all processes have finished their shards."""
-        ...
 
 
 class FilesOutput:

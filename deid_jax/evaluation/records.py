@@ -31,14 +31,8 @@ SUFFIXES = {"float_result": "", "uint8_result": "_uint8"}
 class ImageMetrics:
     """Distortion of a de-identified image, and the recogniser's prediction for it.
 
-    Attributes:
-      prediction: the person that the recogniser predicts.
-      confidence: the softmax probability of `prediction`.
-      misclassified: whether `prediction` is not the true person.
-      hit_target: whether `prediction` is the target; None where the attack is untargeted.
-      l2: ‖x̂ − x‖₂.
-      linf: ‖x̂ − x‖∞.
-      mssim: structural similarity.
+    `confidence` is the softmax probability of `prediction`; `hit_target` is None where the
+    attack is untargeted.
     """
 
     prediction: str
@@ -54,18 +48,9 @@ class ImageMetrics:
 class ImageRecord:
     """One image of a run: a line of `per_image.csv`.
 
-    Attributes:
-      person: the true person.
-      name: the image's name among those of the person.
-      target: the person aimed at; None where the attack is untargeted.
-      clean_prediction: the person that the recogniser predicts for the original.
-      clean_confidence: the softmax probability of `clean_prediction`.
-      clean_misclassified: whether `clean_prediction` is not the true person.
-      float_result: metrics of the attack's float32 result.
-      uint8_result: metrics of the 8-bit image.
-      loss: the objective's loss at the result.
-      num_gradients: gradient evaluations.
-      num_forwards: forward passes other than those of gradients.
+    `name` is unique among the images of the person; `target` is None where the attack is
+    untargeted. `loss` is the objective's at the result, and `num_forwards` counts forward
+    passes other than those of gradients.
     """
 
     person: str
@@ -93,12 +78,10 @@ class ImageRecord:
     def from_row(cls, row: Mapping[str, object], where: str) -> "ImageRecord":
         """Reads what `to_row` wrote, including after a round trip through a CSV file.
 
-        Args:
-          row: the columns; others are ignored.
-          where: the source, for error messages.
-
         Raises:
-          InputError: a column is missing or has a value of the wrong kind.
+          InputError: a column is missing or has a value of the wrong kind; the message begins
+          with
+            `where`.
         """
         read = RowReader(row, where)
         float_result, uint8_result = (
@@ -132,12 +115,8 @@ class ImageRecord:
 class MeanMetrics:
     """Means over the images of a run.
 
-    Attributes:
-      l2: mean ‖x̂ − x‖₂.
-      linf: mean ‖x̂ − x‖∞.
-      mssim: mean structural similarity.
-      mr: misclassification rate; includes images misclassified before the attack.
-      target_rate: share predicted as their targets; None where the attack is untargeted.
+    `mr` is the misclassification rate, which includes images misclassified before the attack;
+    `target_rate` the share predicted as their targets, None where the attack is untargeted.
     """
 
     l2: float
@@ -151,13 +130,8 @@ class MeanMetrics:
 class RunMetrics:
     """The means of a run, in `metrics.json` and in a line of `sweep.csv`.
 
-    Attributes:
-      num_images: how many images were attacked.
-      clean_error: share misclassified before the attack; None if it was not measured.
-      float_result: means for the attack's float32 results.
-      uint8_result: means for the 8-bit images.
-      num_gradients: mean number of gradient evaluations per image.
-      num_forwards: mean number of forward passes per image, without those of gradients.
+    `clean_error` is the share misclassified before the attack, None if it was not measured; the
+    last two are numbers per image, see `ImageRecord`.
     """
 
     num_images: int
@@ -178,12 +152,9 @@ class RunMetrics:
         `linf_uint8` and `num_forwards`, which no comparison needs, may be missing from files
         written by other programs; they are NaN then.
 
-        Args:
-          row: the entries; others are ignored.
-          where: the source, for error messages.
-
         Raises:
-          InputError: an entry is missing, not a number or out of range.
+          InputError: an entry is missing, not a number or out of range; the message begins with
+            `where`.
         """
         read = RowReader({"linf_uint8": math.nan, "num_forwards": math.nan, **row}, where)
         float_result, uint8_result = (
@@ -209,14 +180,7 @@ class RunMetrics:
 def records_of(
     measured: BatchMetrics, dataset: FaceDataset, batch: Batch, *, targeted: bool
 ) -> list[ImageRecord]:
-    """One record per image of a batch, padding left out.
-
-    Args:
-      measured: entries [B], on the host.
-      dataset: the data set that the batch comes from.
-      batch: its images.
-      targeted: whether the attack aimed at `measured.targets`.
-    """
+    """One record per image of a batch, from entries [B] on the host, padding left out."""
     return [
         _record(
             jax.tree.map(operator.itemgetter(i), measured),
@@ -231,7 +195,6 @@ def records_of(
 def _record(
     measured: BatchMetrics, dataset: FaceDataset, index: int, targeted: bool
 ) -> ImageRecord:
-    """The record of one image, from entries without axes."""
     persons = dataset.persons
     target = int(measured.targets) if targeted else None
     return ImageRecord(
@@ -252,12 +215,9 @@ def _record(
 def image_metrics(
     measured: Measurements, persons: Sequence[str], target: int | None
 ) -> ImageMetrics:
-    """The metrics of one image, from entries without axes.
+    """The metrics of one image, from entries without axes on the host.
 
-    Args:
-      measured: on the host.
-      persons: by label.
-      target: the label aimed at; None where the attack is untargeted.
+    `target` is the label aimed at; None where the attack is untargeted.
     """
     label = int(measured.predictions.label)
     return ImageMetrics(

@@ -18,10 +18,7 @@ from deid_jax.runs import RunFolder
 class ProcessTiming(NamedTuple):
     """The time that one process of a run spent.
 
-    Attributes:
-      num_attacked: the number of images that it attacked.
-      timing: its seconds.
-      startup_seconds: wall-clock seconds before the first shard, without compilation.
+    `startup_seconds` are those before the first shard, without compilation.
     """
 
     num_attacked: int
@@ -33,13 +30,7 @@ class ProcessTiming(NamedTuple):
 class ShardedRun:
     """An evaluation in shards; finished shards are not repeated by a later run.
 
-    Attributes:
-      evaluation: what is run.
-      shards: the positions of each shard.
-      folder: the run's folder, with the store of finished shards.
-      output: writes the images.
-      shown: positions of images that are also kept for figures.
-      group: the processes that share the work.
+    `shown` are the positions of images that are also kept for figures.
     """
 
     evaluation: Evaluation
@@ -54,9 +45,7 @@ class ShardedRun:
     ) -> list[ProcessTiming]:
         """Does this process's part of the unfinished shards.
 
-        Args:
-          progress: called with (images done, images in all) of this process.
-          startup_seconds: see `ProcessTiming`.
+        `progress` is called with the numbers of images done and in all, of this process.
 
         Returns:
           The timing of every process; meaningful only in the first process.

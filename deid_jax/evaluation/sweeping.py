@@ -68,13 +68,12 @@ def sweep(
       group: the processes that share the work, through a common store.
 
     Returns:
-      For each point, one record per image that can be read, in the data set's order. The
-      records can be iterated over repeatedly, and are read one piece of the store at a time.
-      Empty in processes other than the first.
+      For each point, one record per image that can be read, in the data set's order, read anew
+      at every iteration, one piece of the store at a time. Empty in processes other than the
+      first.
 
     Raises:
-      InputError: a single image at one setting does not fit into memory, an image cannot be
-        read, or the recogniser gives NaN or infinity.
+      InputError: see `Evaluation.over`.
 
     Warns:
       UserWarning: a batch or a stack of settings did not fit, and smaller ones are used.
@@ -124,7 +123,6 @@ def _calls(
 def _results(
     units: Sequence[Unit], points: Sequence[Settings], store: Store
 ) -> list["_StoredRecords"]:
-    """The stored records of each point."""
     pieces: dict[frozenset[tuple[str, float | str]], list[tuple[PieceKey, int]]] = {}
     for call, span, chosen in units:
         for point, piece in call.pieces(span, chosen):
@@ -136,7 +134,7 @@ def _do(
     units: Sequence[Unit],
     progress: Callable[[int, int], object],
 ) -> None:
-    """Does one process's units of work, spans at some settings, unless already stored."""
+    """Does one process's units of work, unless already stored."""
     total = sum(len(span) * len(chosen) for _, span, chosen in units)
     done = 0
     for call, span, chosen in units:
@@ -147,12 +145,7 @@ def _do(
 
 @dataclasses.dataclass(frozen=True)
 class _StoredRecords:
-    """The records of a point, with one piece of the store in memory at a time.
-
-    Attributes:
-      store: where the records are.
-      pieces: in the data set's order, the key of each piece and the point's position in it.
-    """
+    """The records of a point, from pieces in the data set's order and its position in each."""
 
     store: Store
     pieces: Sequence[tuple[PieceKey, int]]
@@ -181,11 +174,7 @@ class _Call:
         return [leaves[i : i + self.width] for i in range(0, len(leaves), self.width)]
 
     def fitted(self, longest: int) -> "_Call":
-        """The same call with as many settings and images as there is memory for.
-
-        Args:
-          longest: images in the longest span.
-        """
+        """The same call with as many settings and images as there is memory for."""
         program = self._program(self.group.leaves[:1])
         smaller = program.smaller_to_fit(self.size, self.evaluation.memory, settings=self.width)
         if smaller is None:

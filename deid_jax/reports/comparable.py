@@ -29,9 +29,8 @@ class _Fact(NamedTuple):
 class SharedFacts:
     """Everything that the runs have in common.
 
-    Attributes:
-      known: name -> value, equal in all runs that record it.
-      unrecorded: run -> names of the facts that it does not record, which were not compared.
+    `known` holds what is equal in all runs that record it; `unrecorded` maps a run to the facts
+    that it does not record, which were not compared.
     """
 
     known: Mapping[str, FactValue]
@@ -119,11 +118,7 @@ def _difference(first: _Fact, second: _Fact) -> str:
 
 
 def check_no_point_twice(points: Sequence[MeasuredPoint]) -> None:
-    """Refuses two points of the same method, recogniser and settings.
-
-    Raises:
-      InputError: there are two such points; the message names the runs they were read from.
-    """
+    """Refuses two points of the same method, recogniser and settings."""
     seen: dict[tuple[object, ...], MeasuredPoint] = {}
     for point in points:
         settings = sorted(point.settings.items())

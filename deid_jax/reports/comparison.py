@@ -28,13 +28,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-    """Metrics of a method, or gains in them; None where there is no value.
-
-    Attributes:
-      l2: mean ‖x̂ − x‖₂.
-      mssim: mean structural similarity.
-      mr: misclassification rate.
-    """
+    """Metrics of a method, or gains in them; None where there is no value."""
 
     l2: Estimate | None = None
     mssim: Estimate | None = None
@@ -45,10 +39,8 @@ class Estimates:
 class Entry:
     """One method's result against one recogniser, in one table.
 
-    Attributes:
-      point: the point that represents the method; None if no point reaches the table's MR.
-      best_mr: the highest MR of the method's points.
-      estimates: the point's metrics; empty without a point.
+    `point` is the one that represents the method, None if no point reaches the table's MR;
+    `best_mr` is the highest MR of the method's points.
     """
 
     point: MeasuredPoint | None
@@ -60,13 +52,9 @@ class Entry:
 class ComparisonTable:
     """One table that compares methods.
 
-    Attributes:
-      kind: one of `KINDS`.
-      min_mr: the MR that every point reaches; None if the points are shown as they were run.
-      methods: the rows, in the order of `METHODS`, unknown ones last.
-      models: the recognisers, in the order of `MODELS`, unknown ones last.
-      entries: (method, model) -> entry, where there is one.
-      gains: (other, model) -> the gains of `OURS` over the other method, if any.
+    `kind` is of `KINDS`; `min_mr` is what every point reaches, None if the points are shown as
+    they were run. `entries` are by (method, model), `gains` of `OURS` over another by (other,
+    model), each where there are any.
     """
 
     kind: str

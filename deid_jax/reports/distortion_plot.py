@@ -29,14 +29,9 @@ class Series:
 
 
 def draw_success_curves(panels: Mapping[str, Sequence[Series]], *, title: str) -> bytes:
-    """Draws the curves, all panels to the same scale.
+    """Draws the curves of at least one trial per panel, all to the same scale, as a PNG file.
 
-    Args:
-      panels: panel title -> trials, at least one; a name looks the same in all panels.
-      title: title of the figure.
-
-    Returns:
-      A PNG file.
+    A name looks the same in all panels.
     """
     every = [series for trials in panels.values() for series in trials]
     looks = _looks(every)

@@ -22,13 +22,7 @@ _LAST_MILLISECONDS = 2500
 
 @dataclasses.dataclass(frozen=True)
 class FilmFrame:
-    """An image after some number of attack steps.
-
-    Attributes:
-      image: uint8[H, W, 3].
-      prediction: the person that the recogniser predicts.
-      probability: the softmax probability of this person.
-    """
+    """An image after some steps, and the person predicted for it with what probability."""
 
     image: Pixels
     prediction: str
@@ -37,13 +31,7 @@ class FilmFrame:
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """The frames of one image.
-
-    Attributes:
-      person: the person shown.
-      original: the image before the attack.
-      frames: one frame per number of steps.
-    """
+    """The frames of one image, one per number of steps; `original` is before the attack."""
 
     person: str
     original: FilmFrame
@@ -63,15 +51,7 @@ def moments(num_steps: int, count: int) -> tuple[int, ...]:
 
 
 def draw_filmstrip(films: Sequence[Film], steps: Sequence[int]) -> Pixels:
-    """Draws the filmstrip: a row per image, a column per moment, the original last.
-
-    Args:
-      films: at least one; each has a frame per entry of `steps`.
-      steps: the numbers of steps that the frames stand for.
-
-    Returns:
-      uint8[H, W, 3].
-    """
+    """Draws the filmstrip: a row per image, a column per number of steps, the original last."""
     columns = len(steps) + 1
     row_height = _FRAME + _CAPTION
     size = (columns * (_FRAME + GAP) + 3 * GAP, GAP + HEADING + len(films) * row_height)
@@ -90,12 +70,7 @@ def draw_filmstrip(films: Sequence[Film], steps: Sequence[int]) -> Pixels:
 
 
 def draw_animation(films: Sequence[Film], steps: Sequence[int]) -> bytes:
-    """The films side by side as a GIF that repeats, with a pause at the end.
-
-    Args:
-      films: see `draw_filmstrip`.
-      steps: see `draw_filmstrip`.
-    """
+    """The films side by side as a GIF that repeats, with a pause at the end."""
     size = (len(films) * (_FRAME + GAP) + GAP, GAP + HEADING + _FRAME + _CAPTION)
     images = []
     for moment, number in enumerate(steps):

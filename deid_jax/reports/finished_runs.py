@@ -170,11 +170,7 @@ def _lines(folder: Path, columns: Sequence[str] = ()) -> list[CsvLine]:
 
 
 def _with_records(point: MeasuredPoint, records: Sequence[ImageRecord]) -> MeasuredPoint:
-    """The point with its records, if the folder has any.
-
-    Raises:
-      InputError: the point's metrics are not the means of these records.
-    """
+    """The point with its records, if the folder has any; they must have its means."""
     path, told = Path(point.source) / _RECORDS, point.metrics
     if not path.exists():
         return point
@@ -206,11 +202,7 @@ def _settings_in(line: CsvLine, names: Sequence[str]) -> dict[str, Setting]:
 
 
 def _settings(values: Mapping[str, object], where: str) -> dict[str, Setting]:
-    """A method's settings, from JSON (where infinity is a string) or CSV.
-
-    Raises:
-      InputError: a value is NaN, or neither a number nor text.
-    """
+    """A method's settings, from JSON (where infinity is a string) or CSV."""
     settings: dict[str, Setting] = {}
     for name, value in values.items():
         if isinstance(value, bool):
@@ -227,7 +219,7 @@ def _settings(values: Mapping[str, object], where: str) -> dict[str, Setting]:
 
 
 def _png(path: Path) -> bytes:
-    """The bytes of an image file."""
+    """The bytes of an image file, which can be read."""
     content = path.read_bytes()
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -240,12 +232,8 @@ def _png(path: Path) -> bytes:
 def read_attributes(folders: Sequence[Path], facts: SharedFacts) -> list[AttributesTable]:
     """Reads every `attributes.csv` in the given folders.
 
-    Args:
-      folders: where to look.
-      facts: the facts of the runs: the tables must be about the same images.
-
     Raises:
-      InputError: a table is damaged, empty, or about other images.
+      InputError: a table is damaged, empty, or about other images than the runs.
     """
     tables = []
     for path in (folder / "attributes.csv" for folder in folders):

@@ -35,14 +35,7 @@ _LEAST = 1e-4
 
 
 def draw_frontier(points: Sequence[MeasuredPoint]) -> bytes:
-    """Draws the frontier.
-
-    Args:
-      points: at least one, against one or several recognisers, measured on the same images.
-
-    Returns:
-      A PNG file.
-    """
+    """Draws at least one point, all measured on the same images, as a PNG file."""
     models = known_first((point.model for point in points), MODELS)
     figure = plotting.new_figure(11, 1.1 + 4.3 * len(models))
     axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)

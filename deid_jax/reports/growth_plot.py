@@ -30,12 +30,9 @@ _MIB = 2**20
 class LineFit:
     """A fitted line y = intercept + slope · x, and how well it fits.
 
-    Attributes:
-      intercept: y at x = 0.
-      slope: growth of y per unit of x.
-      r2: the share of y's variance that the line explains; 1 if y does not vary.
-      exponent: slope of log y against log x: 1 if y is proportional to x, less if there is also
-        a fixed cost.
+    `r2` is the share of y's variance that the line explains, 1 if y does not vary. `exponent`
+    is the slope of log y against log x: 1 if y is proportional to x, less if there is also a
+    fixed cost.
     """
 
     intercept: float
@@ -45,12 +42,7 @@ class LineFit:
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
-    """Fits a line by least squares in float64.
-
-    Args:
-      x: at least two different positive numbers.
-      y: positive numbers, one for each x.
-    """
+    """Fits a line by least squares in float64 to positive numbers, at least two x different."""
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     intercept, slope = _line(a, b)
     residue = np.sum((b - intercept - slope * a) ** 2)
@@ -71,13 +63,9 @@ def _line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Time and memory measured while one count grew and everything else stayed constant.
+    """Seconds and peak bytes measured while one count, `against`, grew and all else stayed.
 
-    Attributes:
-      against: the count: "images", "steps", "pixels" or "batch".
-      x: its values, increasing.
-      seconds: wall time at each; None where the measurement failed.
-      peak_bytes: peak memory at each; None where the measurement failed.
+    The count is "images", "steps", "pixels" or "batch"; None stands for a failed measurement.
     """
 
     against: str

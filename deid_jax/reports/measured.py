@@ -21,15 +21,7 @@ Setting = float | str
 class MeasuredPoint:
     """A method at one setting, measured on one set of images.
 
-    Attributes:
-      method: a key of `deid_jax.attacks.METHODS`.
-      model: the recogniser.
-      dataset: the data set.
-      split: its split.
-      settings: the method's settings by name, {"penalty_weight": 1.0}.
-      metrics: means over the images.
-      records: one per image; may be empty.
-      source: the folder that it was read from.
+    There may be no records; `source` is the folder that it was read from.
     """
 
     method: str
@@ -52,13 +44,10 @@ class MeasuredPoint:
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: its measured points and their description.
+    """A finished run: its measured points and its `config.json`, empty if there is none.
 
-    Attributes:
-      source: the folder's name.
-      points: a single point for an attack run, one per row for a sweep.
-      description: the content of `config.json`; empty if there is none.
-      sheets: PNG files with images at some of the points.
+    An attack run has a single point, a sweep one per row. `sheets` are PNG files with images at
+    some of the points.
     """
 
     source: str

@@ -44,13 +44,8 @@ _GAINS = (
 class ComparisonReport:
     """Everything that a comparison shows.
 
-    Attributes:
-      tables: from `comparison.tables_of`.
-      runs: the runs that the tables were made from.
-      shared: what the runs have in common.
-      confidence: confidence level of the intervals.
-      seed: seed of the bootstrap.
-      attributes: tables of attributes that survive de-identification.
+    `confidence` is the level of the intervals, `seed` the bootstrap's; `attributes` are tables
+    of attributes that survive de-identification.
     """
 
     tables: Sequence[ComparisonTable]

@@ -122,9 +122,7 @@ def _csv_columns(prefix: str, estimates: Estimates) -> Row:
 def html(report: ComparisonReport, *, frontier: bytes) -> str:
     """The content of `report.html`: a single self-contained file without scripts.
 
-    Args:
-      report: what to show.
-      frontier: the PNG file from `deid_jax.reports.frontier`.
+    `frontier` is a PNG file.
     """
     import jinja2
 

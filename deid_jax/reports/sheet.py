@@ -21,12 +21,7 @@ _CAPTION = 2 * LINE + 10
 class SheetRow:
     """One image of the sheet.
 
-    Attributes:
-      original: uint8[H, W, 3].
-      modified: uint8[H, W, 3].
-      true_name: the person shown.
-      before: the person predicted for the original, and the probability.
-      after: the same for the modified image.
+    `before` and `after` are the person predicted and the probability.
     """
 
     original: Pixels
@@ -58,15 +53,7 @@ def amplified(row: SheetRow, factor: int) -> Pixels:
 
 
 def draw_sheet(rows: Sequence[SheetRow], *, method: str) -> Pixels:
-    """Draws the sheet.
-
-    Args:
-      rows: at least one image.
-      method: the method's name, for the heading.
-
-    Returns:
-      uint8[H, W, 3].
-    """
+    """Draws the sheet of at least one row; the heading names the method."""
     factor = amplification(rows)
     headings = ("original", f"de-identified ({method})", f"perturbation x{factor}")
     blocks = 1 if len(rows) <= 4 else 2

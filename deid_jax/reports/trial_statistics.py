@@ -15,12 +15,11 @@ Distances: TypeAlias = npt.NDArray[np.float64]
 
 
 class PairedTest(NamedTuple):
-    """The result of a paired test of two trials on the same images.
+    """Wilcoxon's signed-rank test, two-sided, of two trials on the same images.
 
-    Attributes:
-      p_value: of Wilcoxon's signed-rank test, two-sided; 1 if the trials are equal.
-      median: the median of other − reference, positive if the reference is nearer; infinite if
-        one of them fails on half of the images, NaN halfway between both infinities.
+    `p_value` is 1 if the trials are equal. `median` is that of other − reference, positive if
+    the reference is nearer; infinite if one of them fails on half of the images, NaN halfway
+    between both infinities.
     """
 
     p_value: float
@@ -48,12 +47,9 @@ def largest_success(distances: Distances) -> float:
 def auc(distances: Distances, limit: float) -> float:
     """Normalised area under the curve of success against distortion: 1 is best.
 
-    (1/D) ∫₀^D s(d) dd, s(d) the share of images with success at a distance <= d. A success at
-    distance dᵢ <= D adds (D − dᵢ)/(N·D), so that the integral is exact. For D = 0 it is s(0).
-
-    Args:
-      distances: the trial.
-      limit: D, finite and the same for all trials that are compared.
+    (1/D) ∫₀^D s(d) dd, s(d) the share of images with success at a distance <= d and D the
+    limit, finite and the same for all trials that are compared. A success at distance dᵢ <= D
+    adds (D − dᵢ)/(N·D), so that the integral is exact. For D = 0 it is s(0).
     """
     if limit == 0:
         return float(np.mean(distances == 0))
@@ -61,13 +57,9 @@ def auc(distances: Distances, limit: float) -> float:
 
 
 def success_curve(distances: Distances, limit: float) -> tuple[list[float], list[float]]:
-    """Distances and the success rate up to each: the corners of a step function on [0, D].
+    """Distances and the success rate up to each: the corners of a step function on [0, limit].
 
     The share holds from its distance to the next one, as matplotlib's `steps-post` draws it.
-
-    Args:
-      distances: the trial.
-      limit: D, where the curve ends.
     """
     reached = np.sort(distances[distances <= limit])
     at, last = np.unique(reached, return_index=True)
@@ -83,10 +75,6 @@ def compare_pairs(reference: Distances, other: Distances) -> PairedTest:
     If one trial fails on an image, the difference counts as larger than any between successes:
     a failure is set to twice the largest success of both trials. If both fail, they are equal.
     Images without a difference are left out, as in Wilcoxon's original test.
-
-    Args:
-      reference: the distances of one trial.
-      other: the distances of the other, for the same images in the same order.
     """
     from scipy import stats
 

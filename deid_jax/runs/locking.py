@@ -13,15 +13,11 @@ from deid_jax.errors import InputError
 def locked(name: str, folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder during the block, or until this process ends.
 
-    The lock is on the folder itself, so that no file is left behind and a killed run keeps no
-    lock.
-
-    Args:
-      name: the flag or argument that gives the folder, for messages.
-      folder: created if missing.
+    The lock is on the folder itself, created if missing, so that no file is left behind and a
+    killed run keeps no lock.
 
     Raises:
-      InputError: another run holds the lock.
+      InputError: another run holds the lock; `name` is what the message calls the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)

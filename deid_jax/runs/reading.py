@@ -18,12 +18,7 @@ T = TypeVar("T")
 
 
 class CsvLine(NamedTuple):
-    """One line of a CSV file.
-
-    Attributes:
-      where: file and line, for messages.
-      entries: column -> text.
-    """
+    """One line of a CSV file: file and line for messages, and column -> text."""
 
     where: str
     entries: dict[str, str]
@@ -32,12 +27,8 @@ class CsvLine(NamedTuple):
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[CsvLine]:
     """Reads the lines below the header.
 
-    Args:
-      path: the file.
-      columns: the columns that it must have.
-
     Raises:
-      InputError: the file is broken, lacks a column, or a line has too few or too many entries.
+      InputError: the file is broken, lacks one of `columns`, or a line is too short or long.
     """
     lines = _parse(path, lambda text: list(csv.reader(io.StringIO(text), strict=True)))
     header, *rest = lines or [[]]
@@ -75,11 +66,8 @@ def _parse(path: Path, parse: Callable[[str], T]) -> T:
 class RowReader:
     """Reads the entries of a row, which are strings if it comes from a CSV file.
 
-    Every method raises `InputError` if the entry is missing or of the wrong kind.
-
-    Args:
-      row: the entries.
-      where: the source, for error messages.
+    Every method raises `InputError` if the entry is missing or of the wrong kind; the message
+    begins with `where`.
     """
 
     def __init__(self, row: Mapping[str, object], where: str):

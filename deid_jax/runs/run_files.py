@@ -24,11 +24,7 @@ DESCRIPTION = "config.json"
 
 
 class RunFiles:
-    """Writes and reads the files in a folder.
-
-    Args:
-      root: the folder.
-    """
+    """Writes and reads the files in a folder."""
 
     def __init__(self, root: Path):
         self._work = root
@@ -73,12 +69,7 @@ class RunFiles:
 
 
 def describe(settings: "DataclassInstance | None" = None, **more: object) -> dict[str, object]:
-    """The content of `DESCRIPTION`: everything needed to repeat the run.
-
-    Args:
-      settings: the command's settings.
-      more: facts about what the settings led to.
-    """
+    """The content of `DESCRIPTION`: everything needed to repeat the run, and what it led to."""
     given = {} if settings is None else {"settings": dataclasses.asdict(settings)}
     return {**given, **more, "versions": package_versions()}
 

@@ -58,13 +58,7 @@ class Store:
         return self._name(key) in self._pieces
 
     def write(self, key: Key, piece: Json, files: Iterable[str] = ()) -> None:
-        """Marks a piece as finished and keeps its records.
-
-        Args:
-          key: which piece.
-          piece: its records; JSON-able.
-          files: the files that belong to it; ignored by a store in memory.
-        """
+        """Marks a piece as finished and keeps its records; this store ignores its files."""
         self._pieces[self._name(key)] = piece
 
     def all_of(self, keys: Sequence[Key]) -> Iterator[Json]:
@@ -99,13 +93,7 @@ class FolderStore(Store):
         return found is not None and _sizes(self._root, found["files"]) == found["files"]
 
     def write(self, key: Key, piece: Json, files: Iterable[str] = ()) -> None:
-        """Marks a piece as finished and saves its records, atomically.
-
-        Args:
-          key: which piece.
-          piece: its records; JSON-able.
-          files: the names, below `root`, of the files that belong to it.
-        """
+        """Marks a piece as finished and saves its records, atomically."""
         whole = {"files": _sizes(self._root, files), "records": piece}
         text = json.dumps(whole, ensure_ascii=False).encode("utf-8", "surrogatepass")
         write_whole(self._path(key), _checksum(text) + b"\n" + text)

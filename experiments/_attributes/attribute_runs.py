@@ -29,13 +29,7 @@ class AttackedData:
 class AttackRun:
     """An output folder of `experiments.attack`.
 
-    Attributes:
-      folder: the folder.
-      method: a key of `deid_jax.attacks.METHODS`.
-      model: the recogniser that was attacked.
-      settings: the method's settings, name -> value as text.
-      data: where its images come from.
-      images: "person/name" of every image.
+    `settings` are the method's, name -> value as text; `images` are "person/name".
     """
 
     folder: Path
@@ -62,10 +56,7 @@ class AttackRun:
 
 
 def read_runs(folders: str | None) -> list[AttackRun]:
-    """Reads runs, which must hold the same images.
-
-    Args:
-      folders: output folders of `experiments.attack`, separated by commas.
+    """Reads runs, folders separated by commas, which must hold the same images.
 
     Raises:
       InputError: no folder is given, a folder is given twice or holds no complete run, or two

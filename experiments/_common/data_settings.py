@@ -21,8 +21,8 @@ _LARGEST_IMAGE = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Settings of the data set and the recogniser."""
+class ImageSettings:
+    """Settings of the data set."""
 
     dataset: str = setting("synthetic", "Data set.", choices=tuple(DATASETS))
     data_dir: str | None = setting(None, "Folder of the data set; synthetic takes none.")
@@ -37,18 +37,15 @@ class DataSettings:
     skip_unreadable: bool = setting(
         False, "Leave out images that cannot be read, and count them, instead of stopping."
     )
-    model: str = setting("model_a", "Recogniser.", choices=tuple(MODELS))
-    seed: int = setting(0, "Decides every random choice: persons, split, weights, targets.")
 
-    def options(self, split: str) -> DataOptions:
-        """The options for loading the data set.
+    def loader_options(self, split: str, seed: int, *, crop: str) -> DataOptions:
+        """The options for loading the data set, with the crop to take if none is given.
 
         Raises:
           InputError: a value out of range, or a flag that the data set ignores.
         """
         count("image_size", self.image_size, least=1, most=_LARGEST_IMAGE)
-        count("seed", self.seed, most=2**31 - 1)
-        self.check_recogniser()
+        count("seed", seed, most=2**31 - 1)
         if self.dataset == "synthetic":
             for name in ("data_dir", "crop", "skip_unreadable"):
                 value = getattr(self, name)
@@ -57,11 +54,25 @@ class DataSettings:
         return DataOptions(
             image_size=self.image_size,
             split=split,
-            seed=self.seed,
+            seed=seed,
             data_dir=self.data_dir,
             skip_unreadable=self.skip_unreadable,
-            crop=self.crop or DataOptions.crop,
+            crop=self.crop or crop,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings(ImageSettings):
+    """Settings of the data set and the recogniser."""
+
+    model: str = setting("model_a", "Recogniser.", choices=tuple(MODELS))
+    seed: int = setting(0, "Decides every random choice: persons, split, weights, targets.")
+
+    def options(self, split: str) -> DataOptions:
+        """The options for loading the data set, whose images the recogniser can take."""
+        options = self.loader_options(split, self.seed, crop=DataOptions.crop)
+        self.check_recogniser()
+        return options
 
     def check_recogniser(self) -> None:
         """Refuses images that the recogniser cannot take, as far as its name says."""
@@ -97,11 +108,7 @@ class EvaluationSettings(DataSettings):
     )
 
     def check(self) -> None:
-        """Refuses values out of range.
-
-        Raises:
-          InputError: see above.
-        """
+        """Refuses values out of range."""
         self.options(self.split)
         if self.recogniser is None and self.recogniser_output is not None:
             raise InputError(
@@ -139,22 +146,14 @@ class EvaluationSettings(DataSettings):
         return recognisers.default_path(self.judge, self.dataset, options).name
 
     def chosen(self, faces: FaceDataset) -> FaceDataset:
-        """The requested images of a split.
-
-        Raises:
-          InputError: there are too few to sample from.
-        """
+        """The requested images of a split; raises `InputError` if there are too few."""
         if self.sample is not None:
             return sampled(faces, self.sample, self.seed)
         return faces.take(range(len(faces))[: self.max_images]) if self.max_images else faces
 
 
 def sampled(faces: FaceDataset, size: int, seed: int) -> FaceDataset:
-    """Draws images by the seed, from as many persons as possible, in the data set's order.
-
-    Raises:
-      InputError: there are too few.
-    """
+    """Draws images by the seed, from as many persons as possible, in the data set's order."""
     if size > len(faces):
         raise InputError(
             f"sample must be at most {len(faces)}, the images of the split, got {size}"

@@ -29,11 +29,7 @@ _WIDTH = 80
 class Flag(typing.NamedTuple):
     """A command-line flag.
 
-    Attributes:
-      kind: bool, int, float, str, or tuple for text that may be given several times.
-      default: its value if it is not given.
-      help: its meaning, in a sentence or two.
-      choices: the allowed values; None allows any.
+    Its kind is bool, int, float, str, or tuple for text that may be given several times.
     """
 
     kind: type
@@ -72,11 +68,7 @@ def _kind(hint: object) -> type:
 
 
 def parse_flags(settings: type[S], arguments: Sequence[str]) -> S:
-    """An instance of a settings dataclass.
-
-    Args:
-      settings: the dataclass.
-      arguments: what follows the command's name.
+    """An instance of a settings dataclass, from what follows the command's name.
 
     Raises:
       InputError: an unknown flag, a bad value, or an argument that is not a flag.

@@ -58,16 +58,10 @@ def load_or_train_recogniser(
     *,
     model_parallel: int = 1,
 ) -> Recogniser:
-    """The recogniser that a split is evaluated with.
+    """The recogniser that a split is evaluated with; `faces` are all images of the split.
 
     That is the user-supplied one, the one at `settings.checkpoint`, or the default one, which
     all processes of the group train together if it is missing.
-
-    Args:
-      settings: the settings that name the recogniser.
-      faces: all images of the requested split.
-      group: the processes.
-      model_parallel: number of devices that its dense layers are divided over.
 
     Raises:
       InputError: the checkpoint is missing, damaged or made for something else.

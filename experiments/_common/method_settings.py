@@ -85,11 +85,7 @@ class MethodSettings(EvaluationSettings):
     method_settings: Mapping[str, float | str] = settings_of_others(method_flags())
 
     def check_methods(self, methods: Sequence[str]) -> None:
-        """Refuses flags that no chosen method uses.
-
-        Raises:
-          InputError: there is such a flag.
-        """
+        """Refuses flags that no chosen method uses."""
         asked = f"--method={','.join(methods)}"
         if not any(name in ATTACKS for name in methods):
             for flag in ("target", "init", "precision"):
@@ -105,11 +101,7 @@ class MethodSettings(EvaluationSettings):
                 )
 
     def config(self, method: str) -> Config:
-        """A method's config: the given settings, and defaults for the others.
-
-        Raises:
-          InputError: the method refuses a value.
-        """
+        """A method's config: the given settings, and defaults for the others."""
         return METHODS[method].config(**self.settings_of(method))
 
     def settings_of(self, method: str) -> Settings:
@@ -123,11 +115,7 @@ class MethodSettings(EvaluationSettings):
         return METHODS[method].quantizes if self.quantize is None else self.quantize
 
     def protocol(self, method: str) -> Protocol:
-        """How a method is run; baselines have neither target nor first iterate.
-
-        Raises:
-          InputError: a bad value.
-        """
+        """How a method is run; baselines have neither target nor first iterate."""
         aims = method in ATTACKS
         return Protocol(
             target=(self.target or "random") if aims else "none",

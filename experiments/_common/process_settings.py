@@ -44,11 +44,7 @@ class ModelParallelSettings(ProcessSettings):
     )
 
     def local_mesh(self) -> Mesh:
-        """The devices of this process.
-
-        Raises:
-          InputError: the devices cannot be divided in this way.
-        """
+        """The devices of this process; see `sharding.local_mesh`."""
         return sharding.local_mesh(self.model_parallel)
 
 
@@ -63,10 +59,6 @@ class ShardSettings(ModelParallelSettings):
     )
 
     def check_shards(self) -> None:
-        """Refuses a shard size out of range.
-
-        Raises:
-          InputError: see above.
-        """
+        """Refuses a shard size out of range."""
         if self.shard_size is not None:
             count("shard_size", self.shard_size, least=1)

@@ -11,16 +11,13 @@ class Update(Protocol):
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         """Shows `done` of `total`, and a text next to the bar."""
-        ...
 
 
 @contextlib.contextmanager
 def progress_bar(description: str, *, at_once: bool = True) -> Iterator[Update]:
     """Shows a progress bar while the block runs, on standard error or in a notebook.
 
-    Args:
-      description: text in front of the bar.
-      at_once: whether the bar is shown before it first moves.
+    `at_once`: whether the bar is shown before it first moves.
     """
     from rich.console import Console
     from rich.progress import (
