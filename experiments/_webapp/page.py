@@ -62,6 +62,7 @@ table.verdicts td.knows { font-weight: 600; color: #c2410c; }
 #downloads .label-clear-button { display: none; }
 @media (max-width: 640px) {
   table.verdicts th, table.verdicts td { padding: 0.3em 0.25em; font-size: var(--text-sm); }
+  table.verdicts th { white-space: normal; overflow-wrap: anywhere; }
 }
 """
 
