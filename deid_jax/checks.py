@@ -41,7 +41,8 @@ def finite_non_negative(name: str, value: object) -> None:
 
 
 def below_one(name: str, value: object) -> None:
-    """Refuses plain numbers of 1 or more; traced and stacked settings pass unchecked."""
+    """Like `finite_non_negative`, but also refuses plain numbers of 1 or more."""
+    finite_non_negative(name, value)
     if isinstance(value, int | float) and value >= 1:
         raise InputError(f"{name} must be < 1, got {value}")
 

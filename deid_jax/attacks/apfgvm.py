@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from deid_jax import checks
 from deid_jax.arrays import Bracket, norms, per_image
 from deid_jax.attacks.loop import Ending, Iterate, Rule, finish, iterate
+from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, checked, static, steps
 from deid_jax.attacks.nearest import best_so_far
 from deid_jax.attacks.penalties import PENALTIES, Penalty
 from deid_jax.errors import InputError
@@ -38,9 +39,15 @@ _LARGEST = 1e6
 _OVERSHOOT, _OVERSHOOT_UNTIL_FOOLED = 1.05, 0.5
 
 
+def _at_most_one(name: str, value: object) -> None:
+    checks.finite_non_negative(name, value)
+    if isinstance(value, int | float) and value > 1:
+        raise InputError(f"{name} must be <= 1, got {value}")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class APFGVMConfig:
+class APFGVMConfig(MethodConfig):
     """Settings of `apfgvm`.
 
     Attributes:
@@ -52,29 +59,13 @@ class APFGVMConfig:
       penalty: the measure of the perturbation that is kept small, a key of
         `penalties.PENALTIES`.
       quantize: whether iterates are judged as 8-bit images, and the result is an 8-bit image.
-
-    Raises:
-      InputError: a setting is out of its range.
     """
 
-    shrink: float | jax.Array = 1.0
-    max_step: float | jax.Array = 1.0
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
-    penalty: str = dataclasses.field(
-        default="l2", metadata={"static": True, "choices": tuple(PENALTIES)}
-    )
-    quantize: bool = dataclasses.field(default=True, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        for name in ("shrink", "max_step"):
-            checks.finite_non_negative(name, getattr(self, name))
-        if isinstance(self.shrink, int | float) and self.shrink > 1:
-            raise InputError(f"shrink must be <= 1, got {self.shrink}")
-        checks.step_counts("num_steps", self.num_steps)
-        if self.penalty not in PENALTIES:
-            raise InputError(
-                f"penalty must be one of {', '.join(PENALTIES)}, got {self.penalty}"
-            )
+    shrink: Setting = checked(_at_most_one, 1.0)
+    max_step: Setting = 1.0
+    num_steps: NumSteps = steps(50)
+    penalty: str = static("l2", choices=tuple(PENALTIES))
+    quantize: bool = static(True)
 
 
 def apfgvm(
@@ -164,15 +155,7 @@ def apfgvm(
             lambda iterates: penalty.value(seen(iterates)),
         )
 
-    return iterate(
-        rule,
-        objective,
-        images,
-        key,
-        num_steps=config.num_steps,
-        initial=initial,
-        knows_end=True,
-    )
+    return iterate(rule, objective, images, key, num_steps=config.num_steps, initial=initial)
 
 
 def _move(

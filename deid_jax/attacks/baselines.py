@@ -14,57 +14,41 @@ import numpy as np
 from deid_jax import checks
 from deid_jax.arrays import fold_in_all, normal, per_image_keys
 from deid_jax.attacks.loop import finish
+from deid_jax.attacks.methods import MethodConfig, Setting, at_least_one, static
 from deid_jax.errors import InputError
 from deid_jax.types import AttackResult, NumpyArray, Objective
 
 
-def _static(default: float) -> float:
-    """Declares a setting that changes the compiled program, such as a kernel or block size."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class BlurConfig:
+class BlurConfig(MethodConfig):
     """Settings of `blur`: σ of the Gaussian as a fraction of the image's height, > 0."""
 
-    blur_sigma: float = _static(0.05)
-
-    def __post_init__(self) -> None:
-        checks.fraction("blur_sigma", self.blur_sigma)
+    blur_sigma: float = static(0.05, checks.fraction)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PixelateConfig:
+class PixelateConfig(MethodConfig):
     """Settings of `pixelate`: the number of blocks across and down the image, ≥ 1."""
 
-    num_blocks: int = dataclasses.field(default=10, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        checks.count("num_blocks", self.num_blocks, least=1)
+    num_blocks: int = static(10, at_least_one)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MaskConfig:
+class MaskConfig(MethodConfig):
     """Settings of `mask`: height and width of the mask as a fraction of the image's."""
 
-    mask_size: float = _static(0.5)
-
-    def __post_init__(self) -> None:
-        checks.fraction("mask_size", self.mask_size)
+    mask_size: float = static(0.5, checks.fraction)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(MethodConfig):
     """Settings of `noise`: the standard deviation σ ≥ 0, pixels in [0, 1]."""
 
-    noise_stddev: float | jax.Array = 0.1
-
-    def __post_init__(self) -> None:
-        checks.finite_non_negative("noise_stddev", self.noise_stddev)
+    noise_stddev: Setting = 0.1
 
 
 def blur(

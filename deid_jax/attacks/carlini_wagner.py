@@ -12,9 +12,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from deid_jax import checks
 from deid_jax.arrays import Bracket, norms, per_image
 from deid_jax.attacks.loop import Iterate, Rule, finished_by, iterate
+from deid_jax.attacks.methods import (
+    MethodConfig,
+    NumSteps,
+    Setting,
+    at_least_one,
+    static,
+    steps,
+)
 from deid_jax.attacks.nearest import best_so_far
 from deid_jax.types import AttackResult, Objective, PyTree
 
@@ -24,7 +31,7 @@ _INSIDE = 0.999999
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CarliniWagnerConfig:
+class CarliniWagnerConfig(MethodConfig):
     """Settings of `carlini_wagner`.
 
     Attributes:
@@ -35,23 +42,13 @@ class CarliniWagnerConfig:
       num_steps: number of gradient steps of all searches together, shared among them as
         evenly as possible (with fewer steps than searches, the first ones get one step each
         and the others are dropped); several, increasing: one run each.
-
-    Raises:
-      InputError: a setting is negative, NaN or infinite, or there is no search.
     """
 
-    step_size: float | jax.Array = 0.01
-    initial_const: float | jax.Array = 0.1
-    confidence: float | jax.Array = 0.0
-    binary_search_steps: int = dataclasses.field(default=5, metadata={"static": True})
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=500, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        checks.finite_non_negative("step_size", self.step_size)
-        checks.finite_non_negative("initial_const", self.initial_const)
-        checks.finite_non_negative("confidence", self.confidence)
-        checks.count("binary_search_steps", self.binary_search_steps, least=1)
-        checks.step_counts("num_steps", self.num_steps)
+    step_size: Setting = 0.01
+    initial_const: Setting = 0.1
+    confidence: Setting = 0.0
+    binary_search_steps: int = static(5, at_least_one)
+    num_steps: NumSteps = steps(500)
 
 
 class _State(NamedTuple):
@@ -168,12 +165,4 @@ def carlini_wagner(
             lambda iterates: norms(iterates - images),
         )
 
-    return iterate(
-        rule,
-        confident,
-        images,
-        key,
-        num_steps=config.num_steps,
-        initial=initial,
-        knows_end=True,
-    )
+    return iterate(rule, confident, images, key, num_steps=config.num_steps, initial=initial)

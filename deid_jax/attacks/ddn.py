@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from deid_jax import checks
 from deid_jax.arrays import largest_change, norms, scaled_to, unit
 from deid_jax.attacks.loop import Iterate, Rule, annealed, finished_by, iterate
+from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, checked, steps
 from deid_jax.attacks.nearest import best_so_far
 from deid_jax.types import AttackResult, Objective
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DDNConfig:
+class DDNConfig(MethodConfig):
     """Settings of `ddn`.
 
     Attributes:
@@ -29,22 +30,12 @@ class DDNConfig:
       gamma: γ in [0, 1), the share by which ε grows or shrinks at every step.
       num_steps: number of gradient steps N; several, increasing: one run each, since the
         schedule of α depends on N.
-
-    Raises:
-      InputError: a setting is negative, NaN or infinite, or γ ≥ 1.
     """
 
-    step_size: float | jax.Array = 1.0
-    init_epsilon: float | jax.Array = 1.0
-    gamma: float | jax.Array = 0.05
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        checks.finite_non_negative("step_size", self.step_size)
-        checks.finite_non_negative("init_epsilon", self.init_epsilon)
-        checks.finite_non_negative("gamma", self.gamma)
-        checks.below_one("gamma", self.gamma)
-        checks.step_counts("num_steps", self.num_steps)
+    step_size: Setting = 1.0
+    init_epsilon: Setting = 1.0
+    gamma: Setting = checked(checks.below_one, 0.05)
+    num_steps: NumSteps = steps(50)
 
 
 def ddn(
@@ -88,12 +79,4 @@ def ddn(
             lambda iterates: norms(iterates - images),
         )
 
-    return iterate(
-        rule,
-        objective,
-        images,
-        key,
-        num_steps=config.num_steps,
-        initial=initial,
-        knows_end=True,
-    )
+    return iterate(rule, objective, images, key, num_steps=config.num_steps, initial=initial)

@@ -12,31 +12,24 @@ import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.attacks.loop import descend
+from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, checked, steps
 from deid_jax.types import AttackResult, Objective
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class IFGSMConfig:
+class IFGSMConfig(MethodConfig):
     """Settings of `ifgsm`.
 
     Attributes:
       step_size: α ≥ 0, how far every pixel moves in one step.
       epsilon: ε ≥ 0, the largest perturbation of a pixel; infinity means no bound.
-      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
-
-    Raises:
-      InputError: a setting is negative or NaN, or α infinite.
+      num_steps: number of gradient steps.
     """
 
-    step_size: float | jax.Array = 0.002
-    epsilon: float | jax.Array = 0.03
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        checks.finite_non_negative("step_size", self.step_size)
-        checks.non_negative("epsilon", self.epsilon)
-        checks.step_counts("num_steps", self.num_steps)
+    step_size: Setting = 0.002
+    epsilon: Setting = checked(checks.non_negative, 0.03)
+    num_steps: NumSteps = steps(50)
 
 
 def ifgsm(

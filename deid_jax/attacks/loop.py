@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.arrays import fold_in_all, per_image_keys
+from deid_jax.attacks.methods import NumSteps
 from deid_jax.errors import InputError
 from deid_jax.types import AttackResult, Objective, PyTree
 
@@ -120,39 +121,16 @@ def finished_by(objective: Objective) -> Conclude:
     return lambda end: finish(objective, end.images, end.key, num_gradients=end.steps_done)
 
 
-def first_iterate(images: jax.Array, initial: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """The originals and x̂₀, checked.
-
-    Args:
-      images: float32[B, H, W, C] in [0, 1].
-      initial: x̂₀, likewise; `images` if None.
-
-    Raises:
-      InputError: either is not a batch of images, or their shapes differ.
-    """
-    checks.images("images", images)
-    images = jnp.asarray(images)
-    if initial is None:
-        return images, images
-    checks.images("initial", initial)
-    start = jnp.asarray(initial, images.dtype)
-    if start.shape != images.shape:
-        raise InputError(
-            f"initial must have the images' shape {images.shape}, got {start.shape}"
-        )
-    return images, start
-
-
 def iterate(
     make_rule: MakeRule,
     objective: Objective,
     images: jax.Array,
     key: jax.Array,
     *,
-    num_steps: int | tuple[int, ...],
+    num_steps: NumSteps,
     initial: jax.Array | None = None,
     draw: Draw | None = None,
-    knows_end: bool = False,
+    knows_end: bool = True,
 ) -> AttackResult:
     """(x̂ₙ₊₁, stateₙ₊₁) = step(differentiate(x̂ₙ), stateₙ, n), `num_steps` times from x̂₀.
 
@@ -169,14 +147,22 @@ def iterate(
         numbers of steps gives the results for all.
 
     Raises:
-      InputError: `images` or `initial` is not a batch of images.
+      InputError: `images` or `initial` is not a batch of images, or their shapes differ.
     """
-    images, start = first_iterate(images, initial)
+    checks.images("images", images)
+    start = images = jnp.asarray(images)
     keys = per_image_keys(key, len(images))
-    if draw is not None and initial is None:
+    if initial is not None:
+        checks.images("initial", initial)
+        start = jnp.asarray(initial, images.dtype)
+        if start.shape != images.shape:
+            raise InputError(
+                f"initial must have the images' shape {images.shape}, got {start.shape}"
+            )
+    elif draw is not None:
         start = jnp.clip(images + draw(images, fold_in_all(keys, _START)), 0, 1)
 
-    def run(num_steps: int | jax.Array | tuple[int, ...]) -> AttackResult:
+    def run(num_steps: jax.Array | NumSteps) -> AttackResult:
         end = 0 if isinstance(num_steps, tuple) else num_steps
         rule = make_rule(images, start, end)
         return _run(rule, objective, start, keys, num_steps)
@@ -191,7 +177,7 @@ def _run(
     objective: Objective,
     start: jax.Array,
     keys: jax.Array,
-    num_steps: int | jax.Array | tuple[int, ...],
+    num_steps: jax.Array | NumSteps,
 ) -> AttackResult:
     def one(carry: _Carry, number: jax.Array) -> _Carry:
         images, state = carry
@@ -224,7 +210,7 @@ def descend(
     images: jax.Array,
     key: jax.Array,
     *,
-    num_steps: int | tuple[int, ...],
+    num_steps: NumSteps,
     initial: jax.Array | None = None,
     draw: Draw | None = None,
 ) -> AttackResult:
@@ -235,7 +221,6 @@ def descend(
     """
 
     def step(here: Iterate, state: PyTree, number: jax.Array) -> tuple[jax.Array, PyTree]:
-        del number
         return jnp.clip(update(here.images, here.gradient), 0, 1), state
 
     def conclude(end: Ending) -> AttackResult:
@@ -252,6 +237,7 @@ def descend(
         num_steps=num_steps,
         initial=initial,
         draw=draw,
+        knows_end=False,
     )
 
 

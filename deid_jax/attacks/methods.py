@@ -1,10 +1,63 @@
 """The kinds of methods, as types: how each determines the size of its perturbation."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal
+import functools
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias, TypeVar
 
+import jax
+
+from deid_jax import checks
+from deid_jax.errors import InputError
 from deid_jax.types import Attack, PyTree
+
+T = TypeVar("T")
+# A setting that is a pytree leaf: one number, or one for each entry of a sweep.
+Setting: TypeAlias = float | jax.Array
+# N; or increasing ones, each of which gives the result that it would give alone.
+NumSteps: TypeAlias = int | tuple[int, ...]
+# (name, value): raises `InputError` for a bad value.
+Check: TypeAlias = Callable[[str, object], None]
+
+at_least_one = functools.partial(checks.count, least=1)
+
+
+def checked(check: Check, default: T) -> T:
+    """A setting with a check of its own."""
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def static(default: T, check: Check | None = None, choices: tuple[str, ...] = ()) -> T:
+    """A setting that changes the compiled program."""
+    metadata = {"static": True, "check": check, "choices": choices or None}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def steps(default: int) -> NumSteps:
+    """A number of gradient steps."""
+    return static(default, checks.step_counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """Settings of a method: finite numbers ≥ 0, unless they have a check of their own.
+
+    Traced values pass unchecked.
+
+    Raises:
+      InputError: a setting is out of its range.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            check = field.metadata.get("check", checks.finite_non_negative)
+            if check:
+                check(field.name, value)
+            choices = field.metadata.get("choices")
+            if choices and value not in choices:
+                known = ", ".join(choices)
+                raise InputError(f"{field.name} must be one of {known}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,34 +12,26 @@ import jax.numpy as jnp
 
 from deid_jax import checks
 from deid_jax.attacks.loop import Iterate, Rule, finished_by, iterate
+from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, checked, steps
 from deid_jax.types import AttackResult, Objective
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MIFGSMConfig:
+class MIFGSMConfig(MethodConfig):
     """Settings of `mifgsm`.
 
     Attributes:
       step_size: α ≥ 0, how far every pixel moves in one step.
       epsilon: ε ≥ 0, the largest perturbation of a pixel; infinity means no bound.
       momentum: μ ≥ 0, the decay factor of the running gradient.
-      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
-
-    Raises:
-      InputError: a setting is negative or NaN, or α or μ infinite.
+      num_steps: number of gradient steps.
     """
 
-    step_size: float | jax.Array = 0.002
-    epsilon: float | jax.Array = 0.03
-    momentum: float | jax.Array = 1.0
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        checks.finite_non_negative("step_size", self.step_size)
-        checks.non_negative("epsilon", self.epsilon)
-        checks.finite_non_negative("momentum", self.momentum)
-        checks.step_counts("num_steps", self.num_steps)
+    step_size: Setting = 0.002
+    epsilon: Setting = checked(checks.non_negative, 0.03)
+    momentum: Setting = 1.0
+    num_steps: NumSteps = steps(50)
 
 
 def mifgsm(
@@ -59,13 +51,11 @@ def mifgsm(
     """
 
     def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
-        del num_steps
         low, high = images - config.epsilon, images + config.epsilon
 
         def step(
             here: Iterate, direction: jax.Array, number: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            del number
             size = jnp.mean(jnp.abs(here.gradient), axis=(1, 2, 3), keepdims=True)
             direction = config.momentum * direction
             direction = direction + here.gradient / jnp.where(size > 0, size, 1)
@@ -74,4 +64,12 @@ def mifgsm(
 
         return Rule(step, finished_by(objective), jnp.zeros_like(start))
 
-    return iterate(rule, objective, images, key, num_steps=config.num_steps, initial=initial)
+    return iterate(
+        rule,
+        objective,
+        images,
+        key,
+        num_steps=config.num_steps,
+        initial=initial,
+        knows_end=False,
+    )

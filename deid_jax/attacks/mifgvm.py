@@ -11,15 +11,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deid_jax import checks
 from deid_jax.arrays import projected, unit
 from deid_jax.attacks.loop import Iterate, Rule, finished_by, iterate
+from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, steps
 from deid_jax.types import AttackResult, Objective
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MIFGVMConfig:
+class MIFGVMConfig(MethodConfig):
     """Settings of `mifgvm`.
 
     Attributes:
@@ -28,20 +28,12 @@ class MIFGVMConfig:
       reach: the total length of all steps in units of ε, ≥ 0: each step has length
         reach · ε / num_steps.
       num_steps: number of gradient steps.
-
-    Raises:
-      InputError: a setting is negative, NaN or infinite.
     """
 
-    epsilon: float | jax.Array = 1.0
-    momentum: float | jax.Array = 0.9
-    reach: float | jax.Array = 10.0
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        for name in ("epsilon", "momentum", "reach"):
-            checks.finite_non_negative(name, getattr(self, name))
-        checks.step_counts("num_steps", self.num_steps)
+    epsilon: Setting = 1.0
+    momentum: Setting = 0.9
+    reach: Setting = 10.0
+    num_steps: NumSteps = steps(50)
 
 
 def mifgvm(
@@ -66,7 +58,6 @@ def mifgvm(
         def step(
             here: Iterate, direction: jax.Array, number: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            del number
             direction = config.momentum * direction + unit(here.gradient)
             change = here.images - alpha.astype(images.dtype) * unit(direction) - images
             size = jnp.full(len(images), config.epsilon, change.dtype)
@@ -74,12 +65,4 @@ def mifgvm(
 
         return Rule(step, finished_by(objective), jnp.zeros_like(start))
 
-    return iterate(
-        rule,
-        objective,
-        images,
-        key,
-        num_steps=config.num_steps,
-        initial=initial,
-        knows_end=True,
-    )
+    return iterate(rule, objective, images, key, num_steps=config.num_steps, initial=initial)

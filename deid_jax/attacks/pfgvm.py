@@ -10,36 +10,31 @@ import warnings
 
 import jax
 
-from deid_jax import checks
 from deid_jax.attacks.loop import descend
+from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, steps
 from deid_jax.types import AttackResult, Objective
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PFGVMConfig:
+class PFGVMConfig(MethodConfig):
     """Settings of `pfgvm`.
 
     Attributes:
       step_size: α ≥ 0.
       penalty_weight: λ ≥ 0, the weight of the 'realism' term; stable while α·λ < 2.
-      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
+      num_steps: number of gradient steps.
 
     Warns:
       UserWarning: α·λ ≥ 2, where the iteration diverges.
-
-    Raises:
-      InputError: a setting is negative or NaN, or infinite.
     """
 
-    step_size: float | jax.Array = 0.1
-    penalty_weight: float | jax.Array = 0.3
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
+    step_size: Setting = 0.1
+    penalty_weight: Setting = 0.3
+    num_steps: NumSteps = steps(50)
 
     def __post_init__(self) -> None:
-        checks.finite_non_negative("step_size", self.step_size)
-        checks.finite_non_negative("penalty_weight", self.penalty_weight)
-        checks.step_counts("num_steps", self.num_steps)
+        super().__post_init__()
         # Checked for plain numbers only, not for traced or stacked settings.
         if isinstance(self.step_size, int | float) and isinstance(
             self.penalty_weight, int | float

@@ -11,58 +11,42 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deid_jax import checks
 from deid_jax.arrays import fold_in_all, normal, per_image, projected, unit
 from deid_jax.attacks.loop import descend
+from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, steps
 from deid_jax.types import AttackResult, Objective
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PGDConfig:
+class PGDConfig(MethodConfig):
     """Settings of `pgd`.
 
     Attributes:
       step_size: α ≥ 0, how far every pixel moves in one step.
       epsilon: ε ≥ 0, the largest perturbation of a pixel.
-      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
-
-    Raises:
-      InputError: a setting is negative, NaN or infinite.
+      num_steps: number of gradient steps.
     """
 
-    step_size: float | jax.Array = 0.002
-    epsilon: float | jax.Array = 0.03
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        checks.finite_non_negative("step_size", self.step_size)
-        checks.finite_non_negative("epsilon", self.epsilon)
-        checks.step_counts("num_steps", self.num_steps)
+    step_size: Setting = 0.002
+    epsilon: Setting = 0.03
+    num_steps: NumSteps = steps(50)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PGDL2Config:
+class PGDL2Config(MethodConfig):
     """Settings of `pgd_l2`.
 
     Attributes:
       step_size: α ≥ 0, the L2 norm of one step, pixels in [0, 1].
       epsilon: ε ≥ 0, the largest ‖x̂ − x‖₂.
-      num_steps: number of gradient steps; several, increasing: see `loop.descend`.
-
-    Raises:
-      InputError: a setting is negative, NaN or infinite.
+      num_steps: number of gradient steps.
     """
 
-    step_size: float | jax.Array = 0.1
-    epsilon: float | jax.Array = 1.0
-    num_steps: int | tuple[int, ...] = dataclasses.field(default=50, metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        checks.finite_non_negative("step_size", self.step_size)
-        checks.finite_non_negative("epsilon", self.epsilon)
-        checks.step_counts("num_steps", self.num_steps)
+    step_size: Setting = 0.1
+    epsilon: Setting = 1.0
+    num_steps: NumSteps = steps(50)
 
 
 def pgd(

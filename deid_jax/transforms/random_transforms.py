@@ -110,7 +110,6 @@ def crop_jitter(
       InputError: an argument out of range.
     """
     for name, value in (("shift", shift), ("scale", scale)):
-        checks.non_negative(name, value)
         checks.below_one(name, value)
     zoom, *moves = _uniform(_keys(images, key), 3)
     factor = 1 + scale * (2 * zoom - 1)
@@ -161,7 +160,6 @@ def random_brightness(
       InputError: an argument out of range.
     """
     checks.finite_non_negative("offset", offset)
-    checks.non_negative("contrast", contrast)
     checks.below_one("contrast", contrast)
     gain, shift = (2 * draw - 1 for draw in _uniform(_keys(images, key), 2))
     gain, shift = (per_image(d) for d in (1 + contrast * gain, offset * shift))
