@@ -239,21 +239,21 @@ def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> 
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    for target in dict.fromkeys(row.trial.target for row in rows):
-        own = [row for row in rows if row.trial.target == target]
+    for target in dict.fromkeys(row.target for row in rows):
+        own = [row for row in rows if row.target == target]
         print(f"target {target}, 8-bit images: mean L2 (success)")
         table = Table()
         table.add_column("gradients")
-        for number in dict.fromkeys(row.trial.num_steps for row in own):
+        for number in dict.fromkeys(row.num_steps for row in own):
             table.add_column(str(number), justify="right")
-        for method in dict.fromkeys(row.trial.method for row in own):
-            table.add_row(method, *(_cell(row) for row in own if row.trial.method == method))
+        for method in dict.fromkeys(row.method for row in own):
+            table.add_row(method, *(_cell(row) for row in own if row.method == method))
         console.print(table)
     print(f"{loading.accuracy_line(recogniser)}\nTables, curves and figures: {path}")
 
 
 def _cell(row: TrialSummary) -> str:
-    mean, rate = row.uint8_result.l2_mean, row.uint8_result.success_rate
+    mean, rate = row.l2_mean_uint8, row.success_rate_uint8
     return f"{'–' if math.isnan(mean) else f'{mean:.3f}'} ({rate:.1%})"
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from deid_jax.evaluation.records import Row
 from deid_jax.reports import trial_statistics
-from deid_jax.reports.trial_statistics import Distances, PairedTest
 from experiments._compare.trials import Trial
 
 # The success rate that a peer must reach to count as the best.
@@ -16,95 +15,55 @@ _BEST_PEER_SUCCESS = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
-class DistanceSummary:
-    """A trial's success rate, L2 of its successes (NaN without any), area under the curve."""
-
-    success_rate: float
-    l2_mean: float
-    l2_median: float
-    auc: float
-
-    @classmethod
-    def of(cls, distances: Distances, limit: float) -> "DistanceSummary":
-        """Summarises distances, with the area up to a limit."""
-        return cls(
-            trial_statistics.success_rate(distances),
-            *trial_statistics.mean_and_median(distances),
-            trial_statistics.auc(distances, limit),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class TrialSummary:
-    """One trial: a line of `compare.csv`. Missing numbers are NaN.
+    """One trial: a line of `compare.csv`. NaN or None where there is no number.
+
+    Success, L2 and areas are those of the float results, or with `_uint8` of the 8-bit images.
 
     Attributes:
-      model: the recogniser's name.
-      trial: the trial that is summarised.
       num_already: number of originals that already meet the goal.
-      float_result: summary of the float32 results.
-      uint8_result: summary of the 8-bit images.
-      mssim: mean over the successful 8-bit images.
-      mr: misclassification rate of the 8-bit images.
+      mssim_uint8: mean over the successful 8-bit images.
+      mr_uint8: misclassification rate of the 8-bit images.
       auc_limit: the L2 up to which areas are computed.
-      best_peer: the best peer at this target; None without any.
-      ratios: mean and median L2 of the 8-bit images, divided by the best peer's.
+      best_peer: the best peer at this target.
+      ratio_to_best_peer: mean L2 of the 8-bit images, divided by the best peer's.
       reference: the method that the trial is paired with.
-      pair: the paired test against the reference.
       num_gradients: mean per image.
       num_forwards: mean per image.
       num_unconfirmed: successes on a peer's twin that the recogniser denies; None for ours.
     """
 
     model: str
-    trial: Trial
+    target: str
+    library: str
+    method: str
+    num_steps: int
+    num_images: int
     num_already: int
-    float_result: DistanceSummary
-    uint8_result: DistanceSummary
-    mssim: float
-    mr: float
+    success_rate: float
+    success_rate_uint8: float
+    l2_mean: float
+    l2_median: float
+    l2_mean_uint8: float
+    l2_median_uint8: float
+    mssim_uint8: float
+    mr_uint8: float
+    auc: float
+    auc_uint8: float
     auc_limit: float
     best_peer: str | None
-    ratios: tuple[float, float]
+    ratio_to_best_peer: float
+    median_ratio_to_best_peer: float
     reference: str
-    pair: PairedTest
+    p_value: float
+    median_difference: float
     num_gradients: float
     num_forwards: float
     num_unconfirmed: int | None
 
     def to_row(self) -> Row:
         """The columns of `compare.csv`."""
-        trial, floats, kept = self.trial, self.float_result, self.uint8_result
-        row: Row = {
-            "model": self.model,
-            "target": trial.target,
-            "library": trial.library,
-            "method": trial.method,
-            "num_steps": trial.num_steps,
-            "num_images": len(trial.records),
-            "num_already": self.num_already,
-            "success_rate": floats.success_rate,
-            "success_rate_uint8": kept.success_rate,
-            "l2_mean": floats.l2_mean,
-            "l2_median": floats.l2_median,
-            "l2_mean_uint8": kept.l2_mean,
-            "l2_median_uint8": kept.l2_median,
-            "mssim_uint8": self.mssim,
-            "mr_uint8": self.mr,
-            "auc": floats.auc,
-            "auc_uint8": kept.auc,
-            "auc_limit": self.auc_limit,
-            "best_peer": self.best_peer,
-            "ratio_to_best_peer": self.ratios[0],
-            "median_ratio_to_best_peer": self.ratios[1],
-            "reference": self.reference,
-            "p_value": self.pair.p_value,
-            "median_difference": self.pair.median,
-            "num_gradients": self.num_gradients,
-            "num_forwards": self.num_forwards,
-            "num_unconfirmed": self.num_unconfirmed,
-        }
-        return {name: "" if _is_missing(value) else value for name, value in row.items()}
+        return {name: "" if _is_missing(value) else value for name, value in vars(self).items()}
 
 
 def _is_missing(value: object) -> bool:
@@ -114,10 +73,8 @@ def _is_missing(value: object) -> bool:
 def summaries_of(trials: Sequence[Trial], model: str, reference: str) -> list[TrialSummary]:
     """One summary per trial, in their order.
 
-    Args:
-      trials: all trials, on the same images in the same order.
-      model: the recogniser's name.
-      reference: the method that each trial is paired with at the same target and K.
+    All trials are on the same images in the same order; each is paired with `reference` at the
+    same target and K.
     """
     summaries = []
     for trial in trials:
@@ -169,33 +126,47 @@ def best_peer(trials: Sequence[Trial]) -> Trial | None:
 def _summary(
     trial: Trial, model: str, limit: float, best: Trial | None, reference: Trial
 ) -> TrialSummary:
-    floats, kept = trial.float_distances, trial.uint8_distances
-    uint8_result = DistanceSummary.of(kept, limit)
-    results = [record.uint8_result for record in trial.records]
-    mssim = [result.mssim for result in results if result.success]
-    mean_ratio = median_ratio = math.nan
-    if best is not None and uint8_result.success_rate == 1:
-        mean, median = trial_statistics.mean_and_median(best.float_distances)
-        mean_ratio = uint8_result.l2_mean / mean if mean > 0 else math.nan
-        median_ratio = uint8_result.l2_median / median if median > 0 else math.nan
+    floats, kept, records = trial.float_distances, trial.uint8_distances, trial.records
+    rate = trial_statistics.success_rate(kept)
+    means, medians = zip(*map(trial_statistics.mean_and_median, (floats, kept)), strict=True)
+    kept_results = [record.uint8_result for record in records]
+    mssim = [result.mssim for result in kept_results if result.success]
+    ratios = [math.nan, math.nan]
+    if best is not None and rate == 1:
+        peers = trial_statistics.mean_and_median(best.float_distances)
+        pairs = zip((means[1], medians[1]), peers, strict=True)
+        ratios = [own / peer if peer > 0 else math.nan for own, peer in pairs]
     # Peers are not designed for 8 bits, so losses by rounding do not count against them here.
     paired = floats if trial.is_peer else kept
-    unconfirmed = sum(bool(record.unconfirmed) for record in trial.records)
+    pair = trial_statistics.compare_pairs(reference.uint8_distances, paired)
+    unconfirmed = sum(bool(record.unconfirmed) for record in records)
     return TrialSummary(
         model=model,
-        trial=trial,
-        num_already=sum(record.already for record in trial.records),
-        float_result=DistanceSummary.of(floats, limit),
-        uint8_result=uint8_result,
-        mssim=float(np.mean(mssim)) if mssim else math.nan,
-        mr=float(np.mean([result.misclassified for result in results])),
+        target=trial.target,
+        library=trial.library,
+        method=trial.method,
+        num_steps=trial.num_steps,
+        num_images=len(records),
+        num_already=sum(record.already for record in records),
+        success_rate=trial_statistics.success_rate(floats),
+        success_rate_uint8=rate,
+        l2_mean=means[0],
+        l2_median=medians[0],
+        l2_mean_uint8=means[1],
+        l2_median_uint8=medians[1],
+        mssim_uint8=float(np.mean(mssim)) if mssim else math.nan,
+        mr_uint8=float(np.mean([result.misclassified for result in kept_results])),
+        auc=trial_statistics.auc(floats, limit),
+        auc_uint8=trial_statistics.auc(kept, limit),
         auc_limit=limit,
         best_peer=None if best is None else best.method,
-        ratios=(mean_ratio, median_ratio),
+        ratio_to_best_peer=ratios[0],
+        median_ratio_to_best_peer=ratios[1],
         reference=reference.method,
-        pair=trial_statistics.compare_pairs(reference.uint8_distances, paired),
-        num_gradients=float(np.mean([record.num_gradients for record in trial.records])),
-        num_forwards=float(np.mean([record.num_forwards for record in trial.records])),
+        p_value=pair.p_value,
+        median_difference=pair.median,
+        num_gradients=float(np.mean([record.num_gradients for record in records])),
+        num_forwards=float(np.mean([record.num_forwards for record in records])),
         num_unconfirmed=unconfirmed if trial.is_peer else None,
     )
 
@@ -229,23 +200,21 @@ def _percent(rate: float) -> str:
     return f"{text} %"
 
 
-def _distance(summary: DistanceSummary) -> str:
-    success = _percent(summary.success_rate)
-    if math.isnan(summary.l2_mean):
-        return success
-    return f"{summary.l2_mean:.3f} ({summary.l2_median:.3f}) {success}"
+def _distance(rate: float, mean: float, median: float) -> str:
+    success = _percent(rate)
+    return success if math.isnan(mean) else f"{mean:.3f} ({median:.3f}) {success}"
 
 
 def _against(row: TrialSummary) -> str:
-    if row.trial.method == row.reference:
+    if row.method == row.reference:
         return "—"
-    p_value = row.pair.p_value
-    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
-    return f"{_number(row.pair.median, '{:+.3f}')}, {shown}"
+    shown = "p < 0.001" if row.p_value < 0.001 else f"p = {row.p_value:.3f}"
+    return f"{_number(row.median_difference, '{:+.3f}')}, {shown}"
 
 
 def _ratios(row: TrialSummary) -> str:
-    mean, median = (_number(ratio, "{:.3f}") for ratio in row.ratios)
+    ratios = row.ratio_to_best_peer, row.median_ratio_to_best_peer
+    mean, median = (_number(ratio, "{:.3f}") for ratio in ratios)
     return f"{mean} ({median})"
 
 
@@ -254,29 +223,29 @@ _TABLES: tuple[tuple[str, str, Callable[[TrialSummary], str]], ...] = (
     (
         "L2 and success, 8-bit pictures",
         "Mean (median) L2 over the successful pictures, and the share of those.",
-        lambda row: _distance(row.uint8_result),
+        lambda row: _distance(row.success_rate_uint8, row.l2_mean_uint8, row.l2_median_uint8),
     ),
     (
         "L2 and success, float results",
         "The same before rounding to 8 bits. Ours are finished on the 8-bit grid where "
         "`quantize` is on, so that both tables then agree.",
-        lambda row: _distance(row.float_result),
+        lambda row: _distance(row.success_rate, row.l2_mean, row.l2_median),
     ),
     (
         "MSSIM",
         "Mean structural similarity of the successful 8-bit pictures; 1 = unchanged.",
-        lambda row: _number(row.mssim, "{:.4f}"),
+        lambda row: _number(row.mssim_uint8, "{:.4f}"),
     ),
     (
         "Misclassified",
         "MR, the share of 8-bit pictures that the recogniser misnames.",
-        lambda row: _percent(row.mr),
+        lambda row: _percent(row.mr_uint8),
     ),
     (
         "Area under success against distortion",
         "Of the 8-bit pictures, up to L2 = {auc_limit:.3f}, twice the largest success of "
         "{reference} at the largest number of gradients; 1 is best.",
-        lambda row: f"{row.uint8_result.auc:.4f}",
+        lambda row: f"{row.auc_uint8:.4f}",
     ),
     (
         "Against {reference}",
@@ -305,20 +274,17 @@ def compare_markdown(
 ) -> str:
     """`compare.md`.
 
-    Args:
-      summaries: from `summaries_of`.
-      heading: what was compared, in a sentence or two.
-      notes: what else a reader needs to know.
+    `heading` says what was compared, `notes` what else a reader needs to know.
     """
-    steps = sorted({row.trial.num_steps for row in summaries})
+    steps = sorted({row.num_steps for row in summaries})
     parts = ["# Least distortion at equal numbers of gradients", heading]
     parts += [f"- {note}" for note in notes]
-    for target in dict.fromkeys(row.trial.target for row in summaries):
-        rows = [row for row in summaries if row.trial.target == target]
+    for target in dict.fromkeys(row.target for row in summaries):
+        rows = [row for row in summaries if row.target == target]
         first = rows[0]
         parts.append(f"## {_goal(target)}")
         parts.append(
-            f"{first.num_already} of {len(first.trial.records)} originals meet the goal by "
+            f"{first.num_already} of {first.num_images} originals meet the goal by "
             "themselves: success at distance 0 for all."
         )
         words = {
@@ -345,7 +311,7 @@ def _table(
     """A table with one row per method and one column per number of gradients."""
     lines = ["| method | " + " | ".join(map(str, steps)) + " |"]
     lines.append("|---" * (1 + len(steps)) + "|")
-    for method in dict.fromkeys(row.trial.method for row in rows):
-        own = {row.trial.num_steps: cell(row) for row in rows if row.trial.method == method}
+    for method in dict.fromkeys(row.method for row in rows):
+        own = {row.num_steps: cell(row) for row in rows if row.method == method}
         lines.append(f"| {method} | " + " | ".join(own[number] for number in steps) + " |")
     return "\n".join(lines)

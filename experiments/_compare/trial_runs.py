@@ -30,7 +30,7 @@ from deid_jax.runs import RunFolder
 from deid_jax.types import Batch, NumpyArray
 from experiments._common import machine
 from experiments._common.terminal import Update
-from experiments._compare.trials import Attempt, Goal, Trial
+from experiments._compare.trials import Goal, Trial, TrialRecord
 from experiments._peers.least_distortion import PEERS, import_libraries
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -46,23 +46,14 @@ class ComparisonPlan:
     targets: tuple[str, ...]
     reference: str
 
-    @property
-    def num_trials(self) -> int:
-        """Rows of the table."""
-        runs = len(self.methods) + len(self.peers)
-        return runs * len(self.num_steps) * len(self.targets)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
     """All trials of a plan, on the same images.
 
     Attributes:
-      plan: the trials.
-      faces: the images.
       recogniser: the recogniser that our attacks run on, and that judges all trials.
       model: its name.
-      seed: decides targets and all other random choices.
       quantize: whether our attacks finish on the 8-bit grid.
       batch_size: images per batch; None chooses what suits the device.
       images: folder for the images; None keeps none.
@@ -80,34 +71,39 @@ class Comparison:
     def trials(self, update: Update) -> list[Trial]:
         """Runs our trials, then the peers', target by target; `update` moves the bar."""
         found: list[Trial] = []
-        plan, faces = self.plan, self.faces
+        plan, each = self.plan, len(self.faces)
+        names = (*plan.methods, *plan.peers)
+        total = each * len(names) * len(plan.num_steps) * len(plan.targets)
         bench = PeerBench(self) if plan.peers else None
         for target in plan.targets:
             goal: Goal | None = None
-            for name, num_steps in itertools.product(plan.methods, plan.num_steps):
-                text = f"{name}-{num_steps}-{target}"
-                with self._keeping(text) as keep:
-                    progress = self._progress(update, len(found), text)
-                    records, seconds = self._ours(name, num_steps, target, keep, progress)
-                goal = goal or Goal.of(target, records, faces)
-                lines = goal.scored([Attempt.of(record) for record in records], faces)
-                found.append(Trial(target, "deid_jax", name, num_steps, lines, seconds))
-            for name, num_steps in itertools.product(plan.peers, plan.num_steps):
-                # There is always at least one of our methods.
-                assert bench is not None and goal is not None
-                text = f"{name}-{num_steps}-{target}"
-                with self._keeping(text) as keep:
-                    progress = self._progress(update, len(found), text)
-                    attempts, seconds = bench.run(name, num_steps, goal, keep, progress)
-                lines, library = goal.scored(attempts, faces), PEERS[name].library
-                found.append(Trial(target, library, name, num_steps, lines, seconds))
-        return found
+            for name, num_steps in itertools.product(names, plan.num_steps):
+                text, done = f"{name}-{num_steps}-{target}", each * len(found)
+                update(done, total, text)
 
-    def _progress(self, update: Update, trials_done: int, text: str) -> Progress:
-        each = len(self.faces)
-        done, total = each * trials_done, self.plan.num_trials * each
-        update(done, total, text)
-        return lambda own, _: update(done + own, total, text)
+                def progress(own: int, _: int, done: int = done, text: str = text) -> None:
+                    update(done + own, total, text)
+
+                with self._keeping(text) as keep:
+                    if name in plan.methods:
+                        own, seconds = self._ours(name, num_steps, target, keep, progress)
+                        goal = goal or Goal.of(target, own, self.faces)
+                        records = [
+                            goal.record(
+                                place,
+                                (one.float_result, one.uint8_result),
+                                one.num_gradients,
+                                one.num_forwards,
+                            )
+                            for place, one in enumerate(own)
+                        ]
+                    else:
+                        # There is always at least one of our methods, and they come first.
+                        assert bench is not None and goal is not None
+                        records, seconds = bench.run(name, num_steps, goal, keep, progress)
+                library = "deid_jax" if name in plan.methods else PEERS[name].library
+                found.append(Trial(target, library, name, num_steps, records, seconds))
+        return found
 
     def _ours(
         self, name: str, num_steps: int, target: str, keep: Keep, progress: Progress
@@ -137,11 +133,7 @@ class Comparison:
 
 
 class PeerBench:
-    """Runs peers on the images of a comparison, against the recogniser's PyTorch twin.
-
-    Args:
-      compared: the comparison.
-    """
+    """Runs peers on the images of a comparison, against the recogniser's PyTorch twin."""
 
     def __init__(self, compared: Comparison):
         from experiments._peers import twins
@@ -149,30 +141,22 @@ class PeerBench:
         import_libraries(compared.plan.peers)
         twins.configure_torch("float32", machine.threads())
         self._compared = compared
-        variables = compared.recogniser.variables
-        self._variables = jax.device_put(variables)
-        twin = twins.twin(compared.model, jax.device_get(variables))
+        self._variables = jax.device_put(compared.recogniser.variables)
+        twin = twins.twin(compared.model, jax.device_get(compared.recogniser.variables))
         self._twin = twin.to(twins.torch_device())
 
     def run(
         self, name: str, num_steps: int, goal: Goal, keep: Keep, progress: Progress
-    ) -> tuple[list[Attempt], float]:
+    ) -> tuple[list[TrialRecord], float]:
         """De-identifies the data set with a peer; the recogniser judges the results.
 
-        Args:
-          name: a key of `PEERS`.
-          num_steps: gradients per image.
-          goal: the labels aimed at.
-          keep: called with every 8-bit image; what it returns is measured.
-          progress: called with (images done, images in all).
-
-        Returns:
-          An attempt per image, in the data set's order, and the seconds of the attack.
+        `keep` is called with every 8-bit image, and what it returns is measured. Gives a record
+        per image, in the data set's order, and the seconds of the attack.
         """
         from experiments._peers.peer_runs import run_peer
 
         faces = self._compared.faces
-        attempts: list[Attempt] = []
+        records: list[TrialRecord] = []
         seconds, total = 0.0, len(faces)
         size = self._compared.batch_size or default_batch_size(faces.image_size, total)
         for batch in loader.in_order(faces, loader.even_batch_size(total, size)):
@@ -190,13 +174,12 @@ class PeerBench:
             images = np.array(batch.image)
             images[real] = result.images
             measured = self._measured(images, batch, goal, keep)
-            attempts += [
-                Attempt(*metrics, result.num_gradients, result.num_forwards, bool(claimed))
-                for metrics, claimed in zip(measured, result.success, strict=True)
-            ]
+            spent = result.num_gradients, result.num_forwards
+            every = zip(positions.tolist(), measured, result.success, strict=True)
+            records += [goal.record(n, pair, *spent, bool(hit)) for n, pair, hit in every]
             seconds += result.seconds
-            progress(len(attempts), total)
-        return attempts, seconds
+            progress(len(records), total)
+        return records, seconds
 
     def _measured(
         self, images: NumpyArray, batch: Batch, goal: Goal, keep: Keep

@@ -12,31 +12,6 @@ from deid_jax.reports.trial_statistics import Distances
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
-    """A method's result on one image.
-
-    Attributes:
-      float_result: metrics of the float32 result.
-      uint8_result: metrics of the 8-bit image.
-      num_gradients: gradients spent on the image.
-      num_forwards: further forward passes.
-      claimed: whether a peer succeeded against its twin; None for ours.
-    """
-
-    float_result: ImageMetrics
-    uint8_result: ImageMetrics
-    num_gradients: int
-    num_forwards: int
-    claimed: bool | None = None
-
-    @classmethod
-    def of(cls, record: ImageRecord) -> "Attempt":
-        """The attempt in a record of one of our runs."""
-        results = record.float_result, record.uint8_result
-        return cls(*results, record.num_gradients, record.num_forwards)
-
-
-@dataclasses.dataclass(frozen=True)
 class TrialMetrics:
     """Whether a result reaches the goal, its distortion, whether it is misclassified."""
 
@@ -59,14 +34,9 @@ class TrialRecord:
     """One image of a trial: a line of `per_image.csv`.
 
     Attributes:
-      image: person/name.
       aim: the target person; None if the attack is untargeted.
       already: whether the original already meets the goal.
-      float_result: metrics of the float32 result.
-      uint8_result: metrics of the 8-bit image.
       unconfirmed: whether a peer succeeds only against its twin; None for ours.
-      num_gradients: gradients spent on the image.
-      num_forwards: further forward passes.
     """
 
     image: str
@@ -77,25 +47,6 @@ class TrialRecord:
     unconfirmed: bool | None
     num_gradients: int
     num_forwards: int
-
-    @classmethod
-    def of(cls, attempt: Attempt, image: str, aim: str | None, already: bool) -> "TrialRecord":
-        """The record of an attempt.
-
-        An original that already meets the goal counts as a success at distance 0.
-        """
-        float_result = TrialMetrics.of(attempt.float_result, already)
-        claimed = attempt.claimed
-        return cls(
-            image=image,
-            aim=aim,
-            already=already,
-            float_result=float_result,
-            uint8_result=TrialMetrics.of(attempt.uint8_result, already),
-            unconfirmed=None if claimed is None else claimed and not float_result.success,
-            num_gradients=attempt.num_gradients,
-            num_forwards=attempt.num_forwards,
-        )
 
     def to_row(self) -> Row:
         """The columns of `per_image.csv`."""
@@ -116,11 +67,9 @@ class Trial:
     """One method, ours or a peer, at one number of gradients and one target.
 
     Attributes:
-      target: a choice of `deid_jax.evaluation.batch.TARGETS`.
       library: "deid_jax", or the peer's library.
       method: its name, unique among our methods and the peers.
       num_steps: K, the requested number of gradients.
-      records: one per image.
       seconds: wall time of the attack.
     """
 
@@ -165,13 +114,14 @@ class Goal:
     """The goal of all methods at one target.
 
     Attributes:
-      target: a choice of `deid_jax.evaluation.batch.TARGETS`.
+      images: the images' names.
       labels: int32[N], the targets; the true labels if the attack is untargeted.
       aims: the target persons; None if the attack is untargeted.
       already: whether each original already meets the goal.
     """
 
     target: str
+    images: tuple[str, ...]
     labels: npt.NDArray[np.int32]
     aims: list[str | None]
     already: list[bool]
@@ -182,17 +132,38 @@ class Goal:
         aims = [record.target for record in records]
         if target == "none":
             already = [record.clean_misclassified for record in records]
-            return cls(target, faces.labels, aims, already)
+            return cls(target, faces.pictures, faces.labels, aims, already)
         labels = np.array([faces.persons.index(aim) for aim in aims if aim], np.int32)
         already = [record.clean_prediction == record.target for record in records]
-        return cls(target, labels, aims, already)
+        return cls(target, faces.pictures, labels, aims, already)
 
     @property
     def targeted(self) -> bool:
         """Whether the attack is targeted."""
         return self.target != "none"
 
-    def scored(self, attempts: Sequence[Attempt], faces: FaceDataset) -> list[TrialRecord]:
-        """The records of a trial."""
-        every = zip(attempts, faces.pictures, self.aims, self.already, strict=True)
-        return [TrialRecord.of(*line) for line in every]
+    def record(
+        self,
+        place: int,
+        results: tuple[ImageMetrics, ImageMetrics],
+        num_gradients: int,
+        num_forwards: int,
+        claimed: bool | None = None,
+    ) -> TrialRecord:
+        """What was reached for one image: by its float result, by the 8-bit image.
+
+        An original that already meets the goal counts as a success at distance 0. `claimed` is
+        whether a peer succeeded against its twin; None for ours.
+        """
+        already = self.already[place]
+        float_result, uint8_result = (TrialMetrics.of(result, already) for result in results)
+        return TrialRecord(
+            image=self.images[place],
+            aim=self.aims[place],
+            already=already,
+            float_result=float_result,
+            uint8_result=uint8_result,
+            unconfirmed=None if claimed is None else claimed and not float_result.success,
+            num_gradients=num_gradients,
+            num_forwards=num_forwards,
+        )

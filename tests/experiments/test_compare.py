@@ -20,7 +20,7 @@ from experiments._common import data_settings, machine
 from experiments._common.flags import parse_flags
 from experiments._compare import compare_tables
 from experiments._compare.compare_tables import summaries_of
-from experiments._compare.trials import Attempt, Trial, TrialRecord
+from experiments._compare.trials import Goal, Trial
 from experiments._peers import least_distortion
 from tests.experiments.conftest import COMMON, assert_refused, listing
 from tests.helpers import noise_faces
@@ -62,7 +62,7 @@ def table(path):
     return read(path.read_text().splitlines())
 
 
-def attempt(l2, predicted, aim="b", claimed=None, predicted_uint8=None):
+def scored(l2, predicted, aim="b", *, claimed=None, predicted_uint8=None, already=False):
     """Person "a" attacked: a float result and an 8-bit image 0.5 further away."""
 
     def metrics(predicted, l2):
@@ -70,11 +70,8 @@ def attempt(l2, predicted, aim="b", claimed=None, predicted_uint8=None):
         return ImageMetrics(predicted, 1.0, predicted != "a", hit, l2, 0.1, 1 - l2 / 10)
 
     kept = metrics(predicted_uint8 or predicted, l2 + 0.5)
-    return Attempt(metrics(predicted, l2), kept, 4, 1, claimed)
-
-
-def scored(attempted, aim="b", already=False):
-    return TrialRecord.of(attempted, "a/0", aim, already)
+    goal = Goal("random", ("a/0",), np.zeros(1, np.int32), [aim], [already])
+    return goal.record(0, (metrics(predicted, l2), kept), 4, 1, claimed)
 
 
 def trial(method, l2, *, library="deid_jax", num_steps=4, already=0, target="random"):
@@ -82,7 +79,9 @@ def trial(method, l2, *, library="deid_jax", num_steps=4, already=0, target="ran
     claimed = None if library == "deid_jax" else False
     records = [
         scored(
-            attempt(distance or 1.0, "a" if distance is None else "b", claimed=claimed),
+            distance or 1.0,
+            "a" if distance is None else "b",
+            claimed=claimed,
             already=already > place,
         )
         for place, distance in enumerate(l2)
@@ -91,16 +90,16 @@ def trial(method, l2, *, library="deid_jax", num_steps=4, already=0, target="ran
 
 
 def test_goals_are_the_target_or_any_misclassification():
-    missed = scored(attempt(2.0, "c"))
+    missed = scored(2.0, "c")
     assert not missed.float_result.success
     assert not missed.uint8_result.success
     assert missed.uint8_result.misclassified
-    untargeted = scored(attempt(2.0, "c", aim=None), aim=None)
+    untargeted = scored(2.0, "c", None)
     assert untargeted.float_result.success
     assert (untargeted.float_result.l2, untargeted.uint8_result.l2) == (2, 2.5)
-    assert not scored(attempt(2.0, "a", aim=None), aim=None).float_result.success
+    assert not scored(2.0, "a", None).float_result.success
     # What rounding undoes is no success of the image.
-    undone = scored(attempt(2.0, "b", predicted_uint8="a"))
+    undone = scored(2.0, "b", predicted_uint8="a")
     assert (undone.float_result.success, undone.uint8_result.success) == (True, False)
 
 
@@ -108,7 +107,7 @@ def test_goals_are_the_target_or_any_misclassification():
 def test_originals_that_meet_the_goal_are_successes_at_distance_0(aim):
     """Also where an attack undid it."""
     for predicted in "ab":
-        record = scored(attempt(2.0, predicted, aim), aim, already=True)
+        record = scored(2.0, predicted, aim, already=True)
         for result in (record.float_result, record.uint8_result):
             assert result.success
             assert result.misclassified
@@ -117,7 +116,7 @@ def test_originals_that_meet_the_goal_are_successes_at_distance_0(aim):
 
 def test_a_twins_claims_are_held_to_the_recogniser():
     found = [
-        scored(attempt(1.0, predicted, claimed=claimed)).unconfirmed
+        scored(1.0, predicted, claimed=claimed).unconfirmed
         for predicted, claimed in (("a", True), ("b", True), ("a", False), ("a", None))
     ]
     assert found == [True, False, False, None]
