@@ -12,6 +12,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -50,70 +51,13 @@ class GrowthSettings:
     output_dir: str = setting("runs/growth", "Folder for the figures.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Growth:
-    """The workloads of each curve, and their measurements.
-
-    Attributes:
-      planned: workloads by the quantity that grows ("images", "steps", "pixels", "batch") and
-        its value.
-      usages: time and memory of the workloads that could be measured.
-      failures: why the others could not be measured.
-    """
-
-    planned: dict[str, dict[int, Workload]]
-    usages: dict[Workload, Usage]
-    failures: dict[Workload, str]
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """The kinds of devices that were measured."""
-        return next(iter(self.usages.values())).devices
-
-    def curves(self) -> dict[str, Curve]:
-        """One curve for each quantity that grows."""
-        curves = {}
-        for name, points in self.planned.items():
-            found = [self.usages.get(workload) for workload in points.values()]
-            seconds = tuple(usage.seconds if usage else None for usage in found)
-            peaks = tuple(usage.peak_bytes if usage else None for usage in found)
-            curves[name] = Curve(name, tuple(points), seconds, peaks)
-        return curves
-
-    def figures(self) -> dict[str, Json]:
-        """The content of `growth.json`; a workload shared by several curves appears once."""
-        return {
-            "machine": {
-                "processor": machine.processor(),
-                "cores": os.cpu_count(),
-                "devices": list(self.devices),
-                "versions": package_versions(),
-            },
-            "curves": {name: curve.figures() for name, curve in self.curves().items()},
-            "points": [
-                dataclasses.asdict(workload)
-                | (
-                    dataclasses.asdict(self.usages[workload])
-                    if workload in self.usages
-                    else {"failure": self.failures[workload]}
-                )
-                for workload in distinct_workloads(self.planned)
-            ],
-        }
-
-    def rows(self) -> list[dict[str, object]]:
-        """The lines of `growth.csv`: every point of every curve."""
-        measured = [f.name for f in dataclasses.fields(Usage) if f.name != "devices"]
-        return [
-            {"against": against, "x": x, **dataclasses.asdict(workload)}
-            | {name: getattr(self.usages.get(workload), name, "") for name in measured}
-            | {"failure": self.failures.get(workload, "")}
-            for against, points in self.planned.items()
-            for x, workload in points.items()
-        ]
+# Workloads by the quantity that grows and its value.
+Planned: TypeAlias = dict[str, dict[int, Workload]]
+# Time and memory, or why a workload could not be measured.
+Outcomes: TypeAlias = dict[Workload, Usage | str]
 
 
-def plan_growth(settings: GrowthSettings) -> dict[str, dict[int, Workload]]:
+def plan_growth(settings: GrowthSettings) -> Planned:
     """The workloads of each curve, by the quantity that grows.
 
     Raises:
@@ -147,14 +91,8 @@ def plan_growth(settings: GrowthSettings) -> dict[str, dict[int, Workload]]:
     }
 
 
-def distinct_workloads(planned: dict[str, dict[int, Workload]]) -> list[Workload]:
-    """Every workload once, though several curves may share it."""
-    every = (workload for points in planned.values() for workload in points.values())
-    return list(dict.fromkeys(every))
-
-
-def run(settings: GrowthSettings) -> Growth:
-    """Measures every workload, and writes and prints the results.
+def run(settings: GrowthSettings) -> dict[str, Curve]:
+    """Measures every workload, and writes and prints the results: one curve per quantity.
 
     Raises:
       InputError: bad settings, or nothing could be measured.
@@ -162,39 +100,75 @@ def run(settings: GrowthSettings) -> Growth:
     planned = plan_growth(settings)
     folder = RunFolder(Path(settings.output_dir), ["growth.json", "growth.csv", "growth.png"])
     folder.check()
-    growth = _measured(planned, settings)
-    curves = growth.curves()
-    title = f"P-FGVM against {settings.model} on {growth.devices[0]}"
-    if growth.devices[0] == "cpu":
+    outcomes = _measured(planned, settings)
+    devices = next(found.devices for found in outcomes.values() if isinstance(found, Usage))
+    curves = {name: _curve(name, points, outcomes) for name, points in planned.items()}
+    title = f"P-FGVM against {settings.model} on {devices[0]}"
+    if devices[0] == "cpu":
         title += f", {os.cpu_count()} cores"
+    figures: dict[str, Json] = {
+        "machine": {
+            "processor": machine.processor(),
+            "cores": os.cpu_count(),
+            "devices": list(devices),
+            "versions": package_versions(),
+        },
+        "curves": {name: curve.figures() for name, curve in curves.items()},
+        "points": [
+            vars(workload)
+            | ({"failure": found} if isinstance(found, str) else dataclasses.asdict(found))
+            for workload, found in outcomes.items()
+        ],
+    }
     with folder:
-        folder.write_json("growth.json", growth.figures())
-        folder.write_csv("growth.csv", growth.rows())
+        folder.write_json("growth.json", figures)
+        folder.write_csv("growth.csv", _rows(planned, outcomes))
         drawn = draw_growth(curves, titles=_titles(settings), title=title)
         folder.write_bytes("growth.png", drawn)
         folder.write_json(DESCRIPTION, describe(settings))
     _print(curves, folder.path)
-    return growth
+    return curves
 
 
-def _measured(planned: dict[str, dict[int, Workload]], settings: GrowthSettings) -> Growth:
-    """Measures every workload; prints the reason if one fails."""
-    growth = Growth(planned, {}, {})
-    todo = distinct_workloads(planned)
+def _measured(planned: Planned, settings: GrowthSettings) -> Outcomes:
+    """Measures every workload once, though curves may share it; prints why one fails."""
+    every = (workload for points in planned.values() for workload in points.values())
+    todo = list(dict.fromkeys(every))
+    outcomes: Outcomes = {}
     with terminal.progress_bar("growth") as update:
         for number, workload in enumerate(todo):
             update(number, len(todo), str(workload))
             try:
-                growth.usages[workload] = workloads.measure(
+                outcomes[workload] = workloads.measure(
                     workload, repeats=settings.repeats, seed=settings.seed
                 )
             except WorkloadError as error:
-                growth.failures[workload] = one_line(error)
-                print(f"{workload} failed: {growth.failures[workload]}", file=sys.stderr)
+                outcomes[workload] = one_line(error)
+                print(f"{workload} failed: {outcomes[workload]}", file=sys.stderr)
         update(len(todo), len(todo))
-    if not growth.usages:
-        raise InputError(f"no point could be measured: {growth.failures[todo[0]]}")
-    return growth
+    if not any(isinstance(found, Usage) for found in outcomes.values()):
+        raise InputError(f"no point could be measured: {outcomes[todo[0]]}")
+    return outcomes
+
+
+def _curve(name: str, points: dict[int, Workload], outcomes: Outcomes) -> Curve:
+    seconds, peaks = (
+        tuple(getattr(outcomes[workload], what, None) for workload in points.values())
+        for what in ("seconds", "peak_bytes")
+    )
+    return Curve(name, tuple(points), seconds, peaks)
+
+
+def _rows(planned: Planned, outcomes: Outcomes) -> list[dict[str, object]]:
+    """The lines of `growth.csv`: every point of every curve."""
+    measured = [f.name for f in dataclasses.fields(Usage) if f.name != "devices"]
+    return [
+        {"against": against, "x": x, **vars(workload)}
+        | {name: getattr(outcomes[workload], name, "") for name in measured}
+        | {"failure": found if isinstance(found := outcomes[workload], str) else ""}
+        for against, points in planned.items()
+        for x, workload in points.items()
+    ]
 
 
 def _titles(settings: GrowthSettings) -> dict[str, str]:

@@ -41,18 +41,17 @@ class LineFit:
     exponent: float
 
 
-def fit_line(x: Sequence[float], y: Sequence[float]) -> LineFit:
-    """Fits a line by least squares in float64 to positive numbers, at least two x different."""
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+def fit_line(x: Sequence[float], y: Sequence[float | None]) -> LineFit | None:
+    """Fits a line by least squares in float64 to positive numbers; None without two of them."""
+    known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
+    if len(known) < 2:
+        return None
+    a, b = np.asarray(known, np.float64).T
     intercept, slope = _line(a, b)
     residue = np.sum((b - intercept - slope * a) ** 2)
     variance = np.sum((b - b.mean()) ** 2)
-    return LineFit(
-        intercept=intercept,
-        slope=slope,
-        r2=float(1 - residue / variance) if variance else 1.0,
-        exponent=_line(np.log(a), np.log(b))[1],
-    )
+    r2 = float(1 - residue / variance) if variance else 1.0
+    return LineFit(intercept, slope, r2, exponent=_line(np.log(a), np.log(b))[1])
 
 
 def _line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -76,12 +75,12 @@ class Curve:
     @property
     def time(self) -> LineFit | None:
         """The fit of the seconds; None with fewer than two points or if the batch grows."""
-        return None if self.against == "batch" else _fit_known(self.x, self.seconds)
+        return None if self.against == "batch" else fit_line(self.x, self.seconds)
 
     @property
     def memory(self) -> LineFit | None:
         """The fit of the bytes; None with fewer than two points."""
-        return _fit_known(self.x, self.peak_bytes)
+        return fit_line(self.x, self.peak_bytes)
 
     @property
     def memory_ratio(self) -> float | None:
@@ -108,15 +107,8 @@ class Curve:
             "time_fit": dataclasses.asdict(self.time) if self.time else None,
             "memory_fit": dataclasses.asdict(self.memory) if self.memory else None,
             "memory_ratio": self.memory_ratio,
-            "summary": list(self.summary()),
+            "summary": [*self.summary()],
         }
-
-
-def _fit_known(x: Sequence[int], y: Sequence[float | None]) -> LineFit | None:
-    known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
-    if len(known) < 2:
-        return None
-    return fit_line([a for a, _ in known], [b for _, b in known])
 
 
 def draw_growth(curves: Mapping[str, Curve], *, titles: Mapping[str, str], title: str) -> bytes:
