@@ -28,7 +28,6 @@ from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._benchmark import layer_times, timing
 from experiments._benchmark.benchmark_tables import show_results
 from experiments._benchmark.candidates import PEERS, fastest, ours, present_peers
-from experiments._benchmark.layer_times import LayerSettings
 from experiments._benchmark.results import (
     BenchmarkResult,
     CaseResult,
@@ -155,10 +154,14 @@ def run(settings: BenchmarkSettings) -> BenchmarkResult:
         twins.configure_torch(settings.precision, machine.threads())
     described = describe_machine(packages)
     if settings.layers:
-        how = LayerSettings(
-            settings.precision, settings.repeats, settings.seed, with_torch="torch" in peers
+        layers = layer_times.time_layers(
+            cases,
+            precision=settings.precision,
+            repeats=settings.repeats,
+            seed=settings.seed,
+            with_torch="torch" in peers,
         )
-        result = BenchmarkResult([], layer_times.time_layers(cases, how), [])
+        result = BenchmarkResult([], layers, [])
     else:
         result = time_cases(settings, cases, peers)
     written = {

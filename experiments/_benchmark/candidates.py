@@ -36,9 +36,11 @@ class TimedPeer(NamedTuple):
     candidates: Callable[[Problem], list[Candidate]]
 
 
-def ours(problem: Problem) -> Run:
-    """P-FGVM as one compiled scan, with prepared weights."""
-    return jax_attack(problem, _model(problem), prepare(problem.variables))
+def ours(problem: Problem, *, method: str = "pfgvm", prepared: bool = True) -> Run:
+    """An attack, P-FGVM if none is named, as one compiled scan."""
+    model = in_precision(model_of(problem.case), problem.precision)
+    variables = prepare(problem.variables) if prepared else problem.variables
+    return jax_attack(problem, model, variables, method)
 
 
 def jax_attack(
@@ -56,19 +58,6 @@ def jax_attack(
     arguments = jax.device_put((variables, problem.images, problem.labels))
     compiled = timing.compile_at(problem.precision, attack, arguments)
     return lambda: jax.block_until_ready(compiled(*arguments))
-
-
-def _adaptive(problem: Problem) -> Run:
-    """A-PFGVM with the same number of gradients."""
-    return jax_attack(problem, _model(problem), prepare(problem.variables), "apfgvm")
-
-
-def _model(problem: Problem) -> Model:
-    return in_precision(model_of(problem.case), problem.precision)
-
-
-def _unprepared(problem: Problem) -> Run:
-    return jax_attack(problem, _model(problem), problem.variables)
 
 
 def _flax(problem: Problem) -> Run:
@@ -100,6 +89,10 @@ def _library(name: str, function: str) -> Callable[[Problem], list[Candidate]]:
     return candidates
 
 
+def _only(name: str, build: Callable[[Problem], Run]) -> Callable[[Problem], list[Candidate]]:
+    return lambda _: [Candidate(name, build)]
+
+
 PEERS = {
     "torch": TimedPeer(("torch",), _torch_candidates),
     "torchattacks": TimedPeer(("torch", "torchattacks"), _library("BIM", "torchattacks_bim")),
@@ -110,9 +103,11 @@ PEERS = {
         ("torch", "adversarial-robustness-toolbox", "scikit-learn"),
         _library("BasicIterativeMethod", "art_bim"),
     ),
-    "flax": TimedPeer((), lambda _: [Candidate("nn.Conv, nn.max_pool", _flax)]),
-    "unprepared": TimedPeer((), lambda _: [Candidate("kernels as loaded", _unprepared)]),
-    "apfgvm": TimedPeer((), lambda _: [Candidate("A-PFGVM", _adaptive)]),
+    "flax": TimedPeer((), _only("nn.Conv, nn.max_pool", _flax)),
+    "unprepared": TimedPeer(
+        (), _only("kernels as loaded", functools.partial(ours, prepared=False))
+    ),
+    "apfgvm": TimedPeer((), _only("A-PFGVM", functools.partial(ours, method="apfgvm"))),
 }
 
 

@@ -1,6 +1,5 @@
 """Times single layers: this project's against XLA's and PyTorch's."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import TypeAlias, cast
@@ -26,23 +25,6 @@ LAYER_REPEATS = 5
 Apply: TypeAlias = Callable[[Variables, jax.Array], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerSettings:
-    """How layers are timed.
-
-    Attributes:
-      precision: precision of our layers and the peers'.
-      repeats: runs of each layer; the median counts.
-      seed: decides weights and images.
-      with_torch: whether PyTorch is timed as well.
-    """
-
-    precision: str
-    repeats: int
-    seed: int
-    with_torch: bool
-
-
 def distinct_layers(cases: Iterable[Case]) -> list[Layer]:
     """The convolutions and poolings of the recognisers, each size once."""
     found = []
@@ -66,7 +48,9 @@ def _map_size(name: str, image_size: int) -> int:
     return image_size >> int(name.removeprefix("conv").split("_")[0]) - 1
 
 
-def time_layers(cases: Iterable[Case], settings: LayerSettings) -> list[LayerResult]:
+def time_layers(
+    cases: Iterable[Case], *, precision: str, repeats: int, seed: int, with_torch: bool
+) -> list[LayerResult]:
     """Median ms of every layer, forward and backward, for ours, XLA's and PyTorch's."""
     rows = []
     found = distinct_layers(cases)
@@ -76,21 +60,29 @@ def time_layers(cases: Iterable[Case], settings: LayerSettings) -> list[LayerRes
             # The gradient of pooling depends on the images: it includes the forward pass.
             backward = "input gradient" if layer.size else "forward and gradient"
             for direction in ("forward", backward):
-                runs = layer_runs(layer, settings, backward=direction == backward)
-                seconds = timing.time_in_turn(runs, settings.repeats)
+                runs = layer_runs(
+                    layer,
+                    precision=precision,
+                    seed=seed,
+                    with_torch=with_torch,
+                    backward=direction == backward,
+                )
+                seconds = timing.time_in_turn(runs, repeats)
                 times = Times.of(seconds, 1000 / LAYER_REPEATS, {})
                 rows.append(LayerResult(layer, direction, times))
     return rows
 
 
-def layer_runs(layer: Layer, settings: LayerSettings, *, backward: bool) -> dict[str, Run]:
+def layer_runs(
+    layer: Layer, *, precision: str, seed: int, with_torch: bool, backward: bool
+) -> dict[str, Run]:
     """Runs of a layer, `LAYER_REPEATS` times each: ours, XLA's and PyTorch's.
 
     JAX's runs return the loop's last output, or with `backward` the gradient with respect to
     the images (for a pooling, also the output). PyTorch's return the output or the gradient.
     """
-    dtype = dtype_of(settings.precision) or jnp.float32
-    random = np.random.default_rng(settings.seed)
+    dtype = dtype_of(precision) or jnp.float32
+    random = np.random.default_rng(seed)
     output_size = layer.image_size if layer.size else layer.image_size // 2
     images, cotangent = (
         random.normal(size=(layer.batch, size, size, channels)).astype(np.float32)
@@ -104,10 +96,10 @@ def layer_runs(layer: Layer, settings: LayerSettings, *, backward: bool) -> dict
     ours = prepare(variables) if layer.size else variables
     inputs = jnp.asarray(images, dtype), jnp.asarray(cotangent, dtype)
     runs = {
-        name: _loop(layer, apply, (variables, *inputs), settings.precision, backward)
+        name: _loop(layer, apply, (variables, *inputs), precision, backward)
         for name, apply, variables in (("ours", own, ours), ("xla", naively, variables))
     }
-    if settings.with_torch:
+    if with_torch:
         from experiments._peers.torch_layers import repeat_layer
 
         runs["torch"] = repeat_layer(

@@ -32,13 +32,7 @@ class Times:
     def of(
         cls, seconds: Mapping[str, float], scale: float, variants: Mapping[str, str]
     ) -> "Times":
-        """The times of whole runs.
-
-        Args:
-          seconds: times of "ours" and of each peer.
-          scale: milliseconds shown for one second of a run.
-          variants: the variant of each peer that has any.
-        """
+        """From the seconds of "ours" and each peer; one second is shown as `scale` ms."""
         ours = seconds["ours"]
         peers = {
             name: PeerTime(scale * time, time / ours, variants.get(name))
@@ -49,10 +43,10 @@ class Times:
 
     def json(self) -> dict[str, Json]:
         """Its entries of `benchmark.json`."""
-        peers: dict[str, Json] = {}
-        for name, peer in self.peers.items():
-            found: dict[str, Json] = {"ms": peer.ms, "ratio": peer.ratio}
-            peers[name] = found | ({"variant": peer.variant} if peer.variant else {})
+        peers: dict[str, Json] = {
+            name: {key: value for key, value in vars(peer).items() if value is not None}
+            for name, peer in self.peers.items()
+        }
         return {"ours_ms": self.ours_ms, "peers": peers}
 
 
@@ -61,8 +55,6 @@ class CaseResult:
     """Whole attacks on one case, ms per image and iteration.
 
     Attributes:
-      case: the recogniser and the sizes.
-      times: our time and the peers'.
       forward_gflop: GFLOP of one image's forward pass.
       gflops: rate of our attack, which performs twice that many per step.
       share_of_matrix_product: this rate relative to that of a large matrix product.
@@ -76,13 +68,9 @@ class CaseResult:
 
     def json(self) -> dict[str, Json]:
         """Its entry of `benchmark.json`."""
-        return {
-            **dataclasses.asdict(self.case),
-            **self.times.json(),
-            "forward_gflop": self.forward_gflop,
-            "gflops": self.gflops,
-            "share_of_matrix_product": self.share_of_matrix_product,
-        }
+        rates = {**vars(self)}
+        case, times = rates.pop("case"), rates.pop("times")
+        return {**vars(case), **times.json(), **rates}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +102,16 @@ class LayerResult:
 
     def json(self) -> dict[str, Json]:
         """Its entry of `benchmark.json`."""
-        layer = {"layer": str(self.layer), "pass": self.direction}
-        return layer | dataclasses.asdict(self.layer) | self.times.json()
+        return (
+            {"layer": str(self.layer), "pass": self.direction}
+            | vars(self.layer)
+            | self.times.json()
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkResult:
-    """All that was timed: whole attacks or layers.
-
-    Attributes:
-      cases: whole attacks.
-      layers: single layers.
-      notes: notes on the choice of variants.
-      matrix_product_gflops: the device's rate; None if layers were timed.
-    """
+    """All that was timed: whole attacks with their matrix product rate, or layers."""
 
     cases: list[CaseResult]
     layers: list[LayerResult]
@@ -136,13 +120,13 @@ class BenchmarkResult:
 
     def json(self) -> dict[str, Json]:
         """The measurements of `benchmark.json`."""
-        found: dict[str, Json] = {
+        rate = self.matrix_product_gflops
+        return {
             "cases": [case.json() for case in self.cases],
             "layers": [layer.json() for layer in self.layers],
             "notes": list(self.notes),
+            **({} if rate is None else {"matrix_product_gflops": rate}),
         }
-        rate = self.matrix_product_gflops
-        return found if rate is None else found | {"matrix_product_gflops": rate}
 
 
 def describe_machine(packages: Iterable[str]) -> dict[str, Json]:

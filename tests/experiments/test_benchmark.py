@@ -88,7 +88,7 @@ def test_ours_runs_on_prepared_weights(monkeypatch):
     monkeypatch.setattr(candidates, "prepare", lambda variables: variables | {"prepared": {}})
     monkeypatch.setattr(candidates, "jax_attack", lambda *arguments: given.append(arguments))
     candidates.ours(small_problem())
-    ((_, _, variables),) = given
+    ((_, _, variables, _),) = given
     assert "prepared" in variables
 
 

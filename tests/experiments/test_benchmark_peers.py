@@ -13,7 +13,6 @@ from deid_jax.models import create_model, mobilefacenet
 from deid_jax.models.mobilefacenet import VARIANTS
 from experiments import benchmark
 from experiments._benchmark import candidates, layer_times
-from experiments._benchmark.layer_times import LayerSettings
 from experiments._peers import naive, problem
 from experiments._peers.problem import Case
 from tests.experiments.test_benchmark import (
@@ -163,8 +162,9 @@ def test_naive_vgg16_has_the_logits_of_its_twin():
 def test_layers_compute_the_same(size, backward):
     channels = 3 if size else 6
     layer = layer_times.Layer(size, 10, 2, channels, 8 if size else channels)
-    settings = LayerSettings("float32", 1, 0, with_torch=True)
-    runs = layer_times.layer_runs(layer, settings, backward=backward)
+    runs = layer_times.layer_runs(
+        layer, precision="float32", seed=0, with_torch=True, backward=backward
+    )
     found = {name: run_once() for name, run_once in runs.items()}
     if backward and not size:  # With the outputs.
         found |= {name: found[name][0] for name in ("ours", "xla")}
