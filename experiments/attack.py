@@ -43,7 +43,7 @@ from deid_jax.types import Json
 from experiments._common import cli, loading
 from experiments._common.flags import setting
 from experiments._common.machine import threads
-from experiments._common.method_settings import MethodSettings, number_or_name
+from experiments._common.method_settings import MethodSettings, settings_text
 from experiments._common.process_settings import ShardSettings
 from experiments._common.terminal import progress_bar
 
@@ -248,12 +248,12 @@ def _print(
     from rich.console import Console
 
     config, protocol = dataclasses.asdict(evaluation.config), evaluation.protocol
-    settings = [f"{name} {number_or_name(value)}" for name, value in config.items()]
+    settings = dict(config)
     if evaluation.method in ATTACKS:
-        settings += [f"target {protocol.target}", f"init {protocol.init}"]
+        settings |= {"target": protocol.target, "init": protocol.init}
     print(
         f"{evaluation.method} against {metrics['model']}: {metrics['num_images']} images "
-        f"of {metrics['dataset']}, split {metrics['split']}\n{', '.join(settings)}"
+        f"of {metrics['dataset']}, split {metrics['split']}\n{settings_text(settings)}"
     )
     Console().print(metrics_table(RunMetrics.from_row(metrics, "metrics.json")))
     if protocol.init == "noise" and "penalty_weight" in config:

@@ -19,7 +19,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deid_jax import recognisers
 from deid_jax.attacks import ATTACKS, LeastPerturbation, of_kind
 from deid_jax.data import load_dataset
 from deid_jax.errors import InputError
@@ -229,9 +228,7 @@ def notes_on(plan: ComparisonPlan) -> list[str]:
 
 def _default_output(settings: CompareSettings) -> Path:
     """The default output: one folder per recogniser and split, named like the checkpoint."""
-    options = settings.options("train")
-    name = recognisers.default_path(settings.judge, settings.dataset, options).name
-    return Path("runs", "compare", f"{name}-{settings.split}")
+    return Path("runs", "compare", f"{settings.checkpoint_name}-{settings.split}")
 
 
 def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> None:

@@ -42,7 +42,7 @@ from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import PyTree
 from experiments._common import cli, loading
 from experiments._common.flags import setting
-from experiments._common.method_settings import MethodSettings, number_or_name
+from experiments._common.method_settings import MethodSettings, settings_text
 from experiments._common.process_settings import ShardSettings
 from experiments._common.terminal import progress_bar
 
@@ -326,9 +326,7 @@ def _print(
         means = point.metrics.uint8_result
         table.add_row(
             point.method,
-            ", ".join(
-                f"{name} {number_or_name(value)}" for name, value in point.settings.items()
-            ),
+            settings_text(point.settings),
             f"{means.l2:.3f}",
             f"{means.mssim:.4f}",
             f"{means.mr:.1%}",
@@ -353,8 +351,7 @@ def _best_line(point: MeasuredPoint) -> str:
     what = f"least L2 with MR >= {_MIN_MR:.0%}" if reached else f"never reaches {_MIN_MR:.0%}"
     return (
         f"{point.method}: {what}; L2 {means.l2:.3f}, MSSIM "
-        f"{means.mssim:.4f}, MR {means.mr:.1%} at "
-        + ", ".join(f"{name} {number_or_name(value)}" for name, value in point.settings.items())
+        f"{means.mssim:.4f}, MR {means.mr:.1%} at {settings_text(point.settings)}"
     )
 
 

@@ -13,7 +13,7 @@ image, from which the rates can be checked), `transfer.md`, `protocol.json` and 
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from deid_jax.transforms.random_transforms import TRANSFORMATIONS
 from experiments._common import cli, loading, terminal
 from experiments._common.data_settings import ImageSettings
 from experiments._common.flags import setting
+from experiments._common.lists import read_names
 from experiments._transfer.transfer_report import TransferReport, markdown, show
 
 _BY_PIXEL = [name for name in OFFERED if METHODS[name].bounds_pixels]
@@ -160,20 +161,22 @@ def plan_of(settings: TransferSettings) -> tuple[TransferPlan, dict[str, str]]:
     if not -2 <= settings.margin <= 2:
         raise InputError(f"margin must be a cosine's, -2 to 2, got {settings.margin}")
     foreseen = tuple(
-        () if group == "none" else _of("transformations", group.split("+"), TRANSFORMATIONS)
+        ()
+        if group == "none"
+        else read_names("transformations", group.replace("+", ","), TRANSFORMATIONS)
         for group in _parts(settings.transformations)
     )
-    kinds = list(PROCESSING) if settings.processing == "all" else _parts(settings.processing)
-    kinds = ["none", *kinds]  # Processed results are compared with unprocessed ones.
+    kinds = ",".join(PROCESSING) if settings.processing == "all" else settings.processing
+    kinds = f"none,{kinds}"  # Processed results are compared with unprocessed ones.
     epsilons = () if settings.epsilon == "none" else _numbers("epsilon", settings.epsilon, 1)
     plan = TransferPlan(
         fits=tuple(dict.fromkeys(fits)),
         judges=tests,
-        methods=_of("methods", _parts(settings.methods), OFFERED),
+        methods=read_names("methods", settings.methods, OFFERED),
         psnrs=_numbers("psnr", settings.psnr, 200),
         epsilons=epsilons,
         transformations=tuple(dict.fromkeys(foreseen)),
-        processing=_of("processing", kinds, PROCESSING),
+        processing=read_names("processing", kinds, PROCESSING),
         fars=_numbers("far", settings.far, 1),
         num_steps=settings.num_steps,
         num_samples=settings.num_samples,
@@ -205,13 +208,6 @@ def _named(group: str, written: dict[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _of(flag: str, names: Sequence[str], known: Collection[str]) -> tuple[str, ...]:
-    for name in names:
-        if name not in known:
-            raise InputError(f"{flag} must be of {', '.join(known)}, got {name}")
-    return tuple(dict.fromkeys(names))
-
-
 def _numbers(flag: str, text: str, most: float) -> tuple[float, ...]:
     """Reads numbers "a,b,…"; fractions such as 4/255 are allowed."""
     quotients = [part.split("/") for part in _parts(text)]
@@ -235,7 +231,7 @@ def run(settings: TransferSettings) -> list[TransferRow]:
     plan, written = plan_of(settings)
     classifiers: tuple[str, ...] = ()
     if settings.classifiers != "none":
-        classifiers = _of("classifiers", _parts(settings.classifiers), MODELS)
+        classifiers = read_names("classifiers", settings.classifiers, MODELS)
     options = settings.options()
     folder = RunFolder(Path(settings.output_dir), _CONTENTS)
     folder.check()

@@ -8,20 +8,15 @@ from deid_jax.evaluation.batch import INITS, TARGETS, Protocol, measure_float, m
 from deid_jax.evaluation.batch_loop import Keep, Timing
 from deid_jax.evaluation.evaluating import (
     Evaluation,
-    ExampleImages,
-    LogitsModel,
     WeightedModel,
     default_batch_size,
     facts_of_data,
 )
 from deid_jax.evaluation.grids import Settings, grid
-from deid_jax.evaluation.measuring import Measurements, Predictions
-from deid_jax.evaluation.outputs import FORMATS, FilesOutput, ImageOutput, TfdsOutput
+from deid_jax.evaluation.measuring import Predictions
+from deid_jax.evaluation.outputs import FORMATS
 from deid_jax.evaluation.records import (
-    SUFFIXES,
-    ImageMetrics,
     ImageRecord,
-    MeanMetrics,
     Row,
     RunMetrics,
     summary,
@@ -32,18 +27,10 @@ from deid_jax.evaluation.sweeping import sweep
 __all__ = [
     "FORMATS",
     "INITS",
-    "SUFFIXES",
     "TARGETS",
     "Evaluation",
-    "ExampleImages",
-    "FilesOutput",
-    "ImageMetrics",
-    "ImageOutput",
     "ImageRecord",
     "Keep",
-    "LogitsModel",
-    "MeanMetrics",
-    "Measurements",
     "Predictions",
     "ProcessTiming",
     "Protocol",
@@ -51,7 +38,6 @@ __all__ = [
     "RunMetrics",
     "Settings",
     "ShardedRun",
-    "TfdsOutput",
     "Timing",
     "WeightedModel",
     "default_batch_size",

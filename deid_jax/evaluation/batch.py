@@ -25,7 +25,7 @@ from deid_jax.evaluation.measuring import (
     Measurements,
     Predictions,
     measure_both,
-    measure_images,
+    measured,
     predictions_of,
 )
 from deid_jax.objectives import OBJECTIVES, LogitsFn
@@ -260,8 +260,8 @@ def run_batch_many(
 def measure_float(
     variables: Variables, images: jax.Array, batch: Batch, *, model: Model
 ) -> Measurements:
-    """`measure_images` in true float32 for images float32[B, H, W, C] in [0, 1]."""
-    return measure_images(_exactly(functools.partial(model.apply, variables)), images, batch)
+    """Measures images float32[B, H, W, C] in [0, 1] by their logits in true float32."""
+    return measured(images, _exactly(functools.partial(model.apply, variables))(images), batch)
 
 
 @functools.partial(jax.jit, static_argnames="model")

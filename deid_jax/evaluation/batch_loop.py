@@ -5,6 +5,7 @@ The 8-bit result that is measured is the image as read back from where it was sa
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,7 +97,8 @@ class BatchLoop:
             left = self.left()
             positions = iter(loader.divided(left, size))
             batches = loader.in_order(self.dataset, size, spans=left, watch=reading)
-            for batch in _and_none(batches):
+            coming: Iterator[Batch | None] = itertools.chain(batches, [None])
+            for batch in coming:
                 following = self._dispatch(batch, next(positions), pool) if batch else None
                 if pending:
                     begun = max(ready, pending.dispatched)
@@ -189,8 +191,3 @@ class _Pending(NamedTuple):
     result: BatchResult
     dispatched: float
     ready: Future[float]
-
-
-def _and_none(batches: Iterator[Batch]) -> Iterator[Batch | None]:
-    yield from batches
-    yield None

@@ -63,12 +63,10 @@ class BatchMetrics(NamedTuple):
         """Entries of [C, B] or [C, S, B], on the host, as [setting][number of steps] -> [B]."""
         split = []
         for place in range(len(self.targets)):
-            of_setting = jax.tree.map(operator.itemgetter(place), self)
-            steps = [of_setting]
-            if of_setting.float_result.l2.ndim == 2:
-                count = len(of_setting.float_result.l2)
-                steps = [of_setting._at_step(i) for i in range(count)]
-            split.append(steps)
+            one = jax.tree.map(operator.itemgetter(place), self)
+            distances = one.float_result.l2
+            several = distances.ndim == 2
+            split.append([one._at_step(i) for i in range(len(distances))] if several else [one])
         return split
 
     def _at_step(self, place: int) -> "BatchMetrics":
@@ -90,20 +88,16 @@ def predictions_of(logits: jax.Array, labels: jax.Array) -> Predictions:
     )
 
 
-def measure_images(logits_fn: LogitsFn, images: jax.Array, batch: Batch) -> Measurements:
-    """Measures images against their originals: one forward pass and the metrics."""
-    return _measured(images, logits_fn(images), batch)
-
-
 def measure_both(
     logits_fn: LogitsFn, images: jax.Array, others: jax.Array, batch: Batch
 ) -> tuple[Measurements, Measurements]:
-    """`measure_images` for two versions of the same images, in one forward pass."""
+    """Measures two versions of the same images, in one forward pass."""
     logits = jnp.split(logits_fn(jnp.concatenate([images, others])), 2)
-    return _measured(images, logits[0], batch), _measured(others, logits[1], batch)
+    return measured(images, logits[0], batch), measured(others, logits[1], batch)
 
 
-def _measured(images: jax.Array, logits: jax.Array, batch: Batch) -> Measurements:
+def measured(images: jax.Array, logits: jax.Array, batch: Batch) -> Measurements:
+    """Measures images, for which the recogniser gives the logits, against their originals."""
     originals = batch.image
     return Measurements(
         l2=metrics.l2(images, originals),

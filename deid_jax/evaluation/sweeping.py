@@ -91,11 +91,16 @@ def sweep(
     # The smallest value over all processes, so that all divide the work alike.
     sizes = group.gather([(call.width, call.size) for call in calls])
     calls = [
-        dataclasses.replace(call, width=min(w for w, _ in own), size=min(s for _, s in own))
-        for call, own in zip(calls, zip(*sizes, strict=True), strict=True)
+        dataclasses.replace(call, width=min(w for w, _ in fits), size=min(s for _, s in fits))
+        for call, fits in zip(calls, zip(*sizes, strict=True), strict=True)
     ]
     units = [(call, span, chosen) for call in calls for span in spans for chosen in call.chunks]
-    _do(units[group.index :: group.count], progress)
+    own = units[group.index :: group.count]
+    total, done = sum(len(span) * len(chosen) for _, span, chosen in own), 0
+    for call, span, chosen in own:
+        call.do(span, chosen)
+        done += len(span) * len(chosen)
+        progress(done, total)
     group.wait()
     return _results(units, points, kept) if group.is_first else []
 
@@ -128,19 +133,6 @@ def _results(
         for point, piece in call.pieces(span, chosen):
             pieces.setdefault(frozenset(point.items()), []).append(piece)
     return [_StoredRecords(store, pieces[frozenset(point.items())]) for point in points]
-
-
-def _do(
-    units: Sequence[Unit],
-    progress: Callable[[int, int], object],
-) -> None:
-    """Does one process's units of work, unless already stored."""
-    total = sum(len(span) * len(chosen) for _, span, chosen in units)
-    done = 0
-    for call, span, chosen in units:
-        call.do(span, chosen)
-        done += len(span) * len(chosen)
-        progress(done, total)
 
 
 @dataclasses.dataclass(frozen=True)

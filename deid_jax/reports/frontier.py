@@ -60,22 +60,14 @@ def _legend(methods: Sequence[str]) -> list["Line2D"]:
     from matplotlib.lines import Line2D
 
     styles = [(title_of_method(method), *_style(method)) for method in methods]
+    kept, measured, ring = (Line2D([], [], color="0.4", marker="o") for _ in range(3))
+    kept.set(label="8-bit picture")
+    measured.set(label="float", linestyle="--", fillstyle="none")
+    ring.set(label="least L2 at MR ≥ 99, 99.5 %", linestyle="", fillstyle="none")
+    ring.set(color="black", markersize=11)
     return [
         *(Line2D([], [], color=colour, marker=m, label=name) for name, colour, m in styles),
-        Line2D([], [], color="0.4", linestyle="-", marker="o", label="8-bit picture"),
-        Line2D(
-            [], [], color="0.4", linestyle="--", marker="o", fillstyle="none", label="float"
-        ),
-        Line2D(
-            [],
-            [],
-            color="black",
-            linestyle="",
-            marker="o",
-            fillstyle="none",
-            markersize=11,
-            label="least L2 at MR ≥ 99, 99.5 %",
-        ),
+        *(kept, measured, ring),
     ]
 
 

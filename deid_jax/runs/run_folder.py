@@ -1,21 +1,25 @@
 """The output folder of a run, which contains a complete run at any time."""
 
 import contextlib
+import csv
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+from PIL import Image
 
 from deid_jax import checks
 from deid_jax.devices.processes import ALONE, GOES_ON, Group
 from deid_jax.errors import InputError
+from deid_jax.pixels import Pixels
 from deid_jax.runs.locking import locked
-from deid_jax.runs.run_files import DESCRIPTION, RunFiles, describe
+from deid_jax.runs.run_files import DESCRIPTION, describe, finite, read_png
 from deid_jax.runs.stores import PIECES, FolderStore, digest_of
-from deid_jax.runs.whole_files import UNFINISHED
+from deid_jax.runs.whole_files import UNFINISHED, replacing
 
 # Inside the hidden folder: the files of a run that does not resume an earlier one.
 _AT_ONCE = "at_once"
@@ -23,7 +27,7 @@ _AT_ONCE = "at_once"
 _EARLIER, _MOVED_OUT = "earlier", ".moved_out"
 
 
-class RunFolder(RunFiles):
+class RunFolder:
     """An output folder that contains either the previous run or the new one, never a mixture.
 
     Files are written into a hidden folder inside; leaving the `with` block without an error
@@ -44,7 +48,7 @@ class RunFolder(RunFiles):
 
     def __init__(self, path: Path, contents: Sequence[str], group: Group = ALONE):
         self._staging = path / f".{contents[0]}{UNFINISHED}"
-        super().__init__(self._staging / _AT_ONCE)
+        self._work = self._staging / _AT_ONCE
         self.path = path
         self._contents = (*contents, DESCRIPTION)
         self._group = group
@@ -65,6 +69,44 @@ class RunFolder(RunFiles):
         self._resumable = True
         self._work = self._staging / digest
         return self
+
+    def work_path(self, name: str) -> Path:
+        """The path of a file of the run until the run is complete."""
+        return self._work / name
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes one text file."""
+        (self._work / name).write_text(text, encoding="utf-8")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes one binary file."""
+        (self._work / name).write_bytes(content)
+
+    def write_json(self, name: str, value: object) -> None:
+        """Writes one JSON file, with infinities and NaN, which JSON lacks, as strings."""
+        text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_text(name, text + "\n")
+
+    def write_csv(self, name: str, records: Iterable[Mapping[str, object]]) -> None:
+        """Writes records as CSV, one column per entry; the first record gives the columns."""
+        coming = iter(records)
+        first = next(coming)
+        with (self._work / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(first), lineterminator="\n")
+            writer.writeheader()
+            writer.writerow(first)
+            writer.writerows(coming)
+
+    def write_png(self, name: str, image: Pixels) -> Pixels:
+        """Writes uint8[H, W, 3] as PNG; returns the image as read back from the file."""
+        # Not in the same folder: a file left by a killed run would become part of the next.
+        with replacing(self._work / name, by_way_of=self._work) as unfinished:
+            Image.fromarray(image).save(unfinished, format="PNG", compress_level=4)
+            return read_png(unfinished)
+
+    def read_png(self, name: str) -> Pixels:
+        """Reads what `write_png` wrote: uint8[H, W, 3]."""
+        return read_png(self._work / name)
 
     @property
     def store(self) -> FolderStore:

@@ -119,9 +119,7 @@ class EvaluationSettings(DataSettings):
             raise InputError("recogniser and checkpoint exclude each other: give one of them")
         # Structural similarity needs images at least as large as its window.
         count("image_size", self.image_size, least=SSIM_WINDOW)
-        if self.batch_size is not None:
-            count("batch_size", self.batch_size, least=1)
-        for name in ("max_images", "sample"):
+        for name in ("batch_size", "max_images", "sample"):
             if getattr(self, name) is not None:
                 count(name, getattr(self, name), least=1)
         if self.max_images is not None and self.sample is not None:

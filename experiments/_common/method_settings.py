@@ -57,6 +57,11 @@ def number_or_name(value: object) -> str:
     return f"{value:g}" if type(value) in (int, float) else str(value)
 
 
+def settings_text(settings: Mapping[str, object]) -> str:
+    """Settings on one line: step_size 0.1, num_steps 50."""
+    return ", ".join(f"{name} {number_or_name(value)}" for name, value in settings.items())
+
+
 def _quantizing_methods() -> str:
     """The methods that quantize by default, as text."""
     names = [name for name, method in METHODS.items() if method.quantizes]
