@@ -74,7 +74,7 @@ def test_protected_photos_and_near_duplicates_are_never_learned(
     seen = []
 
     def train(model, known, config):
-        seen.extend(known.pictures)
+        seen.extend(known.train.pictures)
         model_variables = model.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), "f"))
         return model_variables, []
 
