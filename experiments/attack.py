@@ -190,7 +190,7 @@ def _metrics(
 def _rows(sharded: ShardedRun) -> list[SheetRow]:
     """The rows of the sheet."""
     dataset = sharded.evaluation.dataset
-    wanted = {dataset.picture(index): index for index in sharded.shown}
+    wanted = {dataset.image_name(index): index for index in sharded.shown}
     return [
         SheetRow(
             original=dataset.read(wanted[record.image]),

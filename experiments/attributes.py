@@ -108,7 +108,7 @@ def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:
             f"data set {faces.name} has no attribute labels here; {' and '.join(_OTHERS)} "
             "(with its list of attributes) have"
         )
-    places = {image: index for index, image in enumerate(faces.pictures)}
+    places = {image: index for index, image in enumerate(faces.image_names)}
     missing = [image for image in run.images if image not in places]
     if missing:
         raise InputError(

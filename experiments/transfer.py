@@ -246,7 +246,7 @@ def run(settings: TransferSettings) -> list[TransferRow]:
     lists = _lists(settings, dataset)
     positions = lists.positions(dataset)
     _check(plan, embedders, positions)
-    faces = Faces(images, dataset.labels, positions, dataset.pictures)
+    faces = Faces(images, dataset.labels, positions, dataset.image_names)
     with folder, terminal.progress_bar("transfer") as update:
         evaluation = TransferEvaluation(
             plan,

@@ -7,9 +7,9 @@ import numpy as np
 
 from deid_jax.data import archive_files
 from deid_jax.data.archive_files import Archive, Place
+from deid_jax.data.building import UndecodedImages, build_dataset
 from deid_jax.data.dataset import DataOptions, FaceDataset
-from deid_jax.data.picture_files import SUFFIXES, is_picture, picture_names
-from deid_jax.data.streams import Stream, build_stream
+from deid_jax.data.file_names import SUFFIXES, image_names, is_image
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
@@ -35,11 +35,11 @@ def load(options: DataOptions) -> FaceDataset:
     called __MACOSX or starting with a dot. A person's images may be spread over the archives.
 
     Archives are listed once and read by random access, so that memory does not grow with the
-    size of the images: see `build_stream`.
+    size of the images: see `build_dataset`.
 
     Raises:
       InputError: `data_dir` has no archive, or one that is damaged, encrypted or compressed as
-        a whole; a person has the same image twice; or as for `build_stream`.
+        a whole; a person has the same image twice; or as for `build_dataset`.
     """
     if options.data_dir is None:
         raise InputError("data_dir must name a .tar or .zip archive, or a folder of some")
@@ -63,9 +63,9 @@ def load(options: DataOptions) -> FaceDataset:
             raise InputError(f"{title(index)} cannot be read: {error}") from error
 
     fingerprint = _fingerprint(archives, persons, labels, names, places)
-    stream = Stream(persons, labels, names, content, title, fingerprint)
+    undecoded = UndecodedImages(persons, labels, names, content, title, fingerprint)
     facts = {"archives": [archive.path.name for archive in archives]}
-    return build_stream("archive", stream, options, facts)
+    return build_dataset("archive", undecoded, options, facts)
 
 
 def _list(
@@ -86,7 +86,7 @@ def _list(
     order: list[int] = []
     for person in persons:
         _refuse_repeated(person, files[person], places[numbers[person]], archives)
-        named = sorted(zip(picture_names(files.pop(person)), numbers[person], strict=True))
+        named = sorted(zip(image_names(files.pop(person)), numbers[person], strict=True))
         names.extend(name for name, _ in named)
         order.extend(number for _, number in named)
     counts = [len(numbers[person]) for person in persons]
@@ -97,7 +97,7 @@ def _list(
 def _person_and_file(path: str) -> tuple[str, str] | None:
     """The person and file name of a member; None if it is ignored."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
-    if len(parts) < 2 or not is_picture(parts[-1]):
+    if len(parts) < 2 or not is_image(parts[-1]):
         return None
     if any(part.startswith(".") or part == "__MACOSX" for part in parts):
         return None

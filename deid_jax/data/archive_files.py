@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from deid_jax.data.picture_files import visible
+from deid_jax.data.file_names import visible
 from deid_jax.errors import InputError, one_line
 
 Key = TypeVar("Key")

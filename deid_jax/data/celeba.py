@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deid_jax.data import prepared, selection
+from deid_jax.data.building import Source, build_dataset, from_sources
 from deid_jax.data.dataset import DataOptions, FaceDataset
-from deid_jax.data.pictures import Source, build_dataset
 from deid_jax.errors import InputError
 
 _IMAGE_FOLDERS = ("img_align_celeba", "Img/img_align_celeba")
@@ -60,17 +60,13 @@ def _load_download(root: Path, folder: Path, options: DataOptions) -> FaceDatase
     attributes = {} if table is None else _read_attributes(table, wanted)
     sources = [
         Source(
-            person=person,
-            name=Path(name).stem,
-            content=folder / name,
-            title=str(folder / name),
-            attributes=attributes.get(name, {}),
+            person, Path(name).stem, folder / name, str(folder / name), attributes.get(name, {})
         )
         for person, names in chosen.items()
         for name in names
     ]
     facts = {"origin": "img_align_celeba", "selection": chosen}
-    return build_dataset("celeba", sources, options, facts)
+    return build_dataset("celeba", from_sources(sources), options, facts)
 
 
 def _annotation(root: Path, name: str) -> Path | None:

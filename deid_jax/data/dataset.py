@@ -48,36 +48,33 @@ class DataOptions:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, got {self.split}")
 
 
-class StoredExamples(Protocol):
-    """The places of images in the prepared TFDS data set that they come from."""
+@dataclasses.dataclass(frozen=True)
+class StoredExamples:
+    """The places of N images in the prepared TFDS data set that they come from.
 
-    @property
-    def builder(self) -> TfdsObject:
-        """TFDS's builder of the data set."""
-        ...
+    Attributes:
+      builder: TFDS's builder of the data set.
+      splits: the names of its non-empty splits.
+      split_of: int[N], each image's split, as a position in `splits`.
+      positions: int[N], each image's position in its split.
+      read: (split, position) -> serialized example; thread safe; `InputError` if damaged.
+    """
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The names of its non-empty splits."""
-        ...
+    builder: TfdsObject
+    splits: tuple[str, ...]
+    split_of: NumpyArray
+    positions: NumpyArray
+    read: Callable[[str, int], bytes]
 
-    @property
-    def split_of(self) -> NumpyArray:
-        """int[N]: each image's split, as a position in `splits`."""
-        ...
-
-    @property
-    def positions(self) -> NumpyArray:
-        """int[N]: each image's position in its split."""
-        ...
-
-    def record(self, index: int) -> bytes:
-        """The serialized example of image `index`; thread safe; `InputError` if damaged."""
-        ...
+    def place(self, index: int) -> tuple[str, int]:
+        """The split of image `index`, and its position there."""
+        return self.splits[self.split_of[index]], int(self.positions[index])
 
     def take(self, indices: NumpyArray) -> "StoredExamples":
         """The places of the images at `indices`, in that order."""
-        ...
+        return dataclasses.replace(
+            self, split_of=self.split_of[indices], positions=self.positions[indices]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +124,11 @@ class FaceDataset:
         )
 
     @property
-    def pictures(self) -> tuple[str, ...]:
+    def image_names(self) -> tuple[str, ...]:
         """All images as "person/name", unique in the set."""
-        return tuple(self.picture(index) for index in range(len(self)))
+        return tuple(self.image_name(index) for index in range(len(self)))
 
-    def picture(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """One image as "person/name"."""
         return f"{self.persons[self.labels[index]]}/{self.names[index]}"
 
@@ -161,7 +158,7 @@ class FaceDataset:
         facts = [self.image_size, self.provenance.get("crop"), source]
         digest = hashlib.sha256(json.dumps(facts).encode())
         for index in range(len(self)):
-            digest.update(f"{self.picture(index)}\0".encode(errors="surrogatepass"))
+            digest.update(f"{self.image_name(index)}\0".encode(errors="surrogatepass"))
         digest.update(np.asarray(self.labels, dtype="<i4").tobytes())
         if source is None:
             for index in range(len(self)):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from deid_jax.data.building import Source, build_dataset, from_sources
 from deid_jax.data.dataset import DataOptions, FaceDataset
-from deid_jax.data.picture_files import SUFFIXES, is_picture, picture_names, visible
-from deid_jax.data.pictures import Source, build_dataset
+from deid_jax.data.file_names import SUFFIXES, image_names, is_image, visible
 from deid_jax.errors import InputError
 
 
@@ -14,7 +14,7 @@ def load(options: DataOptions) -> FaceDataset:
     Each folder is a person, sorted by name; its images are the files directly inside with one
     of `SUFFIXES` in upper or lower case. Files and folders whose names start with a dot, deeper
     folders, other files, and persons without an image are ignored; links are followed. Images
-    are named by `picture_names`.
+    are named by `image_names`.
 
     Raises:
       InputError: `data_dir` is not a folder with images of at least two persons, an image
@@ -34,14 +34,15 @@ def load(options: DataOptions) -> FaceDataset:
         raise InputError(
             f"data_dir {root} has no images: DIR/<person>/*{{{','.join(SUFFIXES)}}} is read"
         )
-    return build_dataset("folder", sources, options, {"folder": root.resolve().name})
+    facts = {"folder": root.resolve().name}
+    return build_dataset("folder", from_sources(sources), options, facts)
 
 
 def _sources(folder: Path) -> list[Source]:
     """The images directly in one person's folder."""
-    paths = [path for path in visible(folder) if is_picture(path.name) and path.is_file()]
-    names = picture_names([path.name for path in paths])
+    paths = [path for path in visible(folder) if is_image(path.name) and path.is_file()]
+    names = image_names([path.name for path in paths])
     return [
-        Source(person=folder.name, name=name, content=path, title=str(path))
+        Source(folder.name, name, path, str(path), {})
         for name, path in zip(names, paths, strict=True)
     ]

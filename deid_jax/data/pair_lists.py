@@ -23,7 +23,7 @@ from deid_jax.runs import write_whole
 from deid_jax.types import Json, NumpyArray
 
 # A person needs at least one photo to protect, one for the gallery and one probe.
-LEAST_PICTURES = 3
+LEAST_PHOTOS = 3
 
 # Makes this draw differ from others with the same seed and person, e.g. the train-test split.
 _DRAW = 2
@@ -79,7 +79,7 @@ class Lists:
     pixels: str
 
     @property
-    def pictures(self) -> set[str]:
+    def photos(self) -> set[str]:
         """All photos of the lists."""
         pairs = (*self.genuine, *self.impostor)
         return {
@@ -187,7 +187,7 @@ def make_lists(
     genuine, impostor = (
         _draw_pairs(listed, dataset.labels, num_pairs, kind, generator) for kind in _PAIRS
     )
-    names = dataset.pictures
+    names = dataset.image_names
     return Lists(
         dataset=dataset.name,
         seed=int(seed),
@@ -247,7 +247,7 @@ def read_lists(
         lists.positions(dataset, groups)
     except InputError as error:
         raise InputError(f"protocol {path} does not fit the data set: {error}") from error
-    if lists.pixels != pixels_of(lists.pictures, dataset):
+    if lists.pixels != pixels_of(lists.photos, dataset):
         raise InputError(
             f"protocol {path} does not fit the data set: its photos had other pixels; files, "
             f"image_size ({dataset.image_size} here) and crop must be those it was made with"
@@ -293,7 +293,7 @@ def _pairs(value: Json) -> tuple[tuple[str, str], ...] | None:
 
 def _places(dataset: FaceDataset) -> dict[str, int]:
     """A photo's name -> its position."""
-    return {picture: position for position, picture in enumerate(dataset.pictures)}
+    return {picture: position for position, picture in enumerate(dataset.image_names)}
 
 
 def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> NumpyArray:
@@ -315,7 +315,7 @@ def _check_roles(
         if not len(positions):
             raise InputError(f"{role} must be one photo or more, got none")
         for position in positions.tolist():
-            picture = f"{dataset.persons[dataset.labels[position]]}/{dataset.names[position]}"
+            picture = dataset.image_name(position)
             if position in role_of:
                 raise InputError(f"{picture} is in {role_of[position]} and again in {role}")
             group = int(dataset.labels[position]), int(groups[position])
@@ -338,7 +338,7 @@ def _check_pairs(kind: str, pairs: NumpyArray, dataset: FaceDataset) -> None:
     same = dataset.labels[pairs[:, 0]] == dataset.labels[pairs[:, 1]]
     wrong = (pairs[:, 0] == pairs[:, 1]) | (same != (kind == "genuine"))
     if np.any(wrong):
-        first, second = (dataset.pictures[i] for i in pairs[np.argmax(wrong)])
+        first, second = (dataset.image_names[i] for i in pairs[np.argmax(wrong)])
         raise InputError(f"{first} and {second} are no {kind} pair")
     if len(np.unique(np.sort(pairs, axis=1), axis=0)) < len(pairs):
         raise InputError(f"{kind} must not have a pair twice")
@@ -359,9 +359,9 @@ def _draw_roles(
     for label, person in enumerate(dataset.persons):
         positions = _different(dataset.labels, groups, label)
         n = len(positions)
-        if n < LEAST_PICTURES:
+        if n < LEAST_PHOTOS:
             raise InputError(
-                f"person {person} has {n} different photos, the lists need {LEAST_PICTURES} "
+                f"person {person} has {n} different photos, the lists need {LEAST_PHOTOS} "
                 "or more"
             )
         shared = n - n // 3

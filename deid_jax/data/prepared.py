@@ -4,7 +4,6 @@ Examples are named SPLIT_POSITION ("train_000123"): TFDS stores no file names, a
 examples once, identically on every machine, when preparing them.
 """
 
-import dataclasses
 import importlib.util
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +13,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from deid_jax.data import selection
-from deid_jax.data.dataset import DataOptions, FaceDataset, TfdsObject
-from deid_jax.data.pictures import Source, build_dataset
+from deid_jax.data.building import UndecodedImages, build_dataset
+from deid_jax.data.dataset import DataOptions, FaceDataset, StoredExamples, TfdsObject
 from deid_jax.errors import InputError, one_line
 from deid_jax.types import AnyDtype, NumpyArray
 
@@ -173,33 +172,37 @@ class PreparedSet:
             title = f"{self.name} {example_name(split, position)}"
             raise InputError(f"{title} has no image") from error
 
+    def examples(
+        self, split_of: Sequence[int] | NumpyArray, positions: Sequence[int] | NumpyArray
+    ) -> StoredExamples:
+        """The examples at these positions of these splits, numbers into `lengths`."""
+        places = np.asarray(split_of, np.int32), np.asarray(positions, np.int64)
+        return StoredExamples(self.builder, tuple(self.lengths), *places, self.record)
 
-@dataclasses.dataclass(frozen=True)
-class PreparedExamples:
-    """Implements `deid_jax.data.dataset.StoredExamples` for a prepared data set."""
+    def undecoded(
+        self,
+        examples: StoredExamples,
+        persons: tuple[str, ...],
+        labels: NumpyArray,
+        names: Sequence[str],
+        attributes: Mapping[str, NumpyArray],
+        fingerprint: str | None = None,
+    ) -> UndecodedImages:
+        """The images of examples, not decoded by TFDS: all data sets are decoded one way."""
 
-    data: PreparedSet
-    splits: tuple[str, ...]
-    split_of: NumpyArray
-    positions: NumpyArray
+        def title(index: int) -> str:
+            example = example_name(*examples.place(index))
+            return f"{self.name} {example} of person {persons[labels[index]]}"
 
-    @property
-    def builder(self) -> TfdsObject:
-        """TFDS's builder of the set."""
-        return self.data.builder
-
-    def record(self, index: int) -> bytes:
-        """The serialized example of image `index`."""
-        return self.data.record(*self.place(index))
-
-    def place(self, index: int) -> tuple[str, int]:
-        """The split of image `index`, and its position there."""
-        return self.splits[self.split_of[index]], int(self.positions[index])
-
-    def take(self, indices: NumpyArray) -> "PreparedExamples":
-        """The examples of the images at `indices`, in that order."""
-        return dataclasses.replace(
-            self, split_of=self.split_of[indices], positions=self.positions[indices]
+        return UndecodedImages(
+            persons,
+            labels,
+            names,
+            lambda index: self.image(*examples.place(index)),
+            title,
+            fingerprint,
+            attributes,
+            examples,
         )
 
 
@@ -322,38 +325,29 @@ def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDatas
       InputError: an example cannot be read, or as for `choose_subset` and `build_dataset`.
     """
     places: dict[str, tuple[str, int]] = {}
-    pictures: dict[str, list[str]] = {}
+    images: dict[str, list[str]] = {}
     for split, position, (person,) in data.scan([data.person()]):
-        picture = example_name(split, position)
-        places[picture] = (split, position)
-        pictures.setdefault(str(person), []).append(picture)
-    chosen = selection.choose_subset(name, pictures, options.seed)
-    attributes = data.attributes()
-    sources = [
-        Source(
-            person=person,
-            name=picture,
-            # Not decoded by TFDS, so that all data sets are decoded the same way.
-            content=data.image(*places[picture]),
-            title=f"{data.name} {picture} of person {person}",
-            attributes=_attributes(data.record(*places[picture]), attributes),
-        )
-        for person, pictures_drawn in chosen.items()
-        for picture in pictures_drawn
-    ]
-    facts = {"origin": f"tfds {data.name} {data.version}", "selection": chosen}
-    dataset = build_dataset(name, sources, options, facts)
-    splits = tuple(data.lengths)
-    found = [places[picture] for picture in dataset.names]
-    examples = PreparedExamples(
-        data,
-        splits,
-        np.array([splits.index(split) for split, _ in found]),
-        np.array([position for _, position in found]),
+        image = example_name(split, position)
+        places[image] = (split, position)
+        images.setdefault(str(person), []).append(image)
+    chosen = selection.choose_subset(name, images, options.seed)
+    persons = tuple(chosen)
+    names = [image for drawn in chosen.values() for image in drawn]
+    columns = data.attributes()
+    rows = [_values(data.record(*places[image]), list(columns.values())) for image in names]
+    splits = list(data.lengths)
+    undecoded = data.undecoded(
+        data.examples(
+            [splits.index(places[image][0]) for image in names],
+            [places[image][1] for image in names],
+        ),
+        persons,
+        np.repeat(np.arange(len(persons), dtype=np.int32), selection.NUM_IMAGES),
+        names,
+        {
+            attribute: np.array([row[i] for row in rows], dtype=bool)
+            for i, attribute in enumerate(columns)
+        },
     )
-    return dataclasses.replace(dataset, examples=examples)
-
-
-def _attributes(record: bytes, columns: Mapping[str, Column]) -> dict[str, bool]:
-    values = _values(record, list(columns.values()))
-    return {name: bool(value) for name, value in zip(columns, values, strict=True)}
+    facts = {"origin": f"tfds {data.name} {data.version}", "selection": chosen}
+    return build_dataset(name, undecoded, options, facts)

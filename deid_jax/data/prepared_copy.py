@@ -182,7 +182,7 @@ def _original(examples: StoredExamples, image_size: int) -> _Contents:
         examples.splits,
         examples.split_of,
         examples.positions,
-        examples.record,
+        lambda index: examples.read(*examples.place(index)),
     )
 
 

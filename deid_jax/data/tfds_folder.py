@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from deid_jax.data import prepared
+from deid_jax.data.building import build_dataset
 from deid_jax.data.dataset import DataOptions, FaceDataset
-from deid_jax.data.prepared import Column, Digest, PreparedExamples, PreparedSet
-from deid_jax.data.streams import Stream, build_stream
+from deid_jax.data.prepared import Column, Digest, PreparedSet
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
@@ -28,41 +28,26 @@ def load(options: DataOptions) -> FaceDataset:
     if that is a text, unique within a person, and a valid file name; otherwise its split and
     position, e.g. "train_000123". The parts of the feature `attributes` become the attributes.
 
-    All examples are read once for these features; no image is decoded: see `build_stream`.
+    All examples are read once for these features; no image is decoded: see `build_dataset`.
 
     Raises:
       InputError: there is no such file, or several; the data set is damaged, has another
         format, or lacks the features; a person's name is not a valid folder name; or as for
-        `build_stream`.
+        `build_dataset`.
     """
     data = prepared.open_folder(_find(options.data_dir))
-    if not _has_pictures(data):
+    if not _has_images(data):
         raise InputError(f"the {data.name} in {data.builder.data_path} has no images: image")
     digest = hashlib.sha256(json.dumps([data.builder.info.full_name, data.lengths]).encode())
     persons, labels, names, attributes = _scan(data, digest)
     lengths = list(data.lengths.values())
-    examples = PreparedExamples(
-        data,
-        splits=tuple(data.lengths),
-        split_of=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        positions=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
+    examples = data.examples(
+        np.repeat(np.arange(len(lengths)), lengths),
+        np.concatenate([np.arange(length) for length in lengths]),
     )
-
-    def title(index: int) -> str:
-        example = prepared.example_name(*examples.place(index))
-        return f"{data.name} {example} of person {persons[labels[index]]}"
-
-    stream = Stream(
-        persons=persons,
-        labels=labels,
-        names=names,
-        content=lambda index: data.image(*examples.place(index)),
-        title=title,
-        fingerprint=digest.hexdigest(),
-        attributes=attributes,
-        examples=examples,
-    )
-    return build_stream("tfds", stream, options, {"origin": f"tfds {data.name} {data.version}"})
+    undecoded = data.undecoded(examples, persons, labels, names, attributes, digest.hexdigest())
+    origin = {"origin": f"tfds {data.name} {data.version}"}
+    return build_dataset("tfds", undecoded, options, origin)
 
 
 def _find(data_dir: str | None) -> Path:
@@ -85,7 +70,7 @@ def _find(data_dir: str | None) -> Path:
     return found[0].parent
 
 
-def _has_pictures(data: PreparedSet) -> bool:
+def _has_images(data: PreparedSet) -> bool:
     import tensorflow_datasets as tfds
 
     return isinstance(data.feature("image"), tfds.features.Image)

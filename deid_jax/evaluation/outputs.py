@@ -41,7 +41,7 @@ class FilesOutput:
 
     def keep(self, index: int, image: Pixels) -> Pixels:
         """See `ImageOutput`."""
-        return self._folder.write_png(_png(self._dataset.picture(index)), image)
+        return self._folder.write_png(_png(self._dataset.image_name(index)), image)
 
     def finish(self, shard: int, records: Sequence[ImageRecord]) -> list[str]:
         """See `ImageOutput`."""

@@ -29,15 +29,12 @@ class CheckpointInfo:
     """Data, settings and accuracy of a trained recogniser.
 
     Attributes:
-      model: name in `deid_jax.models.MODELS`.
       persons: class names, in the order of the logits.
-      image_size: height and width in pixels.
-      dataset: name in `deid_jax.data.DATASETS`.
       split: what it was trained on, "train" or "all".
       seed: the seed of split, initialisation and training.
-      images: "person/name" of every image it was trained on.
+      pictures: "person/name" of every image it was trained on.
       provenance: facts of the data set (crop, selection, ...).
-      training: epochs, learning rate, batch size.
+      training: a `TrainConfig` as a dict.
       accuracy: split -> accuracy when training ended.
     """
 
@@ -128,18 +125,10 @@ def is_same_training(
         return False
     info = load_info(path)
     source = info.provenance.get("pretrained")
-    theirs = source["sha256"] if isinstance(source, dict) else None
-    same_data = (info.dataset, info.image_size, info.split) == (
-        dataset,
-        options.image_size,
-        options.split,
-    )
-    same_method = (info.model, info.training, theirs) == (
-        model,
-        dataclasses.asdict(config),
-        pretrained,
-    )
-    return same_data and same_method
+    sha256 = source["sha256"] if isinstance(source, dict) else None
+    theirs = (info.model, info.dataset, info.image_size, info.split, info.training, sha256)
+    ours = (model, dataset, options.image_size, options.split)
+    return theirs == (*ours, dataclasses.asdict(config), pretrained)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -193,14 +182,9 @@ def load_matching(path: Path, model: str, dataset: str, image_size: int) -> Chec
 def load(path: Path, dataset: FaceDataset, *, model: str | None = None) -> Recogniser:
     """Loads a checkpoint, and checks that it fits a data set.
 
-    Args:
-      path: the checkpoint.
-      dataset: must have the checkpoint's persons; it must not have been trained on images of
-        the data set's test split.
-      model: the name of its model; None accepts any.
-
     Raises:
-      InputError: it is missing, damaged, or made for something else.
+      InputError: it is missing, damaged, or made for another model (None accepts any) or
+        other data: see `check_fits`.
     """
     model = model or load_info(path).model
     info = load_matching(path, model, dataset.name, dataset.image_size)
@@ -250,7 +234,7 @@ def check_fits(path: Path, info: CheckpointInfo, dataset: FaceDataset) -> None:
             f"({', '.join(strangers[:3]) or 'in another order'})"
         )
     if dataset.split == "test":
-        seen = set(info.pictures).intersection(dataset.pictures)
+        seen = set(info.pictures).intersection(dataset.image_names)
         if seen:
             raise InputError(
                 f"checkpoint {path} does not fit: it was trained on {len(seen)} of the "

@@ -72,11 +72,7 @@ def _embed(variables: Variables, images: jax.Array, module: Model) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class FunctionModule:
-    """Wraps a function, which holds its own weights, as a module.
-
-    Attributes:
-      function: float32[B, H, W, 3] in [0, 1] -> float[B, D].
-    """
+    """Wraps a function float32[B, H, W, 3] -> float[B, D], which holds its weights."""
 
     function: Callable[[jax.Array], jax.Array]
 
@@ -124,10 +120,8 @@ def load_embedder(
 ) -> Embedder:
     """Loads the recogniser given by `text`.
 
-    Args:
-      text: `NAME`, `NAME:FILE` or `package.module:function`.
-      image_size: H = W of the images that it will be given.
-      progress: called with the bytes received during a download.
+    `image_size` is H = W of the images that it will be given; `progress` is called with the
+    bytes received during a download.
 
     Raises:
       InputError: there is no such recogniser or file, it cannot be read, or it cannot take

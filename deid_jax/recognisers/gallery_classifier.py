@@ -18,25 +18,18 @@ from deid_jax.errors import InputError
 from deid_jax.metrics import verification
 from deid_jax.recognisers import predicting
 from deid_jax.recognisers.checkpoints import CheckpointInfo, Recogniser
-from deid_jax.recognisers.embedders import Embedder
+from deid_jax.recognisers.embedders import BATCH_SIZE, Embedder
 from deid_jax.types import Model, NumpyArray, Variables
 
 # What the recogniser's function returns for an image.
 OUTPUTS = ("embeddings", "logits")
 # ArcFace's scale: unscaled cosines are too close together for a softmax.
 _SCALE = 30.0
-# The number of images in memory while the gallery is embedded.
-_AT_A_TIME = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class GalleryClassifier:
-    """A classifier with the interface of a Flax module of `deid_jax.models`.
-
-    Attributes:
-      module: the recogniser's module.
-      output: one of `OUTPUTS`.
-    """
+    """A classifier with the interface of a Flax module; `output` is one of `OUTPUTS`."""
 
     module: Model
     output: str = "embeddings"
@@ -44,9 +37,7 @@ class GalleryClassifier:
     def apply(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits float32[B, P] of float32[B, H, W, 3] in [0, 1].
 
-        Args:
-          variables: "recogniser", its weights, and "gallery", float32[P, D], unit vectors.
-          images: the images.
+        Variables are "recogniser", its weights, and "gallery", float32[P, D], unit vectors.
         """
         found = self.module.apply(variables["recogniser"], images)
         if self.output == "logits":
@@ -67,16 +58,16 @@ class GalleryClassifier:
 
 
 def _embed_all(embedder: Embedder, faces: FaceDataset) -> NumpyArray:
-    """Embeddings float32[N, D], with a few images in memory at a time."""
+    """Embeddings float32[N, D], with one batch of images in memory at a time."""
     found = []
-    for start in range(0, len(faces), _AT_A_TIME):
-        places = range(start, min(start + _AT_A_TIME, len(faces)))
+    for start in range(0, len(faces), BATCH_SIZE):
+        places = range(start, min(start + BATCH_SIZE, len(faces)))
         embeddings = embedder.embed(np.stack([faces.read(place) for place in places]))
         finite = np.isfinite(embeddings).all(axis=1)
         if not finite.all():
             raise InputError(
                 f"recogniser {embedder.name} gives NaN or infinity for "
-                f"{faces.picture(places[int(np.argmin(finite))])}"
+                f"{faces.image_name(places[int(np.argmin(finite))])}"
             )
         found.append(embeddings)
     return np.concatenate(found)
@@ -113,15 +104,12 @@ def from_embedder(
             f"recogniser {embedder.name} must give a logit for each of {persons} persons, got "
             f"{embeddings.shape[1]}: for embeddings give --recogniser_output=embeddings"
         )
-    gallery = np.zeros((0, embeddings.shape[1]))
+    gallery = np.zeros((0, embeddings.shape[1]), np.float32)
     if output == "embeddings":
         members = [np.flatnonzero(known.labels == person) for person in range(persons)]
-        gallery = verification.centroids(embeddings, members)
+        gallery = np.asarray(verification.centroids(embeddings, members), np.float32)
     model = GalleryClassifier(embedder.module, output)
-    variables = {
-        "recogniser": embedder.variables,
-        "gallery": np.asarray(gallery, np.float32),
-    }
+    variables = {"recogniser": embedder.variables, "gallery": gallery}
     sets = [known] if held_out is None else [known, held_out]
     info = CheckpointInfo(
         model=embedder.name,
@@ -130,7 +118,7 @@ def from_embedder(
         dataset=known.name,
         split=known.split,
         seed=0,
-        pictures=known.pictures,
+        pictures=known.image_names,
         provenance=dict(known.provenance),
         training={},
         accuracy={

@@ -29,12 +29,8 @@ def accuracy(
 ) -> float:
     """The share of a data set's labels that the model predicts correctly; NaN for no images.
 
-    Args:
-      model: the module.
-      variables: its weights.
-      dataset: the images.
-      batch_size: images per call, of all processes together.
-      mesh: the devices; None: one device of this process.
+    `batch_size` counts the images of all processes; without a mesh, one device of this process
+    is used.
     """
     mesh = mesh or sharding.narrowed(sharding.local_mesh(), 1)
     variables = sharding.place_variables(variables, mesh)

@@ -70,12 +70,7 @@ class TrainingData:
 def load_training_data(
     name: str, options: DataOptions, *, test: FaceDataset | None = None
 ) -> TrainingData:
-    """Loads the images to train on, and those to hold out, by `options.split`.
-
-    Args:
-      name: a key of `deid_jax.data.DATASETS`.
-      options: what to load for training.
-      test: the test split, if it is already loaded.
+    """Loads the images to train on, and the test split to hold out, unless given as `test`.
 
     Raises:
       InputError: the split is "test": training on it would leave nothing to test on.

@@ -36,12 +36,7 @@ def exists(path: Path) -> bool:
 
 
 def save(path: Path, arrays: PyTree, info: Mapping[str, Json]) -> None:
-    """Writes arrays and description, replacing what was at `path` before.
-
-    Args:
-      path: the folder.
-      arrays: a tree of arrays on the host.
-      info: the description.
+    """Writes arrays (on the host) and description, replacing what was at `path` before.
 
     Raises:
       InputError: it cannot be written (the disk is full, say); the previous content stays.
@@ -81,12 +76,7 @@ def load_description(path: Path) -> dict[str, PyTree]:
 def load_arrays(path: Path, like: PyTree) -> PyTree:
     """Reads the arrays into host memory, since a device may not have room for all of them.
 
-    Args:
-      path: the folder.
-      like: a tree of arrays or `jax.ShapeDtypeStruct`: the structure and shapes expected.
-
-    Returns:
-      A tree like `like` of NumPy arrays.
+    `like` is a tree of arrays or `jax.ShapeDtypeStruct`: the structure and shapes expected.
 
     Raises:
       InputError: the arrays have another structure or other shapes, or as for

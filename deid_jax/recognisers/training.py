@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,13 +36,10 @@ L2_WEIGHT = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class EpochRecord:
-    """One line of the training history; losses and accuracies are means over the epoch.
+    """One line of the training history; epochs count from 1.
 
-    Attributes:
-      epoch: 1, 2, ...
-      loss: cross-entropy plus L2 penalty.
-      train_accuracy: accuracy while training, dropout and flips on.
-      test_accuracy: accuracy on the held-out images after the epoch; NaN if there are none.
+    Loss (cross-entropy plus L2 penalty) and training accuracy are means over the epoch, with
+    dropout and flips; the test accuracy, after it, is NaN without held-out images.
     """
 
     epoch: int
@@ -56,14 +53,7 @@ TrainingProgress = Callable[[int, int, Sequence[EpochRecord]], None]
 
 
 class TrainState(NamedTuple):
-    """The state that training carries from step to step.
-
-    Attributes:
-      step: int32[], steps done.
-      params: the weights being trained: layer -> its parameters; without frozen layers.
-      batch_stats: BatchNorm's running statistics.
-      opt_state: the optimiser's state.
-    """
+    """What training carries from step to step; `params` are without the frozen layers."""
 
     step: jax.Array
     params: Variables
@@ -91,16 +81,8 @@ def fit(
     During training, its state is kept next to `path`; an interrupted training resumes from
     there and ends with the same weights.
 
-    Args:
-      model_name: a key of `deid_jax.models.MODELS`.
-      data: the images; held-out images are never trained on.
-      config: how to train.
-      path: the checkpoint to write.
-      pretrained: layers of the model to take from a file and freeze; the checkpoint includes
-        them, and its provenance names the file and its SHA-256.
-      progress: called after every step.
-      group: the processes that train together; all return once the checkpoint is written.
-      model_parallel: the number of devices over which dense layers are divided.
+    The other arguments are those of `train`. The checkpoint includes pretrained layers, and its
+    provenance names their file. All processes return once it is written.
 
     Raises:
       InputError: as for `create_model` and `train`, or training diverged.
@@ -137,7 +119,7 @@ def fit(
         dataset=faces.name,
         split=faces.split,
         seed=config.seed,
-        pictures=faces.pictures,
+        pictures=faces.image_names,
         provenance={**faces.provenance, **source},
         training=dataclasses.asdict(config),
         accuracy=accuracy,
@@ -212,9 +194,11 @@ def train(
         num_steps=num_steps,
         flips=config.flips,
     )
+    part = (group.index, group.count)
     for epoch in range(len(history), config.epochs):
         steps = []
-        for batch in _epoch(faces, config, epoch, group):
+        order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
+        for batch in loader.shuffled(faces, config.batch_size, seed=order, part=part):
             state, values = step(state, sharding.place_batch(batch, mesh), key, frozen)
             steps.append(values)
             if progress:
@@ -320,15 +304,6 @@ def train_step(
     return state, {"loss": loss, "accuracy": accuracy}
 
 
-def _epoch(
-    faces: FaceDataset, config: TrainConfig, epoch: int, group: Group
-) -> Iterator[Batch]:
-    """This process's part of every batch of an epoch."""
-    order = int(np.random.default_rng([config.seed, epoch]).integers(2**31))
-    part = (group.index, group.count)
-    return loader.shuffled(faces, config.batch_size, seed=order, part=part)
-
-
 def _mesh(batch_size: int, group: Group, model_parallel: int) -> Mesh:
     """As many devices of every process as can have equal parts of a batch."""
     if batch_size % group.count:
@@ -349,7 +324,7 @@ def _facts(model: Network, faces: FaceDataset, config: TrainConfig) -> dict[str,
         "image size": faces.image_size,
         "split": faces.split,
         "crop": faces.provenance.get("crop"),
-        "checksum of image names": zlib.crc32("\n".join(faces.pictures).encode()),
+        "checksum of image names": zlib.crc32("\n".join(faces.image_names).encode()),
         "checksum of the first image": zlib.crc32(faces.read(0).tobytes()),
         **dataclasses.asdict(config),
     }

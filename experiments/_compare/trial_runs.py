@@ -120,7 +120,7 @@ class Comparison:
     @contextlib.contextmanager
     def _keeping(self, trial: str) -> Iterator[Keep]:
         """Writes images as PNG and reads them back; in a temporary folder if none is given."""
-        names = self.faces.pictures
+        names = self.faces.image_names
         with contextlib.ExitStack() as stack:
             folder = self.images
             if folder is None:

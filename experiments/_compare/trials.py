@@ -132,10 +132,10 @@ class Goal:
         aims = [record.target for record in records]
         if target == "none":
             already = [record.clean_misclassified for record in records]
-            return cls(target, faces.pictures, faces.labels, aims, already)
+            return cls(target, faces.image_names, faces.labels, aims, already)
         labels = np.array([faces.persons.index(aim) for aim in aims if aim], np.int32)
         already = [record.clean_prediction == record.target for record in records]
-        return cls(target, faces.pictures, labels, aims, already)
+        return cls(target, faces.image_names, labels, aims, already)
 
     @property
     def targeted(self) -> bool:

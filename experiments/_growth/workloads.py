@@ -103,7 +103,7 @@ def measure_here(workload: Workload, folder: Path, *, repeats: int, seed: int) -
 
     def run_once(num_images: int) -> Timing:
         faces = unread_noise(num_images, size, seed)
-        names = faces.pictures
+        names = faces.image_names
         with RunFolder(folder, ["images"]) as kept:
             _, timing = Evaluation(network, faces, "pfgvm", config, protocol).records(
                 keep=lambda index, pixels: kept.write_png(f"images/{names[index]}.png", pixels)

@@ -69,7 +69,7 @@ def suffix(kind):
 
 
 def assert_same(found, expected):
-    assert found.pictures == expected.pictures
+    assert found.image_names == expected.image_names
     assert found.persons == expected.persons
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert found.labels.dtype == expected.labels.dtype

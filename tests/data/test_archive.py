@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deid_jax.data import archive, streams
+from deid_jax.data import archive, building
 from deid_jax.errors import InputError
 from tests.data import packing
 from tests.data.tfds_sets import noise, png
@@ -46,7 +46,7 @@ def test_a_person_may_be_spread_over_archives_of_both_kinds(tmp_path):
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("at_once", [1, 8, 1024])
 def test_splits_are_those_of_the_folder(tmp_path, monkeypatch, split, at_once):
-    monkeypatch.setattr(streams, "_DECODED_AT_ONCE", at_once)
+    monkeypatch.setattr(building, "_DECODED_AT_ONCE", at_once)
     root = packing.faces(tmp_path / "faces", count=9)
     packing.pack_tar(tmp_path / "all.tar", packing.files(root), root)
     for seed in range(4):
@@ -86,7 +86,7 @@ def test_the_whole_set_is_not_decoded_and_names_what_cannot_be_read(tmp_path):
     assert len(dataset) == 21 and not dataset.skip_unreadable
     assert "num_unreadable" not in dataset.provenance
     with pytest.raises(InputError, match=r"all.tar: bob/001 is not an image in a known form"):
-        dataset.read(dataset.pictures.index("bob/001"))
+        dataset.read(dataset.image_names.index("bob/001"))
     assert packing.load(tmp_path / "all.tar", skip_unreadable=True).skip_unreadable
 
 
@@ -99,7 +99,7 @@ def test_a_picture_that_the_crop_refuses_is_named(tmp_path):
 
 def test_what_is_ignored(tmp_path):
     root = packing.faces(tmp_path / "faces")
-    expected = packing.load_folder(root).pictures
+    expected = packing.load_folder(root).image_names
     others = (
         "loose.png",
         "ada/.hidden.png",
@@ -119,7 +119,7 @@ def test_what_is_ignored(tmp_path):
                     file.addfile(tarfile.TarInfo(other))
                 else:
                     file.writestr(other, b"")
-        assert packing.load(path).pictures == expected
+        assert packing.load(path).image_names == expected
 
 
 def test_names_that_clash_keep_their_suffix(tmp_path):
@@ -156,7 +156,7 @@ def test_take(tmp_path):
     root = packing.faces(tmp_path / "faces")
     dataset = packing.load(packing.pack_tar(tmp_path / "all.tar", packing.files(root), root))
     few = dataset.take([20, 3, 9]).take([2, 0])
-    assert few.pictures == (dataset.pictures[9], dataset.pictures[20])
+    assert few.image_names == (dataset.image_names[9], dataset.image_names[20])
     np.testing.assert_array_equal(few.read(1), dataset.read(20))
 
 

@@ -177,7 +177,7 @@ def test_a_damaged_zip_member_is_an_unreadable_picture(tmp_path, compression, ed
     )
     _damage(path, "bob/001.PNG", edit)
     dataset = packing.load(path)
-    index = dataset.pictures.index("bob/001")
+    index = dataset.image_names.index("bob/001")
     with pytest.raises(InputError, match=f"all.zip: bob/001 cannot be read: {reason}"):
         dataset.read(index)
     dataset.read(index + 1)

@@ -16,7 +16,7 @@ ATTRIBUTES = ("Bald", "Male", "Smiling")
 def few(monkeypatch):
     """The subset is 3 persons with 4 images each."""
     monkeypatch.setattr(selection, "NUM_PERSONS", 3)
-    monkeypatch.setattr(selection, "NUM_PICTURES", 4)
+    monkeypatch.setattr(selection, "NUM_IMAGES", 4)
 
 
 @pytest.fixture
@@ -107,11 +107,11 @@ def test_splits_carry_their_attributes(few, tmp_path):
 
 def test_attributes_may_be_missing(few, tmp_path):
     _download(tmp_path)
-    expected = _load(tmp_path).pictures
+    expected = _load(tmp_path).image_names
     (tmp_path / "list_attr_celeba.txt").unlink()
     dataset = _load(tmp_path)
     assert dataset.attributes == {}
-    assert dataset.pictures == expected
+    assert dataset.image_names == expected
 
 
 def test_selection_is_recorded_and_reproducible(few, tmp_path):
@@ -121,7 +121,7 @@ def test_selection_is_recorded_and_reproducible(few, tmp_path):
     assert chosen == again.provenance["selection"] == train.provenance["selection"]
     assert tuple(chosen) == first.persons
     listed = [f"{person}/{name[:-4]}" for person, names in chosen.items() for name in names]
-    assert tuple(listed) == first.pictures == again.pictures
+    assert tuple(listed) == first.image_names == again.image_names
     # The order of the lines is no part of the choice.
     lines = (tmp_path / "identity_CelebA.txt").read_text().splitlines()
     (tmp_path / "identity_CelebA.txt").write_text("\n".join(reversed(lines)))
@@ -293,7 +293,7 @@ def test_tfds_selection_is_recorded_and_reproducible(few, tmp_path, monkeypatch)
     first = _load(tmp_path)
     chosen = json.loads(json.dumps(first.provenance["selection"]))
     listed = [f"{person}/{name}" for person, names in chosen.items() for name in names]
-    assert tuple(listed) == first.pictures
+    assert tuple(listed) == first.image_names
     monkeypatch.setattr(prepared, "_BATCH", 7)
     again = _load(tmp_path, "test")
     assert again.provenance["selection"] == chosen

@@ -109,5 +109,5 @@ def test_names_that_are_no_unicode_have_a_fingerprint():
 
 
 def test_pictures_are_called_person_and_name():
-    assert _faces().picture(5) == "bob/2"
-    assert _faces().pictures == ("ada/0", "bob/0", "ada/0", "bob/1", "ada/1", "bob/2")
+    assert _faces().image_name(5) == "bob/2"
+    assert _faces().image_names == ("ada/0", "bob/0", "ada/0", "bob/1", "ada/1", "bob/2")

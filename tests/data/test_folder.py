@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.data import DataOptions, images, load_dataset, pictures
+from deid_jax.data import DataOptions, building, images, load_dataset
 from deid_jax.errors import InputError
 
 
@@ -60,8 +60,8 @@ def test_splits_share_persons_and_divide_pictures(tmp_path):
     assert not pairs(train).keys() & pairs(test).keys()
     for pair, pixels in {**pairs(train), **pairs(test)}.items():
         np.testing.assert_array_equal(pixels, pairs(whole)[pair])
-    assert _load(tmp_path, "test", seed=1).pictures != test.pictures
-    assert _load(tmp_path, "test").pictures == test.pictures
+    assert _load(tmp_path, "test", seed=1).image_names != test.image_names
+    assert _load(tmp_path, "test").image_names == test.image_names
 
 
 def test_near_duplicates_are_counted_and_stay_together(tmp_path):
@@ -94,7 +94,7 @@ def test_every_suffix_in_any_case(tmp_path):
 
 def test_everything_else_is_ignored(tmp_path):
     _make(tmp_path)
-    expected = _load(tmp_path).pictures
+    expected = _load(tmp_path).image_names
     _save(tmp_path / "ada" / ".hidden.png")
     _save(tmp_path / ".cache" / "1.png")
     _save(tmp_path / "ada" / "deeper" / "1.png")
@@ -107,7 +107,7 @@ def test_everything_else_is_ignored(tmp_path):
     (tmp_path / "empty").mkdir()
     dataset = _load(tmp_path)
     assert dataset.persons == ("ada", "bob")
-    assert dataset.pictures == expected
+    assert dataset.image_names == expected
 
 
 def test_links_are_followed(tmp_path):
@@ -117,7 +117,7 @@ def test_links_are_followed(tmp_path):
     (tmp_path / "linked" / "bob").mkdir()
     for path in (tmp_path / "real" / "bob").iterdir():
         (tmp_path / "linked" / "bob" / path.name).symlink_to(path)
-    assert _load(tmp_path / "linked").pictures == _load(tmp_path / "real").pictures
+    assert _load(tmp_path / "linked").image_names == _load(tmp_path / "real").image_names
 
 
 def test_clashing_names_keep_their_suffix(tmp_path):
@@ -226,7 +226,7 @@ def test_crop_is_applied_and_recorded(tmp_path):
 def test_too_large_sets_are_decoded_on_demand(tmp_path, monkeypatch):
     _make(tmp_path)
     cached = _load(tmp_path, "test")
-    monkeypatch.setattr(pictures, "MAX_CACHED_BYTES", 12 * 16 * 16 * 3 - 1)
+    monkeypatch.setattr(building, "MAX_CACHED_BYTES", 12 * 16 * 16 * 3 - 1)
     decoded = []
     decode = images.decode_image
     monkeypatch.setattr(
@@ -289,7 +289,7 @@ def test_oversized_pictures_are_refused_without_a_warning(tmp_path):
 def test_sources_may_come_in_any_order(tmp_path):
     _make(tmp_path)
     sources = [
-        pictures.Source(path.parent.name, path.stem, path, path.name, {"odd": odd})
+        building.Source(path.parent.name, path.stem, path, path.name, {"odd": odd})
         for path in tmp_path.glob("*/*.png")
         for odd in [int(path.stem) % 2 == 1]
     ]
@@ -297,8 +297,9 @@ def test_sources_may_come_in_any_order(tmp_path):
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(sources))
         shuffled = [sources[position] for position in order]
-        dataset = pictures.build_dataset("any", shuffled, DataOptions(16), {"of": "me"})
-        assert dataset.pictures == expected.pictures
+        undecoded = building.from_sources(shuffled)
+        dataset = building.build_dataset("any", undecoded, DataOptions(16), {"of": "me"})
+        assert dataset.image_names == expected.image_names
         assert dataset.attributes["odd"].tolist() == [False, True] * 6
         assert dataset.provenance["of"] == "me"
         for index in range(12):

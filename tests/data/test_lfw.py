@@ -48,7 +48,7 @@ def _load(root, split="all", **options):
 @pytest.fixture
 def people(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, "NUM_PERSONS", 3)
-    monkeypatch.setattr(selection, "NUM_PICTURES", 4)
+    monkeypatch.setattr(selection, "NUM_IMAGES", 4)
     counts = {"Ada_Lovelace": 5, "José_Serra": 4, "One_Only": 1, "Bo_Li": 7, "Cy_Ng": 4}
     names = [name for name, count in counts.items() for _ in range(count)]
     names = np.random.default_rng(0).permutation(names).tolist()
@@ -79,7 +79,7 @@ def test_selection_is_recorded_and_splits_divide_it(people, tmp_path):
     assert chosen == test.provenance["selection"]
     listed = {f"{person}/{name}" for person, names in chosen.items() for name in names}
     assert len(train) == 9 and len(test) == 3
-    assert {*train.pictures, *test.pictures} == listed
+    assert {*train.image_names, *test.image_names} == listed
     assert train.provenance["origin"] == "tfds lfw 0.1.1"
 
 

@@ -99,7 +99,7 @@ def test_padding_is_not_read_again(faces):
 def _damaged(faces, positions, *, skip):
     def read(index):
         if index in positions:
-            raise InputError(f"{faces.picture(index)} cannot be read")
+            raise InputError(f"{faces.image_name(index)} cannot be read")
         return faces.read(index)
 
     return dataclasses.replace(faces, read=read, skip_unreadable=skip)

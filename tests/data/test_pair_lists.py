@@ -44,7 +44,7 @@ def test_thirty_pictures_are_ten_protected_ten_known_and_ten_probes():
     for role in roles:
         assert per_person(role) == dict.fromkeys(dataset.persons, 10)
         assert list(role) == sorted(role)
-    assert set().union(*roles) == set(dataset.pictures)
+    assert set().union(*roles) == set(dataset.image_names)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_pairs_are_of_their_kind_and_none_comes_twice(num_pairs):
             assert first < second
             assert (first.partition("/")[0] == second.partition("/")[0]) is same
     if num_pairs == 10_000:
-        all_pairs = set(itertools.combinations(dataset.pictures, 2))
+        all_pairs = set(itertools.combinations(dataset.image_names, 2))
         assert set(lists.genuine) | set(lists.impostor) == all_pairs
 
 
@@ -156,7 +156,7 @@ def test_of_near_duplicates_only_the_first_is_listed():
         lists = make_lists(dataset, groups=groups, seed=seed)
         listed = {*lists.protected, *lists.gallery, *lists.probes}
         # Equal numbers of two persons do not bind them.
-        assert listed == set(dataset.pictures) - {"p00/002", "p00/004", "p00/005"}
+        assert listed == set(dataset.image_names) - {"p00/002", "p00/004", "p00/005"}
         in_pairs = {name for pair in lists.genuine + lists.impostor for name in pair}
         assert in_pairs == listed
 
@@ -168,7 +168,7 @@ def test_near_duplicates_are_looked_for_in_the_pictures():
     assert near_duplicate_groups(dataset).tolist() == [0, 1, 2, 3, 1, *range(5, 12)]
     lists = make_lists(dataset)
     listed = {*lists.protected, *lists.gallery, *lists.probes}
-    assert listed == set(dataset.pictures) - {"p00/004"}
+    assert listed == set(dataset.image_names) - {"p00/004"}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_positions_are_those_of_the_names():
     order = np.random.default_rng(0).permutation(21)
     for data in (dataset, dataset.take(order)):
         found = lists.positions(data)
-        names = data.pictures
+        names = data.image_names
         assert [names[i] for i in found.protected] == list(lists.protected)
         assert [names[i] for i in found.probes] == list(lists.probes)
         assert [names[i] for part in found.gallery for i in part] == list(lists.gallery)
@@ -376,7 +376,7 @@ def test_real_faces(real_faces, tmp_path):
     assert (len(lists.genuine), len(lists.impostor)) == (3000, 3000)
     listed = {*lists.protected, *lists.gallery, *lists.probes}
     copies = {"7226/021", "7238/024", "7315/025", "7361/005", "7367/010", "7378/025"}
-    assert set(dataset.pictures) - listed == copies
+    assert set(dataset.image_names) - listed == copies
     lists.write(tmp_path / "protocol.json")
     groups = near_duplicate_groups(dataset)
     assert read_lists(tmp_path / "protocol.json", dataset, groups) == lists

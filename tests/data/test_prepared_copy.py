@@ -130,11 +130,11 @@ def test_the_copy_loads_as_the_original_does(tmp_path, original):
             _load("tfds", tmp_path / "copy", split),
             _load("tfds", original, split),
         )
-        assert found.pictures == expected.pictures
+        assert found.image_names == expected.image_names
         assert found.attributes.keys() == {"young"}
         assert found.attributes["young"].tolist() == expected.attributes["young"].tolist()
-        for index, picture in enumerate(found.pictures):
-            position = dataset.pictures.index(picture)
+        for index, picture in enumerate(found.image_names):
+            position = dataset.image_names.index(picture)
             np.testing.assert_array_equal(found.read(index), copying.new_picture(position))
     assert _load("tfds", tmp_path / "copy").fingerprint() != dataset.fingerprint()
 
@@ -178,7 +178,7 @@ def celeba(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(selection, "NUM_PERSONS", 3)
-    monkeypatch.setattr(selection, "NUM_PICTURES", 4)
+    monkeypatch.setattr(selection, "NUM_IMAGES", 4)
     info = tfds.builder("celeb_a", data_dir=str(tmp_path / "none")).info
     examples = [
         {
@@ -221,12 +221,12 @@ def test_a_whole_copy_of_celeba_gives_the_same_subset(tmp_path, celeba):
     dataset = _load("tfds", celeba)
     copying.write_copy(tmp_path / "copies" / subfolder(dataset), dataset, 4)
     before, after = _load("celeba", tmp_path), _load("celeba", tmp_path / "copies")
-    assert after.pictures == before.pictures
+    assert after.image_names == before.image_names
     for name, values in before.attributes.items():
         np.testing.assert_array_equal(after.attributes[name], values)
-    for index, picture in enumerate(after.pictures):
+    for index, picture in enumerate(after.image_names):
         np.testing.assert_array_equal(
-            after.read(index), copying.new_picture(dataset.pictures.index(picture))
+            after.read(index), copying.new_picture(dataset.image_names.index(picture))
         )
 
 
@@ -234,7 +234,7 @@ def test_a_copy_of_lfw_loads_through_tfds_by_name(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(selection, "NUM_PERSONS", 2)
-    monkeypatch.setattr(selection, "NUM_PICTURES", 3)
+    monkeypatch.setattr(selection, "NUM_IMAGES", 3)
     info = tfds.builder("lfw", data_dir=str(tmp_path / "none")).info
     examples = [
         {"image": io.BytesIO(png(noise(number, 250, 250))), "label": PEOPLE[number % 3]}
@@ -270,7 +270,7 @@ def test_a_copy_of_any_other_set(tmp_path, split, name):
             "hair": [b"dark", b"fair"][position % 2],
         }
     again = _load("tfds", tmp_path)
-    assert again.pictures == tuple(dataset.pictures[position] for position in kept)
+    assert again.image_names == tuple(dataset.image_names[position] for position in kept)
     for attribute, values in dataset.attributes.items():
         np.testing.assert_array_equal(again.attributes[attribute], values[kept])
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from deid_jax.data import DataOptions, load_dataset, prepared, streams
+from deid_jax.data import DataOptions, building, load_dataset, prepared
 from deid_jax.errors import InputError
 from tests.data.tfds_sets import noise, png, prepare
 
@@ -239,7 +239,7 @@ def test_attributes_of_every_kind(tmp_path):
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_splits_are_those_of_the_folder(tmp_path, monkeypatch, split, skip):
-    monkeypatch.setattr(streams, "_DECODED_AT_ONCE", 4)
+    monkeypatch.setattr(building, "_DECODED_AT_ONCE", 4)
     monkeypatch.setattr(prepared, "_BATCH", 3)
     splits = _splits()
     root = _folder(tmp_path / "folder")
@@ -253,8 +253,8 @@ def test_splits_are_those_of_the_folder(tmp_path, monkeypatch, split, skip):
         expected = load_dataset(
             "folder", DataOptions(16, data_dir=str(root), split=split, **options)
         )
-        assert sorted(found.pictures) == list(expected.pictures)
-        places = [expected.pictures.index(picture) for picture in found.pictures]
+        assert sorted(found.image_names) == list(expected.image_names)
+        places = [expected.image_names.index(picture) for picture in found.image_names]
         np.testing.assert_array_equal(found.labels, expected.labels[places])
         for index, place in enumerate(places):
             np.testing.assert_array_equal(found.read(index), expected.read(place))

@@ -128,7 +128,7 @@ def test_labels_are_the_classes_in_the_attributes_order(evaluated):
         int(evaluated.attributes["nonsense"][7]),
     ]
     np.testing.assert_array_equal(example["image"], evaluated[7]["image"])
-    assert faces.pictures == evaluated.pictures
+    assert faces.image_names == evaluated.image_names
     without = dataclasses.replace(evaluated, attributes={"hue": evaluated.attributes["hue"]})
     with pytest.raises(InputError, match="data set synthetic has no attribute red"):
         attributes.encode(described, without)
@@ -139,7 +139,7 @@ def test_mirrored_pictures_have_mirrored_labels(evaluated):
     faces = attributes.label(evaluated, described)
     both = attributes.with_mirrored(faces, described)
     assert len(both) == 160
-    assert len(set(both.pictures)) == 160
+    assert len(set(both.image_names)) == 160
     for index in (0, 33, 79):
         picture, mirrored = both[index], both[80 + index]
         np.testing.assert_array_equal(picture["image"], faces[index]["image"])

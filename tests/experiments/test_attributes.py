@@ -84,7 +84,7 @@ def write_run(folder, pictures=None, method="pfgvm", config=None, **settings):
     (folder / "metrics.json").write_text(json.dumps(figures))
     (folder / "config.json").write_text(json.dumps({"settings": SETTINGS | settings}))
     lines = ["person,name,target"]
-    for name, picture in zip(faces.pictures, pictures, strict=False):
+    for name, picture in zip(faces.image_names, pictures, strict=False):
         lines.append(name.replace("/", ",") + ",x")
         path = folder / "images" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +252,7 @@ def test_too_few_other_persons_are_said_in_one_line(monkeypatch, workplace, caps
     folder = write_run(workplace / "run", dataset="celeba")
     shutil.rmtree(folder / "images")
     lines = ["person,name"]
-    for index, picture in enumerate(faces.pictures):
+    for index, picture in enumerate(faces.image_names):
         path = folder / "images" / f"{picture}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(faces.read(index)).save(path)

@@ -272,7 +272,7 @@ def test_images_are_kept_where_asked(workplace, arguments):
     settings = parse_flags(compare.CompareSettings, arguments)
     faces = load_dataset("folder", settings.options("all"))
     for line in lines:
-        original = faces.read(faces.pictures.index(line["picture"]))
+        original = faces.read(faces.image_names.index(line["picture"]))
         with Image.open(kept / f"{line['picture']}.png") as picture:
             change = (np.asarray(picture, float) - original) / 255
         if line["already"] == "False":
@@ -327,10 +327,10 @@ def test_samples_are_drawn_evenly_by_the_seed():
         counts = np.bincount(data_settings.sampled(faces, size, 0).labels, minlength=5)
         assert counts.sum() == size
         assert counts.max() - counts.min() <= 1
-    drawn = [data_settings.sampled(faces, 5, seed).pictures for seed in range(4)]
+    drawn = [data_settings.sampled(faces, 5, seed).image_names for seed in range(4)]
     assert len(set(drawn)) > 1
-    assert drawn[0] == data_settings.sampled(faces, 5, 0).pictures
-    assert data_settings.sampled(faces, 11, 3).pictures == faces.pictures
+    assert drawn[0] == data_settings.sampled(faces, 5, 0).image_names
+    assert data_settings.sampled(faces, 11, 3).image_names == faces.image_names
 
 
 def test_peers_that_are_not_installed_are_named_at_once(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.data import pictures
+from deid_jax.data import building
 from deid_jax.evaluation import Evaluation
 from deid_jax.recognisers import checkpoints
 from deid_jax.runs import FolderStore
@@ -291,7 +291,7 @@ def test_file_that_breaks_after_loading(
     shutil.copytree(faces, workplace / "faces")
     picture = workplace / "faces/person_2/02.png"
     given = [*arguments, "--data_dir=faces"]
-    monkeypatch.setattr(pictures, "MAX_CACHED_BYTES", 0)
+    monkeypatch.setattr(building, "MAX_CACHED_BYTES", 0)
     whole = Evaluation.over
 
     def over(*args, **named):
@@ -356,7 +356,7 @@ def test_own_recogniser_has_no_numbers_for_one_picture(
     given = [flag for flag in arguments if not flag.startswith("--checkpoint")]
     line = fails([*given, f"--recogniser={name}:embed", "--shard_size=1"], capsys)
     assert line.startswith("error: ")
-    assert f" {dataset.picture(index)}" in line
+    assert f" {dataset.image_name(index)}" in line
 
 
 def flip(path, bit):

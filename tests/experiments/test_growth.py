@@ -205,7 +205,7 @@ def test_images_are_drawn_as_they_are_read():
     np.testing.assert_array_equal(first, again.read(2))
     assert (first != faces.read(3)).any()
     assert (first != workloads.unread_noise(4, 16, seed=4).read(2)).any()
-    assert len(set(faces.pictures)) == 10_000
+    assert len(set(faces.image_names)) == 10_000
 
 
 def test_growing_batches_come_at_least_in_pairs():

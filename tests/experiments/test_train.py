@@ -40,7 +40,7 @@ def test_checkpoint_says_what_it_was_made_from(trained, faces):
     assert info.training["epochs"] == 2
     assert set(info.accuracy) == {"train", "test"}
     options = DataOptions(image_size=SIZE, split="train", data_dir=str(faces))
-    assert info.pictures == load_dataset("folder", options).pictures
+    assert info.pictures == load_dataset("folder", options).image_names
 
 
 def test_history_has_a_line_per_epoch_and_the_folder_says_how_it_was_made(trained, faces):

@@ -26,7 +26,7 @@ def _faces(pictures):
     dataset = load_dataset("folder", options)
     positions = pair_lists.make_lists(dataset, per_person=3).positions(dataset)
     images = np.stack([dataset.read(place) for place in range(len(dataset))])
-    return dataset, Faces(images, dataset.labels, positions, dataset.pictures)
+    return dataset, Faces(images, dataset.labels, positions, dataset.image_names)
 
 
 def test_names_and_rates_are_those_of_the_logits(pictures):
@@ -70,20 +70,20 @@ def test_protected_photos_and_near_duplicates_are_never_learned(
             shutil.copy(copy.with_name(f"{picture:02}.png"), copy)
             copies.add(f"person_{number}/{copy.stem}")
     dataset, faces = _faces(folder)
-    assert copies < set(dataset.pictures)
+    assert copies < set(dataset.image_names)
     seen = []
 
     def train(model, known, config):
-        seen.extend(known.train.pictures)
+        seen.extend(known.train.image_names)
         model_variables = model.init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), "f"))
         return model_variables, []
 
     monkeypatch.setattr(judges, "train", train)
     ClassifierJudge.trained("model_a", dataset, faces, seed=0)
-    protected = {dataset.pictures[place] for place in faces.lists.protected}
+    protected = {dataset.image_names[place] for place in faces.lists.protected}
     assert len(protected) == 9
     # Twelve different photos a person; of equal ones the first is in a list.
-    assert sorted(seen) == sorted(set(dataset.pictures) - copies - protected)
+    assert sorted(seen) == sorted(set(dataset.image_names) - copies - protected)
 
 
 def test_report_and_table_have_them_beside_their_own_error(pictures, tmp_path, capsys):

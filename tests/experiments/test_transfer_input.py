@@ -195,7 +195,7 @@ def test_opponent_who_trains_is_judged_by_the_other_half(pictures, monkeypatch):
         pairs[~same],
     )
     faces = Faces(
-        np.stack([dataset.read(i) for i in range(36)]), labels, lists, dataset.pictures
+        np.stack([dataset.read(i) for i in range(36)]), labels, lists, dataset.image_names
     )
     module = Small()
     variables = module.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))

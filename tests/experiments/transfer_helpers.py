@@ -94,7 +94,7 @@ def originals_of(pictures):
     """name -> the photos as the data set gives them."""
     options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
     dataset = load_dataset("folder", options)
-    return {name: dataset.read(i) for i, name in enumerate(dataset.pictures)}
+    return {name: dataset.read(i) for i, name in enumerate(dataset.image_names)}
 
 
 def photos_of(folder, row):

@@ -76,7 +76,7 @@ def test_learns_and_keeps_what_it_returns(model, faces, fitted):
     assert [record.epoch for record in history] == [1, 2, 3, 4]
     assert history[-1].loss < history[0].loss
     read = recognisers.load(path, faces, model="model_a")
-    assert read.info == recogniser.info and read.info.pictures == faces.pictures
+    assert read.info == recogniser.info and read.info.pictures == faces.image_names
     _assert_same(read.variables, recogniser.variables)
     accuracy = predicting.accuracy(model, read.variables, faces)
     assert read.info.accuracy == {"train": accuracy, "test": history[-1].test_accuracy}

@@ -6,13 +6,13 @@ pixels, not who or what is in the image.
 """
 
 from deid_jax.data.synthetic.identity import Identity, sample_identity
-from deid_jax.data.synthetic.photo_set import PERSONS, PICTURES_PER_PERSON, load
+from deid_jax.data.synthetic.photo_set import IMAGES_PER_PERSON, PERSONS, load
 from deid_jax.data.synthetic.rendering import render
 from deid_jax.data.synthetic.variation import Variation, sample_variation
 
 __all__ = [
+    "IMAGES_PER_PERSON",
     "PERSONS",
-    "PICTURES_PER_PERSON",
     "Identity",
     "Variation",
     "load",

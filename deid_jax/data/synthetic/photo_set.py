@@ -18,7 +18,7 @@ from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
 PERSONS = tuple(f"person_{i:02d}" for i in range(30))
-PICTURES_PER_PERSON = 30
+IMAGES_PER_PERSON = 30
 SMALLEST, LARGEST = 11, 1024
 
 Places = tuple[jax.Array, jax.Array]
@@ -31,7 +31,7 @@ def _sample(seed: jax.Array) -> tuple[Identity, Variation]:
     """All identities [P] and variations [P * K] of a seed."""
     who, how = jax.random.split(jax.random.key(seed))
     persons = jax.random.split(who, _CANDIDATES)
-    pictures = jax.random.split(how, len(PERSONS) * PICTURES_PER_PERSON)
+    pictures = jax.random.split(how, len(PERSONS) * IMAGES_PER_PERSON)
     candidates = jax.vmap(sample_identity)(persons)
     chosen = _cast(_description(candidates))
     cast = jax.tree.map(lambda leaf: leaf[chosen], candidates)
@@ -156,7 +156,7 @@ def load(options: DataOptions) -> FaceDataset:
     checks.count("image_size", options.image_size, least=SMALLEST)
     if options.image_size > LARGEST:
         raise InputError(f"image_size must be at most {LARGEST}, got {options.image_size}")
-    labels = np.repeat(np.arange(len(PERSONS), dtype=np.int32), PICTURES_PER_PERSON)
+    labels = np.repeat(np.arange(len(PERSONS), dtype=np.int32), IMAGES_PER_PERSON)
     chosen = split_indices(labels, options.split, options.seed, persons=PERSONS)
     identities, variations = _people_and_pictures(options.seed, options.image_size)
     identities = jax.tree.map(lambda leaf: leaf[labels[chosen]], identities)
@@ -166,7 +166,7 @@ def load(options: DataOptions) -> FaceDataset:
         name="synthetic",
         persons=PERSONS,
         labels=labels[chosen],
-        names=tuple(f"{i % PICTURES_PER_PERSON:03d}" for i in chosen),
+        names=tuple(f"{i % IMAGES_PER_PERSON:03d}" for i in chosen),
         read=lambda index: images[index],
         image_size=options.image_size,
         split=options.split,

@@ -17,12 +17,12 @@ def visible(folder: Path) -> list[Path]:
         raise InputError(f"folder {folder} cannot be read: {error.strerror}") from error
 
 
-def is_picture(file: str) -> bool:
+def is_image(file: str) -> bool:
     """Whether a file is read as an image: its name ends in one of `SUFFIXES`, in any case."""
     return _parts(file)[1].lower() in SUFFIXES
 
 
-def picture_names(files: Sequence[str]) -> list[str]:
+def image_names(files: Sequence[str]) -> list[str]:
     """The names of one person's images, from the distinct names of their files.
 
     An image is named after its file without the suffix; if two would have the same name (a.jpg,
