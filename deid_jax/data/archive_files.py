@@ -43,10 +43,7 @@ class Place(NamedTuple):
     Attributes:
       offset: of its content in a tar archive, of its header in a zip archive.
       stored: the number of bytes that it takes in the archive.
-      size: the number of bytes of its content.
-      checksum: CRC-32 of its content, where `is_checked`.
-      is_deflated: whether it is compressed.
-      is_checked: whether it has a header and a checksum, as in zip archives.
+      checksum: CRC-32 of its content, where `is_checked`: with a header, as in zip archives.
     """
 
     offset: int
@@ -86,11 +83,7 @@ def find(data_dir: str) -> list[Archive]:
 def members(
     archive: Archive, key_of: Callable[[str], Key | None]
 ) -> Iterator[tuple[Key, Place]]:
-    """The wanted files of an archive, in its order; contents are not read.
-
-    Args:
-      archive: the archive.
-      key_of: a file's path -> its key; None if it is not wanted.
+    """The files of an archive whose path has a key, in its order; contents are not read.
 
     Raises:
       InputError: the archive is damaged, truncated or not an archive, or a wanted file is

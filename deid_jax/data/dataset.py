@@ -28,10 +28,9 @@ class DataOptions:
     """Options of a data set's loader.
 
     Attributes:
-      data_dir: folder of the data set; None for loaders that generate their data.
       image_size: height and width in pixels of the images returned.
-      split: "train", "test" or "all".
       seed: decides the split and every other choice of the loader.
+      data_dir: folder of the data set; None for loaders that generate their data.
       skip_unreadable: leave out (and count) images that cannot be read, instead of raising.
       crop: name of the face crop, a key of `deid_jax.data.images.CROPS`.
     """
@@ -82,14 +81,11 @@ class FaceDataset:
     """N images of P persons; also a Grain random-access source.
 
     Attributes:
-      name: the data set's name, a key of `deid_jax.data.DATASETS`.
       persons: class names; an image's label is the position of its person here.
       labels: int32[N].
       names: N image names, unique within a person, without suffix ("001").
       read: position -> uint8[H, W, 3]; thread safe; raises a one-line `InputError` with the
         image's name if it cannot be read.
-      image_size: H = W.
-      split: the name of this split.
       attributes: name -> array[N] of what is known apart from the identity; may be empty.
       provenance: JSON-able facts about how the set was made (crop, seed, selection, counts).
       skip_unreadable: whether images found to be unreadable when they are read are left out,

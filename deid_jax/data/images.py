@@ -38,12 +38,7 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
     EXIF orientation is applied; grey, 1-bit, palette and CMYK images become RGB; 16-bit grey
     is divided by 257 and rounded; transparent areas become white.
 
-    Args:
-      path_or_bytes: the file, or its content.
-      name: the image's name in messages.
-
-    Returns:
-      uint8[H, W, 3].
+    Returns uint8[H, W, 3]; `name` is the image's name in messages.
 
     Raises:
       InputError: the file is not a complete image in one of `FORMATS`, is less than 8 pixels
@@ -95,9 +90,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -127,15 +121,6 @@ def _celeba(width: int, height: int) -> Box:
     return left, top, right, bottom
 
 
-def _none(width: int, height: int) -> Box:
-    return 0, 0, width, height
-
-
-def _auto(width: int, height: int) -> Box:
-    aligned = (width, height) == CELEBA_SIZE
-    return _celeba(width, height) if aligned else _square(width, height)
-
-
 # Name -> (width, height) -> box.
 #   square: the largest centred square.
 #   celeba: x 25..153 of 178, y 62..190 of 218 (a square there; scaled with other images):
@@ -144,9 +129,9 @@ def _auto(width: int, height: int) -> Box:
 #   none: the whole image; `resize` then ignores its aspect.
 #   auto: celeba for images of exactly 178x218, square for all others.
 BOXES: dict[str, Callable[[int, int], Box]] = {
-    "auto": _auto,
+    "auto": lambda *size: (_celeba if size == CELEBA_SIZE else _square)(*size),
     "celeba": _celeba,
-    "none": _none,
+    "none": lambda width, height: (0, 0, width, height),
     "square": _square,
 }
 # These, and the template of recognisers for 112x112 px, which has no box but uses `align`.
@@ -198,13 +183,7 @@ def align(pixels: NumpyArray, image_size: int) -> NumpyArray:
 
 
 def crop(pixels: NumpyArray, name: str) -> NumpyArray:
-    """The part of uint8[H, W, 3] that the crop called `name` keeps, a view.
-
-    Raises:
-      InputError: no crop has that name.
-    """
-    if name not in BOXES:
-        raise InputError(f"crop must be one of {', '.join(BOXES)}, got {name}")
+    """The part of uint8[H, W, 3] that a crop of `BOXES` keeps, a view."""
     height, width = pixels.shape[:2]
     left, top, right, bottom = BOXES[name](width, height)
     return pixels[top:bottom, left:right]

@@ -20,11 +20,6 @@ NUM_THREADS = 4
 _READ = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=64)
 
 
-def num_batches(num_images: int, batch_size: int) -> int:
-    """The number of batches needed for `num_images` images."""
-    return -(-num_images // batch_size)
-
-
 def num_full_batches(num_images: int, batch_size: int) -> int:
     """The number of batches that `shuffled` gives."""
     return num_images // min(batch_size, num_images)
@@ -35,7 +30,7 @@ def even_batch_size(num_images: int, batch_size: int) -> int:
 
     150 images at a batch size of 64 become 3 × 50, not 64 + 64 + 22 with 42 of padding.
     """
-    return -(-num_images // num_batches(num_images, batch_size))
+    return -(-num_images // -(-num_images // batch_size))
 
 
 class Stopwatch:
@@ -82,19 +77,15 @@ def in_order(
     A batch that is not full is padded with its last image. If the data set skips unreadable
     images, they are masked like padding, at their own position.
 
-    Args:
-      dataset: the images.
-      batch_size: images in a batch.
-      spans: the positions; None: all.
-      watch: measures the time spent on reading.
+    Without spans, these are all images; `watch` measures the time spent on reading.
 
     Raises:
       InputError: an image cannot be read.
     """
     batches = divided([range(len(dataset))] if spans is None else spans, batch_size)
     source = _Places(dataset, batches, batch_size, watch or Stopwatch())
-    pictures = grain.MapDataset.source(source).to_iter_dataset(read_options=_READ)
-    yield from _plainly(pictures.batch(batch_size, batch_fn=functools.partial(_stack, dataset)))
+    images = grain.MapDataset.source(source).to_iter_dataset(read_options=_READ)
+    yield from _plainly(images.batch(batch_size, batch_fn=functools.partial(_stack, dataset)))
 
 
 class _Places:
@@ -137,11 +128,8 @@ def shuffled(
 ) -> Iterator[Batch]:
     """All images in an order that `seed` decides, without the last partial batch.
 
-    Args:
-      dataset: the images.
-      batch_size: images in a batch of all processes together.
-      seed: decides the order.
-      part: (i, n): only the i-th of n equal parts of every batch, for one of n processes.
+    With `part` (i, n), only the i-th of n equal parts of every batch, for one of n processes;
+    `batch_size` counts the images of all of them.
 
     Raises:
       InputError: the batches cannot be divided into n equal parts.
@@ -152,9 +140,9 @@ def shuffled(
         raise InputError(f"batch_size must be a multiple of {count} processes, got {size}")
     share = size // count
     whole = len(dataset) // size * size
-    pictures = grain.MapDataset.source(dataset).shuffle(seed=seed)[:whole]
+    images = grain.MapDataset.source(dataset).shuffle(seed=seed)[:whole]
     stack = functools.partial(_stack, dataset)
-    own = pictures.batch(share, batch_fn=stack)[index::count]
+    own = images.batch(share, batch_fn=stack)[index::count]
     read = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=max(1, 64 // share))
     yield from _plainly(own.to_iter_dataset(read_options=read))
 

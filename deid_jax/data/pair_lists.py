@@ -36,12 +36,7 @@ _HASH = "sha256"
 class Positions(NamedTuple):
     """Lists as positions in a data set of P persons.
 
-    Attributes:
-      protected: int64[N], photos to protect.
-      gallery: for each of P persons int64[G], the clean photos that represent the person.
-      probes: int64[M], clean photos that determine the thresholds.
-      genuine: int64[A, 2], pairs of clean photos of one person.
-      impostor: int64[B, 2], pairs of clean photos of two persons.
+    These are int64[N], for each person int64[G], int64[M], and pairs int64[K, 2].
     """
 
     protected: NumpyArray
@@ -58,8 +53,6 @@ class Lists:
     No photo has two roles. Pairs are of clean photos of any role.
 
     Attributes:
-      dataset: name of the data set.
-      seed: the seed that the lists were drawn with.
       protected: the photos to protect.
       gallery: the clean photos that represent their persons.
       probes: the other photos, clean: their similarities to other persons' galleries determine
@@ -81,13 +74,8 @@ class Lists:
     @property
     def photos(self) -> set[str]:
         """All photos of the lists."""
-        pairs = (*self.genuine, *self.impostor)
-        return {
-            *self.protected,
-            *self.gallery,
-            *self.probes,
-            *(p for pair in pairs for p in pair),
-        }
+        roles = (self.protected, self.gallery, self.probes)
+        return set().union(*roles, *self.genuine, *self.impostor)
 
     def to_json(self) -> str:
         """The file's text: one entry per line, keys sorted, ASCII; the last is `sha256`."""
@@ -157,16 +145,8 @@ def make_lists(
     uniformly, without replacement, from all photos of all roles; if there are no more than
     `num_pairs`, all are used.
 
-    Args:
-      dataset: photos of at least two persons.
-      seed: an integer >= 0.
-      per_person: photos to protect per person.
-      gallery_size: clean photos that represent each person.
-      num_pairs: number of genuine pairs, and of impostor pairs.
-      groups: int[N], equal for near-duplicates of a person; None: `near_duplicate_groups`.
-
-    Returns:
-      The lists, with photos in the order of the data set.
+    Photos are listed in the order of the data set. Groups are int[N], equal for near-duplicates
+    of a person; None: `near_duplicate_groups`.
 
     Raises:
       InputError: an option is out of range, there are fewer than two persons, or a person has

@@ -33,12 +33,9 @@ class Digest(Protocol):
 
 
 class Column(NamedTuple):
-    """A feature with one value per example.
+    """A feature with one value per example: its key, e.g. "identity/Identity_No".
 
-    Attributes:
-      key: its name in the serialized examples, e.g. "identity/Identity_No".
-      convert: maps the stored value to its meaning.
-      dtype: the dtype of an array of such values.
+    `convert` maps a stored value to its meaning, for an array of `dtype`.
     """
 
     key: str
@@ -48,9 +45,6 @@ class Column(NamedTuple):
 
 class PreparedSet:
     """Random access to the examples of a data set that TFDS has prepared.
-
-    Args:
-      builder: TFDS's builder of the data set.
 
     Raises:
       InputError: the data set is not prepared as ArrayRecord, or has no examples.
@@ -125,9 +119,7 @@ class PreparedSet:
     ) -> Iterator[tuple[str, int, list[object]]]:
         """Yields (split, position in it, the columns' values) for every example, in order.
 
-        Args:
-          columns: the features to read.
-          digest: a hash object that is updated with the checksums of all examples.
+        The digest is updated with the checksums of all examples.
 
         Raises:
           InputError: an example cannot be read, or lacks a value.
@@ -235,13 +227,11 @@ def _class_name(feature: TfdsObject, value: int) -> str:
     return feature.int2str(value)
 
 
-def open_named(name: str, data_dir: str | None, advice: str = "") -> PreparedSet:
+def open_named(name: str, data_dir: str | None, advice: str) -> PreparedSet:
     """Opens a data set that TFDS knows, preparing it first if TensorFlow is installed.
 
-    Args:
-      name: the data set's name in TFDS.
-      data_dir: where TFDS keeps its data sets; None: its default, ~/tensorflow_datasets.
-      advice: an alternative to preparing it, appended to the message if it is missing.
+    `data_dir` is where TFDS keeps its data sets, by default ~/tensorflow_datasets; `advice` is
+    an alternative to preparing it, appended to the message if it is missing.
 
     Raises:
       InputError: the data set is not prepared as ArrayRecord and cannot be prepared.
@@ -316,10 +306,7 @@ def load_subset(name: str, data: PreparedSet, options: DataOptions) -> FaceDatas
     Images are taken undecoded from the feature "image", and attributes from "attributes", if
     the data set has them.
 
-    Args:
-      name: the data set's name in this project.
-      data: the prepared data set.
-      options: as for `build_dataset`.
+    `name` is the data set's name in this project.
 
     Raises:
       InputError: an example cannot be read, or as for `choose_subset` and `build_dataset`.

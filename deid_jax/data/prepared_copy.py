@@ -53,37 +53,28 @@ class PreparedCopy:
       shards: disjoint, ascending ranges of positions in `dataset`; the same in all processes.
 
     Raises:
-      InputError: the shards are not such ranges, or TFDS cannot represent a name.
+      InputError: TFDS cannot represent a name.
     """
 
     def __init__(self, folder: Path, dataset: FaceDataset, shards: Sequence[range]) -> None:
-        _check_shards(shards, len(dataset))
         self.folder = folder
+        examples, size = dataset.examples, dataset.image_size
         self.shards = tuple(shards)
-        self._contents = _contents(dataset)
-        self._files = _name_files(folder, self._contents, self.shards)
+        self._contents = _original(examples, size) if examples else _new(dataset)
+        self._files = _name_files(folder, self._contents, shards)
 
     def write(self, shard: int, images: Mapping[int, bytes]) -> list[int]:
         """Writes one shard's files, each atomically, replacing existing ones.
 
         The same images give the same bytes.
 
-        Args:
-          shard: the shard's number.
-          images: position in the data set -> PNG file; the shard's other images are left
-            out of the copy.
-
-        Returns:
-          The positions written, ascending.
+        `images` is position in the data set -> PNG file; the shard's other images are left out
+        of the copy. Returns the positions written, ascending.
 
         Raises:
-          InputError: a position is not in the shard, or an original example cannot be read.
+          InputError: an original example cannot be read.
           TransientError: a file cannot be written.
         """
-        positions = self.shards[shard]
-        strangers = [position for position in images if position not in positions]
-        if strangers:
-            raise InputError(f"images has position {strangers[0]}, not in shard {shard}")
         kept = np.array(sorted(images), dtype=np.int64)
         kept = kept[np.argsort(self._contents.order[kept], kind="stable")]
         split_of = self._contents.split_of[kept]
@@ -103,10 +94,7 @@ class PreparedCopy:
     def finish(self) -> dict[str, int]:
         """Writes the description of the data set; called by one process after all shards.
 
-        A split without any written image is left out.
-
-        Returns:
-          Split -> number of examples.
+        A split without any written image is left out. Returns split -> number of examples.
 
         Raises:
           InputError: a shard has not been written, or no shard has an image.
@@ -138,8 +126,6 @@ class _Contents:
     Attributes:
       info: a `DatasetInfo` message, without splits.
       features: a `FeaturesDict`.
-      splits: names.
-      split_of: int[N], each image's split as a position in `splits`.
       order: int[N], ascending within a split of the original.
       record: position -> serialized example, with any image.
     """
@@ -150,12 +136,6 @@ class _Contents:
     split_of: NumpyArray
     order: NumpyArray
     record: Callable[[int], bytes]
-
-
-def _contents(dataset: FaceDataset) -> _Contents:
-    if dataset.examples is not None:
-        return _original(dataset.examples, dataset.image_size)
-    return _new(dataset)
 
 
 def _original(examples: StoredExamples, image_size: int) -> _Contents:
@@ -233,16 +213,6 @@ def _new(dataset: FaceDataset) -> _Contents:
     )
 
 
-def _check_shards(shards: Sequence[range], total: int) -> None:
-    end = 0
-    for number, shard in enumerate(shards):
-        if shard.step != 1 or shard.start < end or not shard.start <= shard.stop <= total:
-            raise InputError(
-                f"shards must be ascending ranges of 0..{total} apart, got {shard} at {number}"
-            )
-        end = shard.stop
-
-
 def _check_names(dataset: FaceDataset) -> None:
     """Refuses names of persons that TFDS's list of classes, one per line, would alter."""
     for person in dataset.persons:
@@ -263,32 +233,19 @@ def _name_files(
     """For each shard, its files by split; they are numbered consecutively in each split."""
     import tensorflow_datasets as tfds
 
-    present = [
-        np.unique(contents.split_of[shard.start : shard.stop]).tolist() for shard in shards
-    ]
-    totals = {
-        split: sum(split in few for few in present) for split in range(len(contents.splits))
-    }
-    templates = [
-        tfds.core.ShardedFileTemplate(
+    files: list[dict[int, Path]] = [{} for _ in shards]
+    for split, name in enumerate(contents.splits):
+        template = tfds.core.ShardedFileTemplate(
             data_dir=folder,
             dataset_name=contents.info.name,
-            split=split,
+            split=name,
             filetype_suffix=prepared.FORMAT,
         )
-        for split in contents.splits
-    ]
-    files: list[dict[int, Path]] = []
-    numbers = dict.fromkeys(totals, 0)
-    for few in present:
-        paths = {}
-        for split in few:
-            name = templates[split].relative_filepath(
-                shard_index=numbers[split], num_shards=totals[split]
-            )
-            paths[split] = folder / name
-            numbers[split] += 1
-        files.append(paths)
+        in_split = contents.split_of == split
+        present = [n for n, s in enumerate(shards) if in_split[s.start : s.stop].any()]
+        for index, shard in enumerate(present):
+            path = template.relative_filepath(shard_index=index, num_shards=len(present))
+            files[shard][split] = folder / path
     return files
 
 

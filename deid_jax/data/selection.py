@@ -20,13 +20,7 @@ def choose_subset(
     The draw depends on the names and the seed, not on the order of the names; a person's
     images are drawn independently of the other persons.
 
-    Args:
-      name: the data set's name, for messages.
-      images: person -> image names.
-      seed: an integer >= 0.
-
-    Returns:
-      Person -> image names, both sorted.
+    Images are person -> image names; so is the result, both sorted.
 
     Raises:
       InputError: too few persons have enough images, or the seed is negative.

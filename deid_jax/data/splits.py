@@ -35,13 +35,10 @@ def split_indices(
 
     Args:
       labels: int[N].
-      split: "train", "test" or "all".
+      split: "train", "test" (disjoint) or "all", their union.
       seed: an integer >= 0.
       groups: int[N], equal for images of one person to be kept together; None: no groups.
       persons: names by label, for the messages and the seeding; None: the labels.
-
-    Returns:
-      int64[M], ascending. "train" and "test" are disjoint, and their union is "all".
 
     Raises:
       InputError: the split is unknown, the seed is negative, or a person cannot be split.
@@ -104,12 +101,7 @@ def near_duplicate_pairs(thumbnails: NumpyArray, labels: NumpyArray) -> NumpyArr
     (0.94), a shift by one pixel (0.97) or gamma 0.7 (0.975), but not after cropping 4 of 178
     pixels on every side or mirroring.
 
-    Args:
-      thumbnails: uint8[N, S, S].
-      labels: int[N].
-
-    Returns:
-      int64[M, 2], each row ascending, rows sorted.
+    Returns int64[M, 2], each row ascending, rows sorted.
     """
     labels = np.asarray(labels)
     pairs = [np.zeros((0, 2), dtype=np.int64)]

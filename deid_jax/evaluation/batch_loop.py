@@ -178,8 +178,8 @@ def check_numbers(measured: BatchMetrics, dataset: FaceDataset, batch: Batch) ->
     if np.any(broken & batch.mask):
         first = int(batch.position[np.flatnonzero(broken & batch.mask)[0]])
         raise InputError(
-            f"the recogniser gives NaN or infinity for {dataset.image_name(first)}: its weights "
-            "are damaged, or it cannot take this image"
+            f"the recogniser gives NaN or infinity for {dataset.image_name(first)}: its "
+            "weights are damaged, or it cannot take this image"
         )
 
 

@@ -59,14 +59,9 @@ class AttributeNet(nn.Module):
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
-    """Rearranges patches of size×size pixels into channels.
+    """Rearranges patches of size×size pixels into channels, ordered by row, column, C.
 
-    Args:
-      images: float[B, H, W, C].
-      size: height and width of a patch in pixels.
-
-    Returns:
-      float[B, H // size, W // size, size · size · C], channels ordered by row, column, C.
+    Maps float[B, H, W, C] to float[B, H // size, W // size, size · size · C].
     """
     rows, columns = images.shape[1] // size, images.shape[2] // size
     whole = images[:, : rows * size, : columns * size]

@@ -146,13 +146,8 @@ def _images_gradient(
     """For each input, the sum of its outputs' gradients times their weights.
 
     Inputs at even and odd positions (s = 2) meet different weights: each phase is a sum of
-    shifted products, and the phases are interleaved at the end.
-
-    Args:
-      gradient: float[B, H', W', C].
-      kernel: float[h, w, C].
-      stride: s.
-      sides: (H, (top, bottom)), (W, (left, right)).
+    shifted products, and the phases are interleaved at the end. Sides are (H, (top, bottom)),
+    (W, (left, right)).
     """
     taps, pads, counts = [], [], []
     for axis, (size, (before, _)) in enumerate(sides):

@@ -19,12 +19,7 @@ def convolve_patches(images: jax.Array, kernel: jax.Array) -> jax.Array:
     Five times as fast as XLA's own for 64 images of 64 px, three channels, 5×5 (forward
     and input gradient: XLA 88 + 52 ms, this 34 + 20 ms).
 
-    Args:
-      images: float[B, H, W, C].
-      kernel: float[r, r, C, K], r odd.
-
-    Returns:
-      float[B, H, W, K].
+    Maps float[B, H, W, C] to float[B, H, W, K]; the kernel is float[r, r, C, K], r odd.
 
     Raises:
       TypeError: the gradient with respect to the kernel is requested.

@@ -85,14 +85,11 @@ def conv_general_dilated(  # type: ignore[explicit-any]  # Flax's keywords, pass
     group. All others are passed to `lax.conv_general_dilated` unchanged, as is everything on
     accelerators, whose libraries are fast in any dimension order.
     """
+    steps = (window_strides, kwargs.get("lhs_dilation"), kwargs.get("rhs_dilation"))
     plain = (
         jax.default_backend() == "cpu"
-        and tuple(window_strides) == (1, 1)
         and kwargs.get("feature_group_count", 1) == 1
-        and all(
-            tuple(kwargs.get(name) or (1, 1)) == (1, 1)
-            for name in ("lhs_dilation", "rhs_dilation")
-        )
+        and all(tuple(step or (1, 1)) == (1, 1) for step in steps)
     )
     if not plain:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
@@ -135,13 +132,8 @@ def max_pool(images: jax.Array) -> jax.Array:
 
     It is computed as the maximum over four strided slices, since the gradient of `nn.max_pool`
     (select-and-scatter) takes forty times as long on the CPU. In a tie the gradient is shared
-    among the largest, while `nn.max_pool` gives it to the first.
-
-    Args:
-      images: float[B, H, W, C].
-
-    Returns:
-      float[B, H // 2, W // 2, C].
+    among the largest, while `nn.max_pool` gives it to the first. Maps float[B, H, W, C] to
+    float[B, H // 2, W // 2, C].
     """
     height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
     images = images[:, :height, :width]

@@ -23,7 +23,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from deid_jax.errors import InputError
+from deid_jax.errors import InputError, one_line
 from deid_jax.models import depthwise
 from deid_jax.types import NumpyArray, Variables
 
@@ -118,15 +118,10 @@ class MobileFaceNet(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A convolution with bias and activation.
+    """A convolution with bias and activation: "relu", "relu6", "prelu" or None.
 
-    Attributes:
-      kind: "stem", "depthwise" ('same' padding), "whole" (depthwise, no padding) or
-        "pointwise".
-      shape: of the kernel: [3, 3, 3, K], [h, w, C], [h, w, C] or [C, K].
-      activation: "relu", "relu6", "prelu" or None.
-      stride: for rows and columns.
-      dtype: the dtype of its computations.
+    The kind is "stem", "depthwise" ('same' padding), "whole" (depthwise, no padding) or
+    "pointwise"; the kernel's shape is [3, 3, 3, K], [h, w, C], [h, w, C] or [C, K].
     """
 
     kind: str
@@ -233,24 +228,13 @@ _patches.defvjp(_patches_forward, _patches_backward)
 
 
 class _Source(NamedTuple):
-    """Where a layer's weights are among the arrays, and the shapes they must have."""
+    """The names of a layer's arrays, and the shape of its kernel."""
 
     convolution: str
     norm: str
     shape: tuple[int, ...]
     bias: str = ""
     slope: str = ""
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all arrays of the layer, by name."""
-        features = (self.shape[0],)
-        named = {f"{self.convolution}.weight": self.shape}
-        named |= {f"{self.norm}.{part}": features for part in _NORM}
-        if self.bias:
-            named[self.bias] = features
-        if self.slope:
-            named[self.slope] = features
-        return named
 
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
@@ -307,8 +291,9 @@ _SOURCES = {"ms1m": _ms1m_sources(), "casia": _casia_sources()}
 def array_shapes(variant: str) -> dict[str, tuple[int, ...]]:
     """The shapes of the arrays that `convert` needs, by name, in PyTorch's layout (OIHW)."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for source in _SOURCES[variant].values():
-        shapes |= source.shapes()
+    for convolution, norm, shape, *others in _SOURCES[variant].values():
+        vectors = [f"{norm}.{part}" for part in _NORM] + [name for name in others if name]
+        shapes |= {f"{convolution}.weight": shape} | dict.fromkeys(vectors, shape[:1])
     return shapes
 
 
@@ -318,12 +303,8 @@ def convert(arrays: Mapping[str, NumpyArray]) -> tuple[MobileFaceNet, Variables]
     BatchNorm is folded into the preceding convolution w, in float64:
     w' = w γ / √(σ² + ε) and b' = β + (b − μ) γ / √(σ² + ε), ε = 1e-5.
 
-    Args:
-      arrays: those of `array_shapes(variant)`; the variant is inferred from the names.
-        PyTorch's counters `num_batches_tracked` are ignored.
-
-    Returns:
-      The module, and {"params": ...} for `apply`.
+    The arrays are those of `array_shapes(variant)`; the variant is inferred from the names, and
+    PyTorch's counters `num_batches_tracked` are ignored. The variables are {"params": ...}.
 
     Raises:
       InputError: an array is missing, unexpected, of the wrong shape, or not finite floats.
@@ -385,6 +366,7 @@ def load(path: str | Path) -> tuple[MobileFaceNet, Variables]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except _UNREADABLE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"weights {path} are no readable .npz file: {reason}") from error
+        raise InputError(
+            f"weights {path} are no readable .npz file: {one_line(error)}"
+        ) from error
     return convert(arrays)

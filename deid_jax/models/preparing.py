@@ -32,12 +32,8 @@ def prepare(variables: Variables) -> Variables:
     takes memory for four times the 3×3 and 2.6 times the 5×5 kernels. On platforms other than
     the CPU the variables are returned unchanged, as are those without layers of this project.
 
-    Args:
-      variables: a recogniser's variables as loaded, "params" and the rest; not traced.
-
-    Returns:
-      Variables for inference and attacks, not for training: they contain the loaded kernels,
-      but no longer use them.
+    The variables must not be traced. The result is for inference and attacks, not for training:
+    it contains the loaded kernels, but they are no longer used.
     """
     if jax.default_backend() != "cpu" or "params" not in variables:
         return variables

@@ -108,13 +108,7 @@ def convolve_winograd(images: jax.Array, kernel: Transformed, size: int) -> jax.
 
     Rounding differs from a plain convolution's by 1e-5 of the largest output.
 
-    Args:
-      images: float[B, H, W, C].
-      kernel: the result of `transform`.
-      size: r.
-
-    Returns:
-      float[B, H, W, K].
+    Maps float[B, H, W, C] to float[B, H, W, K]; `size` is r.
 
     Raises:
       TypeError: the gradient with respect to the kernel is requested.

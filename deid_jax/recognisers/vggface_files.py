@@ -22,15 +22,15 @@ import hashlib
 import re
 import types
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax.errors import InputError
+from deid_jax.errors import InputError, one_line
 from deid_jax.models.vgg16 import VGG16, VGG_FACE_MEAN
 from deid_jax.types import NumpyArray
 
@@ -72,12 +72,7 @@ def load_vggface(path: str | Path, *, image_size: int = IMAGE_SIZE) -> Pretraine
     A file with fc6 and fc7 gives all 15 layers; one without ("notop") the 13 convolutions,
     for images of any size. The classifier of 2622 persons, fc8, is left out.
 
-    Args:
-      path: an `.h5`, `.mat` or `.npz` file, see above.
-      image_size: height and width in pixels of the images that Model B will take.
-
-    Returns:
-      The layers under Model B's names, as NumPy arrays.
+    `image_size` is the height and width in pixels of the images that Model B will take.
 
     Raises:
       InputError: the file is missing, of another kind, damaged or pickled; a layer is missing,
@@ -98,8 +93,7 @@ def load_vggface(path: str | Path, *, image_size: int = IMAGE_SIZE) -> Pretraine
     except InputError:
         raise
     except Exception as error:  # On damaged files the libraries raise all kinds of exceptions.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"pretrained {path} cannot be read: {reason}") from error
+        raise InputError(f"pretrained {path} cannot be read: {one_line(error)}") from error
     has_top = any(name in contents.arrays for name in _TOP)
     if has_top and image_size != IMAGE_SIZE:
         raise InputError(
@@ -143,20 +137,11 @@ def _layer(
         if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"{name} must have a {what} of floats, got {array.dtype}")
     with np.errstate(over="ignore"):
-        layer = {
-            "kernel": np.ascontiguousarray(kernel, np.float32),
-            "bias": np.ascontiguousarray(bias, np.float32),
-        }
+        pair = (np.ascontiguousarray(array, np.float32) for array in (kernel, bias))
+        layer = dict(zip(("kernel", "bias"), pair, strict=True))
     if not all(np.isfinite(array).all() for array in layer.values()):
         raise InputError(f"{name} must be finite, got NaN or infinity")
     return layer
-
-
-class _Group(Protocol):
-    """A group of h5py, which is untyped."""
-
-    def visititems(self, visit: Callable[[str, object], None], /) -> object:
-        """Calls `visit` with the name of each object below, and the object."""
 
 
 def _read_keras(path: Path) -> _Contents:
@@ -167,21 +152,17 @@ def _read_keras(path: Path) -> _Contents:
             f"pretrained {path} needs h5py: pip install 'deid_jax[vggface]', or give an .npz"
         ) from error
 
-    def arrays_below(group: _Group) -> list[NumpyArray]:
-        found: list[NumpyArray] = []
+    arrays: dict[str, list[NumpyArray]] = {}
 
-        def take(_: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset):
-                found.append(np.asarray(item[()]))
-
-        group.visititems(take)
-        return found
+    def take(name: str, item: object) -> None:
+        layer = name.partition("/")[0]
+        if isinstance(item, h5py.Dataset) and _LAYER.fullmatch(layer):
+            arrays.setdefault(layer, []).append(np.asarray(item[()]))
 
     with h5py.File(path, "r") as file:
         # In the file of a whole model, the weights are one group further down.
-        root = file.get("model_weights", file)
-        names = [name for name in root if _LAYER.fullmatch(name)]
-        return _Contents({name: arrays_below(root[name]) for name in names}, "BGR")
+        file.get("model_weights", file).visititems(take)
+    return _Contents(arrays, "BGR")
 
 
 def _read_matconvnet(path: Path) -> _Contents:

@@ -26,11 +26,8 @@ class Weights:
     """A published file of weights.
 
     Attributes:
-      what: a description in one line.
-      url: its https address.
       sha256: of the file; None if no source states one, so that the user must supply it.
       licence: the terms stated by its publisher.
-      citation: the paper to cite.
       converter: "module:function", imported when used. For embedders it is one of
         `deid_jax.recognisers.embedders.CONVERTERS`; otherwise it takes the file's path and
         returns what `experiments.train --pretrained` starts from.
@@ -44,6 +41,24 @@ class Weights:
     converter: str
 
 
+def _mobilefacenet(
+    repository: str, file: str, sha256: str, faces: str, licence: str
+) -> Weights:
+    return Weights(
+        f"MobileFaceNet of {repository}, trained on {faces}",
+        f"https://raw.githubusercontent.com/{repository}/{file}",
+        sha256,
+        licence,
+        f"{_MOBILEFACENET}; github.com/{repository}",
+        "deid_jax.models.mobilefacenet:convert",
+    )
+
+
+def _vgg_face(what: str, url: str, source: str = "") -> Weights:
+    reader = "deid_jax.recognisers.vggface_files:load_vggface"
+    return Weights(what, url, None, _VGG_FACE_LICENCE, _VGG_FACE + source, reader)
+
+
 _MOBILEFACENET = (
     "S. Chen, Y. Liu, X. Gao, Z. Han, MobileFaceNets: Efficient CNNs for Accurate Real-Time "
     "Face Verification on Mobile Devices, CCBR 2018, arXiv:1804.07573"
@@ -51,60 +66,42 @@ _MOBILEFACENET = (
 _VGG_FACE = "O. M. Parkhi, A. Vedaldi, A. Zisserman, Deep Face Recognition, BMVC 2015"
 # As quoted from www.robots.ox.ac.uk/~vgg/software/vgg_face in earlier READMEs of keras-vggface.
 _VGG_FACE_LICENCE = "non-commercial research, Creative Commons Attribution (Oxford VGG)"
-_KERAS_VGGFACE = "https://github.com/rcmalli/keras-vggface/releases/download/v2.0"
+_KERAS_VGGFACE = "github.com/rcmalli/keras-vggface"
 
 WEIGHTS = {
-    "mobilefacenet_ms1m": Weights(
-        what="MobileFaceNet of foamliu/MobileFaceNet, trained on refined MS-Celeb-1M",
-        # By its hash, the same file as mobilefacenet.pt in that project's release v1.0.
-        url=(
-            "https://raw.githubusercontent.com/foamliu/MobileFaceNet/"
-            "a6cc9032a659b615f477833e1a70b5e7931bcccc/weights/mobilefacenet.pt"
-        ),
-        sha256="90a00ba1d8b0b688af3deb731ed53dca582e6106805d1bc3cfdef55f570493f4",
-        licence="Apache-2.0",
-        citation=f"{_MOBILEFACENET}; github.com/foamliu/MobileFaceNet",
-        converter="deid_jax.models.mobilefacenet:convert",
+    # By its hash, the same file as mobilefacenet.pt in that project's release v1.0.
+    "mobilefacenet_ms1m": _mobilefacenet(
+        "foamliu/MobileFaceNet",
+        "a6cc9032a659b615f477833e1a70b5e7931bcccc/weights/mobilefacenet.pt",
+        "90a00ba1d8b0b688af3deb731ed53dca582e6106805d1bc3cfdef55f570493f4",
+        "refined MS-Celeb-1M",
+        "Apache-2.0",
     ),
-    "mobilefacenet_casia": Weights(
-        what="MobileFaceNet of Xiaoccer/MobileFaceNet_Pytorch, trained on CASIA-WebFace",
-        url=(
-            "https://raw.githubusercontent.com/Xiaoccer/MobileFaceNet_Pytorch/"
-            "26bd8d262017e472a3c7f56d62929e2138a70aeb/model/best/068.ckpt"
-        ),
-        sha256="e839247cdbdfc023fb7cadeaf53a4549d50c8fc24ad154c02e35920ea8910d99",
-        licence="none stated",
-        citation=f"{_MOBILEFACENET}; github.com/Xiaoccer/MobileFaceNet_Pytorch",
-        converter="deid_jax.models.mobilefacenet:convert",
+    "mobilefacenet_casia": _mobilefacenet(
+        "Xiaoccer/MobileFaceNet_Pytorch",
+        "26bd8d262017e472a3c7f56d62929e2138a70aeb/model/best/068.ckpt",
+        "e839247cdbdfc023fb7cadeaf53a4549d50c8fc24ad154c02e35920ea8910d99",
+        "CASIA-WebFace",
+        "none stated",
     ),
     # Neither keras-vggface nor its users publish hashes of these two files.
-    "vggface_vgg16": Weights(
-        what="VGG-Face, 2622 persons: VGG-16 for Keras, from the original Caffe network",
-        url=f"{_KERAS_VGGFACE}/rcmalli_vggface_tf_vgg16.h5",
-        sha256=None,
-        licence=_VGG_FACE_LICENCE,
-        citation=f"{_VGG_FACE}; github.com/rcmalli/keras-vggface",
-        converter="deid_jax.recognisers.vggface_files:load_vggface",
+    "vggface_vgg16": _vgg_face(
+        "VGG-Face, 2622 persons: VGG-16 for Keras, from the original Caffe network",
+        f"https://{_KERAS_VGGFACE}/releases/download/v2.0/rcmalli_vggface_tf_vgg16.h5",
+        f"; {_KERAS_VGGFACE}",
     ),
-    "vggface_vgg16_notop": Weights(
-        what="VGG-Face without its dense layers: VGG-16 for Keras",
-        url=f"{_KERAS_VGGFACE}/rcmalli_vggface_tf_notop_vgg16.h5",
-        sha256=None,
-        licence=_VGG_FACE_LICENCE,
-        citation=f"{_VGG_FACE}; github.com/rcmalli/keras-vggface",
-        converter="deid_jax.recognisers.vggface_files:load_vggface",
+    "vggface_vgg16_notop": _vgg_face(
+        "VGG-Face without its dense layers: VGG-16 for Keras",
+        f"https://{_KERAS_VGGFACE}/releases/download/v2.0/rcmalli_vggface_tf_notop_vgg16.h5",
+        f"; {_KERAS_VGGFACE}",
     ),
     # The Oxford page has vgg_face.mat inside vgg_face_matconvnet.tar.gz; this is the bare file
     # from MatConvNet, by the same group. Its documentation (doc/site/docs/pretrained.md of
     # github.com/vlfeat/matconvnet) states only MD5s, one for each version; the last one is
     # 27e94d9979dad2385f901f0c360cf3bc.
-    "vgg_face_mat": Weights(
-        what="VGG-Face, 2622 persons: the authors' VGG-16 for MatConvNet",
-        url="https://www.vlfeat.org/matconvnet/models/vgg-face.mat",
-        sha256=None,
-        licence=_VGG_FACE_LICENCE,
-        citation=_VGG_FACE,
-        converter="deid_jax.recognisers.vggface_files:load_vggface",
+    "vgg_face_mat": _vgg_face(
+        "VGG-Face, 2622 persons: the authors' VGG-16 for MatConvNet",
+        "https://www.vlfeat.org/matconvnet/models/vgg-face.mat",
     ),
 }
 

@@ -256,11 +256,6 @@ def test_every_crop_of_the_smallest_pictures_has_pixels(name):
         assert images.crop(np.zeros((height, width, 3), np.uint8), name).size > 0
 
 
-def test_unknown_crop():
-    with pytest.raises(InputError, match="crop must be one of auto, celeba, none, square, got"):
-        images.crop(_noise(), "face")
-
-
 @pytest.mark.parametrize("size", [1, 8, 37, 64, 100])
 @pytest.mark.parametrize("shape", [(8, 8), (64, 64), (33, 50)])
 def test_resize_to_any_size(size, shape):

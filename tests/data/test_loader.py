@@ -65,7 +65,7 @@ def test_fewer_pictures_than_a_batch_make_one_batch(faces):
 def test_even_batches_save_padding_and_no_batch_more(images, batch_size, expected):
     size = loader.even_batch_size(images, batch_size)
     assert size == expected
-    assert loader.num_batches(images, size) == loader.num_batches(images, batch_size)
+    assert -(-images // size) == -(-images // batch_size)
 
 
 def test_batches_never_reach_from_one_span_into_the_next(faces):

@@ -25,28 +25,6 @@ def test_names_that_tfds_cannot_hold(tmp_path, persons, message):
     assert not (tmp_path / "copy").exists()
 
 
-@pytest.mark.parametrize(
-    "shards",
-    [
-        [range(0, 5), range(4, 10)],
-        [range(5, 10), range(0, 5)],
-        [range(0, 11)],
-        [range(0, 10, 2)],
-        [range(-1, 3)],
-        [range(5, 3)],
-    ],
-)
-def test_bad_shards(tmp_path, shards):
-    with pytest.raises(InputError, match=r"shards must be ascending ranges of 0\.\.10 apart"):
-        PreparedCopy(tmp_path, copying.other_set(), shards)
-
-
-def test_a_picture_of_another_shard(tmp_path):
-    copy = PreparedCopy(tmp_path, copying.other_set(), [range(0, 5), range(5, 10)])
-    with pytest.raises(InputError, match="images has position 5, not in shard 0"):
-        copy.write(0, {5: b""})
-
-
 def test_a_shard_that_was_not_written(tmp_path):
     copy = PreparedCopy(tmp_path, copying.other_set(), [range(0, 5), range(5, 10)])
     copy.write(0, {0: png(copying.new_picture(0))})
