@@ -69,6 +69,10 @@ class StoredExamples:
         """The split of image `index`, and its position there."""
         return self.splits[self.split_of[index]], int(self.positions[index])
 
+    def record(self, index: int) -> bytes:
+        """The serialized example of image `index`."""
+        return self.read(*self.place(index))
+
     def take(self, indices: NumpyArray) -> "StoredExamples":
         """The places of the images at `indices`, in that order."""
         return dataclasses.replace(

@@ -162,7 +162,7 @@ def _original(examples: StoredExamples, image_size: int) -> _Contents:
         examples.splits,
         examples.split_of,
         examples.positions,
-        lambda index: examples.read(*examples.place(index)),
+        examples.record,
     )
 
 
