@@ -1,11 +1,15 @@
 """What several tests need: small recognisers and images."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from deid_jax.data import FaceDataset
 from deid_jax.devices import programs
+from deid_jax.errors import InputError
 from deid_jax.models import create_model
 
 
@@ -56,6 +60,14 @@ def noise_faces(size=16):
 def pictures(count, size=16, seed=0):
     """float32[count, size, size, 3] in [0, 1]."""
     return jax.random.uniform(jax.random.key(seed), (count, size, size, 3))
+
+
+@contextlib.contextmanager
+def refused(message):
+    """The block raises an `InputError` whose one line matches `message`."""
+    with pytest.raises(InputError, match=message) as caught:
+        yield
+    assert "\n" not in str(caught.value)
 
 
 def let_batches_above_run_out_of_memory(monkeypatch, largest):

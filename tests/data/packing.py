@@ -1,23 +1,17 @@
 """Small sets of images, in folders and packed into archives, and how they load."""
 
+import functools
 import random
 import tarfile
 import zipfile
 
 import numpy as np
 
-from deid_jax.data import DataOptions, load_dataset
+from tests.data import tfds_sets
 from tests.data.tfds_sets import noise, png
 
-
-def load(root, split="all", **options):
-    options = {"image_size": 16, **options}
-    return load_dataset("archive", DataOptions(data_dir=str(root), split=split, **options))
-
-
-def load_folder(root, split="all", **options):
-    options = {"image_size": 16, **options}
-    return load_dataset("folder", DataOptions(data_dir=str(root), split=split, **options))
+load = functools.partial(tfds_sets.load, "archive")
+load_folder = functools.partial(tfds_sets.load, "folder")
 
 
 def faces(root, persons=("ada", "bob", "eve"), count=7):
@@ -39,33 +33,36 @@ def files(root):
     return found
 
 
-def pack_tar(path, files, root, prefix="", format=tarfile.PAX_FORMAT):
+def pack_tar(path, root, some=None, prefix="", format=tarfile.PAX_FORMAT):
+    """Packs all files below `root`, or some of them."""
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w", format=format) as file:
-        for source in files:
+        for source in files(root) if some is None else some:
             file.add(source, prefix + source.relative_to(root).as_posix())
     return path
 
 
-def pack_zip(path, files, root, prefix="", compression=zipfile.ZIP_DEFLATED):
+def pack_zip(path, root, some=None, prefix="", compression=zipfile.ZIP_DEFLATED):
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w", compression) as file:
-        for source in files:
+        for source in files(root) if some is None else some:
             file.write(source, prefix + source.relative_to(root).as_posix())
     return path
 
 
-PACKERS = {
-    "tar": pack_tar,
-    "gnu": lambda *args, **named: pack_tar(*args, format=tarfile.GNU_FORMAT, **named),
-    "ustar": lambda *args, **named: pack_tar(*args, format=tarfile.USTAR_FORMAT, **named),
-    "stored": lambda *args, **named: pack_zip(*args, compression=zipfile.ZIP_STORED, **named),
-    "deflated": pack_zip,
+# Kind -> suffix, packer and its options.
+KINDS = {
+    "tar": (".tar", pack_tar, {}),
+    "gnu": (".tar", pack_tar, {"format": tarfile.GNU_FORMAT}),
+    "ustar": (".tar", pack_tar, {"format": tarfile.USTAR_FORMAT}),
+    "stored": (".zip", pack_zip, {"compression": zipfile.ZIP_STORED}),
+    "deflated": (".zip", pack_zip, {}),
 }
 
 
-def suffix(kind):
-    return "zip" if kind in ("stored", "deflated") else "tar"
+def pack(kind, path, root, some=None, **options):
+    suffix, packer, own = KINDS[kind]
+    return packer(path.with_suffix(suffix), root, some, **own, **options)
 
 
 def assert_same(found, expected):

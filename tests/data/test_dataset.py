@@ -6,6 +6,7 @@ import pytest
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.errors import InputError
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
+from tests.helpers import refused
 
 
 def test_levels_are_what_an_8_bit_file_reads_as():
@@ -98,7 +99,7 @@ def test_fingerprint_of_a_set_with_unreadable_pictures():
             raise InputError("bob/1 is damaged")
         return whole.read(index)
 
-    with pytest.raises(InputError, match="bob/1 is damaged"):
+    with refused("bob/1 is damaged"):
         _faces(read=read).fingerprint()
     found = _faces(read=read, skip_unreadable=True).fingerprint()
     assert found == _faces(read=read, skip_unreadable=True).fingerprint() != whole.fingerprint()

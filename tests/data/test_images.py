@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from deid_jax.data import images
-from deid_jax.errors import InputError
+from tests.helpers import refused
 
 
 def _noise(height=12, width=20, channels=3, seed=0):
@@ -142,9 +142,8 @@ def test_truncated_files_are_named(suffix, tmp_path):
     content = _encode(Image.fromarray(_noise(64, 64)), suffix)
     path = tmp_path / "half"
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"^ada/half cannot be read: .+$") as caught:
+    with refused(r"^ada/half cannot be read: .+$"):
         images.decode_image(path, "ada/half")
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -162,15 +161,14 @@ def test_what_is_no_picture_is_named(content, message, tmp_path):
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     for source in (path, content):
-        with pytest.raises(InputError, match=message) as caught:
+        with refused(message):
             images.decode_image(source, "x.jpg")
-        assert "\n" not in str(caught.value)
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(InputError, match=r"^gone cannot be read: No such file or directory$"):
+    with refused(r"^gone cannot be read: No such file or directory$"):
         images.decode_image(tmp_path / "gone.png", "gone")
-    with pytest.raises(InputError, match=r"^here cannot be read: Is a directory$"):
+    with refused(r"^here cannot be read: Is a directory$"):
         images.decode_image(tmp_path, "here")
 
 
@@ -190,20 +188,20 @@ def _huge(width, height):
 def test_bombs_are_errors(size, action):
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        with pytest.raises(InputError, match=r"^big has more than 89478485 pixels"):
+        with refused(r"^big has more than 89478485 pixels"):
             images.decode_image(_huge(*size), "big")
 
 
 def test_bomb_limit_holds_where_pillows_is_lifted(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(InputError, match=r"^big has more than 89478485 pixels: 10000x9000$"):
+    with refused(r"^big has more than 89478485 pixels: 10000x9000$"):
         images.decode_image(_huge(10_000, 9_000), "big")
 
 
 def test_smallest_picture():
     assert images.decode_image(_encode(Image.new("RGB", (8, 8))), "a").shape == (8, 8, 3)
     for size in ((7, 40), (40, 7), (1, 1)):
-        with pytest.raises(InputError, match=f"dot is {size[0]}x{size[1]}: .* 8 pixels"):
+        with refused(f"dot is {size[0]}x{size[1]}: .* 8 pixels"):
             images.decode_image(_encode(Image.new("RGB", size)), "dot")
 
 
@@ -359,9 +357,8 @@ def test_what_is_on_the_template_already_stays():
 @pytest.mark.parametrize("width, height", [(218, 178), (178, 217), (112, 113), (250, 250)])
 def test_pictures_of_unknown_geometry_are_not_aligned(width, height):
     message = f"needs images of 178x218 .* or 112x112 .*, got {width}x{height}$"
-    with pytest.raises(InputError, match=message) as refused:
+    with refused(message):
         images.align(_noise(height, width), 112)
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", images.CROPS)
@@ -378,5 +375,5 @@ def test_face_is_every_crop_at_the_size_asked_for(name, size):
 
 
 def test_face_of_an_unknown_crop():
-    with pytest.raises(InputError, match="one of auto, celeba, none, square, arcface, got eye"):
+    with refused("one of auto, celeba, none, square, arcface, got eye"):
         images.face_crop(_noise(), "eye", 64)

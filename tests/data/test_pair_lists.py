@@ -10,6 +10,7 @@ import pytest
 from deid_jax.data import DataOptions, FaceDataset, load_dataset, pair_lists
 from deid_jax.data.pair_lists import make_lists, near_duplicate_groups, read_lists
 from deid_jax.errors import InputError
+from tests.helpers import refused
 
 
 def make_dataset(counts, persons=None, pixels=None):
@@ -184,16 +185,16 @@ def test_near_duplicates_are_looked_for_in_the_pictures():
     ],
 )
 def test_lists_that_cannot_be_drawn(counts, options, message):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         make(counts, **options)
 
 
 def test_groups_are_of_every_picture_and_count_as_one():
     dataset = make_dataset([4, 4])
-    with pytest.raises(InputError, match=r"groups must be int\[8\], got shape \(7,\)"):
+    with refused(r"groups must be int\[8\], got shape \(7,\)"):
         make_lists(dataset, groups=np.arange(7))
     groups = np.array([0, 1, 0, 1, 4, 5, 6, 7])
-    with pytest.raises(InputError, match="person p00 has 2 different photos"):
+    with refused("person p00 has 2 different photos"):
         make_lists(dataset, groups=groups)
 
 
@@ -252,7 +253,7 @@ def test_a_changed_file_is_refused(tmp_path):
     dataset, lists = make([6, 6])
     path = tmp_path / "a.json"
     path.write_text(lists.to_json().replace('"seed":0', '"seed":1'))
-    with pytest.raises(InputError, match=r"a\.json is not as it was written: its sha256"):
+    with refused(r"a\.json is not as it was written: its sha256"):
         read_lists(path, dataset)
 
 
@@ -270,9 +271,8 @@ def test_other_files_are_refused(tmp_path, text, message):
     path = tmp_path / "a.json"
     if text is not None:
         path.write_bytes(text)
-    with pytest.raises(InputError, match=message) as caught:
+    with refused(message):
         read_lists(path, make_dataset([6, 6]))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_entries_of_another_kind_are_refused(tmp_path, entry, value):
     dataset, lists = make([6, 6])
     content = json.loads(lists.to_json()) | {entry: value}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="its entries are not those of lists"):
+    with refused("its entries are not those of lists"):
         read_lists(tmp_path / "a.json", dataset)
 
 
@@ -338,7 +338,7 @@ def test_pixels_are_those_of_the_listed_photos_by_name(tmp_path):
     pixels[1] = 0
     assert read_lists(tmp_path / "a.json", dataset.take(range(12)[::-1])) == lists
     pixels[7, 3, 3, 1] ^= 1
-    with pytest.raises(InputError, match=r"a\.json does not fit the data set: its photos had"):
+    with refused(r"a\.json does not fit the data set: its photos had"):
         read_lists(tmp_path / "a.json", dataset)
 
 
@@ -347,7 +347,7 @@ def test_near_duplicates_with_two_roles_are_refused():
     found = lists.positions(dataset)
     groups = np.arange(12)
     groups[found.gallery[0][0]] = groups[found.protected[0]]
-    with pytest.raises(InputError, match="is in gallery and a near-duplicate in protected"):
+    with refused("is in gallery and a near-duplicate in protected"):
         lists.positions(dataset, groups)
     # Within one role copies do no harm, nor do equal numbers of two persons.
     groups = np.arange(12)
@@ -359,10 +359,10 @@ def test_near_duplicates_with_two_roles_are_refused():
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     _, lists = make([6, 6])
     (tmp_path / "file").write_text("old")
-    with pytest.raises(InputError, match=r"a\.json cannot be written: "):
+    with refused(r"a\.json cannot be written: "):
         lists.write(tmp_path / "file" / "a.json")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="folder cannot be written: "):
+    with refused("folder cannot be written: "):
         lists.write(tmp_path / "folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "old"

@@ -3,9 +3,10 @@
 import pytest
 
 from deid_jax.data.prepared_copy import PreparedCopy
-from deid_jax.errors import InputError, TransientError
+from deid_jax.errors import TransientError
 from tests.data import copying
 from tests.data.tfds_sets import png
+from tests.helpers import refused
 
 
 @pytest.mark.parametrize(
@@ -19,16 +20,15 @@ from tests.data.tfds_sets import png
     ],
 )
 def test_names_that_tfds_cannot_hold(tmp_path, persons, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with refused(message):
         PreparedCopy(tmp_path / "copy", copying.other_set(persons=persons), [range(10)])
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "copy").exists()
 
 
 def test_a_shard_that_was_not_written(tmp_path):
     copy = PreparedCopy(tmp_path, copying.other_set(), [range(0, 5), range(5, 10)])
     copy.write(0, {0: png(copying.new_picture(0))})
-    with pytest.raises(InputError, match=r"folder-whole.*-00001-of-00002 has not been written"):
+    with refused(r"folder-whole.*-00001-of-00002 has not been written"):
         copy.finish()
     assert not (tmp_path / "dataset_info.json").exists()
 

@@ -1,24 +1,21 @@
 """Prepared TFDS sets give the images, persons and names that were put into them."""
 
-import gc
+import functools
 import io
 import json
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from deid_jax.data import DataOptions, building, load_dataset, prepared
-from deid_jax.errors import InputError
-from tests.data.tfds_sets import noise, png, prepare
+from tests.data.tfds_sets import assert_memory_is_bounded, load, noise, png, prepare
+from tests.helpers import refused
 
 PEOPLE = ("bob", "ada", "eve")
 
 
-def _load(root, split="all", **options):
-    options = {"image_size": 16, **options}
-    return load_dataset("tfds", DataOptions(data_dir=str(root), split=split, **options))
+_load = functools.partial(load, "tfds")
 
 
 def _features(**more):
@@ -79,18 +76,16 @@ def test_the_folder_is_found_from_above(tmp_path, deeper):
 
 
 def test_no_folder_and_several(tmp_path):
-    with pytest.raises(
-        InputError, match=r"data_dir must name a folder with TFDS's dataset_info"
-    ):
+    with refused(r"data_dir must name a folder with TFDS's dataset_info"):
         load_dataset("tfds", DataOptions(image_size=16))
-    with pytest.raises(InputError, match="nowhere is not a folder"):
+    with refused("nowhere is not a folder"):
         _load(tmp_path / "nowhere")
     _prepare(tmp_path / "very" / "deep" / "faces" / "3.2.1")
-    with pytest.raises(InputError, match=r"has no dataset_info\.json, which TFDS writes"):
+    with refused(r"has no dataset_info\.json, which TFDS writes"):
         _load(tmp_path)
     _prepare(tmp_path / "a" / "3.2.1")
     _prepare(tmp_path / "b")
-    with pytest.raises(InputError, match=r"has 2 data sets, name one: a/3\.2\.1, b$"):
+    with refused(r"has 2 data sets, name one: a/3\.2\.1, b$"):
         _load(tmp_path)
 
 
@@ -146,30 +141,24 @@ def test_sets_that_lack_what_is_needed(tmp_path):
         },
         {"train": [{"image": image, "label": [1, 2]}]},
     )
-    with pytest.raises(
-        InputError, match=r"none of the features identity/Identity_No, label, pe"
-    ):
+    with refused(r"none of the features identity/Identity_No, label, pe"):
         _load(tmp_path / "a")
     prepare(tmp_path / "b", {"label": np.int64}, {"train": [{"label": 1}]})
-    with pytest.raises(InputError, match=r"has no images: image"):
+    with refused(r"has no images: image"):
         _load(tmp_path / "b")
     prepare(tmp_path / "c", _features(), {"train": []})
-    with pytest.raises(InputError, match=r"the faces in .* has no examples"):
+    with refused(r"the faces in .* has no examples"):
         _load(tmp_path / "c")
     prepare(tmp_path / "d", _features(), {"train": [_example(0), _example(3)]})
-    with pytest.raises(InputError, match="tfds needs readable images of two persons or more"):
+    with refused("tfds needs readable images of two persons or more"):
         _load(tmp_path / "d")
     features = _features(label=tfds.features.ClassLabel(names=PEOPLE))
     prepare(tmp_path / "e", features, {"train": [_example(0), _example(1, label=-1)]})
-    with pytest.raises(
-        InputError, match=r"faces train examples 0\.\.1 cannot be read: no label"
-    ):
+    with refused(r"faces train examples 0\.\.1 cannot be read: no label"):
         _load(tmp_path / "e")
     examples = [_example(0), _example(1, label="../up")]
     prepare(tmp_path / "f", _features(), {"train": examples})
-    with pytest.raises(
-        InputError, match=r"faces: person '\.\./up' is not fit for a folder's na"
-    ):
+    with refused(r"faces: person '\.\./up' is not fit for a folder's na"):
         _load(tmp_path / "f")
 
 
@@ -270,12 +259,10 @@ def test_an_unreadable_picture_is_named(tmp_path):
     splits["test"][4]["image"] = io.BytesIO(b"no image")
     prepare(tmp_path / "faces", _features(), splits)
     dataset = _load(tmp_path)
-    with pytest.raises(InputError, match=r"^faces test_000004 of person bob is not an image"):
+    with refused(r"^faces test_000004 of person bob is not an image"):
         dataset.read(24)
     assert _load(tmp_path, skip_unreadable=True).skip_unreadable
-    with pytest.raises(
-        InputError, match=r"^faces test_000004 of person bob .*--skip_unreadable"
-    ):
+    with refused(r"^faces test_000004 of person bob .*--skip_unreadable"):
         _load(tmp_path, "train")
 
 
@@ -284,27 +271,24 @@ def test_damaged_files(tmp_path):
     dataset = _load(folder)
     shard = folder / "faces-test.array_record-00001-of-00002"
     shard.write_bytes(bytes(len(shard.read_bytes())))
-    with pytest.raises(InputError, match=r"^faces test examples 0\.\.9 cannot be read: "):
+    with refused(r"^faces test examples 0\.\.9 cannot be read: "):
         _load(folder)
-    with pytest.raises(InputError, match=r"^faces test_000008 cannot be read: "):
+    with refused(r"^faces test_000008 cannot be read: "):
         dataset.read(28)
     shard.unlink()
-    with pytest.raises(InputError, match=r"^faces test examples 0\.\.9 cannot be read: "):
+    with refused(r"^faces test examples 0\.\.9 cannot be read: "):
         _load(folder)
     info = folder / "dataset_info.json"
     whole = info.read_text()
     info.write_text(json.dumps({**json.loads(whole), "fileFormat": "tfrecord"}))
-    with pytest.raises(
-        InputError, match=r"the faces that TFDS .* not in the array_record format"
-    ):
+    with refused(r"the faces that TFDS .* not in the array_record format"):
         _load(folder)
     info.write_text("{")
-    with pytest.raises(InputError, match=r"^TFDS cannot read ") as caught:
+    with refused(r"^TFDS cannot read "):
         _load(folder)
-    assert "\n" not in str(caught.value)
     info.write_text(whole)
     (folder / "features.json").unlink()
-    with pytest.raises(InputError, match=r"^TFDS cannot read .*: Cannot restore faces"):
+    with refused(r"^TFDS cannot read .*: Cannot restore faces"):
         _load(folder)
 
 
@@ -320,7 +304,7 @@ def test_an_example_without_a_picture(tmp_path):
     for _ in range(7):
         writer.write(bare.SerializeToString())
     writer.close()
-    with pytest.raises(InputError, match=r"^faces test_000000 has no image$"):
+    with refused(r"^faces test_000000 has no image$"):
         _load(folder).read(20)
 
 
@@ -363,7 +347,6 @@ def test_fingerprints(tmp_path):
 
 @pytest.mark.slow
 def test_memory_is_bounded_and_does_not_grow_while_reading(tmp_path):
-    """An index takes under 300 bytes an image; of 1000 images read, nothing stays."""
     total, content = 5000, png(noise(0, 8, 8))
     examples = [
         {"image": io.BytesIO(content), "label": f"person_{number // 20:05d}"}
@@ -371,18 +354,5 @@ def test_memory_is_bounded_and_does_not_grow_while_reading(tmp_path):
     ]
     prepare(tmp_path / "in", _features(), {"train": examples}, shard_length=1000)
     del examples
-    _load(tmp_path, image_size=8).read(0)
-    tracemalloc.start()
-    try:
-        dataset = _load(tmp_path, image_size=8)
-        peak = tracemalloc.get_traced_memory()[1]
-        gc.collect()
-        held = tracemalloc.get_traced_memory()[0]
-        assert held < 300 * total
-        assert peak < 1000 * total
-        for index in range(0, total, 5):
-            dataset.read(index)
-        gc.collect()
-        assert tracemalloc.get_traced_memory()[0] - held < 100 * 1000
-    finally:
-        tracemalloc.stop()
+    load = functools.partial(_load, tmp_path, image_size=8)
+    assert_memory_is_bounded(load, total, 300, 1000, step=5)

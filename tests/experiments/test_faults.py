@@ -247,13 +247,13 @@ def test_unreadable_picture_in_the_middle_of_an_archive(
     arguments, for_archives, faces, workplace, capsys
 ):
     root = jpegs(faces, workplace / "jpegs")
-    packing.pack_tar(workplace / "faces.tar", packing.files(root), root)
+    packing.pack_tar(workplace / "faces.tar", root)
     given = [*arguments, for_archives, "--dataset=archive", "--data_dir=faces.tar"]
     assert attack.main([*given, "--output_dir=whole", "--skip_unreadable"]) == 0
     assert capsys.readouterr().err == ""
     damaged = root / "person_1" / "03.jpg"
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    packing.pack_tar(workplace / "faces.tar", packing.files(root), root)
+    packing.pack_tar(workplace / "faces.tar", root)
 
     line = fails(given, capsys)
     assert line.startswith("error: faces.tar: person_1/03 cannot be read: ")

@@ -32,15 +32,15 @@ def checkpoint_for(trained, dataset):
 
 
 def as_tar(faces, target):
-    packing.pack_tar(target / "faces.tar", packing.files(faces), faces)
+    packing.pack_tar(target / "faces.tar", faces)
     return target / "faces.tar"
 
 
 def as_zips(faces, target):
     """Two archives, each with images of every person."""
     files = packing.files(faces)
-    packing.pack_zip(target / "in" / "one.zip", files[::2], faces, prefix="deep/")
-    packing.pack_zip(target / "in" / "two.zip", files[1::2], faces)
+    packing.pack_zip(target / "in" / "one.zip", faces, files[::2], prefix="deep/")
+    packing.pack_zip(target / "in" / "two.zip", faces, files[1::2])
     return target / "in"
 
 

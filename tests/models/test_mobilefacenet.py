@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.errors import InputError
 from deid_jax.models import mobilefacenet
 from deid_jax.models.mobilefacenet import VARIANTS, MobileFaceNet, array_shapes, convert, load
+from tests.helpers import refused
 
 WIDTH = {"ms1m": 112, "casia": 96}
 
@@ -194,12 +194,12 @@ def test_accelerators_compute_the_same(network, monkeypatch):
 
 @pytest.mark.parametrize("shape", [(2, 112, 96, 3), (2, 96, 112, 3), (2, 112, 112, 1), (112,)])
 def test_other_images_are_refused(shape):
-    with pytest.raises(InputError, match=r"images must be \[B, 112, 112, 3\] for ms1m, got"):
+    with refused(r"images must be \[B, 112, 112, 3\] for ms1m, got"):
         jax.eval_shape(MobileFaceNet("ms1m").init, jax.random.key(0), jnp.zeros(shape))
 
 
 def test_unknown_variants_are_refused():
-    with pytest.raises(InputError, match="variant must be one of ms1m, casia, got vgg"):
+    with refused("variant must be one of ms1m, casia, got vgg"):
         MobileFaceNet("vgg").init(jax.random.key(0), jnp.zeros((1, 112, 112, 3)))
 
 
@@ -226,9 +226,8 @@ def test_counters_of_batches_are_passed_over(variant, arrays, network):
 def test_wrong_arrays_are_named(variant, change, message):
     changed = random_arrays(variant) | change
     changed = {name: array for name, array in changed.items() if array is not None}
-    with pytest.raises(InputError, match=message) as error:
+    with refused(message):
         convert(changed)
-    assert "\n" not in str(error.value)
 
 
 def test_a_file_gives_what_its_arrays_give(tmp_path, arrays, network):
@@ -261,15 +260,14 @@ def test_bad_files_end_in_one_line(tmp_path, damage):
                 damage
             ]
         )
-    with pytest.raises(InputError, match=f"weights {path}") as error:
+    with refused(f"weights {path}"):
         load(path)
-    assert "\n" not in str(error.value)
 
 
 def test_pickles_are_never_opened(tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, **{"conv1.0.weight": np.array([{}], object)})
-    with pytest.raises(InputError, match="no readable"):
+    with refused("no readable"):
         load(path)
 
 

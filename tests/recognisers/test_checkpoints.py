@@ -10,9 +10,9 @@ import pytest
 
 from deid_jax import recognisers
 from deid_jax.data import DataOptions, FaceDataset
-from deid_jax.errors import InputError
 from deid_jax.models import create_model
 from deid_jax.recognisers import CheckpointInfo, Recogniser, TrainConfig, checkpoints, storage
+from tests.helpers import refused
 
 SIZE = 12
 PERSONS = ("ada", "bob", "cyd")
@@ -86,7 +86,7 @@ def test_older_checkpoint_is_replaced_or_survives_a_failure(copy, recogniser, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "_digest", fail)
-        with pytest.raises(InputError, match=r"copy cannot be written: No space left on dev"):
+        with refused(r"copy cannot be written: No space left on dev"):
             new.save(copy)
     assert checkpoints.load_info(copy) == INFO
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
@@ -106,18 +106,18 @@ def test_killed_between_old_and_new_loses_nothing(copy):
 
 
 def test_missing_and_foreign_checkpoints_are_named(copy, tmp_path):
-    with pytest.raises(InputError, match=r"checkpoint .*nowhere does not exist"):
+    with refused(r"checkpoint .*nowhere does not exist"):
         checkpoints.load_info(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path):
-        with pytest.raises(InputError, match="is no checkpoint"):
+        with refused("is no checkpoint"):
             checkpoints.load_info(path)
     # Before there was a hash of all files.
     (copy / "sha256").rename(copy / "checksums.json")
-    with pytest.raises(InputError, match="is damaged or of an earlier version: delete it"):
+    with refused("is damaged or of an earlier version: delete it"):
         checkpoints.load_info(copy)
     storage.save(tmp_path / "other", {"a": np.zeros(2)}, {"model": "x"})
-    with pytest.raises(InputError, match="its description is of another kind"):
+    with refused("its description is of another kind"):
         checkpoints.load_info(tmp_path / "other")
 
 
@@ -130,10 +130,10 @@ def test_damaged_files_are_noticed(copy, item):
     for damaged in (content, content[:-1]):
         file.write_bytes(damaged)
         for load in (checkpoints.load_info, lambda path: storage.load_arrays(path, {})):
-            with pytest.raises(InputError, match="copy is damaged: its files have changed"):
+            with refused("copy is damaged: its files have changed"):
                 load(copy)
     file.unlink()
-    with pytest.raises(InputError, match="copy is damaged: its files have changed"):
+    with refused("copy is damaged: its files have changed"):
         checkpoints.load_info(copy)
 
 
@@ -143,11 +143,11 @@ def test_other_settings_and_networks_are_refused(saved):
         (("model_a", "synthetic", SIZE), "the data set folder, not synthetic"),
         (("model_a", "folder", 64), "images of size 12, not 64"),
     ):
-        with pytest.raises(InputError, match=f"does not fit: it was made for {message}"):
+        with refused(f"does not fit: it was made for {message}"):
             checkpoints.load_matching(saved, *settings)
     assert checkpoints.load_matching(saved, "model_a", "folder", SIZE) == INFO
     wrong = dataclasses.replace(INFO, persons=("ada", "bob"))
-    with pytest.raises(InputError, match="does not fit: its weights are of another network"):
+    with refused("does not fit: its weights are of another network"):
         checkpoints.load_variables(saved, wrong)
 
 
@@ -162,7 +162,7 @@ def test_other_settings_and_networks_are_refused(saved):
     ],
 )
 def test_other_persons_and_images_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
+    with refused(message):
         checkpoints.check_fits("it", INFO, make_dataset(**changes))
 
 
@@ -173,7 +173,7 @@ def test_trained_on_images_may_be_measured_where_they_are_no_test():
 def test_target_may_be_new_or_a_checkpoint_to_overwrite(copy, tmp_path):
     checkpoints.check_target(tmp_path / "deep" / "new", overwrite=False)
     checkpoints.check_target(copy, overwrite=True)
-    with pytest.raises(InputError, match="exists already; --overwrite"):
+    with refused("exists already; --overwrite"):
         checkpoints.check_target(copy, overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
@@ -182,7 +182,7 @@ def test_target_that_is_no_checkpoint_is_kept(tmp_path):
     for kind in ("file", "folder", "link", "state.unfinished"):
         path = tmp_path / kind
         path.symlink_to("no") if kind == "link" else path.mkdir()
-        with pytest.raises(InputError, match=f"{kind} exists and is no checkpoint"):
+        with refused(f"{kind} exists and is no checkpoint"):
             checkpoints.check_target(path.with_suffix(""), overwrite=True)
 
 

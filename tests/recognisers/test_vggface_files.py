@@ -16,6 +16,7 @@ import scipy.io
 from deid_jax.errors import InputError
 from deid_jax.models import create_model, vgg16
 from deid_jax.recognisers.vggface_files import load_vggface
+from tests.helpers import refused
 
 # Depths are VGG-16's. All numbers of channels differ, so that no wrong order goes unseen.
 NARROW = ((2, 4), (2, 5), (3, 6), (3, 7), (3, 8))
@@ -294,9 +295,8 @@ def test_another_file_is_named(narrow, tmp_path):
         ("channels.npz", "channels must be RGB or BGR, got GRB"),
         ("bias.npz", r"conv1_1 must be a kernel and a bias, got \(3, 3, 3, 4\)$"),
     ):
-        with pytest.raises(InputError, match=message) as caught:
+        with refused(message):
             load_vggface(tmp_path / name, image_size=32)
-        assert "\n" not in str(caught.value)
 
 
 class Trap:
@@ -320,7 +320,7 @@ def test_nothing_is_unpickled(tmp_path):
         ("whole.npz", "cannot be read: it is no .npz archive"),
         ("array.npz", "cannot be read: it is no .npz archive"),
     ):
-        with pytest.raises(InputError, match=message):
+        with refused(message):
             load_vggface(tmp_path / name)
     assert not trap.path.exists()
     pickle.loads((tmp_path / "whole.npz").read_bytes())
@@ -330,5 +330,5 @@ def test_nothing_is_unpickled(tmp_path):
 def test_a_missing_h5py_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     (tmp_path / "it.h5").touch()
-    with pytest.raises(InputError, match=r"needs h5py: pip install 'deid_jax\[vggface\]'"):
+    with refused(r"needs h5py: pip install 'deid_jax\[vggface\]'"):
         load_vggface(tmp_path / "it.h5")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from deid_jax.errors import InputError
 from deid_jax.recognisers import weights
 from tests.bad_network import CONTENT, Server, fails, hangs_up, whole
+from tests.helpers import refused
 
 # Of downloads that fail, pooch leaves the connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -90,42 +90,41 @@ def test_damaged_file_is_downloaded_again(serve, capsys):
 )
 def test_failed_downloads_end_in_one_line_and_leave_nothing(serve, tmp_path, reply, reason):
     server = serve(reply)
-    with pytest.raises(InputError, match=f"cannot download {server.url}.*{reason}") as error:
+    with refused(f"cannot download {server.url}.*{reason}"):
         weights.fetch("ours")
-    assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_without_network_or_folder(serve, tmp_path, monkeypatch):
     serve(whole()).close()
-    with pytest.raises(InputError, match="Connection refused"):
+    with refused("Connection refused"):
         weights.fetch("ours")
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEID_JAX_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"cannot download .* to .*file/ours.bin: "):
+    with refused(r"cannot download .* to .*file/ours.bin: "):
         weights.fetch("ours")
 
 
 def test_row_without_hash_takes_the_users(serve):
     server, fetch = serve(whole()), functools.partial(weights.fetch, "theirs")
-    with pytest.raises(InputError, match=r"theirs: no source states .* --sha256=\.\.\.$"):
+    with refused(r"theirs: no source states .* --sha256=\.\.\.$"):
         fetch()
-    with pytest.raises(InputError, match="64 hexadecimal digits, got 'x'"):
+    with refused("64 hexadecimal digits, got 'x'"):
         fetch(sha256="x")
     assert not server.requests
     path = fetch(sha256=SHA256.upper())
     assert fetch(sha256=SHA256) == path and len(server.requests) == 1
     # Whether file or hash is wrong nobody knows: nothing is deleted.
-    with pytest.raises(InputError, match=f"{SHA256} instead of {'0' * 64}: correct --sha256"):
+    with refused(f"{SHA256} instead of {'0' * 64}: correct --sha256"):
         fetch(sha256="0" * 64)
     assert path.read_bytes() == CONTENT and len(server.requests) == 1
 
 
 def test_names_and_hashes_must_be_the_tables(serve):
     serve(whole())
-    with pytest.raises(InputError, match=f"sha256 of ours is {SHA256}, got 000"):
+    with refused(f"sha256 of ours is {SHA256}, got 000"):
         weights.fetch("ours", sha256="0" * 64)
-    with pytest.raises(InputError, match="weights must be one of ours, theirs, got x"):
+    with refused("weights must be one of ours, theirs, got x"):
         weights.fetch("x")
 
 
@@ -141,5 +140,5 @@ def test_default_cache(tmp_path, monkeypatch):
         raise RuntimeError
 
     monkeypatch.setattr(Path, "home", nobody)
-    with pytest.raises(InputError, match="set DEID_JAX_CACHE"):
+    with refused("set DEID_JAX_CACHE"):
         weights.default_cache()
