@@ -17,6 +17,8 @@ from deid_jax.photos.faces import Face, FaceError
 from deid_jax.types import NumpyArray
 
 Span: TypeAlias = "slice[int, int, None]"
+# Rows and columns of a photo, and bool[h, w]: which of their pixels.
+Support: TypeAlias = "tuple[Span, Span, NumpyArray]"
 
 SIZE = 112
 # Eyes, nose, corners of the mouth: the template of ArcFace (Deng et al., CVPR 2019).
@@ -38,6 +40,8 @@ _BOX_SPREAD = 0.242
 _TAPER = 8
 # Crops are resampled on a grid finer by this factor and then reduced, which is sharper.
 _OVERSAMPLING = 2
+# The centre of the fine grid's first pixel, in coordinates of the coarse grid.
+_FIRST = 0.5 / _OVERSAMPLING - 0.5
 # So are perturbations if a crop pixel covers fewer photo pixels than this.
 _COARSE = 2.0
 # How far filters reach beyond the crop, in crop or photo pixels, whichever are larger.
@@ -61,14 +65,10 @@ def crop_matrix(face: Face, size: int = SIZE) -> NumpyArray:
     if face.landmarks is None:
         left, top, width, height = face.box
         centre = np.array([left + _BOX_CENTRE[0] * width, top + _BOX_CENTRE[1] * height])
-        linear = _spread_of(targets) / (_BOX_SPREAD * width) * np.eye(2)
+        spread = math.sqrt(np.mean(np.sum(np.square(targets - targets.mean(0)), axis=1)))
+        linear = spread / (_BOX_SPREAD * width) * np.eye(2)
         return np.column_stack([linear, targets.mean(0) - linear @ centre])
     return fit_similarity(np.asarray(face.landmarks, np.float64), targets)
-
-
-def _spread_of(points: NumpyArray) -> float:
-    """The root mean square distance of float64[N, 2] from their mean."""
-    return math.sqrt(np.mean(np.sum(np.square(points - points.mean(0)), axis=1)))
 
 
 def fit_similarity(points: NumpyArray, targets: NumpyArray) -> NumpyArray:
@@ -120,8 +120,8 @@ def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> Nu
 
     Args:
       pixels: uint8[H, W, 3].
-      matrix: from `crop_matrix`.
-      size: size of the crop, the same as for the matrix.
+      matrix: `crop_matrix` for the same size.
+      size: of the crop.
     """
     scale = max(scale_of(matrix), 1.0)
     corners = _corners(matrix, size)
@@ -141,14 +141,8 @@ def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> Nu
     first = back[:, :2] @ np.full(2, _FIRST) + back[:, 2]
     start = (first - low + 0.5) / ratios - 0.5
     fine = (_OVERSAMPLING * size, _OVERSAMPLING * size)
-    shown = region.resize(small, _BICUBIC).transform(
-        fine, Image.Transform.AFFINE, _coefficients(linear, start), _BICUBIC
-    )
+    shown = _sampled(region.resize(small, _BICUBIC), fine, linear, start)
     return np.asarray(shown.resize((size, size), _BICUBIC), np.float32) / 255
-
-
-# The centre of the fine grid's first pixel, in coordinates of the coarse grid.
-_FIRST = 0.5 / _OVERSAMPLING - 0.5
 
 
 def to_photo(
@@ -184,12 +178,8 @@ def to_photo(
     channels = []
     for channel in range(perturbation.shape[2]):
         image = Image.fromarray(np.ascontiguousarray(faded[..., channel], np.float32))
-        moved = image.resize((small, small), _BICUBIC).transform(
-            (over * extent[0], over * extent[1]),
-            Image.Transform.AFFINE,
-            _coefficients(linear, start),
-            _BICUBIC,
-        )
+        fine = (over * extent[0], over * extent[1])
+        moved = _sampled(image.resize((small, small), _BICUBIC), fine, linear, start)
         channels.append(np.asarray(moved.resize(extent, _BICUBIC)))
     found = np.stack(channels, axis=2)
     if over > 1:
@@ -212,10 +202,19 @@ def _grid(scale: float, size: int) -> tuple[int, int]:
     return over, max(1, round(size * min(scale * over, 1.0)))
 
 
-def support(matrix: NumpyArray, shape: tuple[int, ...]) -> "tuple[Span, Span, NumpyArray]":
-    """The pixels that `to_photo` may change: rows and columns of the photo, and bool[h, w]."""
+def support(matrix: NumpyArray, shape: tuple[int, ...]) -> "Support":
+    """The pixels that `to_photo` may change."""
     rows, columns, touched = to_photo(np.ones((SIZE, SIZE, 3), np.float32), matrix, shape)
     return rows, columns, np.any(touched != 0, axis=2)
+
+
+def error_within(where: "Support", before: NumpyArray, after: NumpyArray) -> float:
+    """Mean squared error of the pixels of a `support`, for a range of 1; 0 if it has none."""
+    ys, xs, inside = where
+    difference = after[ys, xs].astype(np.int16) - before[ys, xs]
+    squares = np.square(difference, dtype=np.int32).sum(axis=2)
+    mean = squares.sum(where=inside, dtype=np.float64) / max(inside.sum(), 1)
+    return float(mean / (3 * 255**2))
 
 
 def taper(size: int) -> NumpyArray:
@@ -245,13 +244,7 @@ def round_trip(matrix: NumpyArray, size: int = SIZE) -> tuple[NumpyArray, NumpyA
 
 
 def _line(scale: float, centre: float, size: int) -> NumpyArray:
-    """float32[S, S], the round trip along one axis of an upright face.
-
-    Args:
-      scale: photo pixels per crop pixel.
-      centre: centre of the crop in the photo.
-      size: S.
-    """
+    """float32[S, S], the round trip along one axis of an upright face; `centre`: the crop's."""
     low = math.floor(centre - size * scale / 2)
     length = math.ceil(centre + size * scale / 2) - low + 1
     # Each column is a unit perturbation with the fade applied.
@@ -277,10 +270,8 @@ def _line(scale: float, centre: float, size: int) -> NumpyArray:
 
 def _stretched(image: Image.Image, height: int, step: float, start: float) -> Image.Image:
     """Resamples rows: row i of the result is row start + i step of the image."""
-    coefficients = _coefficients(np.diag([1.0, step]), np.array([0.0, start]))
-    return image.transform(
-        (image.width, height), Image.Transform.AFFINE, coefficients, _BICUBIC
-    )
+    linear = np.diag([1.0, step])
+    return _sampled(image, (image.width, height), linear, np.array([0.0, start]))
 
 
 def _corners(matrix: NumpyArray, size: int) -> NumpyArray:
@@ -295,7 +286,11 @@ def _inverse(matrix: NumpyArray) -> NumpyArray:
     return np.column_stack([linear, -linear @ matrix[:, 2]])
 
 
-def _coefficients(linear: NumpyArray, start: NumpyArray) -> list[float]:
-    """Converts a map of pixel centres to Pillow's coefficients, which map pixel corners."""
+def _sampled(
+    image: Image.Image, size: tuple[int, int], linear: NumpyArray, start: NumpyArray
+) -> Image.Image:
+    """Resamples: the pixel at p of the result is the one at A p + b of the image."""
+    # Pillow's coefficients map pixel corners instead of centres.
     start = start + 0.5 - linear @ np.array([0.5, 0.5])
-    return np.column_stack([linear, start]).ravel().tolist()
+    coefficients = np.column_stack([linear, start]).ravel().tolist()
+    return image.transform(size, Image.Transform.AFFINE, coefficients, _BICUBIC)

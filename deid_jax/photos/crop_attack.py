@@ -23,7 +23,7 @@ from deid_jax.arrays import Bracket, per_image
 from deid_jax.attacks.budgets import l2_of_psnr
 from deid_jax.attacks.mifgvm import MIFGVMConfig
 from deid_jax.photos.alignment import round_trip, to_photo
-from deid_jax.photos.verifiers import Verifier
+from deid_jax.photos.verifiers import Verifier, dodged
 from deid_jax.transfer import SurrogateAttack, Surrogates
 from deid_jax.types import NumpyArray
 
@@ -31,6 +31,9 @@ from deid_jax.types import NumpyArray
 ATTACK = SurrogateAttack(foreseen=("resize_pad_flip", "processing"))
 # Batches are padded to the next of these sizes, so that few programs are compiled.
 BATCHES = (1, 4, 16)
+# Bisections of the scale of a perturbation, and the largest scale.
+_HALVINGS = 12
+_LARGEST = 4.0
 # In units of ε: the total length of all steps, and the largest step from a given perturbation.
 _REACH = 10.0
 _STEP = 1 / 3
@@ -91,7 +94,7 @@ def find_perturbation(
     Args:
       surrogates: recognisers to fool, and the embeddings to move away from.
       crops: the faces.
-      psnr: float32[] in dB: the budget of ‖δ‖₂.
+      psnr: float32[] in dB: the budget ε of ‖δ‖₂.
       key: key[B].
       initial: float32[B, S, S, 3], the perturbation to start from; None starts from zero.
       attack: method and objective.
@@ -113,9 +116,9 @@ def find_perturbation(
 
 
 def perturbations(
-    surrogates: Sequence[Verifier],
+    verifiers: Sequence[Verifier],
     crops: Crops,
-    references: Sequence[NumpyArray],
+    references: Sequence[Sequence[NumpyArray]],
     initial: NumpyArray | None,
     *,
     psnr: float,
@@ -125,18 +128,19 @@ def perturbations(
     """Runs `find_perturbation` on any number of crops: float32[N, S, S, 3].
 
     Args:
-      surrogates: recognisers to fool.
+      verifiers: the surrogates among them are to be fooled.
       crops: the crops of N faces.
-      references: for each surrogate, the embeddings [N, D] to move away from.
+      references: for each face and each verifier, `Verifier.references`.
       initial: float32[N, S, S, 3], perturbations to start from; None starts from zero.
       psnr: in dB.
       keys: key[N].
       num_steps: gradient steps.
     """
-    fitted = Surrogates.of(
-        [one.embedder for one in surrogates],
-        references,
-        [one.threshold for one in surrogates],
+    columns = [place for place, one in enumerate(verifiers) if one.is_surrogate]
+    surrogates = Surrogates.of(
+        [verifiers[place].embedder for place in columns],
+        [np.stack([dodged(own[place]) for own in references]) for place in columns],
+        [verifiers[place].threshold for place in columns],
     )
     reach = _REACH if initial is None else min(_REACH, _STEP * num_steps)
     found = []
@@ -145,7 +149,7 @@ def perturbations(
         size = next(batch for batch in BATCHES if batch >= count)
         places = first + np.minimum(np.arange(size), count - 1)
         change = find_perturbation(
-            fitted.take(places),
+            surrogates.take(places),
             crops.take(places),
             jnp.float32(psnr),
             keys[places],
@@ -185,10 +189,6 @@ def add(
             own = np.repeat(own.mean(axis=2, keepdims=True), 3, axis=2)
         changed[ys, xs] = _scaled(changed[ys, xs], own, psnr)
     return changed
-
-
-_HALVINGS = 12
-_LARGEST = 4.0
 
 
 def _scaled(before: NumpyArray, change: NumpyArray, psnr: float) -> NumpyArray:

@@ -57,11 +57,9 @@ class FaceChoice:
     detector: Detector | None = None
 
     def faces(self, name: str, pixels: NumpyArray) -> tuple[list[Face], int]:
-        """The faces to protect, and the number of others.
+        """The faces of a photo, uint8[H, W, 3], to protect, and the number of others.
 
-        Args:
-          name: the photo's path below the input folder; a list may give the file name alone.
-          pixels: uint8[H, W, 3].
+        The name is a path below the input folder; a list may give the file name alone.
 
         Raises:
           FaceError: a box lies outside the photo, or the photo is not an aligned crop.
@@ -184,8 +182,8 @@ def _numbers(texts: Sequence[str], where: str) -> list[float]:
     return numbers
 
 
-def _checked(box: Sequence[float], where: str) -> Box:
-    left, top, width, height = box
+def _checked(numbers: Sequence[float], where: str) -> Box:
+    left, top, width, height = numbers
     if width <= 0 or height <= 0:
         raise InputError(
             f"{where}: a box must be wider and higher than 0, got {width}x{height}"

@@ -36,7 +36,7 @@ class FaceVerdict:
 
     Attributes:
       recogniser: its name.
-      fitted: whether the attack was fitted on it, which makes it a surrogate.
+      fitted: whether it is a surrogate.
       cosine: the largest similarity to the person's reference embeddings.
       threshold: the similarity from which two embeddings match.
       margin: threshold − cosine.
@@ -53,10 +53,9 @@ class FaceVerdict:
 
 @dataclasses.dataclass(frozen=True)
 class TrackVerdict(FaceVerdict):
-    """The verdict of one recogniser on a protected face in all frames of a video.
+    """The verdict on a face in a video, and the share of frames in which it is fooled.
 
-    Attributes:
-      fooled_frames: the share of frames in which it is fooled; `fooled` means in all of them.
+    `fooled` means in all of them.
     """
 
     fooled_frames: float
@@ -112,14 +111,7 @@ class TrackReport:
 
 @dataclasses.dataclass(frozen=True)
 class PhotoFigures:
-    """Properties of a written photo.
-
-    Attributes:
-      faces_left: number of faces that were found but not chosen.
-      height: in pixels, upright.
-      width: in pixels, upright.
-      quality: quality of a JPEG or WebP file; None for lossless formats.
-    """
+    """Upright size, quality (None if lossless), and number of faces found but not chosen."""
 
     faces_left: int
     height: int
@@ -129,15 +121,7 @@ class PhotoFigures:
 
 @dataclasses.dataclass(frozen=True)
 class VideoFigures:
-    """Properties of a written video.
-
-    Attributes:
-      faces_left: the largest number of faces in a frame that were found but not chosen.
-      height: height of an upright frame, in pixels.
-      width: width of an upright frame, in pixels.
-      num_frames: number of frames.
-      num_face_frames: number of frames with a face.
-    """
+    """Upright size, frames, and the most faces of a frame found but not chosen."""
 
     faces_left: int
     height: int

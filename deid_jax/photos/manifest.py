@@ -93,17 +93,14 @@ class Manifest:
     def done(self, file: str, digest: str) -> FileRecord | None:
         """The record of a file that need not be done again, or None.
 
-        Args:
-          file: its name below the input folder.
-          digest: SHA-256 of its content now; empty if it cannot be read, so that it is tried
-            again.
+        The digest is SHA-256 of its content now; empty if it cannot be read, so that it is
+        tried again.
         """
         record = self._records.get(file)
-        if not digest or record is None or record.settings != self._settings:
+        if not digest or record is None:
             return None
-        if record.source_sha256 != digest:
-            return None
-        return record if record.output is None or self._stands(record) else None
+        same = (record.settings, record.source_sha256) == (self._settings, digest)
+        return record if same and (record.output is None or self._stands(record)) else None
 
     def _stands(self, record: FileRecord) -> bool:
         """Whether the record's output still exists, unchanged."""

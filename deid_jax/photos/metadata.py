@@ -52,18 +52,11 @@ _LONGEST_WORD = 160
 def kept_always(image: Image.Image, data: bytes, *, sideways: bool) -> SaveArguments:
     """A PNG's colour space, and the density in dots per inch.
 
-    Args:
-      image: the decoded image.
-      data: the content of its file.
-      sideways: whether width and height are swapped when it is turned upright.
+    `sideways` says whether width and height are swapped when the image is turned upright.
     """
     kept: SaveArguments = {}
     if image.format == "PNG":
-        colours = PngImagePlugin.PngInfo()
-        for name, content in _png_chunks(data):
-            if len(content) == _PNG_COLOURS.get(name):
-                colours.add(name, content)
-        kept["pnginfo"] = colours
+        kept["pnginfo"] = _png_info(data)
     density = _density(image.info.get("dpi"))
     if density is not None:
         kept["dpi"] = density[::-1] if sideways else density
@@ -77,12 +70,7 @@ def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> S
     PNG, Photoshop's resources other than IPTC, base64 in XMP and texts, and further images
     (MPF, gain maps, depth) or videos after the first. Anything that Pillow does not read is
     dropped as well: extended XMP, all comments but the last, other segments. A thumbnail in a
-    camera maker's own format cannot be recognised.
-
-    Args:
-      image: the decoded image.
-      data: the content of its file.
-      size: width and height, upright.
+    camera maker's own format cannot be recognised. The size is that of the upright image.
     """
     kept: SaveArguments = {}
     jpeg = image.format in ("JPEG", "MPO")
@@ -112,7 +100,15 @@ def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> S
 
 def is_lossless_webp(data: bytes) -> bool:
     """Whether a WebP's first frame is lossless (VP8L)."""
-    return next((name == b"VP8L" for name in _webp_chunks(data)), False)
+    stream = io.BytesIO(data)
+    stream.seek(12)
+    while len(head := stream.read(8)) == 8:
+        name, length = struct.unpack("<4sI", head)
+        if name in (b"VP8 ", b"VP8L"):
+            return bool(name == b"VP8L")
+        # An animation's frame begins with a header of 16 bytes.
+        stream.seek(16 if name == b"ANMF" else length + length % 2, io.SEEK_CUR)
+    return False
 
 
 def bits_of_png(data: bytes) -> int:
@@ -238,10 +234,7 @@ def _iptc_segment(iptc: bytes) -> bytes:
 
 def _png_notes(image: Image.Image, data: bytes) -> PngImagePlugin.PngInfo:
     """A PNG's texts, its time, and what `kept_always` keeps."""
-    notes = PngImagePlugin.PngInfo()
-    for name, content in _png_chunks(data):
-        if name == b"tIME" or len(content) == _PNG_COLOURS.get(name):
-            notes.add(name, content)
+    notes = _png_info(data, b"tIME")
     for key, value in getattr(image, "text", {}).items():
         # These are hexadecimal copies of other metadata; Pillow reads EXIF among them, so it
         # is kept.
@@ -257,6 +250,15 @@ def _png_notes(image: Image.Image, data: bytes) -> PngImagePlugin.PngInfo:
     return notes
 
 
+def _png_info(data: bytes, *more: bytes) -> PngImagePlugin.PngInfo:
+    """A PNG's colour space, and the chunks of these names."""
+    kept = PngImagePlugin.PngInfo()
+    for name, content in _png_chunks(data):
+        if name in more or len(content) == _PNG_COLOURS.get(name):
+            kept.add(name, content)
+    return kept
+
+
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Names and contents of a PNG's chunks, without its pixels."""
     place = 8
@@ -265,15 +267,3 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         name = data[place + 4 : place + 8]
         yield name, b"" if name == b"IDAT" else data[place + 8 : place + 8 + length]
         place += length + 12
-
-
-def _webp_chunks(data: bytes) -> Iterator[bytes]:
-    """Names of the chunks of a WebP that hold pixels: VP8 or VP8L."""
-    stream = io.BytesIO(data)
-    stream.seek(12)
-    while len(head := stream.read(8)) == 8:
-        name, length = struct.unpack("<4sI", head)
-        if name in (b"VP8 ", b"VP8L"):
-            yield name
-        # An animation's frame begins with a header of 16 bytes.
-        stream.seek(16 if name == b"ANMF" else length + length % 2, io.SEEK_CUR)

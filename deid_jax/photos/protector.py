@@ -20,13 +20,13 @@ from deid_jax.checks import count
 from deid_jax.errors import InputError
 from deid_jax.metrics import mssim
 from deid_jax.photos import crop_attack, files
-from deid_jax.photos.alignment import crop_matrix, support
+from deid_jax.photos.alignment import crop_matrix, error_within, support
 from deid_jax.photos.crop_attack import Crops
 from deid_jax.photos.faces import Detector, Face
-from deid_jax.photos.file_records import FaceReport, FaceVerdict
+from deid_jax.photos.file_records import FaceReport
 from deid_jax.photos.files import Photo
 from deid_jax.photos.verdicts import judge
-from deid_jax.photos.verifiers import Verifier, crops_of, directions, dodged
+from deid_jax.photos.verifiers import Verifier, crops_of, signs_of
 from deid_jax.types import NumpyArray
 
 # PSNR in dB: the first try, further tries if it does not suffice, and the cap.
@@ -136,19 +136,15 @@ class _PhotoAttack:
         self._protector = protector
         self._photo = photo
         self._faces = faces
-        self._places = _Places(photo, faces)
-        self._crops = Crops.of(
-            crops_of(photo.pixels, self._places.matrices),
-            self._places.matrices,
-            grey=photo.grey,
-        )
+        self._encoder = _Encoder(photo, faces, protector.strength.psnrs[-1])
+        matrices = self._encoder.matrices
+        self._crops = Crops.of(crops_of(photo.pixels, matrices), matrices, grey=photo.grey)
         self._references = [
-            [one.references(own) for own in directions(one.embedder, self._crops.images)]
-            for one in protector.verifiers
+            [one.references(sign) for one, sign in zip(protector.verifiers, signs, strict=True)]
+            for signs in signs_of(protector.verifiers, self._crops.images)
         ]
         self._keys = jax.random.split(key, len(faces))
         self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
-        self._encoder = _Encoder(self._places, protector.strength.psnrs[-1])
 
     def run(self) -> ProtectedPhoto:
         """Raises each face's level until it no longer matches."""
@@ -158,39 +154,47 @@ class _PhotoAttack:
         # Each round raises a level, so there are at most levels × faces rounds. Faces that
         # overlap may undo each other: a face may need another try later.
         while len(todo):
-            encoded = _Encoded(b"", self._photo.pixels)  # Frees the last round's memory.
+            data, pixels = b"", self._photo.pixels  # Frees the last round's memory.
             for one in np.unique(level[todo]):
                 self._perturb(todo[level[todo] == one], int(one))
             tried = np.array(psnrs)[level]
-            encoded = self._encoder.encode(self._found, tried, protector.keep_metadata)
+            data, pixels = self._encoder.encode(self._found, tried, protector.keep_metadata)
             verdicts = judge(
-                encoded.pixels,
-                self._faces,
-                self._references,
-                protector.verifiers,
-                protector.detector,
+                pixels, self._faces, self._references, protector.verifiers, protector.detector
             )
             matched = np.array([not all(one.fooled for one in own) for own in verdicts])
             todo = np.flatnonzero(matched & (level + 1 < len(psnrs)))
             level[todo] += 1
+        errors = self._encoder.errors(pixels).tolist()
+        shown = crops_of(pixels, self._encoder.matrices)
         reports = tuple(
-            self._report(number, encoded.pixels, float(tried[number]), own)
-            for number, own in enumerate(verdicts)
+            FaceReport(
+                box=face.box,
+                protected=all(verdict.fooled for verdict in own),
+                strength_db=psnr,
+                psnr=-10 * math.log10(error) if error > 0 else math.inf,
+                ssim=float(mssim(jnp.asarray(after[None]), jnp.asarray(before[None]))[0]),
+                verdicts=own,
+            )
+            for face, own, psnr, error, after, before in zip(
+                self._faces,
+                verdicts,
+                tried.tolist(),
+                errors,
+                shown,
+                self._crops.images,
+                strict=True,
+            )
         )
-        return ProtectedPhoto(encoded.data, encoded.pixels, self._encoder.quality, reports)
+        return ProtectedPhoto(data, pixels, self._encoder.quality, reports)
 
     def _perturb(self, faces: NumpyArray, level: int) -> None:
         """Finds the perturbations of faces, starting from those of the previous level."""
         strength = self._protector.strength
-        fitted = [
-            [dodged(known[face]) for face in faces]
-            for verifier, known in zip(self._protector.verifiers, self._references, strict=True)
-            if verifier.is_surrogate
-        ]
         found = crop_attack.perturbations(
-            self._protector.surrogates,
+            self._protector.verifiers,
             self._crops.take(faces),
-            [np.stack(own) for own in fitted],
+            [self._references[face] for face in faces],
             np.stack([self._found[face] for face in faces]) if level else None,
             psnr=strength.psnrs[level],
             keys=self._keys[faces],
@@ -199,97 +203,58 @@ class _PhotoAttack:
         for face, perturbation in zip(faces, found, strict=True):
             self._found[face] = perturbation
 
-    def _report(
-        self, number: int, shown: NumpyArray, tried: float, verdicts: tuple[FaceVerdict, ...]
-    ) -> FaceReport:
-        error = float(self._places.errors(shown)[number])
-        matrix = self._places.matrices[number]
-        pair = [
-            jnp.asarray(crops_of(pixels, [matrix])) for pixels in (shown, self._photo.pixels)
-        ]
-        return FaceReport(
-            box=self._faces[number].box,
-            protected=all(verdict.fooled for verdict in verdicts),
-            strength_db=tried,
-            psnr=-10 * math.log10(error) if error > 0 else math.inf,
-            ssim=float(mssim(*pair)[0]),
-            verdicts=verdicts,
-        )
-
-
-class _Places:
-    """Where a photo's faces are, and which pixels their perturbations may touch."""
-
-    def __init__(self, photo: Photo, faces: Sequence[Face]):
-        self.photo = photo
-        self.matrices = [crop_matrix(face) for face in faces]
-        shape = photo.pixels.shape[:2]
-        self.supports = [support(matrix, shape) for matrix in self.matrices]
-
-    def errors(self, shown: NumpyArray) -> NumpyArray:
-        """Mean squared error of the pixels that each face may touch, for a range of 1."""
-        found = np.zeros(len(self.matrices))
-        for number, (ys, xs, inside) in enumerate(self.supports):
-            if inside.any():
-                difference = shown[ys, xs].astype(np.int16) - self.photo.pixels[ys, xs]
-                squares = np.square(difference, dtype=np.int32).sum(axis=2)
-                found[number] = squares.sum(where=inside, dtype=np.float64) / inside.sum()
-        return found / (3 * 255**2)
-
-
-class _Encoded(NamedTuple):
-    """A file's content, and the pixels decoded from it."""
-
-    data: bytes
-    pixels: NumpyArray
-
 
 class _Encoder:
     """Encodes a photo with perturbations so that each face keeps its budget in the file.
 
     The photo's own quality is used if it costs at most a quarter of the budget at the cap.
-
-    Attributes:
-      quality: the file's quality; None for lossless formats.
     """
 
-    def __init__(self, places: _Places, cap: float):
-        self._places = places
+    def __init__(self, photo: Photo, faces: Sequence[Face], cap: float):
+        self._photo = photo
+        self.matrices = [crop_matrix(face) for face in faces]
+        shape = photo.pixels.shape[:2]
+        self._supports = [support(matrix, shape) for matrix in self.matrices]
+        # None for lossless formats.
         self.quality: int | None = None
-        self._losses: NumpyArray = np.zeros(len(places.matrices))
-        photo = places.photo
+        self._losses: NumpyArray = np.zeros(len(faces))
         if photo.lossless:
             return
         for quality in sorted({photo.quality, max(photo.quality, _FINE_QUALITY)}):
             data = files.encode_photo(photo, photo.pixels, quality=quality)
             self.quality = quality
-            self._losses = places.errors(files.parse_photo(data, "the photo").pixels)
+            self._losses = self.errors(files.parse_photo(data, "the photo").pixels)
             if self._losses.max() <= 10 ** (-cap / 10) / 4:
                 break
 
+    def errors(self, shown: NumpyArray) -> NumpyArray:
+        """Mean squared error of the pixels that each face may touch, for a range of 1."""
+        before = self._photo.pixels
+        return np.array([error_within(where, before, shown) for where in self._supports])
+
     def encode(
         self, perturbations: Sequence[NumpyArray], psnrs: NumpyArray, keep_metadata: bool
-    ) -> _Encoded:
-        """Encodes the file with all perturbations, with no face below its PSNR.
+    ) -> tuple[bytes, NumpyArray]:
+        """The file with all perturbations, with no face below its PSNR, and its pixels.
 
         Encoding and overlapping faces add errors of their own. If these exceed the budget, the
         perturbations are shrunk, at most `_CORRECTIONS` times.
         """
-        places, photo = self._places, self._places.photo
+        photo = self._photo
         allowed = 10 ** (-psnrs / 10)
         own = np.maximum(allowed - self._losses, allowed / 4)
         for _ in range(_CORRECTIONS):
             budgets = -10 * np.log10(own)
             pixels = crop_attack.add(
-                photo.pixels, perturbations, places.matrices, budgets, grey=photo.grey
+                photo.pixels, perturbations, self.matrices, budgets, grey=photo.grey
             )
             data = files.encode_photo(
                 photo, pixels, keep_metadata=keep_metadata, quality=self.quality
             )
             del pixels  # Photos are large.
             shown = files.parse_photo(data, "the protected photo").pixels
-            errors = places.errors(shown)
+            errors = self.errors(shown)
             if np.all(errors <= allowed):
                 break
             own = own / np.maximum(errors / allowed, 1) ** 1.5
-        return _Encoded(data, shown)
+        return data, shown

@@ -12,7 +12,7 @@ import numpy as np
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector, Face, overlap
 from deid_jax.photos.file_records import FaceVerdict
-from deid_jax.photos.verifiers import Verifier, crops_of, directions, similarity
+from deid_jax.photos.verifiers import Verifier, cosines, crops_of
 from deid_jax.types import NumpyArray
 
 # Boxes with a larger intersection over union belong to the same face.
@@ -41,23 +41,20 @@ def judge(
     Args:
       pixels: uint8[H, W, 3], the decoded file.
       faces: where the faces were before they were perturbed.
-      references: for each recogniser and each face, `Verifier.references`.
+      references: for each face and each recogniser, `Verifier.references`.
       verifiers: surrogates and judges.
       detector: detects faces again; None judges only the original crops.
     """
     matrices = views(faces, detector(pixels) if detector is not None else ())
-    crops = crops_of(pixels, [matrix for own in matrices for matrix in own])
-    ends = np.cumsum([len(own) for own in matrices])[:-1]
-    verdicts: list[list[FaceVerdict]] = [[] for _ in faces]
-    for verifier, known in zip(verifiers, references, strict=True):
-        shown = np.split(directions(verifier.embedder, crops), ends)
-        for own, reference, found in zip(shown, known, verdicts, strict=True):
-            cosine = max(similarity(direction, reference) for direction in own)
-            found.append(_verdict(verifier, cosine))
-    return [tuple(own) for own in verdicts]
+    crops = [crops_of(pixels, own) for own in matrices]
+    return [
+        tuple(verdict_of(*pair) for pair in zip(verifiers, row.tolist(), strict=True))
+        for row in cosines(verifiers, references, crops)
+    ]
 
 
-def _verdict(verifier: Verifier, cosine: float) -> FaceVerdict:
+def verdict_of(verifier: Verifier, cosine: float) -> FaceVerdict:
+    """The verdict of a recogniser that sees this similarity."""
     threshold = verifier.threshold
     return FaceVerdict(
         recogniser=verifier.embedder.name,

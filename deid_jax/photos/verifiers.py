@@ -43,16 +43,14 @@ class Verifier:
         """The references of a face: float64[R, D], unit vectors, its own embedding first.
 
         If the gallery's mean matches the face, the mean and each photo of the gallery follow.
-
-        Args:
-          own: float64[D], the embedding of the face before it was perturbed.
+        `own` is the embedding, float64[D], of the face before it was perturbed.
         """
         if self.gallery is None:
             return own[None]
         mean = mean_direction(self.gallery)
-        return (
-            np.stack([own, mean, *self.gallery]) if own @ mean >= self.threshold else own[None]
-        )
+        if own @ mean < self.threshold:
+            return own[None]
+        return np.stack([own, mean, *self.gallery])
 
 
 def directions(embedder: Embedder, crops: NumpyArray) -> NumpyArray:
@@ -74,17 +72,36 @@ def mean_direction(rows: NumpyArray) -> NumpyArray:
     return total / np.linalg.norm(total)
 
 
-def similarity(direction: NumpyArray, references: NumpyArray) -> float:
-    """The largest cosine between float64[D] and each of float64[R, D], all unit vectors."""
-    return float((references @ direction).max())
-
-
 def dodged(references: NumpyArray) -> NumpyArray:
-    """float64[D]: the direction that the attack moves away from.
-
-    It is halfway between the face's own embedding and the person's mean, if that is known.
-    """
+    """float64[D], to move away from: halfway between the own embedding and any known mean."""
     return mean_direction(references[:2])
+
+
+def signs_of(verifiers: Sequence[Verifier], crops: NumpyArray) -> list[list[NumpyArray]]:
+    """For each crop and each recogniser, `directions`: float64[D]."""
+    found = [directions(one.embedder, crops) for one in verifiers]
+    return [list(own) for own in zip(*found, strict=True)]
+
+
+def cosines(
+    verifiers: Sequence[Verifier],
+    references: Sequence[Sequence[NumpyArray]],
+    crops: Sequence[NumpyArray],
+) -> NumpyArray:
+    """The largest similarity of each face to its references: float64[N, V].
+
+    Args:
+      verifiers: V recognisers.
+      references: for each of N faces and each recogniser, `Verifier.references`.
+      crops: one or more of each face, float32[n, S, S, 3].
+    """
+    whole, ends = np.concatenate(crops), np.cumsum([len(own) for own in crops])[:-1]
+    found = np.empty((len(crops), len(verifiers)))
+    for column, verifier in enumerate(verifiers):
+        for row, own in enumerate(np.split(directions(verifier.embedder, whole), ends)):
+            known = references[row][column]
+            found[row, column] = max((known @ direction).max() for direction in own)
+    return found
 
 
 def crops_of(pixels: NumpyArray, matrices: Sequence[NumpyArray]) -> NumpyArray:

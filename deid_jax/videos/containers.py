@@ -52,25 +52,14 @@ _SLACK = 0.5
 
 
 class TimedFrame(NamedTuple):
-    """A frame of a video and its time.
-
-    Attributes:
-      time: presentation time in seconds.
-      pixels: uint8[H, W, 3], RGB, upright.
-    """
+    """An upright frame, uint8[H, W, 3] in RGB, and its presentation time in seconds."""
 
     time: Fraction
     pixels: NumpyArray
 
 
 class VideoInfo(NamedTuple):
-    """Properties of a video from its header and first frame.
-
-    Attributes:
-      width: width of an upright frame, in pixels.
-      height: height of an upright frame, in pixels.
-      num_frames: number of frames by the header, for progress bars; 0 if not given.
-    """
+    """Size of upright frames, and their number by the header (0 if not given)."""
 
     width: int
     height: int
@@ -91,16 +80,6 @@ def _errors(path: Path) -> Iterator[None]:
         raise InputError(f"video {path} cannot be read: {reason}") from error
 
 
-def _container(path: Path) -> "InputContainer":
-    import av
-
-    try:
-        return av.open(str(path.absolute()), metadata_errors="replace", options=_OWN)
-    except av.ArgumentError:  # Raised for formats outside `_OWN`.
-        kinds = "MP4, MOV, Matroska or WebM"
-        raise InputError(f"video {path} cannot be read: it is no {kinds}") from None
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """Opens a container and its only video stream.
@@ -112,7 +91,13 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
         import av
     except ImportError:
         raise TransientError("videos need PyAV: pip install 'deid_jax[video]'") from None
-    with _errors(path), _container(path) as container:
+    with _errors(path):
+        try:
+            opened = av.open(str(path.absolute()), metadata_errors="replace", options=_OWN)
+        except av.ArgumentError:  # Raised for formats outside `_OWN`.
+            kinds = "MP4, MOV, Matroska or WebM"
+            raise InputError(f"video {path} cannot be read: it is no {kinds}") from None
+    with _errors(path), opened as container:
         covers = av.stream.Disposition.attached_pic
         streams = [one for one in container.streams.video if not one.disposition & covers]
         if len(streams) != 1:

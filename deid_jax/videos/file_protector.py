@@ -37,14 +37,7 @@ _NO_FACE = "no face was found: nothing was written"
 
 @dataclasses.dataclass(frozen=True)
 class FileProtector:
-    """Protects files one by one, from an input folder into an output folder.
-
-    Attributes:
-      protector: recognisers, strength and key.
-      choice: which faces to protect.
-      source: the input file or folder.
-      output: the folder to write into.
-    """
+    """Protects files one by one, from an input file or folder into an output folder."""
 
     protector: Protector
     choice: FaceChoice
@@ -52,11 +45,7 @@ class FileProtector:
     output: Path
 
     def digest(self, settings: Mapping[str, object]) -> str:
-        """A digest of everything but the file itself that determines the output.
-
-        Args:
-          settings: the command's settings, which are part of the digest.
-        """
+        """A digest of the command's settings and all else but the file that determines it."""
         verifiers = self.protector.verifiers
         parts = [json.dumps(settings, sort_keys=True)]
         parts += [_digest(verifier.embedder) for verifier in verifiers]
@@ -83,21 +72,20 @@ class FileProtector:
             return FileRecord(name, UNREADABLE, str(content), source_sha256=digest)
         hindrance = self._hindrance(name)
         if hindrance is not None:
-            # The digest is left out, so that the file is tried again.
-            reason = f"nothing was written: {hindrance}"
-            return FileRecord(name, NOT_PROTECTED, reason)
+            return FileRecord(name, NOT_PROTECTED, f"nothing was written: {hindrance}")
         try:
             if content is None:
                 return self._video(name, digest, say)
             return self._photo(name, content, digest)
-        except FaceError as error:
-            return FileRecord(name, NO_FACE, str(error), source_sha256=digest)
-        except TransientError as error:
-            return FileRecord(name, UNREADABLE, str(error))
-        except BlindError as error:
-            return FileRecord(name, NOT_PROTECTED, str(error), source_sha256=digest)
         except InputError as error:
-            return FileRecord(name, UNREADABLE, str(error), source_sha256=digest)
+            status = UNREADABLE
+            if isinstance(error, FaceError):
+                status = NO_FACE
+            elif isinstance(error, BlindError):
+                status = NOT_PROTECTED
+            # Without a digest the file is tried again.
+            digest = "" if isinstance(error, TransientError) else digest
+            return FileRecord(name, status, str(error), source_sha256=digest)
 
     def _hindrance(self, name: str) -> str | None:
         """Why an output cannot be written (its path is taken or leads elsewhere), or None."""

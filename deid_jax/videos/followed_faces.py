@@ -8,19 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from deid_jax.photos import crop_attack
-from deid_jax.photos.alignment import crop_matrix, support
+from deid_jax.photos.alignment import crop_matrix, error_within, support
 from deid_jax.photos.crop_attack import Crops
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import views
-from deid_jax.photos.verifiers import (
-    Verifier,
-    crops_of,
-    directions,
-    dodged,
-    mean_direction,
-    similarity,
-)
+from deid_jax.photos.verifiers import Verifier, cosines, crops_of, mean_direction
 from deid_jax.types import NumpyArray
 from deid_jax.videos.tracks import Track
 
@@ -36,10 +29,7 @@ Signs = list[NumpyArray]
 class FollowedFace:
     """A track, the embeddings of its person, and its results so far.
 
-    Args:
-      track: where the face is.
-      verifiers: surrogates and judges.
-      number: the track's number, which decides the random choices.
+    The track's number decides the random choices.
     """
 
     def __init__(self, track: Track[Signs], verifiers: Sequence[Verifier], number: int):
@@ -71,23 +61,17 @@ class FollowedFace:
         """Whether the face is in a frame."""
         return self.track.first <= number <= self.track.last and number not in self.idle
 
-    def judged(self, number: int, cosines: NumpyArray, thresholds: NumpyArray) -> None:
+    def judged(self, number: int, seen: NumpyArray, thresholds: NumpyArray) -> None:
         """Adds a frame's verdict: the largest similarity for each recogniser."""
         self.first = number if self.first < 0 else self.first
         self.last = number
         self.num_frames += 1
-        self.fooled += cosines < thresholds
-        self.cosines = np.maximum(self.cosines, cosines)
+        self.fooled += seen < thresholds
+        self.cosines = np.maximum(self.cosines, seen)
 
 
 class VideoAttack:
-    """Perturbs faces frame by frame.
-
-    Args:
-      protector: recognisers and strength.
-      key: one key.
-      followed: the faces.
-    """
+    """Perturbs faces frame by frame."""
 
     def __init__(self, protector: Protector, key: jax.Array, followed: Sequence[FollowedFace]):
         self._protector = protector
@@ -125,7 +109,8 @@ class VideoAttack:
             return None
         matrices = [crop_matrix(one.track.at(number)) for one in own]
         images = crops_of(pixels, matrices)
-        shown = self._cosines(own, images, self._protector.verifiers)
+        known = [one.references for one in own]
+        shown = cosines(self._protector.verifiers, known, list(images[:, None]))
         kept = [
             place for place, one in enumerate(own) if self._shows(one, number, shown[place])
         ]
@@ -147,17 +132,24 @@ class VideoAttack:
                 [self._strength.psnrs[one.level] for one in own],
                 grey=grey,
             )
-            surrogates = self._protector.surrogates
-            cosines = self._cosines(own, crops_of(changed, matrices), surrogates)
-            limits = np.array([one.threshold for one in surrogates]) - self._margin
-            matched = np.flatnonzero((cosines >= limits).any(axis=1)).tolist()
+            matched = self._still_matched(own, crops_of(changed, matrices))
             todo = [n for n in matched if self._harder(own[n], steps, n)]
         return changed
 
-    def _shows(self, one: FollowedFace, number: int, cosines: NumpyArray) -> bool:
+    def _still_matched(self, own: Sequence[FollowedFace], crops: NumpyArray) -> list[int]:
+        """The faces that a surrogate does not miss by the margin."""
+        verifiers = self._protector.verifiers
+        columns = [n for n, verifier in enumerate(verifiers) if verifier.is_surrogate]
+        known = [[one.references[n] for n in columns] for one in own]
+        surrogates = self._protector.surrogates
+        limits = np.array([one.threshold for one in surrogates]) - self._margin
+        found = cosines(surrogates, known, list(crops[:, None]))
+        return np.flatnonzero((found >= limits).any(axis=1)).tolist()
+
+    def _shows(self, one: FollowedFace, number: int, seen: NumpyArray) -> bool:
         """Whether the face is visible: outside its detections it may be absent."""
         thresholds = [verifier.threshold for verifier in self._protector.verifiers]
-        shown = one.track.detected(number) or bool((cosines >= thresholds).any())
+        shown = one.track.detected(number) or bool((seen >= thresholds).any())
         if not shown:
             one.idle.add(number)
         return shown
@@ -187,9 +179,9 @@ class VideoAttack:
             faces = [own[n] for n in places]
             keys = [jax.random.fold_in(self._key, one.number) for one in faces]
             found = crop_attack.perturbations(
-                self._protector.surrogates,
+                self._protector.verifiers,
                 crops.take(places),
-                self._references(faces),
+                [one.references for one in faces],
                 None if new else np.stack([np.asarray(one.perturbation) for one in faces]),
                 psnr=self._strength.psnrs[level],
                 keys=jnp.stack([jax.random.fold_in(key, number) for key in keys]),
@@ -197,24 +189,6 @@ class VideoAttack:
             )
             for one, perturbation in zip(faces, found, strict=True):
                 one.perturbation = perturbation
-
-    def _references(self, faces: Sequence[FollowedFace]) -> list[NumpyArray]:
-        return [
-            np.stack([dodged(one.references[place]) for one in faces])
-            for place, verifier in enumerate(self._protector.verifiers)
-            if verifier.is_surrogate
-        ]
-
-    def _cosines(
-        self, own: Sequence[FollowedFace], crops: NumpyArray, verifiers: Sequence[Verifier]
-    ) -> NumpyArray:
-        """Cosines for each face and verifier, float64[N, number of verifiers]."""
-        found = []
-        for place, verifier in enumerate(self._protector.verifiers):
-            if verifier in verifiers:
-                shown = zip(directions(verifier.embedder, crops), own, strict=True)
-                found.append([similarity(one, face.references[place]) for one, face in shown])
-        return np.array(found).T
 
 
 def _is_grey(pixels: NumpyArray) -> bool:
@@ -226,13 +200,8 @@ class VideoJudge:
     """Judges every face of every frame of the written video.
 
     It judges the crop that was perturbed and, in every n-th frame, also the crop of the box
-    that the detector finds in the written video. The larger similarity counts.
-
-    Args:
-      verifiers: surrogates and judges.
-      detector: finds faces.
-      followed: the faces, which store their verdicts.
-      every: frames between detections.
+    that the detector finds in the written video. The larger similarity counts. The faces store
+    their verdicts.
     """
 
     def __init__(
@@ -270,24 +239,15 @@ class VideoJudge:
         """Judges the frames that are still waiting."""
         if not self._waiting:
             return
-        crops = np.concatenate([crops for _, _, crops in self._waiting])
-        shown = [directions(verifier.embedder, crops) for verifier in self._verifiers]
+        faces, numbers, crops = zip(*self._waiting, strict=True)
         thresholds = np.array([verifier.threshold for verifier in self._verifiers])
-        first = 0
-        for one, number, own in self._waiting:
-            last = first + len(own)
-            cosines = [
-                float((rows[first:last] @ known.T).max())
-                for rows, known in zip(shown, one.references, strict=True)
-            ]
-            one.judged(number, np.array(cosines), thresholds)
-            first = last
+        found = cosines(self._verifiers, [one.references for one in faces], crops)
+        for one, number, seen in zip(faces, numbers, found, strict=True):
+            one.judged(number, seen, thresholds)
         self._waiting.clear()
 
 
 def _psnr(before: NumpyArray, after: NumpyArray, matrix: NumpyArray) -> float:
     """PSNR in dB over the pixels that a face's perturbation may touch."""
-    ys, xs, inside = support(matrix, before.shape[:2])
-    difference = after[ys, xs].astype(np.float64)[inside] - before[ys, xs][inside]
-    error = float(np.mean(np.square(difference / 255))) if inside.any() else 0.0
+    error = error_within(support(matrix, before.shape[:2]), before, after)
     return -10 * math.log10(error) if error > 0 else 100.0

@@ -50,12 +50,8 @@ def folders(given: str, into: str) -> tuple[Path, Path]:
 def listed(source: Path, name: str = "input", *, but: str | None = None) -> list[str]:
     """Names of all files below a folder except hidden ones, sorted.
 
-    Links to folders and unreadable folders are listed as well, so that they are reported.
-
-    Args:
-      source: a folder, or a single file.
-      name: for messages.
-      but: a file to leave out.
+    Links to folders and unreadable folders are listed as well, so that they are reported. A
+    single file is listed alone; the file `but` is left out.
 
     Raises:
       InputError: there are none.

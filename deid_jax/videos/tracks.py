@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from deid_jax.photos.faces import Face, overlap
+from deid_jax.photos.faces import Box, Face, overlap
 from deid_jax.types import NumpyArray
 
 # The least intersection over union of a face's box with the box that its track predicts.
@@ -30,15 +30,10 @@ T = TypeVar("T")
 
 
 class Track(Generic[T]):
-    """One face through the frames.
-
-    Attributes:
-      frames: numbers of the frames in which it was detected, increasing.
-      faces: the detections.
-      signs: the signs given to `Tracker.see` for the first detections.
-    """
+    """One face through the frames."""
 
     def __init__(self) -> None:
+        # The detections and their frames, increasing, and what is remembered of the first ones.
         self.frames: list[int] = []
         self.faces: list[Face] = []
         self.signs: list[T] = []
@@ -89,7 +84,7 @@ class Track(Generic[T]):
         landmarks = row[4:].reshape(5, 2) if len(row) > 4 else None
         return Face((left, top, width, height), landmarks, self.faces[place].score)
 
-    def predicted(self, number: int) -> tuple[float, float, float, float]:
+    def predicted(self, number: int) -> Box:
         """The box in a later frame, by the motion between the last two detections."""
         box = np.array(self.faces[-1].box)
         if len(self.frames) > 1:
@@ -133,13 +128,7 @@ class Tracker(Generic[T]):
         self._closed: list[Track[T]] = []
 
     def see(self, number: int, faces: Sequence[Face], signs: Sequence[T]) -> list[Track[T]]:
-        """Assigns each face detected in a frame to a track, and returns these tracks.
-
-        Args:
-          number: the frame's number, larger than before.
-          faces: the detections.
-          signs: what `alike` needs to know of each.
-        """
+        """Assigns each face detected in a frame, later than before, to a track."""
         patience = (_PATIENCE + 1) * self._every
         self._closed += [one for one in self._open if number - one.frames[-1] > patience]
         self._open = [one for one in self._open if number - one.frames[-1] <= patience]
@@ -167,11 +156,7 @@ class Tracker(Generic[T]):
         return [given[new] for new in range(len(faces))]
 
     def tracks(self, num_frames: int) -> list[Track[T]]:
-        """All tracks, sorted by first frame and position.
-
-        Args:
-          num_frames: number of frames in the video.
-        """
+        """All tracks of a video, sorted by first frame and position."""
         found = [*self._closed, *self._open]
         for track in found:
             track.extend(self._every - 1, num_frames)

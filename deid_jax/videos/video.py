@@ -22,7 +22,8 @@ from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.file_records import TrackReport, TrackVerdict
 from deid_jax.photos.protector import Protector
-from deid_jax.photos.verifiers import Verifier, crops_of, directions, mean_direction
+from deid_jax.photos.verdicts import verdict_of
+from deid_jax.photos.verifiers import Verifier, crops_of, mean_direction, signs_of
 from deid_jax.runs import UNFINISHED
 from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
@@ -45,15 +46,9 @@ VideoProgress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class VideoReport:
-    """The outcome of a video.
+    """The outcome of a video: nothing is written if no face was found.
 
-    Attributes:
-      written: whether a file was written; false if no face was found.
-      width: width of an upright frame, in pixels.
-      height: height of an upright frame, in pixels.
-      num_frames: number of frames.
-      num_face_frames: number of frames with a face.
-      faces: one report for each face.
+    Width and height are those of upright frames.
     """
 
     written: bool
@@ -71,15 +66,10 @@ class VideoReport:
 
 @dataclasses.dataclass(frozen=True)
 class VideoJob:
-    """One video to protect.
+    """One video to protect, in one of `containers.FORMATS`.
 
-    Attributes:
-      protector: recognisers, strength and key.
-      source: the video, in one of `containers.FORMATS`.
-      target: the file to write; its suffix decides the container.
-      name: the file's name, which decides the random choices.
-      detector: finds the faces to protect.
-      progress: called after every frame.
+    The target's suffix decides the container, the name the random choices; `progress` is called
+    after every frame.
     """
 
     protector: Protector
@@ -135,8 +125,7 @@ class VideoJob:
                 signs: list[Signs] = []
                 if faces:
                     crops = crops_of(frame.pixels, [crop_matrix(face) for face in faces])
-                    found = [directions(one.embedder, crops) for one in verifiers]
-                    signs = [list(own) for own in zip(*found, strict=True)]
+                    signs = signs_of(verifiers, crops)
                 tracker.see(number, faces, signs)
             self.progress("find", number + 1, max(num_frames, number + 1))
         tracks = enumerate(tracker.tracks(number + 1))
@@ -177,16 +166,13 @@ class VideoJob:
 
     def _report(self, one: FollowedFace) -> TrackReport:
         verdicts = tuple(
-            TrackVerdict(
-                recogniser=verifier.embedder.name,
-                fitted=verifier.is_surrogate,
-                cosine=float(one.cosines[number]),
-                threshold=verifier.threshold,
-                margin=verifier.threshold - float(one.cosines[number]),
-                fooled=bool(one.fooled[number] == one.num_frames),
-                fooled_frames=int(one.fooled[number]) / one.num_frames,
+            TrackVerdict(**vars(verdict_of(verifier, cosine)), fooled_frames=share)
+            for verifier, cosine, share in zip(
+                self.protector.verifiers,
+                one.cosines.tolist(),
+                (one.fooled / one.num_frames).tolist(),
+                strict=True,
             )
-            for number, verifier in enumerate(self.protector.verifiers)
         )
         return TrackReport(
             box=one.track.at(one.first).box,
@@ -206,10 +192,8 @@ def _alike(verifiers: Sequence[Verifier]) -> Callable[[Sequence[Signs], Signs], 
 
     def alike(known: Sequence[Signs], new: Signs) -> bool:
         return all(
-            float(direction @ mean_direction(np.stack(own))) >= verifier.threshold
-            for verifier, direction, own in zip(
-                verifiers, new, zip(*known, strict=True), strict=True
-            )
+            direction @ mean_direction(np.stack(own)) >= verifier.threshold
+            for verifier, direction, *own in zip(verifiers, new, *known, strict=True)
         )
 
     return alike

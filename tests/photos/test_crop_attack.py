@@ -25,7 +25,7 @@ def changes(crops, number, *, grey=False, psnr=PSNR, num_steps=2, seed=0):
     return crop_attack.perturbations(
         [verifier()],
         crop_attack.Crops.of(crops[:number], matrices, grey=grey),
-        [directions(FIRST, crops[:number])],
+        [[own[None]] for own in directions(FIRST, crops[:number])],
         None,
         psnr=psnr,
         keys=jax.random.split(jax.random.key(seed), 5)[:number],

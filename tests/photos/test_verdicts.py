@@ -55,7 +55,7 @@ def test_judge_who_sees_nothing_is_not_fooled(name, pixels):
 
 def test_every_recogniser_judges_every_face_in_order(pixels):
     colours = unit(np.array([[200, 128, 40], [30, 220, 90]]) / 255 - 0.5)
-    known = [colours[::-1, None], colours[:, None]]
+    known = list(zip(colours[::-1, None], colours[:, None], strict=True))
     witnesses = [Verifier(MEAN, 0.1, True), Verifier(MEAN._replace(name="other"), 0.9, False)]
     found = judge(pixels, [LEFT, RIGHT], known, witnesses)
     cosine = float(colours[0] @ colours[1])
