@@ -39,7 +39,12 @@ def normalise(embeddings: NumpyArray) -> NDArray[np.float64]:
     Raises:
       InputError: not [N, D], not finite, or an embedding of length 0.
     """
-    values = _matrix("embeddings", embeddings)
+    values = np.asarray(embeddings, dtype=np.float64)
+    if values.ndim != 2 or not values.size:
+        raise InputError(f"embeddings must be [N, D], one or more, got shape {values.shape}")
+    if not np.all(np.isfinite(values)):
+        bad = np.argmin(np.isfinite(values).all(axis=1))
+        raise InputError(f"embeddings must be finite, but number {bad} is not")
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     if not np.all(lengths > 0):
         raise InputError(f"embeddings must not be 0, but number {np.argmin(lengths)} is")
@@ -59,8 +64,6 @@ def cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
 def row_cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
     """⟨aᵢ, bᵢ⟩ / (‖aᵢ‖ ‖bᵢ‖), float64[N] in [-1, 1], of a [N, D] and b [N, D].
 
-    For index arrays i and j of pairs, use `row_cosines(embeddings[i], embeddings[j])`.
-
     Raises:
       InputError: an embedding that `normalise` refuses.
     """
@@ -71,12 +74,7 @@ def row_cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
 def centroids(embeddings: NumpyArray, members: Sequence[NumpyArray]) -> NDArray[np.float64]:
     """Centroids cₚ = mₚ / ‖mₚ‖₂, with mₚ the mean of person p's normalised embeddings.
 
-    Args:
-      embeddings: [N, D].
-      members: for each of P persons, the positions of their embeddings, at least one.
-
-    Returns:
-      float64[P, D].
+    float64[P, D] of [N, D]; `members` are the positions of each person's embeddings.
 
     Raises:
       InputError: a person without embeddings, an embedding that `normalise` refuses, or
@@ -92,16 +90,9 @@ def centroids(embeddings: NumpyArray, members: Sequence[NumpyArray]) -> NDArray[
 def leave_one_out_centroids(embeddings: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
     """For every image, the centroid of the *other* images of the same person.
 
-    cᵢ = mᵢ / ‖mᵢ‖₂, mᵢ the mean of eⱼ / ‖eⱼ‖₂ over j ≠ i with the label of i. The cosines
-    `row_cosines(embeddings, result)` show whether protected images of a person still match
-    each other.
-
-    Args:
-      embeddings: [N, D].
-      labels: int[N].
-
-    Returns:
-      float64[N, D].
+    cᵢ = mᵢ / ‖mᵢ‖₂, mᵢ the mean of eⱼ / ‖eⱼ‖₂ over j ≠ i with the label of i: float64[N, D] of
+    embeddings [N, D] and labels int[N]. The cosines `row_cosines(embeddings, result)` show
+    whether protected images of a person still match each other.
 
     Raises:
       InputError: a person with one image, or what `centroids` refuses.
@@ -131,12 +122,8 @@ def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
 
     min {t ∈ float64: #{s ≥ t} / n ≤ far}. With k the largest integer such that k/n ≤ far, this
     is the float64 just above the (k + 1)-th highest score. Impostors tied at that score are all
-    rejected, so the actual rate may be lower than `far` but never higher.
-
-    Args:
-      impostor_scores: [n], in any order.
-      far: false accept rate, between 0 and 1; n far ≥ 1, since fewer scores cannot distinguish
-        it from 0.
+    rejected, so the actual rate may be lower than `far` but never higher. n far must be at
+    least 1, since fewer scores cannot distinguish it from 0.
 
     Raises:
       InputError: `far` out of range, too few scores for it, or one that is not finite.
@@ -156,15 +143,9 @@ def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
 def far_thresholds(
     scores: NumpyArray, labels: NumpyArray, fars: Sequence[float]
 ) -> dict[float, float]:
-    """Thresholds at several false accept rates, from clean probes against other persons.
+    """Maps each far to its threshold, from `cosines` [N, P] of clean probes with the galleries.
 
-    Args:
-      scores: [N, P], `cosines` of the probes with the galleries.
-      labels: int[N], the probes' own persons, which are left out.
-      fars: false accept rates.
-
-    Returns:
-      far -> threshold.
+    The probes' own persons, int[N], are left out.
 
     Raises:
       InputError: what `threshold_at_far` refuses.
@@ -178,11 +159,8 @@ def accuracy_and_threshold(genuine: NumpyArray, impostor: NumpyArray) -> SameDif
 
     accuracy = max_t (#{g ≥ t} + #{i < t}) / (m + n), over t equal to a score or above all of
     them, where no pair is accepted; the lowest of the best t is returned. The AUC is Mann and
-    Whitney's U / (m n), with ties counted half.
-
-    Args:
-      genuine: [m], scores of pairs of one person.
-      impostor: [n], scores of pairs of two persons.
+    Whitney's U / (m n), with ties counted half. Pairs of one person have the scores `genuine`,
+    [m], those of two persons `impostor`, [n].
 
     Raises:
       InputError: no scores, or one that is not finite.
@@ -203,17 +181,10 @@ def accuracy_and_threshold(genuine: NumpyArray, impostor: NumpyArray) -> SameDif
 
 
 def rank(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.int64]:
-    """Rank of the true person among all persons by score: 1 + #{p: sᵢ,ₚ > sᵢ,ₗᵢ}.
+    """Rank of the true person by score: 1 + #{p: sᵢ,ₚ > sᵢ,ₗᵢ}, int64[N] from 1 to P.
 
-    1 is the best. The true person comes first among exactly equal scores, so that ties never
-    count as protection.
-
-    Args:
-      scores: [N, P].
-      labels: int[N], columns of the true persons.
-
-    Returns:
-      int64[N], from 1 to P.
+    The true person comes first among exactly equal scores, so that ties never count as
+    protection.
     """
     true = genuine_scores(scores, labels)
     return 1 + np.count_nonzero(scores > true[:, None], axis=1)
@@ -222,16 +193,6 @@ def rank(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.int64]:
 def rank_rate(ranks: NumpyArray, k: int) -> float:
     """Rank-k rate #{rᵢ ≤ k} / n: the share of images whose person ranks in the first k."""
     return float(np.mean(ranks <= k))
-
-
-def _matrix(name: str, value: NumpyArray) -> NDArray[np.float64]:
-    array = np.asarray(value, dtype=np.float64)
-    if array.ndim != 2 or not array.size:
-        raise InputError(f"{name} must be [N, D], one or more, got shape {array.shape}")
-    if not np.all(np.isfinite(array)):
-        bad = np.argmin(np.isfinite(array).all(axis=1))
-        raise InputError(f"{name} must be finite, but number {bad} is not")
-    return array
 
 
 def _row(name: str, value: NumpyArray) -> NDArray[np.float64]:

@@ -38,13 +38,8 @@ def cosine(embeddings: jax.Array, gallery: ArrayLike) -> jax.Array:
 def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Objective:
     """l(x̂) = cos(f(x̂), c) − τ: moves away from the person; success is l < 0.
 
-    Args:
-      embed_fn: f, float32[B, H, W, C] in [0, 1] -> float32[B, D].
-      gallery: c, float32[B, D], unit vectors of each image's own person.
-      threshold: τ, one or [B].
-
-    Returns:
-      The objective; it ignores its key.
+    f maps float32[B, H, W, C] in [0, 1] to float32[B, D]; c, float32[B, D], are unit vectors of
+    each image's own person; τ is one or [B]. The objective ignores its key.
     """
 
     def objective(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -57,8 +52,6 @@ def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Object
 
 def ensemble(objectives: Sequence[Objective], reduction: Reduction = "max") -> Objective:
     """Combines several objectives; success where every one of them succeeds.
-
-    Used to fool several recognisers at the same time.
 
     Args:
       objectives: one or more.

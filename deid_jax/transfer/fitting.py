@@ -57,14 +57,8 @@ def protect_images(
     """Protects all images that the protocol marks for it: uint8[M, H, W, 3].
 
     Galleries and the thresholds of least-perturbation attacks come from the protector's own
-    images (`GalleryJudge.own`), since a protector has no others.
-
-    Args:
-      run: the method, surrogates and budget.
-      plan: the other settings.
-      recognisers: the surrogates, by name.
-      faces: the images.
-      done: called with the number of finished images.
+    images (`GalleryJudge.own`), since a protector has no others. `done` is called with the
+    number of finished images.
     """
     images, labels = faces.protected, faces.protected_labels
     fit = [recognisers[name] for name in run.fit]
@@ -112,13 +106,7 @@ def _keys(seed: int, positions: NDArray[np.int64]) -> jax.Array:
 class ImageBatch:
     """Images and the other arguments of `perturb_on_grid`, except margins and budget.
 
-    Attributes:
-      images: uint8[B, H, W, 3].
-      keys: key[B].
-      surrogates: the surrogates, with the galleries of these images.
-      thresholds: the surrogates' thresholds, before any margin.
-      config: the method's settings.
-      attack: the method and its objective.
+    The thresholds are the surrogates', before any margin.
     """
 
     images: NDArray[np.uint8]

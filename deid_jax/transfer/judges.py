@@ -19,7 +19,6 @@ from deid_jax.data import FaceDataset
 from deid_jax.data.pair_lists import Positions
 from deid_jax.errors import InputError
 from deid_jax.metrics import statistics, verification
-from deid_jax.metrics.verification import SameDifferent
 from deid_jax.models import create_model
 from deid_jax.pixels import LEVELS
 from deid_jax.recognisers import TrainingData, train_config
@@ -36,13 +35,9 @@ _BATCH_SIZE = 50
 
 @dataclasses.dataclass(frozen=True)
 class Faces:
-    """The images of an evaluation.
+    """The images of an evaluation, uint8[N, H, W, 3], their persons and their roles.
 
-    Attributes:
-      images: uint8[N, H, W, 3].
-      labels: int32[N], the persons.
-      lists: the role of each image.
-      names: "person/name" of each image.
+    Names are "person/name".
     """
 
     images: NDArray[np.uint8]
@@ -71,20 +66,13 @@ class ProtectionRates:
     """Rates over judged images, for one false accept rate and one comparison.
 
     Attributes:
-      far: the false accept rate; None for classifiers.
-      threshold: the score from which a person is recognised.
-      compared: what the images were compared with.
-      protected: the share of images that are protected.
-      low: lower end of its Wilson interval.
-      high: upper end.
-      num_images: number of images.
-      person_low: lower end of a bootstrap interval over persons; None for one person.
-      person_high: upper end.
+      far: the false accept rate; None for classifiers, as is the threshold.
+      compared: `GALLERY`, `OTHERS` or `BY_NAME`.
+      protected: the share of images that are protected; `low` and `high` are Wilson's interval,
+        `person_low` and `person_high` a bootstrap's over persons (None for one person).
       kept: the share still protected, of the images protected before; None if there were none.
       unprotected: the share of the same images that the judge misses even when clean.
-      score: the mean score.
-      rank1: the share of images whose person ranks first; needs no threshold.
-      rank5: the share of images whose person ranks in the first five.
+      rank1: the share of images whose person ranks first (`rank5`: in the first five).
     """
 
     far: float | None
@@ -162,11 +150,11 @@ class JudgedImages:
 
 
 class ImageJudge(Protocol):
-    """A judge of images, with its accuracy on clean images."""
+    """A judge of images."""
 
     @property
     def accuracy(self) -> float:
-        """Accuracy on clean images."""
+        """Accuracy on clean images: a classifier's, or the best on clean pairs."""
         ...
 
     @property
@@ -190,7 +178,8 @@ class GalleryJudge:
         protector has, who does not know the galleries.
       thresholds: false accept rate -> threshold, from probes against other persons' galleries.
       own_thresholds: the same against other persons' `own`: a protector's estimate of them.
-      pairs: verification accuracy on the protocol's clean pairs.
+      accuracy: the best verification accuracy on clean pairs.
+      auc: area under the ROC of clean pairs.
     """
 
     embedder: Embedder
@@ -198,7 +187,8 @@ class GalleryJudge:
     own: NDArray[np.float64]
     thresholds: dict[float, float]
     own_thresholds: dict[float, float]
-    pairs: SameDifferent
+    accuracy: float
+    auc: float
 
     @classmethod
     def of(cls, embedder: Embedder, faces: Faces, fars: Sequence[float]) -> "GalleryJudge":
@@ -232,17 +222,9 @@ class GalleryJudge:
             for pairs in (lists.genuine, lists.impostor)
         )
         pairs = verification.accuracy_and_threshold(genuine, impostor)
-        return cls(embedder, galleries, own, thresholds, own_thresholds, pairs)
-
-    @property
-    def accuracy(self) -> float:
-        """The best verification accuracy on clean pairs."""
-        return self.pairs.accuracy
-
-    @property
-    def auc(self) -> float:
-        """Area under the ROC of clean pairs."""
-        return self.pairs.auc
+        return cls(
+            embedder, galleries, own, thresholds, own_thresholds, pairs.accuracy, pairs.auc
+        )
 
     def judge(self, images: NDArray[np.uint8], labels: NumpyArray) -> JudgedImages:
         """Judges images uint8[N, H, W, 3] of persons int[N]; see `compare`."""
@@ -278,17 +260,15 @@ class GalleryJudge:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierJudge:
-    """A classifier trained on the persons of an evaluation.
+    """A classifier trained on the persons of an evaluation; it gives no verification scores.
 
-    Attributes:
-      model: the network.
-      variables: its weights.
-      clean_error: its error rate on the clean images to protect, which it was not trained on.
+    Its accuracy is that on the clean images to protect, which it was not trained on.
     """
 
     model: Model
     variables: Variables
-    clean_error: float = 0.0
+    accuracy: float = 1.0
+    auc: None = None
 
     @classmethod
     def trained(
@@ -308,17 +288,7 @@ class ClassifierJudge:
         new = cls(model, variables)
         clean = new.judge(faces.protected, faces.protected_labels)
         wrong = float(np.mean(clean.protected[None, BY_NAME]))
-        return dataclasses.replace(new, clean_error=wrong)
-
-    @property
-    def accuracy(self) -> float:
-        """Accuracy on the clean images to protect."""
-        return 1 - self.clean_error
-
-    @property
-    def auc(self) -> None:
-        """None, because a classifier gives no verification scores."""
-        return None
+        return dataclasses.replace(new, accuracy=1 - wrong)
 
     def judge(self, images: NDArray[np.uint8], labels: NumpyArray) -> JudgedImages:
         """Judges images uint8[N, H, W, 3] of persons int[N]: protected where misclassified.

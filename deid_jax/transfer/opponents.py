@@ -34,11 +34,6 @@ def averaged(judge: GalleryJudge, judged: JudgedImages, size: int) -> JudgedImag
     Each probe is the mean direction of `size` consecutive images of one person; a remainder is
     left out.
 
-    Args:
-      judge: the recogniser.
-      judged: its results on the single images.
-      size: number of images in an average.
-
     Returns:
       The averages, judged only against the gallery and without ranks; None if no person has
       `size` images.

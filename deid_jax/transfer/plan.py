@@ -30,14 +30,7 @@ class PerturbationBudget:
 
 @dataclasses.dataclass(frozen=True)
 class TransferRun:
-    """One way to protect all images.
-
-    Attributes:
-      fit: names of the surrogates.
-      method: a key of `METHODS`, or "none".
-      foreseen: the transformations that the attack anticipates.
-      budget: the largest perturbation.
-    """
+    """One way to protect all images: surrogates, method, foreseen transformations, budget."""
 
     fit: tuple[str, ...] = ()
     method: str = "none"
@@ -62,20 +55,16 @@ class TransferPlan:
     Attributes:
       fits: the surrogates of each attack, by name.
       judges: the recognisers that judge, by name.
-      methods: keys of `METHODS`.
       psnrs: budgets in dB for all methods; least-perturbation attacks also run without one.
       epsilons: further budgets, for methods that bound each pixel.
       transformations: those that each attack anticipates: any number of keys of
         `TRANSFORMATIONS`.
-      processing: keys of `PROCESSING`.
       fars: false accept rates; attacks use the threshold of the first one.
-      num_steps: gradient steps.
       num_samples: draws of transformations per step.
       margin: how far below the threshold least-perturbation attacks without a budget go, as a
         cosine.
       average: number of protected images that an opponent averages; 0 or 1: no such opponent.
       fine_tune: whether an opponent fine-tunes on protected images.
-      seed: decides every random choice.
     """
 
     fits: tuple[tuple[str, ...], ...]

@@ -54,13 +54,7 @@ class MeanDistortion:
 
 @dataclasses.dataclass(frozen=True)
 class Distortions:
-    """The distortion of each image, float64[N].
-
-    Attributes:
-      l2: for pixels in [0, 1].
-      psnr: in dB, infinite if nothing changed.
-      ssim: the mean structural similarity.
-    """
+    """The distortion of each image, float64[N]: L2, PSNR in dB (may be infinite) and SSIM."""
 
     l2: NDArray[np.float64]
     psnr: NDArray[np.float64]
@@ -94,17 +88,9 @@ class Distortions:
 
 @dataclasses.dataclass(frozen=True)
 class TransferRow:
-    """A line of transfer.csv.
+    """A line of transfer.csv: a run, judged by one judge after one kind of processing.
 
-    Attributes:
-      run: how the images were protected.
-      distortion: means over the run's images.
-      judge: the judge's name.
-      processing: how the images were processed before judging.
-      opponent: how the judge adapts; empty if it does not.
-      rates: the judge's results.
-      accuracy: the judge's accuracy on clean images.
-      auc: the judge's area under the ROC on clean images.
+    `opponent` says how the judge adapts; it is empty if it does not.
     """
 
     run: TransferRun
@@ -115,11 +101,6 @@ class TransferRow:
     rates: ProtectionRates
     accuracy: float
     auc: float | None
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the judge is one of the surrogates."""
-        return self.judge in self.run.fit
 
     def columns(self) -> dict[str, Cell]:
         """The line's entries; None is an empty one."""
@@ -141,12 +122,6 @@ class ImageRow:
     """A line of per_image.csv: one unprocessed image of one run, judged by one judge.
 
     Attributes:
-      run: how the images were protected.
-      judge: the judge's name.
-      image: the image's name.
-      l2: L2 of the perturbation.
-      psnr: in dB.
-      ssim: the mean structural similarity.
       score: the similarity to the person's gallery; None for classifiers.
       protected: false accept rate -> whether the image is protected; None for classifiers.
       rank: the person's rank among all.
@@ -164,17 +139,12 @@ class ImageRow:
     rank: int | None
     score_others: float | None
 
-    @property
-    def fitted(self) -> bool:
-        """Whether the judge is one of the surrogates."""
-        return self.judge in self.run.fit
-
     def columns(self) -> dict[str, Cell]:
         """The line's entries; None is an empty one."""
         return {
             **self.run.columns(),
             "test": self.judge,
-            "fitted": self.fitted,
+            "fitted": self.judge in self.run.fit,
             "image": self.image,
             "l2": self.l2,
             "psnr_image": self.psnr,
@@ -196,14 +166,7 @@ class TransferTables:
 
 @dataclasses.dataclass(frozen=True)
 class TransferEvaluation:
-    """An evaluation: its plan, images, recognisers and classifiers.
-
-    Attributes:
-      plan: what is run.
-      faces: the images.
-      recognisers: surrogates and judges that compare embeddings, by name.
-      classifiers: judges that classify, by name.
-    """
+    """An evaluation: its plan and images; and by name surrogates, judges and classifiers."""
 
     plan: TransferPlan
     faces: Faces
@@ -241,17 +204,7 @@ class TransferEvaluation:
             images = protect_images(run, self.plan, self.recognisers, self.faces, done)
             if keep is not None:
                 keep(run, images)
-            judged = self._judged(images)
-            mean = self._enter(tables, run, images, judged, clean)
-            for name in self.plan.judges:
-                for opponent, judge, rates in self.opposed(
-                    name, images, judged["none", name], clean["none", name]
-                ):
-                    tables.rows.append(
-                        TransferRow(
-                            run, mean, name, "none", opponent, rates, judge.accuracy, judge.auc
-                        )
-                    )
+            self._enter(tables, run, images, self._judged(images), clean)
         return tables
 
     def _judged(self, images: NDArray[np.uint8]) -> dict[tuple[str, str], JudgedImages]:
@@ -270,19 +223,27 @@ class TransferEvaluation:
         images: NDArray[np.uint8],
         judged: _ByJudge,
         clean: _ByJudge,
-    ) -> MeanDistortion:
-        """Adds the lines of a run, except those of opponents who adapt."""
+    ) -> None:
+        """Adds the lines of a run."""
         distortions = Distortions.of(images, self.faces.protected)
         mean, judges = distortions.mean(), self.judges()
+
+        def add(
+            name: str, kind: str, opponent: str, judge: ImageJudge, rates: ProtectionRates
+        ) -> None:
+            tables.rows.append(
+                TransferRow(run, mean, name, kind, opponent, rates, judge.accuracy, judge.auc)
+            )
+
         for (kind, name), found in judged.items():
-            judge = judges[name]
             for rates in found.rates(clean[kind, name], judged["none", name]):
-                tables.rows.append(
-                    TransferRow(run, mean, name, kind, "", rates, judge.accuracy, judge.auc)
-                )
+                add(name, kind, "", judges[name], rates)
         for name in judges:
             tables.images.extend(self._by_image(run, name, distortions, judged["none", name]))
-        return mean
+        for name in self.plan.judges if run.method != "none" else ():
+            pair = judged["none", name], clean["none", name]
+            for opponent, judge, rates in self.opposed(name, images, *pair):
+                add(name, "none", opponent, judge, rates)
 
     def _by_image(
         self, run: TransferRun, name: str, sizes: Distortions, judged: JudgedImages
@@ -315,11 +276,8 @@ class TransferEvaluation:
     ) -> Iterator[tuple[str, GalleryJudge, ProtectionRates]]:
         """The opponents who adapt: the name of each, the judge it uses, and its rates.
 
-        Args:
-          name: the recogniser that they use.
-          images: uint8[M, H, W, 3], the protected images of a run.
-          judged: the recogniser's results on them, without adapting.
-          clean: its results on the clean images.
+        They use the recogniser `name`. Its results on the protected images, `judged`, and on
+        the clean ones are those without adapting.
         """
         judge, faces, plan = self.recognisers[name], self.faces, self.plan
         if plan.average > 1:

@@ -19,13 +19,11 @@ from deid_jax.types import NumpyArray
 from deid_jax.videos.frames import (
     FrameChange,
     apply,
+    copy_colours,
     display_matrix,
     format_of,
     in_format,
-    orientation,
-    range_of,
-    rgb_of,
-    upright,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -119,8 +117,7 @@ def look(path: Path) -> VideoInfo:
     """
     with _opened(path) as (_, stream):
         count = stream.frames
-    first = _first_frame(path)
-    height, width = upright(rgb_of(first), *orientation(first)).shape[:2]
+    height, width = shown(_first_frame(path)).shape[:2]
     return VideoInfo(width, height, count)
 
 
@@ -130,13 +127,17 @@ def read_frames(path: Path) -> Iterator[TimedFrame]:
     Raises:
       InputError: the file cannot be read, is cut off, or changes its frame size.
     """
+    for frame in _frames(path):
+        yield TimedFrame(_seconds(frame), shown(frame))
+
+
+def _frames(path: Path) -> Iterator["VideoFrame"]:
     import av
 
     with _opened(path) as (container, stream):
         for frame in _read(container, stream, path):
             if isinstance(frame, av.VideoFrame):
-                pixels = upright(rgb_of(frame), *orientation(frame))
-                yield TimedFrame(_seconds(frame), pixels)
+                yield frame
 
 
 def _seconds(one: "Packet | VideoFrame") -> Fraction:
@@ -247,12 +248,8 @@ def rewrite(
 
 
 def _first_frame(path: Path) -> "VideoFrame":
-    import av
-
-    with _opened(path) as (container, stream):
-        for frame in _read(container, stream, path):
-            if isinstance(frame, av.VideoFrame):
-                return frame
+    for frame in _frames(path):
+        return frame
     raise InputError(f"video {path} has no frames")
 
 
@@ -299,15 +296,12 @@ def _video_stream(
     made.options = {**options, "crf": str(quality)}
     made.width, made.height = first.width, first.height
     made.pix_fmt = format_of(first, made.codec_context)
-    first = in_format(first, made.pix_fmt)
     assert stream.time_base is not None
     made.time_base = made.codec_context.time_base = stream.time_base
     made.codec_context.thread_count = _THREADS
     if stream.sample_aspect_ratio:
         made.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio
-    for kind in ("colorspace", "color_primaries", "color_trc"):
-        setattr(made.codec_context, kind, getattr(first, kind))
-    made.codec_context.color_range = range_of(first)
+    copy_colours(in_format(first, made.pix_fmt), made.codec_context)
     # Without this the last frame's duration is guessed.
     made.codec_context.flags |= Flags.frame_duration
     if name == "libx265" and out.format.name in ("mp4", "mov"):

@@ -1,5 +1,6 @@
 """Perturbs the faces of a video frame by frame, and judges them in the written file."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -196,6 +197,7 @@ def _is_grey(pixels: NumpyArray) -> bool:
     return bool(np.array_equal(red, green) and np.array_equal(red, blue))
 
 
+@dataclasses.dataclass
 class VideoJudge:
     """Judges every face of every frame of the written video.
 
@@ -204,47 +206,42 @@ class VideoJudge:
     their verdicts.
     """
 
-    def __init__(
-        self,
-        verifiers: Sequence[Verifier],
-        detector: Detector,
-        followed: Sequence[FollowedFace],
-        every: int,
-    ):
-        self._verifiers = verifiers
-        self._detector = detector
-        self._followed = followed
-        self._every = every
-        # Faces waiting to be embedded: the face, its frame, its crops.
-        self._waiting: list[tuple[FollowedFace, int, NumpyArray]] = []
-        self.num_face_frames = 0
+    verifiers: Sequence[Verifier]
+    detector: Detector
+    followed: Sequence[FollowedFace]
+    every: int
+    num_face_frames: int = 0
+    # Faces waiting to be embedded: the face, its frame, its crops.
+    waiting: list[tuple[FollowedFace, int, NumpyArray]] = dataclasses.field(
+        default_factory=list
+    )
 
     def see(self, number: int, before: NumpyArray, after: NumpyArray) -> None:
         """Adds a frame, uint8[H, W, 3], of the source and of the written video."""
-        own = [one for one in self._followed if one.covers(number)]
+        own = [one for one in self.followed if one.covers(number)]
         if not own:
             return
         self.num_face_frames += 1
-        found = self._detector(after) if number % self._every == 0 else []
+        found = self.detector(after) if number % self.every == 0 else []
         places = views([one.track.at(number) for one in own], found)
         for one, matrices in zip(own, places, strict=True):
             psnr = _psnr(before, after, matrices[0])
             one.lowest_psnr = min(one.lowest_psnr, psnr)
             one.sum_psnr += psnr
-            self._waiting.append((one, number, crops_of(after, matrices)))
-        if sum(len(crops) for _, _, crops in self._waiting) >= _BATCH:
+            self.waiting.append((one, number, crops_of(after, matrices)))
+        if sum(len(crops) for _, _, crops in self.waiting) >= _BATCH:
             self.finish()
 
     def finish(self) -> None:
         """Judges the frames that are still waiting."""
-        if not self._waiting:
+        if not self.waiting:
             return
-        faces, numbers, crops = zip(*self._waiting, strict=True)
-        thresholds = np.array([verifier.threshold for verifier in self._verifiers])
-        found = cosines(self._verifiers, [one.references for one in faces], crops)
+        faces, numbers, crops = zip(*self.waiting, strict=True)
+        thresholds = np.array([verifier.threshold for verifier in self.verifiers])
+        found = cosines(self.verifiers, [one.references for one in faces], crops)
         for one, number, seen in zip(faces, numbers, found, strict=True):
             one.judged(number, seen, thresholds)
-        self._waiting.clear()
+        self.waiting.clear()
 
 
 def _psnr(before: NumpyArray, after: NumpyArray, matrix: NumpyArray) -> float:

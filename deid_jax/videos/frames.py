@@ -55,6 +55,11 @@ def rgb_of(frame: "VideoFrame") -> NumpyArray:
     return _reformat(frame, format="rgb24", dst_color_range=_FULL_RANGE).to_ndarray()
 
 
+def shown(frame: "VideoFrame") -> NumpyArray:
+    """The frame as it is shown: upright, uint8[H, W, 3]."""
+    return upright(rgb_of(frame), *orientation(frame))
+
+
 class _Reformat(TypedDict, total=False):
     """Options of PyAV's `VideoFrame.reformat`."""
 
@@ -81,11 +86,11 @@ def _planar(pixels: NumpyArray, like: "VideoFrame", pix_fmt: str) -> "VideoFrame
         format=pix_fmt,
         src_color_range=_FULL_RANGE,
         dst_colorspace=like.colorspace,
-        dst_color_range=range_of(like),
+        dst_color_range=_range_of(like),
     )
 
 
-def range_of(frame: "VideoFrame") -> int:
+def _range_of(frame: "VideoFrame") -> int:
     """FFmpeg's number of the colour range: 0 unknown, 1 limited, 2 full."""
     return _FULL_RANGE if frame.format.name.startswith("yuvj") else int(frame.color_range)
 
@@ -117,10 +122,15 @@ def replaced(
     pair = [_planes(_planar(pixels, frame, pix_fmt)) for pixels in (before, after)]
     for target, source, one, other in zip(_planes(made), _planes(frame), *pair, strict=True):
         target[...] = np.clip(source.astype(np.int32) + other - one, 0, most)
-    for kind in ("colorspace", "color_primaries", "color_trc"):
-        setattr(made, kind, getattr(frame, kind))
-    made.color_range = range_of(frame)
+    copy_colours(frame, made)
     return made
+
+
+def copy_colours(source: "VideoFrame", target: "VideoFrame | VideoCodecContext") -> None:
+    """Copies the colour space and range."""
+    for kind in ("colorspace", "color_primaries", "color_trc"):
+        setattr(target, kind, getattr(source, kind))
+    target.color_range = _range_of(source)
 
 
 def format_of(frame: "VideoFrame", encoder: "VideoCodecContext") -> str:

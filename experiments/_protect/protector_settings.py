@@ -36,20 +36,12 @@ class ProtectorSettings:
     seed: int = setting(0, "Decides every random choice.")
 
     def check(self) -> None:
-        """Refuses numbers out of range.
-
-        Raises:
-          InputError: see above.
-        """
+        """Raises `InputError` for numbers out of range."""
         count("num_steps", self.num_steps, least=1)
         count("seed", self.seed, most=2**31 - 1)
 
     def verifiers(self) -> tuple[Verifier, ...]:
-        """Surrogates and judges.
-
-        Raises:
-          InputError: see `load_verifiers`.
-        """
+        """Surrogates and judges, by `load_verifiers`."""
         return load_verifiers(
             self.recogniser, self.judge, self.threshold, loading.load_embedder_with_bar
         )

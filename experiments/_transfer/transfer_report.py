@@ -48,14 +48,7 @@ knows who it is.
 
 @dataclasses.dataclass(frozen=True)
 class TransferReport:
-    """Everything that the report is made from.
-
-    Attributes:
-      tables: the measured lines.
-      evaluation: the plan, images, recognisers and classifiers that were measured.
-      dataset: the images' data set.
-      protocol: SHA-256 of the protocol.
-    """
+    """Everything that the report is made from; `protocol` is the protocol's SHA-256."""
 
     tables: TransferTables
     evaluation: TransferEvaluation
@@ -184,7 +177,7 @@ def _percent(share: float | None) -> str:
 
 
 def _mark(row: TransferRow) -> str:
-    return " *" if row.fitted else ""
+    return " *" if row.judge in row.run.fit else ""
 
 
 def _with_interval(row: TransferRow) -> str:

@@ -121,12 +121,7 @@ _WAITING = f"() => `{said('Waiting for its turn …')}`"
 
 
 def page(protector: Protector, folder: Path, cleaning: tuple[int, int]) -> "gr.Blocks":
-    """The page, in Gradio.
-
-    Args:
-      protector: recognisers, detector and number of steps.
-      folder: for temporary files, the one that Gradio itself uses.
-      cleaning: see `gradio.Blocks`, delete_cache.
+    """The page; `folder` is Gradio's own for temporary files, `cleaning` its delete_cache.
 
     Raises:
       InputError: Gradio is not installed.

@@ -33,12 +33,9 @@ class UploadOutcome:
     """The outcome of one upload.
 
     Attributes:
-      name: the file's name.
       message: why there is no protected file; None if there is one.
-      output: the protected file.
       previews: files that show before, after and the amplified perturbation, for the whole
         photo and for each face.
-      faces: one report for each face.
     """
 
     name: str
@@ -65,19 +62,19 @@ def refusal(paths: Sequence[str | Path]) -> str | None:
 def outcome_of(
     path: str | Path, strength: str, protector: Protector, folder: Path
 ) -> UploadOutcome:
-    """Protects one upload, and writes the protected file and previews.
+    """Protects one upload, and writes the protected file and previews into a new folder.
 
-    Args:
-      path: the uploaded file.
-      strength: a key of `STRENGTHS`.
-      protector: recognisers, detector and number of steps.
-      folder: where to write; a new folder is created in it.
+    `strength`, a key of `STRENGTHS`, replaces the protector's.
     """
     name = Path(path).name
     chosen = Strength(STRENGTHS[strength], protector.strength.num_steps)
     protector = dataclasses.replace(protector, strength=chosen)
     try:
-        photo = files.parse_photo(_content(Path(path)), name, max_pixels=MAX_PIXELS)
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{name} cannot be read: {one_line(error)}") from error
+        photo = files.parse_photo(content, name, max_pixels=MAX_PIXELS)
         assert protector.detector is not None
         faces = protector.detector(photo.pixels)
         if not faces:
@@ -88,13 +85,6 @@ def outcome_of(
         return UploadOutcome(name, f"{error}.")
     except OSError as error:
         return UploadOutcome(name, f"{name} cannot be written: {one_line(error)}.")
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be read: {one_line(error)}") from error
 
 
 def _outcome(

@@ -40,7 +40,7 @@ def test_names_and_rates_are_those_of_the_logits(pictures):
     others = np.setdiff1d(np.arange(len(photos)), faces.lists.protected)
     assert np.mean(named[others] == labels[others]) > 0.8
     wrong = named[faces.lists.protected] != faces.protected_labels
-    assert classifier.clean_error == wrong.mean()
+    assert classifier.accuracy == 1 - wrong.mean()
     wrong_labels = (labels + 1) % 3
     verdict, clean = (classifier.judge(photos, of) for of in (wrong_labels, labels))
     np.testing.assert_array_equal(

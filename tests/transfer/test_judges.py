@@ -154,9 +154,9 @@ def test_pairs_are_told_apart_by_the_best_threshold(judge, faces):
     best = max(
         sum(s >= t for s in same) + sum(s < t for s in other) for t in [*same, *other, 2.0]
     )
-    assert judge.pairs.accuracy == pytest.approx(best / (len(same) + len(other)))
+    assert judge.accuracy == pytest.approx(best / (len(same) + len(other)))
     wins = [(s > o) + (s == o) / 2 for s in same for o in other]
-    assert judge.pairs.auc == pytest.approx(np.mean(wins))
+    assert judge.auc == pytest.approx(np.mean(wins))
 
 
 def test_too_few_impostors_for_a_rate_and_persons_without_probes_are_refused(faces):
