@@ -39,6 +39,17 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(1500))
 
 
+@pytest.fixture(scope="module")
+def light_attack():
+    """Faces are attacked with transformations that compile fast."""
+    from deid_jax.photos import crop_attack
+    from deid_jax.transfer import SurrogateAttack
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crop_attack, "ATTACK", SurrogateAttack(foreseen=("noise", "flip")))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
     """Drops compiled programs when a process nears its limit of memory mappings."""

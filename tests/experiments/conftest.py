@@ -1,5 +1,7 @@
 """A tiny data set, a recogniser trained on it, and binaries as processes."""
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deid_jax.videos import FileProtector
 from experiments import train
+from tests.experiments.transfer_helpers import originals_of, rows_of
 
 REPOSITORY = Path(__file__).parents[2]
 SIZE = 16
@@ -105,12 +109,58 @@ def finish(started, timeout=240):
     return started.returncode, out, err
 
 
-@pytest.fixture(scope="module")
-def light_attack():
-    """Faces are attacked with transformations that compile fast."""
-    from deid_jax.photos import crop_attack
-    from deid_jax.transfer import SurrogateAttack
+@pytest.fixture
+def worked_on(monkeypatch):
+    """Names of the files that `FileProtector` worked on, in their order."""
+    names, do = [], FileProtector.protect
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crop_attack, "ATTACK", SurrogateAttack(foreseen=("noise", "flip")))
-        yield
+    def spied(work, name, *rest):
+        names.append(name)
+        return do(work, name, *rest)
+
+    monkeypatch.setattr(FileProtector, "protect", spied)
+    return names
+
+
+@pytest.fixture
+def bar(monkeypatch):
+    """What the progress bar was told: (description, done, total, text)."""
+    told = []
+
+    @contextlib.contextmanager
+    def progress_bar(description, **options):
+        yield lambda done, total, text="": told.append((description, done, total, text))
+
+    monkeypatch.setattr("experiments._common.terminal.progress_bar", progress_bar)
+    return told
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Three persons' folder of twelve images each; not to be changed."""
+    return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
+
+
+@pytest.fixture(scope="session")
+def originals(pictures):
+    """name -> the photos as the data set gives them."""
+    return originals_of(pictures)
+
+
+# Of a module whose fixture `folder` is the output of `experiments.transfer`.
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    return rows_of(folder)
+
+
+@pytest.fixture(scope="module")
+def lines(folder):
+    """Those of every photo."""
+    return rows_of(folder, "per_image.csv")
+
+
+@pytest.fixture(scope="module")
+def protocol(folder):
+    return json.loads((folder / "protocol.json").read_text())

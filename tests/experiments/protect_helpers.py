@@ -117,6 +117,11 @@ def arguments(source, output, *more, recogniser=ONE):
     ]
 
 
+def detected(source, output, *more):
+    """Arguments that leave the faces to a detector or to a file."""
+    return [one for one in arguments(source, output, *more) if one != FACES]
+
+
 def records_of(folder):
     """{file: record} of a manifest, each file in one line of its own."""
     lines = (folder / "manifest.jsonl").read_text("utf-8").split("\n")

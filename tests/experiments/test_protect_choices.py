@@ -9,11 +9,11 @@ from deid_jax.photos.alignment import crop_matrix
 from experiments import protect
 from tests.experiments.protect_helpers import (
     CONSTANT,
-    FACES,
     ONE,
     TWO,
     arguments,
     cosine_of,
+    detected,
     hashes,
     may_change,
     picture,
@@ -111,15 +111,11 @@ def detector(monkeypatch):
     return found
 
 
-def _detected(photo, output, *more):
-    return [one for one in arguments(photo, output, *more) if one != FACES]
-
-
 @pytest.mark.parametrize(
     ("which", "boxes"), [("all", [LARGER, SMALLER]), ("largest", [LARGER])]
 )
 def test_faces_that_are_found(photo, tmp_path, detector, which, boxes, capsys):
-    assert run([*_detected(photo, tmp_path / "out"), f"--faces={which}"]) in (0, 1)
+    assert run([*detected(photo, tmp_path / "out"), f"--faces={which}"]) in (0, 1)
     (record,) = records_of(tmp_path / "out").values()
     assert [tuple(face["box"]) for face in record["faces"]] == boxes
     left = len(detector) - len(boxes)
@@ -137,7 +133,7 @@ def test_faces_that_are_found(photo, tmp_path, detector, which, boxes, capsys):
 def test_faces_that_are_told_on_the_command_line(photo, tmp_path):
     output = tmp_path / "out"
     told = "--faces=" + ",".join(":".join(map(str, box)) for box in (SMALLER, LARGER))
-    assert run([*_detected(photo, output), told]) in (0, 1)
+    assert run([*detected(photo, output), told]) in (0, 1)
     (record,) = records_of(output).values()
     assert [tuple(face["box"]) for face in record["faces"]] == [SMALLER, LARGER]
     changed = _changed(photo, output)
@@ -157,7 +153,7 @@ def test_faces_that_a_file_tells(photo, tmp_path):
     # Beside the photos: it is none of them.
     (source / "boxes.csv").write_text(text)
     output = tmp_path / "out"
-    given = _detected(source, output, f"--boxes={source / 'boxes.csv'}")
+    given = detected(source, output, f"--boxes={source / 'boxes.csv'}")
     assert run(given) == 1
     found = records_of(output)
     assert {name: [tuple(f["box"]) for f in r["faces"]] for name, r in found.items()} == {
@@ -181,7 +177,7 @@ def test_boxes_file_and_links_that_lead_nowhere(photo, tmp_path):
     (source / "a.png").write_bytes((photo / "a.png").read_bytes())
     (source / "boxes.csv").write_text("file,left,top,width,height\na.png,20,15,60,60\n")
     (tmp_path / "link.csv").symlink_to(source / "boxes.csv")
-    given = _detected(source, tmp_path / "out", f"--boxes={tmp_path / 'link.csv'}")
+    given = detected(source, tmp_path / "out", f"--boxes={tmp_path / 'link.csv'}")
     assert run(given) == 1
     found = {name: record["status"] for name, record in records_of(tmp_path / "out").items()}
     assert found == {
@@ -198,7 +194,7 @@ def test_crops_on_the_template(tmp_path):
     sizes = {"square.png": (112, 112), "small.png": (80, 80), "celeba.png": (178, 218)}
     for seed, (name, size) in enumerate((sizes | {"wide.png": (120, 100)}).items()):
         Image.fromarray(picture(seed, size)).save(source / name)
-    assert run([*_detected(source, output), "--aligned"]) == 1
+    assert run([*detected(source, output), "--aligned"]) == 1
     found = records_of(output)
     assert found["wide.png"]["faces"] == [] and not (output / "wide.png").exists()
     assert found["wide.png"]["reason"] == (
@@ -215,7 +211,7 @@ def test_photo_without_a_face_is_listed_and_not_written(tmp_path, capsys):
     source.mkdir()
     for seed in range(2):
         Image.fromarray(picture(seed)).save(source / f"{seed}.png")
-    assert run(_detected(source, output)) == 1
+    assert run(detected(source, output)) == 1
     assert list(hashes(output)) == [b"manifest.jsonl"]
     for name, record in records_of(output).items():
         assert record["status"] == "no face found"
@@ -235,7 +231,7 @@ def test_face_that_the_cascade_finds(tmp_path):
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     Image.fromarray(data.astronaut()).save(source / "a.png")
-    assert run(_detected(source, output)) in (0, 1)
+    assert run(detected(source, output)) in (0, 1)
     (record,) = records_of(output).values()
     (face,) = record["faces"]
     left, top, width, height = face["box"]
@@ -257,7 +253,7 @@ def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector
         others.append(np.clip(np.rint(picture(0) + noise), 0, 255).astype(np.uint8))
         Image.fromarray(others[-1]).save(gallery / f"{seed}.png")
     output = tmp_path / "out"
-    given = [*_detected(photo, output), f"--gallery={gallery}"]
+    given = [*detected(photo, output), f"--gallery={gallery}"]
     assert run(given) == 0
     (record,) = records_of(output).values()
     matrix = crop_matrix(Face(LARGER))

@@ -28,29 +28,19 @@ NAME = "manifest.jsonl"
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """(input of four photos, output that is not there yet)."""
-    source = tmp_path / "in"
-    write_photos(source)
-    return source, tmp_path / "out"
+def source(tmp_path):
+    """The input: four photos."""
+    write_photos(tmp_path / "in")
+    return tmp_path / "in"
 
 
 @pytest.fixture
-def done(monkeypatch):
-    """Names of the files that were worked on, in their order."""
-    names = []
-    do = FileProtector.protect
-
-    def spied(work, name, *rest):
-        names.append(name)
-        return do(work, name, *rest)
-
-    monkeypatch.setattr(FileProtector, "protect", spied)
-    return names
+def output(tmp_path):
+    """It is not there yet."""
+    return tmp_path / "out"
 
 
-def test_tree_is_mirrored(folders):
-    source, output = folders
+def test_tree_is_mirrored(source, output):
     (source / "deep/.hidden").mkdir()
     Image.fromarray(picture(7)).save(source / "deep/.hidden/x.png")
     (source / ".DS_Store").write_bytes(b"hidden")
@@ -65,13 +55,12 @@ def test_tree_is_mirrored(folders):
         assert record["output_sha256"] == hashes(output)[name.encode()]
 
 
-def test_finished_files_are_not_done_again(folders, done):
-    source, output = folders
+def test_finished_files_are_not_done_again(source, output, worked_on):
     assert run(arguments(source, output)) == 0
-    before, manifest, number = places(output), (output / NAME).read_bytes(), len(done)
+    before, manifest, number = places(output), (output / NAME).read_bytes(), len(worked_on)
     assert number == 4
     assert run(arguments(source, output)) == 0
-    assert len(done) == number
+    assert len(worked_on) == number
     assert places(output) == before
     assert (output / NAME).read_bytes() == manifest
 
@@ -80,43 +69,39 @@ def test_finished_files_are_not_done_again(folders, done):
     "more",
     ["--seed=1", "--keep_metadata", f"--judge={OWN}:two", "--faces=21:15:60:60"],
 )
-def test_changed_settings_do_all_again(folders, done, more):
-    source, output = folders
+def test_changed_settings_do_all_again(source, output, worked_on, more):
     run(arguments(source, output))
-    del done[:]
+    del worked_on[:]
     run(arguments(source, output, more))
-    assert done == ["a.png", "b.jpg", "deep/c.webp", "deep/er/d.png"]
+    assert worked_on == ["a.png", "b.jpg", "deep/c.webp", "deep/er/d.png"]
 
 
 @pytest.mark.slow
-def test_recogniser_that_became_another_does_all_again(folders, done, monkeypatch):
-    source, output = folders
+def test_recogniser_that_became_another_does_all_again(source, output, worked_on, monkeypatch):
     run(arguments(source, output))
-    del done[:]
+    del worked_on[:]
     module = sys.modules[OWN]
     monkeypatch.setattr(module, "one", lambda images: module._embed(images, 5))
     run(arguments(source, output))
-    assert len(done) == 4
+    assert len(worked_on) == 4
 
 
-def test_changed_lost_and_new_files_are_done(folders, done, tmp_path):
-    source, output = folders
+def test_changed_lost_and_new_files_are_done(source, output, worked_on, tmp_path):
     assert run(arguments(source, output)) == 0
     before = places(output)
-    del done[:]
+    del worked_on[:]
     Image.fromarray(picture(11)).save(source / "a.png")
     Image.fromarray(picture(12)).save(source / "new.png")
     (output / "b.jpg").write_bytes(b"spoilt")
     (output / "deep/c.webp").unlink()
     assert run(arguments(source, output)) == 0
-    assert done == ["a.png", "b.jpg", "deep/c.webp", "new.png"]
+    assert worked_on == ["a.png", "b.jpg", "deep/c.webp", "new.png"]
     assert places(output)["deep/er/d.png"] == before["deep/er/d.png"]
     assert run(arguments(source, tmp_path / "fresh")) == 0
     assert listing(output) == listing(tmp_path / "fresh")
 
 
-def test_photo_that_became_none_leaves_no_output(folders):
-    source, output = folders
+def test_photo_that_became_none_leaves_no_output(source, output):
     assert run(arguments(source, output)) == 0
     (source / "a.png").write_bytes(b"no photo any more")
     assert run(arguments(source, output)) == 1
@@ -124,22 +109,20 @@ def test_photo_that_became_none_leaves_no_output(folders):
     assert records_of(output)["a.png"]["status"] == "unreadable"
 
 
-def test_unreadable_file_is_looked_at_anew(folders, done):
+def test_unreadable_file_is_looked_at_anew(source, output, worked_on):
     """What could not be read has no content by which it would be known again."""
-    source, output = folders
     (source / "z.png").symlink_to("nowhere.png")
     assert run(arguments(source, output)) == 1
     assert "No such file" in records_of(output)["z.png"]["reason"]
     (source / "z.png").unlink()
     (source / "z.png").symlink_to("deep")
-    del done[:]
+    del worked_on[:]
     assert run(arguments(source, output)) == 1
-    assert done == ["z.png"]
+    assert worked_on == ["z.png"]
     assert "is a link to a folder" in records_of(output)["z.png"]["reason"]
 
 
-def test_what_failed_for_want_of_memory_is_done_anew(folders, done, monkeypatch):
-    source, output = folders
+def test_what_failed_for_want_of_memory_is_done_anew(source, output, worked_on, monkeypatch):
     parse = file_protector.files.parse_photo
 
     def short(data, name, **limits):
@@ -151,23 +134,21 @@ def test_what_failed_for_want_of_memory_is_done_anew(folders, done, monkeypatch)
         patch.setattr(file_protector.files, "parse_photo", short)
         assert run(arguments(source, output)) == 1
     assert records_of(output)["a.png"]["reason"] == "a.png does not fit into memory"
-    del done[:]
+    del worked_on[:]
     assert run(arguments(source, output)) == 0
-    assert done == ["a.png"]
+    assert worked_on == ["a.png"]
 
 
 @pytest.mark.parametrize("name", ["old.avi", "DISC.VOB"])
-def test_videos_of_other_kinds_are_named_as_such(folders, name):
-    source, output = folders
+def test_videos_of_other_kinds_are_named_as_such(source, output, name):
     (source / name).write_bytes(b"RIFF")
     assert run(arguments(source, output)) == 1
     assert "is a video of a kind that is not written" in records_of(output)[name]["reason"]
 
 
-def test_interrupted_run_goes_on(folders, done, tmp_path, monkeypatch, capsys):
-    source, output = folders
+def test_interrupted_run_goes_on(source, output, worked_on, tmp_path, monkeypatch, capsys):
     assert run(arguments(source, tmp_path / "whole")) == 0
-    del done[:]
+    del worked_on[:]
     do = FileProtector.protect
 
     def interrupted(work, name, *rest):
@@ -181,18 +162,17 @@ def test_interrupted_run_goes_on(folders, done, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
     before = places(output)
     assert sorted(before) == ["a.png", "b.jpg"]
-    del done[:]
+    del worked_on[:]
     assert run(arguments(source, output)) == 0
-    assert done == ["deep/c.webp", "deep/er/d.png"]
+    assert worked_on == ["deep/c.webp", "deep/er/d.png"]
     assert {name: places(output)[name] for name in before} == before
     assert listing(output) == listing(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("rest", ["", '{"file": "b.jpg", "status"'])
 def test_run_that_ended_between_a_file_and_its_line_goes_on(
-    folders, done, tmp_path, monkeypatch, rest
+    source, output, worked_on, tmp_path, monkeypatch, rest
 ):
-    source, output = folders
     assert run(arguments(source, tmp_path / "whole")) == 0
     add = Manifest.add
 
@@ -208,14 +188,13 @@ def test_run_that_ended_between_a_file_and_its_line_goes_on(
         assert run(arguments(source, output)) == 130
     assert (output / "b.jpg").exists()
     assert (output / NAME).read_text().endswith(rest or "\n")
-    del done[:]
+    del worked_on[:]
     assert run(arguments(source, output)) == 0
-    assert done == ["b.jpg", "deep/c.webp", "deep/er/d.png"]
+    assert worked_on == ["b.jpg", "deep/c.webp", "deep/er/d.png"]
     assert listing(output) == listing(tmp_path / "whole")
 
 
-def test_two_runs_at_once_are_refused(folders, capsys):
-    source, output = folders
+def test_two_runs_at_once_are_refused(source, output, capsys):
     with Manifest(output, "other").open():
         assert run(arguments(source, output)) == 2
         assert (output / NAME).read_bytes() == b""
@@ -264,8 +243,7 @@ def test_odd_names(tmp_path, capsys):
     assert places(output) == before
 
 
-def test_photo_that_takes_the_manifests_name_is_told(folders):
-    source, output = folders
+def test_photo_that_takes_the_manifests_name_is_told(source, output):
     Image.fromarray(picture(3)).save(source / "x.png")
     (source / "x.png").rename(source / NAME)
     assert run(arguments(source, output)) == 1
@@ -274,9 +252,8 @@ def test_photo_that_takes_the_manifests_name_is_told(folders):
     assert record["reason"] == f"{NAME} is what the record of all files is called"
 
 
-def test_links_within_the_output_lead_to_no_original(folders, tmp_path):
+def test_links_within_the_output_lead_to_no_original(source, output, tmp_path):
     """Somebody's link in the place of a folder: what it leads to is left alone."""
-    source, output = folders
     elsewhere = tmp_path / "elsewhere"
     write_photos(elsewhere)
     for target in (source, elsewhere):
@@ -298,9 +275,8 @@ def test_links_within_the_output_lead_to_no_original(folders, tmp_path):
         (output / "deep").unlink()
 
 
-def test_files_and_folders_that_changed_places(folders):
+def test_files_and_folders_that_changed_places(source, output):
     """What is in the way in the output stays, and is told; once it is gone all is done."""
-    source, output = folders
     assert run(arguments(source, output)) == 0
     (source / "a.png").unlink()
     (source / "a.png").mkdir()
@@ -325,9 +301,8 @@ def test_files_and_folders_that_changed_places(folders):
 
 
 @pytest.mark.slow
-def test_as_a_process(folders):
+def test_as_a_process(source, output):
     """As users start it: nothing but the table and its one line of what is not protected."""
-    source, output = folders
     (source / "z.jpg").write_bytes(b"no photo")
     command = [sys.executable, "-m", "experiments.protect", *arguments(source, output)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

@@ -13,6 +13,7 @@ from tests.experiments.protect_helpers import (
     ONE,
     OWN,
     arguments,
+    detected,
     write_photos,
 )
 
@@ -77,7 +78,7 @@ def test_bad_input_is_refused_in_one_line(workplace, capsys, given, message):
 def test_folder_of_nothing_but_boxes_is_empty(workplace, capsys):
     (workplace / "in").mkdir()
     (workplace / "in/boxes.csv").write_text("file,left,top,width,height\na.png,1,2,3,4\n")
-    given = [one for one in arguments("in", "out", "--boxes=in/boxes.csv") if one != FACES]
+    given = detected("in", "out", "--boxes=in/boxes.csv")
     assert_refused(protect.main, given, "input in holds no files", workplace, capsys)
 
 

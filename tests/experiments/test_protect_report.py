@@ -1,6 +1,5 @@
 """What the command shows on the terminal."""
 
-import contextlib
 import dataclasses
 import math
 import re
@@ -9,7 +8,6 @@ import pytest
 
 from deid_jax.photos import FaceReport, FaceVerdict, FileRecord
 from deid_jax.photos.file_records import PhotoFigures, TrackReport, TrackVerdict, VideoFigures
-from experiments import protect
 from experiments._protect.protection_table import print_protection
 from tests.experiments.protect_helpers import (
     SECOND,
@@ -23,19 +21,12 @@ from tests.experiments.protect_helpers import (
 pytestmark = pytest.mark.usefixtures("light_attack")
 
 
-def test_bar_tells_faces_a_second(tmp_path, monkeypatch):
-    told = []
-
-    @contextlib.contextmanager
-    def bar(description, **options):
-        yield lambda done, total, text="": told.append((description, done, total, text))
-
-    monkeypatch.setattr(protect.terminal, "progress_bar", bar)
+def test_bar_tells_faces_a_second(tmp_path, bar):
     write_photos(tmp_path / "in")
     assert run(arguments(tmp_path / "in", tmp_path / "out")) == 0
-    assert [one[:3] for one in told] == [("protect", n + 1, 4) for n in range(4)]
-    assert all(re.fullmatch(r"[0-9]+\.[0-9]{2} faces/s", one[3]) for one in told)
-    assert float(told[-1][3].split()[0]) > 0
+    assert [one[:3] for one in bar] == [("protect", n + 1, 4) for n in range(4)]
+    assert all(re.fullmatch(r"[0-9]+\.[0-9]{2} faces/s", one[3]) for one in bar)
+    assert float(bar[-1][3].split()[0]) > 0
 
 
 FACE = FaceReport(

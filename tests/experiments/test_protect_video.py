@@ -1,6 +1,5 @@
 """Videos in folders beside photos: what is written, told, done again and not."""
 
-import contextlib
 import dataclasses
 import json
 
@@ -13,12 +12,12 @@ from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import Face
 from deid_jax.photos.verifiers import BlindError
 from deid_jax.runs import UNFINISHED
-from deid_jax.videos import FileProtector, VideoJob
+from deid_jax.videos import VideoJob
 from experiments import protect
 from tests.experiments.conftest import listing
 from tests.experiments.protect_helpers import (
-    FACES,
     arguments,
+    detected,
     hashes,
     may_change,
     picture,
@@ -27,7 +26,7 @@ from tests.experiments.protect_helpers import (
     run,
     square,
 )
-from tests.videos.video_helpers import packets, rgb, times, write
+from tests.videos.video_helpers import assert_same_times_and_sound, rgb, write
 
 pytestmark = pytest.mark.usefixtures("light_attack")
 NAME = "manifest.jsonl"
@@ -120,8 +119,7 @@ def test_bad_videos_are_listed_and_left_out(mixed):
 @pytest.mark.parametrize("name", VIDEOS)
 def test_what_a_video_keeps(mixed, name):
     source, output, _ = mixed
-    assert times(output / name) == times(source / name)
-    assert packets(output / name, "audio") == packets(source / name, "audio")
+    assert_same_times_and_sound(output / name, source / name)
     before, after = rgb(source / name).astype(int), rgb(output / name).astype(int)
     assert before.shape == after.shape == (NUMBER, *SIZE[::-1], 3)
     allowed = may_change(SIZE[::-1], square(), block=2, margin=2)
@@ -141,29 +139,12 @@ def folders(tmp_path):
     return source, tmp_path / "out"
 
 
-@pytest.fixture
-def done(monkeypatch):
-    """Names of the files that were worked on, in their order."""
-    names = []
-    do = FileProtector.protect
-
-    def spied(work, name, *rest):
-        names.append(name)
-        return do(work, name, *rest)
-
-    monkeypatch.setattr(FileProtector, "protect", spied)
-    return names
-
-
-ALL = ["a.png", "b.mp4", "deep/broken.mp4", "deep/c.mkv"]
-
-
 @pytest.mark.slow
-def test_interrupted_and_killed_runs_go_on(folders, done, tmp_path, monkeypatch, capsys):
+def test_interrupted_and_killed_runs_go_on(folders, worked_on, tmp_path, monkeypatch, capsys):
     """In the middle of a video: nothing of it is left, what was finished stands."""
     source, output = folders
     assert run(arguments(source, tmp_path / "whole")) == 1
-    del done[:]
+    del worked_on[:]
     job_run = VideoJob.run
 
     def interrupted(job):
@@ -184,9 +165,9 @@ def test_interrupted_and_killed_runs_go_on(folders, done, tmp_path, monkeypatch,
     # As a run that was killed would leave it.
     (output / "deep").mkdir(exist_ok=True)
     (output / f"deep/.c.mkv.0123{UNFINISHED}").write_bytes(b"half")
-    del done[:]
+    del worked_on[:]
     assert run(arguments(source, output)) == 1
-    assert done == ["deep/c.mkv"]
+    assert worked_on == ["deep/c.mkv"]
     assert {name: places(output)[name] for name in before} == before
     assert listing(output) == listing(tmp_path / "whole")
 
@@ -196,10 +177,6 @@ def single(tmp_path):
     """(input of one video, output that is not there yet)."""
     film(tmp_path / "in/b.mp4", 1, setup=lambda out, one: out.metadata.update(title="Secret"))
     return tmp_path / "in", tmp_path / "out"
-
-
-def without_faces(source, output, *more):
-    return [one for one in arguments(source, output, *more) if one != FACES]
 
 
 @pytest.mark.slow
@@ -214,7 +191,7 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
         return [Face(larger, None, 9.0), Face(smaller, None, 8.0)] if wide else []
 
     monkeypatch.setattr(protect.face_detectors, "cascade", cascade)
-    assert run(without_faces(source, output, f"--faces={which}")) in (0, 1)
+    assert run(detected(source, output, f"--faces={which}")) in (0, 1)
     (record,) = records_of(output).values()
     boxes = [tuple(face["box"]) for face in record["faces"]]
     assert boxes == ([smaller, larger] if which == "all" else [larger])
@@ -224,7 +201,7 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
 def test_video_without_a_face_is_listed_and_not_written(single, monkeypatch, capsys):
     source, output = single
     monkeypatch.setattr(protect.face_detectors, "cascade", lambda pixels: [])
-    assert run(without_faces(source, output)) == 1
+    assert run(detected(source, output)) == 1
     assert list(hashes(output)) == [NAME.encode()]
     (record,) = records_of(output).values()
     assert record["status"] == "no face found"
@@ -239,7 +216,7 @@ def test_boxes_that_a_file_tells_are_those_of_every_frame(folders, tmp_path):
     (tmp_path / "boxes.csv").write_text(
         f"file,left,top,width,height\nb.mp4,{','.join(map(str, box))}\nc.mkv,900,900,9,9\n"
     )
-    assert run(without_faces(source, output, f"--boxes={tmp_path / 'boxes.csv'}")) == 1
+    assert run(detected(source, output, f"--boxes={tmp_path / 'boxes.csv'}")) == 1
     found = records_of(output)
     assert found["b.mp4"]["faces"][0]["box"] == list(box)
     assert found["b.mp4"]["num_face_frames"] == NUMBER
@@ -258,17 +235,10 @@ def test_gallery_of_videos_is_refused(single, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_progress_tells_what_is_done_to_a_video(single, monkeypatch):
-    told = []
-
-    @contextlib.contextmanager
-    def bar(description, **options):
-        yield lambda number, total, text="": told.append((description, number, total, text))
-
-    monkeypatch.setattr(protect.terminal, "progress_bar", bar)
+def test_progress_tells_what_is_done_to_a_video(single, bar):
     source, output = single
     assert run(arguments(source, output)) == 0
-    said = [text.partition("faces/s ")[2] for name, _, _, text in told if name == "protect"]
+    said = [text.partition("faces/s ")[2] for name, _, _, text in bar if name == "protect"]
     wanted = [
         f"{doing} {n + 1}/{NUMBER}"
         for doing in ("find", "protect", "judge")
@@ -287,7 +257,9 @@ def test_progress_tells_what_is_done_to_a_video(single, monkeypatch):
         (InputError("video b.mp4 is cut off"), "unreadable"),
     ],
 )
-def test_what_stops_a_video_is_told_as_what_it_is(folders, done, monkeypatch, error, status):
+def test_what_stops_a_video_is_told_as_what_it_is(
+    folders, worked_on, monkeypatch, error, status
+):
     """What may be well next time is tried again, what a file is to blame for is not."""
     source, output = folders
 
@@ -298,6 +270,6 @@ def test_what_stops_a_video_is_told_as_what_it_is(folders, done, monkeypatch, er
     assert run(arguments(source, output)) == 1
     record = records_of(output)["b.mp4"]
     assert (record["status"], record["reason"], record["output"]) == (status, str(error), None)
-    del done[:]
+    del worked_on[:]
     assert run(arguments(source, output)) == 1
-    assert ("b.mp4" in done) is isinstance(error, TransientError)
+    assert ("b.mp4" in worked_on) is isinstance(error, TransientError)

@@ -6,7 +6,6 @@ import pytest
 
 from deid_jax.transfer import fitting
 from experiments import transfer
-from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import (
     FARS,
     ONE,
@@ -42,14 +41,8 @@ RUN = ("fit", "method", "foreseen", "psnr", "epsilon")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three persons' folder of twelve images each; not to be changed."""
-    return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
-
-
-@pytest.fixture(scope="module")
-def done(pictures, tmp_path_factory):
-    """Output folder and rows of one run of everything; not to be changed."""
+def folder(pictures, tmp_path_factory):
+    """The output of one run of everything; not to be changed."""
     folder = tmp_path_factory.mktemp("transfer") / "run"
     given = arguments(
         pictures,
@@ -65,11 +58,10 @@ def done(pictures, tmp_path_factory):
         f"--output_dir={folder}",
     )
     assert transfer.main(given) == 0
-    return folder, rows_of(folder)
+    return folder
 
 
-def test_folder_holds_table_report_protocol_and_photos(done):
-    folder, rows = done
+def test_folder_holds_table_report_protocol_and_photos(folder, rows, protocol):
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
         "per_image.csv",
@@ -80,14 +72,12 @@ def test_folder_holds_table_report_protocol_and_photos(done):
     ]
     assert list(rows[0])[: len(CONTRACT)] == CONTRACT
     assert "num_images" in rows[0]
-    protocol = json.loads((folder / "protocol.json").read_text())
     described = json.loads((folder / "config.json").read_text())
     assert described["protocol"] == protocol["sha256"]
     assert protocol["sha256"] in (folder / "transfer.md").read_text()
 
 
-def test_every_budget_transformation_and_judge_has_its_rows(done):
-    _, rows = done
+def test_every_budget_transformation_and_judge_has_its_rows(rows):
     foreseen = ("", "flip+brightness")
     pixel = [repr(4 / 255), repr(3.6 / 255)]
     budgets = {
@@ -114,20 +104,12 @@ def test_every_budget_transformation_and_judge_has_its_rows(done):
         assert sorted(found) == sorted(whole)
 
 
-@pytest.fixture(scope="module")
-def originals(pictures):
-    """name -> the photos as the data set gives them."""
-    return originals_of(pictures)
-
-
 def wilson(k, n, z=1.959963984540054):
     centre, half = k / n + z * z / (2 * n), z * np.sqrt(k * (n - k) / n**3 + (z / n / 2) ** 2)
     return [(centre + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
 
 
-def test_table_agrees_with_kept_photos(done, originals):
-    folder, rows = done
-    protocol = json.loads((folder / "protocol.json").read_text())
+def test_table_agrees_with_kept_photos(folder, rows, protocol, originals):
     names = sorted(protocol["protected"])
     assert len(names) == 9
     checked = 0
@@ -164,9 +146,7 @@ def test_table_agrees_with_kept_photos(done, originals):
     assert len({row["protected"] for row in rows}) > 4
 
 
-def test_ranks_agree_with_kept_photos(done, originals):
-    folder, rows = done
-    protocol = json.loads((folder / "protocol.json").read_text())
+def test_ranks_agree_with_kept_photos(folder, rows, protocol, originals):
     seen = set()
     for row in chosen(rows, test=TWO, far="0.1", transformation="none", opponent=""):
         if row["compared"] == "protected":
@@ -185,8 +165,7 @@ def test_ranks_agree_with_kept_photos(done, originals):
     assert len(seen) > 1
 
 
-def test_budgets_hold_for_every_photo_and_distortion_is_measured(done, originals):
-    folder, rows = done
+def test_budgets_hold_for_every_photo_and_distortion_is_measured(folder, rows, originals):
     lengths = {}
     for run in {tuple(row[name] for name in RUN): row for row in rows}.values():
         if run["method"] == "none":
@@ -214,10 +193,8 @@ def test_budgets_hold_for_every_photo_and_distortion_is_measured(done, originals
     assert not np.array_equal(*with_and_without)
 
 
-def test_least_change_goes_below_its_own_threshold(done, originals):
+def test_least_change_goes_below_its_own_threshold(folder, rows, protocol, originals):
     """By the margin, judged by what a protector has: probes, not the gallery."""
-    folder, rows = done
-    protocol = json.loads((folder / "protocol.json").read_text())
     row = chosen(rows, method="apfgvm", fit=ONE, foreseen="", test=ONE, far="0.1")[0]
     kept = photos_of(folder, row)
     own = gallery_of(protocol, originals, 1, "probes")
@@ -251,9 +228,7 @@ def test_goals_know_the_probes_alone(pictures, workplace, monkeypatch):
         assert abs(goal - (float(row["threshold"]) - 0.05)) > 1e-3
 
 
-def test_averaging_opponent_agrees_with_kept_photos(done, originals):
-    folder, rows = done
-    protocol = json.loads((folder / "protocol.json").read_text())
+def test_averaging_opponent_agrees_with_kept_photos(folder, rows, protocol, originals):
     found = [row for row in rows if row["opponent"]]
     assert {row["opponent"] for row in found} == {"averages 2 photos"}
     assert {row["method"] for row in found} == {"mifgvm", "pgd", "apfgvm", "blur"}

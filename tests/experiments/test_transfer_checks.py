@@ -15,16 +15,10 @@ from deid_jax.data.pair_lists import make_lists
 from deid_jax.errors import InputError
 from experiments import transfer
 from tests.embedding_helpers import tiny_embedder
-from tests.experiments.conftest import assert_refused, write_faces
+from tests.experiments.conftest import assert_refused
 from tests.experiments.transfer_helpers import FARS, ONE, SIZE, TWO, quick
 
 A, B = "mobilefacenet_ms1m", "mobilefacenet_casia"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three persons' folder of twelve images each; not to be changed."""
-    return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 
 @pytest.fixture

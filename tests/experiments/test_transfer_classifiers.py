@@ -8,17 +8,10 @@ from deid_jax.data import DataOptions, load_dataset, pair_lists
 from deid_jax.models import create_model
 from deid_jax.transfer import ClassifierJudge, Faces, judges
 from experiments import transfer
-from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import ONE, SIZE, arguments, chosen, rows_of
 
 # Whole commands.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three persons' folder of twelve images each; not to be changed."""
-    return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 
 def _faces(pictures):

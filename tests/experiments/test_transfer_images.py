@@ -2,14 +2,12 @@
 
 import io
 import itertools
-import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import transfer
-from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import (
     FARS,
     ONE,
@@ -18,10 +16,8 @@ from tests.experiments.transfer_helpers import (
     chosen,
     embed,
     gallery_of,
-    originals_of,
     person,
     photos_of,
-    rows_of,
     threshold_of,
     unit,
 )
@@ -47,9 +43,8 @@ SEEDS = {ONE: 1, TWO: 2}
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """Images, output folder, rows of the table, and those of every photo; not to change."""
-    pictures = write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
+def folder(pictures, tmp_path_factory):
+    """The output of one run; not to be changed."""
     folder = tmp_path_factory.mktemp("transfer") / "run"
     given = arguments(
         pictures,
@@ -64,7 +59,7 @@ def done(tmp_path_factory):
         f"--output_dir={folder}",
     )
     assert transfer.main(given) == 0
-    return pictures, folder, rows_of(folder), rows_of(folder, "per_image.csv")
+    return folder
 
 
 def _run(row):
@@ -75,10 +70,8 @@ def _mean(values):
     return pytest.approx(np.mean(list(values)))
 
 
-def test_every_run_judge_and_protected_photo_has_one_line(done):
-    _, folder, rows, lines = done
+def test_every_run_judge_and_protected_photo_has_one_line(rows, lines, protocol):
     assert list(lines[0]) == COLUMNS
-    protocol = json.loads((folder / "protocol.json").read_text())
     runs = {_run(row) for row in rows}
     assert len(runs) == 1 + 2 + 1 + 3 + 4
     expected = itertools.product(runs, (ONE, TWO, "model_a"), protocol["protected"])
@@ -88,8 +81,7 @@ def test_every_run_judge_and_protected_photo_has_one_line(done):
         assert line["fitted"] == str(line["fit"] == ONE == line["test"])
 
 
-def test_rates_and_distortions_of_the_table_follow(done):
-    _, _, rows, lines = done
+def test_rates_and_distortions_of_the_table_follow(rows, lines):
     shares = set()
     for row in chosen(rows, transformation="none", opponent=""):
         own = chosen(lines, test=row["test"], **{name: row[name] for name in RUN})
@@ -126,10 +118,7 @@ def test_rates_and_distortions_of_the_table_follow(done):
     assert len(shares) > 4
 
 
-def test_lines_agree_with_kept_photos(done):
-    pictures, folder, _, lines = done
-    originals = originals_of(pictures)
-    protocol = json.loads((folder / "protocol.json").read_text())
+def test_lines_agree_with_kept_photos(folder, lines, protocol, originals):
     for test, seed in SEEDS.items():
         gallery = gallery_of(protocol, originals, seed)
         for run in dict.fromkeys(map(_run, lines)):
@@ -161,11 +150,8 @@ def _jpeg75(photo):
     return np.asarray(Image.open(file))
 
 
-def test_kept_is_of_what_was_protected_before(done):
+def test_kept_is_of_what_was_protected_before(folder, rows, lines, protocol, originals):
     """Photo by photo; beside it, what the recogniser misses of the same photos unchanged."""
-    pictures, folder, rows, lines = done
-    originals = originals_of(pictures)
-    protocol = json.loads((folder / "protocol.json").read_text())
     seen, below_one = 0, 0
     for (test, seed), far in itertools.product(SEEDS.items(), FARS):
         gallery = gallery_of(protocol, originals, seed)

@@ -18,8 +18,9 @@ from deid_jax.transfer import Faces, GalleryJudge, TransferEvaluation, fine_tune
 from deid_jax.transfer.transfer_tables import TRAINED
 from experiments import transfer
 from tests.experiments.conftest import assert_refused, listing, write_faces
+from tests.experiments.protect_helpers import CELLS
+from tests.experiments.protect_helpers import OWN as OTHERS
 from tests.experiments.transfer_helpers import (
-    CELLS,
     FARS,
     ONE,
     OWN,
@@ -30,12 +31,6 @@ from tests.experiments.transfer_helpers import (
     rows_of,
     tables_of,
 )
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three persons' folder of twelve images each; not to be changed."""
-    return write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
 
 
 @pytest.mark.slow
@@ -110,8 +105,8 @@ def _bad(message, *given):
     [
         _bad("cannot be imported: No module named 'nowhere'", "--fit=nowhere:embed"),
         _bad("has no attribute 'three'", f"--fit={OWN}:three"),
-        _bad("is no function", f"--fit={OWN}:number"),
-        _bad("must give a vector for each image", f"--fit={OWN}:scalar"),
+        _bad("is no function", f"--fit={OTHERS}:number"),
+        _bad("must give a vector for each image", f"--fit={OTHERS}:scalar"),
         _bad(f"recogniser {OWN}:zero: embeddings must not be 0", f"--test={OWN}:zero"),
         _bad("recogniser must be NAME or NAME:FILE", "--test=nobody"),
         _bad("missing.npz", "--fit=mobilefacenet_ms1m:missing.npz"),

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from experiments import transfer
-from tests.experiments.conftest import write_faces
 from tests.experiments.transfer_helpers import (
     FARS,
     ONE,
@@ -24,9 +23,8 @@ PSNRS = (18, 24)
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """Output folder and rows of one run of everything; not to be changed."""
-    pictures = write_faces(tmp_path_factory.mktemp("data") / "faces", pictures=12)
+def folder(pictures, tmp_path_factory):
+    """The output of one run of everything; not to be changed."""
     folder = tmp_path_factory.mktemp("transfer") / "run"
     given = arguments(
         pictures,
@@ -41,7 +39,7 @@ def done(tmp_path_factory):
         f"--output_dir={folder}",
     )
     assert transfer.main(given) == 0
-    return folder, rows_of(folder)
+    return folder
 
 
 def key_of(row):
@@ -60,8 +58,7 @@ def percent(text):
     return f"{100 * float(text):.1f} %"
 
 
-def test_every_number_of_the_report_is_in_the_table(done):
-    folder, rows = done
+def test_every_number_of_the_report_is_in_the_table(folder, rows, lines):
     tables = tables_of((folder / "transfer.md").read_text())
     assert {heading: len(body) for heading, (_, body) in tables.items()} == {
         "The recognisers on clean photos": 2,
@@ -75,7 +72,6 @@ def test_every_number_of_the_report_is_in_the_table(done):
         "How visible": 10,
         "Least changes: protected and within a budget, at FAR 10 %": 2,
     }
-    lines = rows_of(folder, "per_image.csv")
     for heading, (head, body) in tables.items():
         for cells in body:
             _check_cells(heading, dict(zip(head, cells, strict=True)), rows, lines)
@@ -178,8 +174,8 @@ def with_interval(row):
     return f"{percent(row['protected'])}{star(row)} [{bounds[0]}–{bounds[1]}]"
 
 
-def test_report_says_what_it_means_and_promises_nothing(done):
-    text = (done[0] / "transfer.md").read_text()
+def test_report_says_what_it_means_and_promises_nothing(folder):
+    text = (folder / "transfer.md").read_text()
     assert "safe" not in text.lower()
     for words in (
         "false\naccept rate (FAR) of 1 %",
@@ -197,8 +193,9 @@ def test_report_says_what_it_means_and_promises_nothing(done):
     assert not re.search(r"\d%", text)
 
 
-def test_terminal_names_recognisers_in_full_and_marks_those_fitted_on(workplace, capsys):
-    pictures = write_faces(workplace / "faces", pictures=12)
+def test_terminal_names_recognisers_in_full_and_marks_those_fitted_on(
+    pictures, workplace, capsys
+):
     given = quick(pictures, f"--test={TWO},{ONE}", f"--fit={ONE},{ONE}+{TWO}")
     assert transfer.main(given) == 0
     out, err = capsys.readouterr()

@@ -7,17 +7,12 @@ import numpy as np
 from PIL import Image
 
 from deid_jax.data import DataOptions, load_dataset
+from tests.experiments.protect_helpers import CELLS, weights
 
-CELLS, WIDTH = 4, 12
 SIZE = 16
 FARS = (0.1, 0.05)
 OWN = "tests.experiments.transfer_helpers"
 ONE, TWO = f"{OWN}:one", f"{OWN}:two"
-
-
-def weights(seed):
-    """float64[CELLS * CELLS * 3, WIDTH]."""
-    return np.random.default_rng(seed).standard_normal((CELLS * CELLS * 3, WIDTH))
 
 
 def _embed(images, seed):
@@ -39,14 +34,6 @@ def two(images):
 def zero(images):
     """Embeddings without direction."""
     return 0 * _embed(images, 1)
-
-
-def scalar(images):
-    """No vector an image."""
-    return images.mean((1, 2, 3))
-
-
-number = 3
 
 
 def arguments(pictures, *more, fit=ONE):

@@ -1,13 +1,15 @@
-"""Tests of protection attack with transformations that compile fast."""
-
 import pytest
 
-from deid_jax.photos import crop_attack
-from deid_jax.transfer import SurrogateAttack
+from tests.videos.video_helpers import film, way
 
 
 @pytest.fixture(scope="module", autouse=True)
-def light_attack():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crop_attack, "ATTACK", SurrogateAttack(foreseen=("noise", "flip")))
-        yield
+def _attacked_lightly(light_attack):
+    return light_attack
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """One face that moves, and sound; not to be changed."""
+    path = tmp_path_factory.mktemp("source") / "in.mp4"
+    return film(path, lambda number: [(1, way(number))], sound="aac")

@@ -163,10 +163,10 @@ def test_quality_is_the_encoders(tmp_path):
 # --- No videos ---
 
 
-def refused(path, message):
-    """One line from all that read; nothing else is raised."""
+def refused(path, message, *, looked_at=True):
+    """One line from all that read; nothing else is raised. A look may not reach the fault."""
     for reads in (
-        lambda: containers.look(path),
+        lambda: containers.look(path) if looked_at else list(containers.read_frames(path)),
         lambda: list(containers.read_frames(path)),
         lambda: rewrite(path, path.parent / "written", suffix=".mp4"),
     ):
@@ -248,12 +248,7 @@ def test_frames_that_change_their_size_are_refused(tmp_path):
             packet.time_base, packet.stream = Fraction(1, 25), video
             packet.is_keyframe = True
             out.mux(packet)
-    for reads in (
-        lambda: list(containers.read_frames(tmp_path / "in.mov")),
-        lambda: rewrite(tmp_path / "in.mov", tmp_path / "out.mov"),
-    ):
-        with pytest.raises(InputError, match="changes the size of its frames"):
-            reads()
+    refused(tmp_path / "in.mov", "changes the size of its frames", looked_at=False)
 
 
 def test_frames_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -30,22 +30,11 @@ from tests.videos.video_helpers import (
     psnrs_of,
     rgb,
     run,
+    span,
     still,
     way,
     write,
 )
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """One face that moves; not to be changed."""
-    path = tmp_path_factory.mktemp("source") / "in.mp4"
-    return film(path, lambda number: [(1, way(number))])
-
-
-def _span(track):
-    return track.first_frame, track.last_frame, track.num_frames
-
 
 # --- Where is changed ---
 
@@ -65,8 +54,8 @@ def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     assert report.protected and report.num_face_frames == NUMBER
     first, second = report.faces
     assert (first.box, second.box) == (left, right)
-    assert _span(first) == (0, 7, 8)
-    assert _span(second) == (0, 15, 16)
+    assert span(first) == (0, 7, 8)
+    assert span(second) == (0, 15, 16)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     own = [may_change((HEIGHT, WIDTH), square(box), block=2) for box in (left, right)]
     assert not (own[0] & own[1]).any()
@@ -82,7 +71,7 @@ def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
     detector = Told(lambda number: boxes(number) if number != 5 else [])
     report = run(source, tmp_path / "out.mp4", detector=detector)
     assert report.protected
-    assert _span(report.faces[0]) == (0, NUMBER - 1, NUMBER)
+    assert span(report.faces[0]) == (0, NUMBER - 1, NUMBER)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for number, one in enumerate(errors):
         allowed = may_change((HEIGHT, WIDTH), square(way(number)), block=2)
@@ -138,7 +127,7 @@ def test_face_that_a_detector_finds(tmp_path, monkeypatch):
         strength=Strength((40.0, 38.0), 4),
     )
     (track,) = report.faces
-    assert _span(track) == (0, number - 1, number)
+    assert span(track) == (0, number - 1, number)
     assert report.num_face_frames == report.num_frames == number
     (found,) = detectors.cascade(data.astronaut())
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]

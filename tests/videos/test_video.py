@@ -27,6 +27,7 @@ from tests.videos.video_helpers import (
     STEPS,
     WIDTH,
     Told,
+    assert_same_times_and_sound,
     boxes,
     embedding,
     film,
@@ -35,17 +36,10 @@ from tests.videos.video_helpers import (
     psnrs_of,
     rgb,
     run,
+    span,
     still,
-    times,
     way,
 )
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """One face that moves, and sound; not to be changed."""
-    path = tmp_path_factory.mktemp("source") / "in.mp4"
-    return film(path, lambda number: [(1, way(number))], sound="aac")
 
 
 @pytest.fixture
@@ -98,11 +92,7 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
                 [embedding(after[n], way(n), seed) @ known for n in range(NUMBER)]
             )
         (track,) = report.faces
-        assert (track.first_frame, track.last_frame, track.num_frames) == (
-            0,
-            NUMBER - 1,
-            NUMBER,
-        )
+        assert span(track) == (0, NUMBER - 1, NUMBER)
         assert track.box == way(0)
         psnrs = psnrs_of(before, after, places)
         assert track.psnr == pytest.approx(min(psnrs), abs=0.02)
@@ -136,8 +126,8 @@ def test_times_and_sound_stay_and_nothing_else_is_left(source, tmp_path):
     target = tmp_path / "deep/er/out.mp4"
     content = source.read_bytes()
     assert run(source, target).protected
-    assert times(target) == times(source)
-    assert packets(target, "audio") == packets(source, "audio") != []
+    assert_same_times_and_sound(target, source)
+    assert packets(source, "audio") != []
     assert [path.name for path in target.parent.iterdir()] == ["out.mp4"]
     assert source.read_bytes() == content
 
@@ -253,8 +243,7 @@ def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
     assert embedding(before[0], still(0), 1) @ embedding(before[9], still(0), 1) < 0.8
     report = run(source, tmp_path / "out.mp4", detector=Told(lambda number: [still(0)]))
     assert report.protected
-    spans = [(track.first_frame, track.last_frame, track.num_frames) for track in report.faces]
-    assert spans == [(0, 7, 8), (8, 15, 8)]
+    assert list(map(span, report.faces)) == [(0, 7, 8), (8, 15, 8)]
     assert [steps for _, steps, _, _ in tried] == ([STEPS] + [NEXT] * 7) * 2
     assert [one[2] is None for one in tried] == ([True] + [False] * 7) * 2
     after = rgb(tmp_path / "out.mp4")

@@ -156,6 +156,11 @@ def packets(path, kind):
         return sorted(found, key=lambda one: (one[0], one[1]))
 
 
+def assert_same_times_and_sound(path, source):
+    assert times(path) == times(source)
+    assert packets(path, "audio") == packets(source, "audio")
+
+
 # --- Faces ---
 
 
@@ -227,6 +232,10 @@ def film(path, places, **options):
     """A video of faces; (frame's number) -> [(seed, box)]."""
     frames = [face_frame(number, places(number)) for number in range(NUMBER)]
     return write(path, frames, **options)
+
+
+def span(track):
+    return track.first_frame, track.last_frame, track.num_frames
 
 
 def boxes(number):
