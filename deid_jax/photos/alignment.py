@@ -116,12 +116,7 @@ def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> Nu
 
     Resampling is bicubic, on a grid `_OVERSAMPLING` times as fine that is then reduced; a photo
     finer than that grid is first reduced to it. Only pixels around the face are read. Outside
-    the photo the crop is black.
-
-    Args:
-      pixels: uint8[H, W, 3].
-      matrix: `crop_matrix` for the same size.
-      size: of the crop.
+    the photo uint8[H, W, 3] the crop is black. The matrix is `crop_matrix` for the same size.
     """
     scale = max(scale_of(matrix), 1.0)
     corners = _corners(matrix, size)
@@ -148,19 +143,13 @@ def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> Nu
 def to_photo(
     perturbation: NumpyArray, matrix: NumpyArray, shape: tuple[int, ...]
 ) -> "tuple[Span, Span, NumpyArray]":
-    """Maps the perturbation of a crop to the photo's own pixels.
+    """Maps the perturbation of a crop, float32[S, S, 3], to the photo's own pixels.
+
+    Returns the rows and columns of the photo that may change, and float32[h, w, 3] for them.
 
     Resampling is bicubic. The perturbation fades to exactly zero at the crop's border and is
     zero outside. If the photo is coarser than the crop, or hardly finer, the filter is as wide
     as the photo's pixels.
-
-    Args:
-      perturbation: float32[S, S, 3].
-      matrix: from `crop_matrix`.
-      shape: (H, W) of the photo.
-
-    Returns:
-      The rows and columns of the photo that may change, and float32[h, w, 3] for them.
     """
     size = perturbation.shape[0]
     faded = perturbation * taper(size)[:, None, None] * taper(size)[None, :, None]

@@ -127,14 +127,8 @@ def perturbations(
 ) -> NumpyArray:
     """Runs `find_perturbation` on any number of crops: float32[N, S, S, 3].
 
-    Args:
-      verifiers: the surrogates among them are to be fooled.
-      crops: the crops of N faces.
-      references: for each face and each verifier, `Verifier.references`.
-      initial: float32[N, S, S, 3], perturbations to start from; None starts from zero.
-      psnr: in dB.
-      keys: key[N].
-      num_steps: gradient steps.
+    The surrogates among the verifiers are to be fooled; for each face and each verifier there
+    are its `Verifier.references`.
     """
     columns = [place for place, one in enumerate(verifiers) if one.is_surrogate]
     surrogates = Surrogates.of(
@@ -175,12 +169,8 @@ def add(
     Each perturbation is scaled until the pixels that it touches have the given PSNR, or as
     close to it as clipping and a scale of at most four allow. Other pixels do not change.
 
-    Args:
-      pixels: uint8[H, W, 3].
-      perturbations: float32[S, S, 3] for each face.
-      matrices: their crop matrices.
-      psnrs: for each perturbation, the PSNR in dB of the pixels that it touches.
-      grey: whether all channels get the same perturbation.
+    There are a float32[S, S, 3], its crop matrix and the PSNR in dB for each face. If the photo
+    is grey, all channels get the same perturbation.
     """
     changed = pixels.copy()
     for perturbation, matrix, psnr in zip(perturbations, matrices, psnrs, strict=True):

@@ -34,13 +34,8 @@ _DIGITS = {
 class FaceVerdict:
     """The verdict of one recogniser on a protected face.
 
-    Attributes:
-      recogniser: its name.
-      fitted: whether it is a surrogate.
-      cosine: the largest similarity to the person's reference embeddings.
-      threshold: the similarity from which two embeddings match.
-      margin: threshold − cosine.
-      fooled: whether cosine < threshold.
+    `fitted` means that it is a surrogate; the cosine is the largest similarity to the person's
+    reference embeddings, and fools it if the margin, threshold − cosine, is above 0.
     """
 
     recogniser: str
@@ -63,15 +58,12 @@ class TrackVerdict(FaceVerdict):
 
 @dataclasses.dataclass(frozen=True)
 class FaceReport:
-    """One face of a protected photo.
+    """One face of a protected photo; protected if every recogniser is fooled.
 
     Attributes:
-      box: where it is.
-      protected: whether every recogniser is fooled.
       strength_db: the budget of the last try, as PSNR.
       psnr: of the pixels that the perturbation may touch, in the decoded file.
       ssim: mean SSIM of its crop.
-      verdicts: one for each recogniser.
     """
 
     box: Box
@@ -84,18 +76,12 @@ class FaceReport:
 
 @dataclasses.dataclass(frozen=True)
 class TrackReport:
-    """One face of a protected video.
+    """One face of a protected video, with the frames, from 0, in which it was perturbed.
 
     Attributes:
       box: where it is in its first frame.
-      first_frame: number of the first frame in which it was perturbed, from 0.
-      last_frame: number of the last frame in which it was perturbed.
-      num_frames: number of frames in which it was perturbed.
-      protected: whether every recogniser is fooled in every frame.
       strength_db: the PSNR of its strongest perturbation, before encoding.
       psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
-      mean_psnr: mean PSNR over frames.
-      verdicts: one for each recogniser.
     """
 
     box: Box
@@ -139,10 +125,7 @@ class FileRecord:
       status: one of the four above.
       reason: why it is not protected; None if it is.
       output: its name below the output folder; None if nothing was written.
-      source_sha256: SHA-256 of its content; empty if it could not be read.
-      output_sha256: SHA-256 of the written file.
-      faces: one report for each face.
-      figures: properties of the written file.
+      source_sha256: of its content; empty if it could not be read.
       settings: digest of everything but the file itself that determines the output.
     """
 

@@ -95,10 +95,8 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
     gain map) is the photo. Needs memory for the file and less than 8 bytes per pixel, of which
     3 or 4 remain in use.
 
-    Args:
-      data: the content, which alone decides the format.
-      name: for messages.
-      max_pixels: checked before decoding; at most 178 956 970, Pillow's own limit.
+    The content alone decides the format; the name is for messages. `max_pixels`, checked before
+    decoding, is at most 178 956 970, Pillow's own limit.
 
     Raises:
       InputError: it is damaged or not in one of `FORMATS`; it has several frames, more than 8

@@ -26,11 +26,8 @@ _PART = ".manifest-"
 class Manifest:
     """The records of an output folder.
 
-    Args:
-      folder: where protected files are written.
-      settings: a digest of everything that determines the output; files recorded with other
-        settings are done again.
-      group: the processes that share the work.
+    `settings` is a digest of everything that determines the output; files recorded with others
+    are done again.
     """
 
     def __init__(self, folder: Path, settings: str, group: Group = ALONE):

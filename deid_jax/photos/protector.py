@@ -61,13 +61,9 @@ class Strength:
 
 
 class ProtectedPhoto(NamedTuple):
-    """A protected photo.
+    """The file of a protected photo, and its decoded pixels, uint8[H, W, 3].
 
-    Attributes:
-      data: the file's content.
-      pixels: uint8[H, W, 3], decoded from the file.
-      quality: quality of a JPEG or WebP file; None for lossless formats.
-      faces: one report for each face.
+    Its quality is None for lossless formats.
     """
 
     data: bytes
@@ -89,7 +85,6 @@ class Protector:
       verifiers: surrogates, at least one, and judges.
       key: one key; each file's key is derived from it and the file's name.
       detector: detects faces again in protected files; None judges only the original crops.
-      strength: how much faces may be perturbed.
       keep_metadata: see `files.encode_photo`.
     """
 
@@ -114,12 +109,9 @@ class Protector:
         return jax.random.fold_in(self.key, int(named[:8], 16))
 
     def protect_photo(self, photo: Photo, faces: Sequence[Face], name: str) -> ProtectedPhoto:
-        """Perturbs faces just enough that no recogniser matches them.
+        """Perturbs one or more faces just enough that no recogniser matches them.
 
-        Args:
-          photo: the photo.
-          faces: one or more.
-          name: the file's name, which decides the random choices.
+        The file's name decides the random choices.
 
         Raises:
           InputError: the file cannot be encoded, or a recogniser gives a face no embedding.

@@ -12,7 +12,7 @@ import numpy as np
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector, Face, overlap
 from deid_jax.photos.file_records import FaceVerdict
-from deid_jax.photos.verifiers import Verifier, cosines, crops_of
+from deid_jax.photos.verifiers import Verifier, crops_of, largest_cosines
 from deid_jax.types import NumpyArray
 
 # Boxes with a larger intersection over union belong to the same face.
@@ -49,7 +49,7 @@ def judge(
     crops = [crops_of(pixels, own) for own in matrices]
     return [
         tuple(verdict_of(*pair) for pair in zip(verifiers, row.tolist(), strict=True))
-        for row in cosines(verifiers, references, crops)
+        for row in largest_cosines(verifiers, references, crops)
     ]
 
 

@@ -25,13 +25,9 @@ class BlindError(InputError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Verifier:
-    """A recogniser with a threshold.
+    """A surrogate or judge, with the similarity from which two faces match.
 
-    Attributes:
-      embedder: the recogniser.
-      threshold: the similarity from which two faces match.
-      is_surrogate: whether the attack is fitted on it; a judge otherwise.
-      gallery: float64[K, D], unit embeddings of one person's other photos, or None.
+    A gallery is float64[K, D], unit embeddings of one person's other photos.
     """
 
     embedder: Embedder
@@ -83,7 +79,7 @@ def signs_of(verifiers: Sequence[Verifier], crops: NumpyArray) -> list[list[Nump
     return [list(own) for own in zip(*found, strict=True)]
 
 
-def cosines(
+def largest_cosines(
     verifiers: Sequence[Verifier],
     references: Sequence[Sequence[NumpyArray]],
     crops: Sequence[NumpyArray],

@@ -129,8 +129,9 @@ class ImageBatch:
         self, margins: NDArray[np.float64], psnr: float | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Perturbed images, uint8[B, H, W, 3], and whether each reaches its margin, bool[B]."""
+        goals = tuple(np.asarray(one - margins, np.float32) for one in self.thresholds)
         perturbed, success = perturb_on_grid(
-            self.surrogates.below([threshold - margins for threshold in self.thresholds]),
+            dataclasses.replace(self.surrogates, thresholds=goals),
             self.images,
             self.config,
             None if psnr is None else jnp.float32(psnr),

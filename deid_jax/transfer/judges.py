@@ -116,9 +116,8 @@ class JudgedImages:
     ) -> list[ProtectionRates]:
         """The rates of these images, for each false accept rate and comparison.
 
-        Args:
-          clean: the same judge's results on the clean images, processed alike.
-          before: its results on the same images before processing; None if there are none.
+        `clean` are the judge's results on the clean images, processed alike; `before` those on
+        the same images before processing.
         """
         rows = []
         for (far, compared), protected in self.protected.items():
@@ -172,7 +171,6 @@ class GalleryJudge:
     """An embedder that judges by galleries of clean images of the persons.
 
     Attributes:
-      embedder: the recogniser.
       galleries: float64[P, D], unit vectors: the centroid of each person's gallery.
       own: float64[P, D], unit vectors: the centroid of each person's probes, which is what a
         protector has, who does not know the galleries.

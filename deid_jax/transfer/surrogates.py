@@ -65,11 +65,6 @@ class Surrogates:
         taken = tuple(gallery[places] for gallery in self.galleries)
         return dataclasses.replace(self, galleries=taken)
 
-    def below(self, thresholds: Sequence[float | NumpyArray]) -> "Surrogates":
-        """The same with other thresholds."""
-        new = tuple(np.asarray(one, np.float32) for one in thresholds)
-        return dataclasses.replace(self, thresholds=new)
-
 
 @dataclasses.dataclass(frozen=True)
 class SurrogateAttack:

@@ -183,11 +183,9 @@ class TransferEvaluation:
         update: Callable[[int, int, str], None],
         keep: Callable[[TransferRun, NDArray[np.uint8]], None] | None = None,
     ) -> TransferTables:
-        """Judges the clean images first, then those of every run.
+        """Judges the clean images first, then those of every run, which `keep` is given.
 
-        Args:
-          update: called with images done, images in all, and a description.
-          keep: called with each run and its images.
+        `update` is called with images done, images in all, and a description.
         """
         runs, originals = self.plan.runs(), self.faces.protected
         total = len(runs) * len(originals)

@@ -194,17 +194,10 @@ def rewrite(
     quality: int,
     keep_metadata: bool = False,
 ) -> None:
-    """Writes a video again with new pixels.
+    """Writes a video again with new pixels; the suffix, a key of `FORMATS`, is the container's.
 
-    H.264, H.265 and VP9 keep their codec; VP8 and AV1 become VP9, all others H.264.
-
-    Args:
-      source: the file to read.
-      target: the file to write.
-      change: called for every frame in order.
-      suffix: a key of `FORMATS`: the container to write.
-      quality: the encoder's constant rate factor; 0 is the best.
-      keep_metadata: whether to keep titles, place, time and other metadata, and subtitles.
+    H.264, H.265 and VP9 keep their codec; VP8 and AV1 become VP9, all others H.264. Quality is
+    the encoder's constant rate factor; 0 is the best. Subtitles count as metadata.
 
     Raises:
       InputError: the source cannot be read, or the container cannot hold its streams.

@@ -62,11 +62,8 @@ class FileProtector:
     ) -> FileRecord:
         """Protects one file; an error is written into its record.
 
-        Args:
-          name: the file's name below the input folder.
-          content: the file's content, or the error on reading it; None for videos.
-          digest: SHA-256 of the content.
-          say: called with the file's progress.
+        The content may be the error on reading it, and is None for videos; the digest is its
+        SHA-256.
         """
         if isinstance(content, InputError):
             return FileRecord(name, UNREADABLE, str(content), source_sha256=digest)

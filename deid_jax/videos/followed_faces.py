@@ -14,7 +14,7 @@ from deid_jax.photos.crop_attack import Crops
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import views
-from deid_jax.photos.verifiers import Verifier, cosines, crops_of, mean_direction
+from deid_jax.photos.verifiers import Verifier, crops_of, largest_cosines, mean_direction
 from deid_jax.types import NumpyArray
 from deid_jax.videos.tracks import Track
 
@@ -111,7 +111,7 @@ class VideoAttack:
         matrices = [crop_matrix(one.track.at(number)) for one in own]
         images = crops_of(pixels, matrices)
         known = [one.references for one in own]
-        shown = cosines(self._protector.verifiers, known, list(images[:, None]))
+        shown = largest_cosines(self._protector.verifiers, known, list(images[:, None]))
         kept = [
             place for place, one in enumerate(own) if self._shows(one, number, shown[place])
         ]
@@ -144,7 +144,7 @@ class VideoAttack:
         known = [[one.references[n] for n in columns] for one in own]
         surrogates = self._protector.surrogates
         limits = np.array([one.threshold for one in surrogates]) - self._margin
-        found = cosines(surrogates, known, list(crops[:, None]))
+        found = largest_cosines(surrogates, known, list(crops[:, None]))
         return np.flatnonzero((found >= limits).any(axis=1)).tolist()
 
     def _shows(self, one: FollowedFace, number: int, seen: NumpyArray) -> bool:
@@ -238,7 +238,7 @@ class VideoJudge:
             return
         faces, numbers, crops = zip(*self.waiting, strict=True)
         thresholds = np.array([verifier.threshold for verifier in self.verifiers])
-        found = cosines(self.verifiers, [one.references for one in faces], crops)
+        found = largest_cosines(self.verifiers, [one.references for one in faces], crops)
         for one, number, seen in zip(faces, numbers, found, strict=True):
             one.judged(number, seen, thresholds)
         self.waiting.clear()

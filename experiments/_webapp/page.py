@@ -292,11 +292,7 @@ def _previews(results: _Results, outcome: UploadOutcome, view: int) -> Updates:
 def worked(
     paths: Sequence[str], strength: str, protector: Protector, folder: Path
 ) -> Iterator[tuple[str, list[UploadOutcome]]]:
-    """Protects uploads one by one.
-
-    Yields:
-      Before the first upload and after each: the status (HTML) and the outcomes so far.
-    """
+    """Protects uploads; before the first and after each: the status (HTML), the outcomes."""
     refused = refusal(paths)
     if refused is not None:
         yield said(refused, False), []
