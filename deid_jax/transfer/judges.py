@@ -8,7 +8,6 @@ recognises its person.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -148,24 +147,6 @@ class JudgedImages:
         return rows
 
 
-class ImageJudge(Protocol):
-    """A judge of images."""
-
-    @property
-    def accuracy(self) -> float:
-        """Accuracy on clean images: a classifier's, or the best on clean pairs."""
-        ...
-
-    @property
-    def auc(self) -> float | None:
-        """Area under the ROC of clean pairs; None for classifiers."""
-        ...
-
-    def judge(self, images: NDArray[np.uint8], labels: NumpyArray) -> JudgedImages:
-        """Judges images uint8[N, H, W, 3] of persons int[N]."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class GalleryJudge:
     """An embedder that judges by galleries of clean images of the persons.
@@ -300,3 +281,6 @@ class ClassifierJudge:
         logits = np.concatenate(found)
         ranks = verification.rank(logits, labels)
         return JudgedImages(logits, labels, {}, ranks, {}, {(None, BY_NAME): ranks > 1})
+
+
+ImageJudge = GalleryJudge | ClassifierJudge

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deid_jax.photos import Protector, Strength, Verifier
+from deid_jax.photos.alignment import support
 from deid_jax.photos.verifiers import crops_of
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect
@@ -208,15 +209,39 @@ def shown(path):
         return np.atleast_3d(np.asarray(upright).astype(np.uint8))
 
 
+def embedding(pixels, matrix, seed=1):
+    """A recogniser's unit vector of a face, in NumPy's float64."""
+    crop = np.rint(255 * crops_of(pixels, [matrix])[0]).astype(np.float64) / 255
+    means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
+    vector = (means - means.mean((0, 1))).ravel() @ weights(seed)
+    return vector / np.linalg.norm(vector)
+
+
 def cosine_of(before, after, matrix):
-    """How like the face is to itself for the first recogniser, in NumPy's float64."""
-    embeddings = []
-    for pixels in (before, after):
-        crop = np.rint(255 * crops_of(pixels, [matrix])[0]).astype(np.float64) / 255
-        means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
-        embeddings.append((means - means.mean((0, 1))).ravel() @ weights(1))
-    first, second = embeddings
-    return first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    """How like the face is to itself for the first recogniser."""
+    return embedding(before, matrix) @ embedding(after, matrix)
+
+
+def psnr_of(before, after, matrix):
+    """Of the pixels that a face's change may touch, in dB."""
+    ys, xs, inside = support(matrix, before.shape[:2])
+    errors = (before[ys, xs].astype(np.float64) - after[ys, xs])[inside]
+    return 10 * np.log10(255**2 / np.mean(errors**2))
+
+
+def ssim_of(before, after, matrix):
+    """Of a face's crops, by scikit-image."""
+    from skimage.metrics import structural_similarity
+
+    crops = (crops_of(pixels, [matrix])[0].astype(np.float64) for pixels in (before, after))
+    return structural_similarity(
+        *crops,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        channel_axis=-1,
+    )
 
 
 def places(folder):

@@ -5,11 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from skimage.metrics import structural_similarity
 
 from deid_jax.photos import STRENGTHS, Face
-from deid_jax.photos.alignment import crop_matrix, support
-from deid_jax.photos.verifiers import crops_of
+from deid_jax.photos.alignment import crop_matrix
 from tests.experiments.protect_helpers import (
     BOX,
     FACES,
@@ -17,10 +15,12 @@ from tests.experiments.protect_helpers import (
     cosine_of,
     may_change,
     picture,
+    psnr_of,
     records_of,
     run,
     shown,
     square,
+    ssim_of,
 )
 from tests.photos.photo_bytes import (
     PROFILE,
@@ -170,23 +170,12 @@ def test_figures_are_those_of_the_two_files(formats, name):
     (face,) = record["faces"]
     assert face["box"] == list(BOX)
     matrix = crop_matrix(Face(BOX))
-    ys, xs, inside = support(matrix, before.shape[:2])
-    errors = (before[ys, xs].astype(np.float64) - after[ys, xs])[inside]
-    psnr = 10 * np.log10(255**2 / np.mean(errors**2))
+    psnr = psnr_of(before, after, matrix)
     assert face["psnr"] == pytest.approx(psnr, abs=6e-4)
     # The first try's size, or the next ones' down to the cap; neither more nor much less.
     assert face["strength_db"] in STRENGTHS["medium"]
     assert psnr >= face["strength_db"]
-    crops = (crops_of(pixels, [matrix])[0].astype(np.float64) for pixels in (before, after))
-    ssim = structural_similarity(
-        *crops,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1,
-        channel_axis=-1,
-    )
-    assert face["ssim"] == pytest.approx(ssim, abs=1e-4)
+    assert face["ssim"] == pytest.approx(ssim_of(before, after, matrix), abs=1e-4)
     cosine = cosine_of(before, after, matrix)
     (verdict,) = face["verdicts"]
     assert verdict["cosine"] == pytest.approx(cosine, abs=2e-3)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,7 +25,7 @@ from tests.experiments.protect_helpers import (
     run,
     square,
 )
-from tests.videos.video_helpers import assert_same_times_and_sound, rgb, write
+from tests.videos.video_helpers import assert_same_times_and_sound, rgb, sound_alone, write
 
 pytestmark = pytest.mark.usefixtures("light_attack")
 NAME = "manifest.jsonl"
@@ -49,12 +48,7 @@ def film(path, seed, codec="libx264", sound="aac", **options):
 def bad_ones(folder, whole):
     """{name: what its record says} of files that only look like videos."""
     content = whole.read_bytes()
-    with av.open(str(whole)) as source, av.open(str(folder / "sound.m4v"), "w", "mp4") as out:
-        copy = out.add_stream_from_template(source.streams.audio[0])
-        for packet in source.demux(source.streams.audio[0]):
-            if packet.size:
-                packet.stream = copy
-                out.mux(packet)
+    sound_alone(whole, folder / "sound.m4v", "mp4")
     (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
     (folder / "empty.mov").write_bytes(b"")
     (folder / "letter.MP4").write_bytes(b"Not a video, but a letter.\n" * 9)

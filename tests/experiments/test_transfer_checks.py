@@ -1,7 +1,6 @@
 """What would end `experiments.transfer` later is said before anything is computed."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import sys
@@ -16,7 +15,7 @@ from deid_jax.errors import InputError
 from experiments import transfer
 from tests.embedding_helpers import tiny_embedder
 from tests.experiments.conftest import assert_refused
-from tests.experiments.transfer_helpers import FARS, ONE, SIZE, TWO, quick
+from tests.experiments.transfer_helpers import FARS, ONE, SIZE, TWO, put_right, quick
 
 A, B = "mobilefacenet_ms1m", "mobilefacenet_casia"
 
@@ -38,16 +37,6 @@ def protocol(pictures, workplace):
     file = workplace / "mine.json"
     make_lists(dataset, per_person=3).write(file)
     return dataset, file
-
-
-def _rewrite(file, change):
-    """A protocol that was changed by hand, its hash put right."""
-    content = json.loads(file.read_text())
-    del content["sha256"]
-    change(content)
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    content["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
-    file.write_text(json.dumps(content))
 
 
 def test_denoiser_that_is_missing(pictures, workplace, capsys, monkeypatch, nothing_runs):
@@ -76,10 +65,9 @@ def test_protocol_of_other_pixels(pictures, protocol, workplace, capsys, nothing
 def test_protocol_without_probes_of_a_person(
     pictures, protocol, workplace, capsys, nothing_runs
 ):
-    def remove(content):
-        content["probes"] = [n for n in content["probes"] if not n.startswith("person_1/")]
-
-    _rewrite(protocol[1], remove)
+    content = json.loads(protocol[1].read_text())
+    content["probes"] = [n for n in content["probes"] if not n.startswith("person_1/")]
+    protocol[1].write_text(put_right(content))
     message = "mine.json does not fit the data set: probes has no photo of person person_1"
     given = quick(pictures, "--protocol=mine.json")
     assert_refused(transfer.main, given, message, workplace, capsys)

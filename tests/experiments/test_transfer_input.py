@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import sys
@@ -27,6 +26,7 @@ from tests.experiments.transfer_helpers import (
     SIZE,
     TWO,
     chosen,
+    put_right,
     quick,
     rows_of,
     tables_of,
@@ -64,11 +64,8 @@ def test_protocol_is_kept_to_and_refused_where_it_was_changed(pictures, workplac
     message = "protocol mine.json is not as it was written: its sha256 is another"
     assert_refused(transfer.main, given, message, workplace, capsys)
     # With the hash put right, too, where a photo is in the lists that is not in the folder.
-    del content["sha256"]
     content["probes"].append("nobody/99")
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    content["sha256"] = hashlib.sha256(canonical.encode()).hexdigest()
-    (workplace / "mine.json").write_text(json.dumps(content))
+    (workplace / "mine.json").write_text(put_right(content))
     message = "probes has nobody/99, which is not in the data set"
     assert_refused(transfer.main, given, message, workplace, capsys)
 

@@ -1,6 +1,8 @@
 """What tests of `experiments.transfer` share: recognisers that are brought along, and steps."""
 
 import csv
+import hashlib
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,13 @@ def tables_of(report):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             found.setdefault(heading, []).append(cells)
     return {name: (lines[0], lines[1:]) for name, lines in found.items()}
+
+
+def put_right(content):
+    """A protocol that was changed by hand as JSON, with its own hash."""
+    content.pop("sha256", None)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return json.dumps(content | {"sha256": hashlib.sha256(canonical.encode()).hexdigest()})
 
 
 def originals_of(pictures):

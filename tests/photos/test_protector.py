@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from skimage.metrics import structural_similarity
 
 from deid_jax.errors import InputError
 from deid_jax.photos import Face, FaceVerdict, Strength, crop_attack, files
 from deid_jax.photos import protector as protecting
-from deid_jax.photos.alignment import crop_matrix, support
+from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.verifiers import crops_of, directions
+from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import (
     BLIND,
     FIRST,
@@ -24,6 +24,7 @@ from tests.experiments.protect_helpers import (
     picture,
     protector,
     square,
+    ssim_of,
     verifier,
 )
 from tests.photos.bad_files import encoded
@@ -46,10 +47,7 @@ def wide():
 
 
 def psnr_of(before, after, face):
-    """Of the pixels that a face's change may touch, in float64."""
-    ys, xs, inside = support(crop_matrix(face), before.shape[:2])
-    errors = (before[ys, xs].astype(np.float64) - after[ys, xs])[inside]
-    return 10 * np.log10(255**2 / np.mean(errors**2))
+    return protect_helpers.psnr_of(before, after, crop_matrix(face))
 
 
 @pytest.mark.parametrize(
@@ -99,15 +97,7 @@ def test_what_is_returned_is_what_the_file_shows(wide):
         assert report.psnr >= report.strength_db
         crops = crops_of(np.asarray(before), [crop_matrix(face)])
         seen = crops_of(done.pixels, [crop_matrix(face)])
-        wanted = structural_similarity(
-            seen[0].astype(np.float64),
-            crops[0].astype(np.float64),
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            data_range=1,
-            channel_axis=-1,
-        )
+        wanted = ssim_of(before, done.pixels, crop_matrix(face))
         assert report.ssim == pytest.approx(wanted, abs=1e-4)
         (verdict,) = report.verdicts
         cosine = np.sum(directions(FIRST, crops) * directions(FIRST, seen))

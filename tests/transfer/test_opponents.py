@@ -46,15 +46,8 @@ def test_learns_to_name_the_photos_that_it_trains_on(task):
     noisy, _ = faces_of(PERSONS, 6, noise=75)
     clean, _ = faces_of(PERSONS, 6, noise=10)
     both = np.concatenate([noisy, clean])
-    tuned = fine_tune(
-        EMBEDDER,
-        both,
-        np.tile(labels, 2),
-        directions,
-        epochs=30,
-        batch_size=12,
-        learning_rate=3e-3,
-    )
+    options = {"epochs": 30, "batch_size": 12, "learning_rate": 3e-3}
+    tuned = fine_tune(EMBEDDER, both, np.tile(labels, 2), directions, **options)
     before, after = (_named(e, noisy, labels, clean) for e in (EMBEDDER, tuned))
     assert before < 0.95 and after == 1.0
     # Even photos that are nothing like those of the gallery.
@@ -122,18 +115,10 @@ def test_same_seed_same_weights_and_the_original_is_untouched(task):
 
 def test_a_remainder_is_left_out_and_epochs_go_on(task):
     """A step moves a weight by the learning rate at most: their number shows."""
-    images, labels, directions = task
     moved = []
     for epochs, batch_size in ((1, 13), (1, 24), (3, 24), (1, 99)):
-        tuned = fine_tune(
-            EMBEDDER,
-            images,
-            labels,
-            directions,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=RATE,
-        )
+        options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": RATE}
+        tuned = fine_tune(EMBEDDER, *task, **options)
         pairs = zip(_leaves(EMBEDDER), _leaves(tuned), strict=True)
         moved.append(max(np.abs(a - b).max() for a, b in pairs) / RATE)
     np.testing.assert_allclose([moved[0], moved[1], moved[3]], 1, atol=0.01)

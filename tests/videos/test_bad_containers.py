@@ -14,7 +14,7 @@ from PIL import Image
 from deid_jax.errors import InputError, TransientError
 from deid_jax.videos import containers
 from tests.videos.test_containers import SIZE, frames, rewrite, ticks_of
-from tests.videos.video_helpers import decoded, encoder, rgb, times, write
+from tests.videos.video_helpers import decoded, encoder, rgb, sound_alone, times, write
 
 # --- What a file tells ---
 
@@ -218,12 +218,7 @@ def test_lists_of_other_files_are_not_followed(tmp_path):
 
 def test_sound_alone_and_two_videos_are_refused(tmp_path):
     both = write(tmp_path / "in.mp4", frames(3), sound="aac")
-    with av.open(str(both)) as source, av.open(str(tmp_path / "sound.mp4"), "w") as out:
-        copy = out.add_stream_from_template(source.streams.audio[0])
-        for packet in source.demux(source.streams.audio[0]):
-            if packet.size:
-                packet.stream = copy
-                out.mux(packet)
+    sound_alone(both, tmp_path / "sound.mp4")
     refused(tmp_path / "sound.mp4", "has 0 video streams, not one")
     with av.open(str(both)) as source, av.open(str(tmp_path / "two.mkv"), "w") as out:
         copies = [out.add_stream_from_template(source.streams.video[0]) for _ in range(2)]

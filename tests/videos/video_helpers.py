@@ -7,10 +7,10 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from deid_jax.photos import Face, Strength
-from deid_jax.photos.alignment import crop_matrix, support
-from deid_jax.photos.verifiers import crops_of
+from deid_jax.photos.alignment import crop_matrix
 from deid_jax.videos import VideoJob
-from tests.experiments.protect_helpers import picture, protector, weights
+from tests.experiments import protect_helpers
+from tests.experiments.protect_helpers import picture, protector, psnr_of
 
 WIDTH, HEIGHT = 144, 112
 RATE = 25
@@ -98,6 +98,16 @@ def write(
             seconds = float((ticks[-1] + 1) * time_base)
             _write_sound(out, audio, round(seconds * SAMPLES / 1024) or 1, sound_starts)
     return path
+
+
+def sound_alone(source, target, kind=None):
+    """Writes only the sound of a video."""
+    with av.open(str(source)) as whole, av.open(str(target), "w", kind) as out:
+        copy = out.add_stream_from_template(whole.streams.audio[0])
+        for packet in whole.demux(whole.streams.audio[0]):
+            if packet.size:
+                packet.stream = copy
+                out.mux(packet)
 
 
 def _write_sound(out, audio, number, start):
@@ -249,19 +259,18 @@ def run(source, target, *verifiers, detector=None, strength=QUICK, **options):
     return VideoJob(quick, source, target, "a.mp4", detector or Told(boxes), **rest).run()
 
 
+def matrix_of(box):
+    return crop_matrix(Face(tuple(map(float, box))))
+
+
 def embedding(pixels, box, seed):
     """A tiny recogniser's unit vector, in NumPy's float64."""
-    crop = crops_of(pixels, [crop_matrix(Face(tuple(map(float, box))))])[0]
-    cells = np.rint(255 * crop).astype(np.float64).reshape(4, 28, 4, 28, 3).mean((1, 3)) / 255
-    vector = (cells - cells.mean((0, 1))).ravel() @ weights(seed)
-    return vector / np.linalg.norm(vector)
+    return protect_helpers.embedding(pixels, matrix_of(box), seed)
 
 
 def psnrs_of(before, after, places):
     """Of the pixels that each frame's change may touch, in dB."""
-    found = []
-    for old, new, box in zip(before, after, places, strict=True):
-        ys, xs, inside = support(crop_matrix(Face(tuple(map(float, box)))), old.shape[:2])
-        errors = (old[ys, xs].astype(np.float64) - new[ys, xs])[inside]
-        found.append(10 * np.log10(255**2 / np.mean(errors**2)))
-    return found
+    return [
+        psnr_of(old, new, matrix_of(box))
+        for old, new, box in zip(before, after, places, strict=True)
+    ]
