@@ -252,10 +252,8 @@ def _arrays(image: Image.Image) -> tuple[NumpyArray, NumpyArray | None]:
 
 def _image(photo: Photo, pixels: NumpyArray) -> Image.Image:
     """A Pillow image with the file's channels."""
-    if photo.one_channel:
-        colour = Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
-    else:
-        colour = Image.fromarray(np.ascontiguousarray(pixels))
+    levels = pixels[..., 0] if photo.one_channel else pixels
+    colour = Image.fromarray(np.ascontiguousarray(levels))
     if photo.alpha is not None:
         colour.putalpha(Image.fromarray(photo.alpha))
     return colour

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.data import DataOptions, load_dataset
 from deid_jax.data.pair_lists import make_lists
 from deid_jax.errors import InputError
 from experiments import transfer
 from tests.embedding_helpers import tiny_embedder
 from tests.experiments.conftest import assert_refused
-from tests.experiments.transfer_helpers import FARS, ONE, SIZE, TWO, put_right, quick
+from tests.experiments.transfer_helpers import FARS, ONE, TWO, dataset_of, put_right, quick
 
 A, B = "mobilefacenet_ms1m", "mobilefacenet_casia"
 
@@ -32,8 +31,7 @@ def nothing_runs(monkeypatch):
 @pytest.fixture
 def protocol(pictures, workplace):
     """(dataset, file) of a protocol as it is written."""
-    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
-    dataset = load_dataset("folder", options)
+    dataset = dataset_of(pictures)
     file = workplace / "mine.json"
     make_lists(dataset, per_person=3).write(file)
     return dataset, file

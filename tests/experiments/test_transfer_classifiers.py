@@ -4,19 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from deid_jax.data import DataOptions, load_dataset, pair_lists
+from deid_jax.data import pair_lists
 from deid_jax.models import create_model
 from deid_jax.transfer import ClassifierJudge, Faces, judges
 from experiments import transfer
-from tests.experiments.transfer_helpers import ONE, SIZE, arguments, chosen, rows_of
+from tests.experiments.transfer_helpers import ONE, SIZE, arguments, chosen, dataset_of, rows_of
 
 # Whole commands.
 pytestmark = pytest.mark.slow
 
 
 def _faces(pictures):
-    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
-    dataset = load_dataset("folder", options)
+    dataset = dataset_of(pictures)
     positions = pair_lists.make_lists(dataset, per_person=3).positions(dataset)
     images = np.stack([dataset.read(place) for place in range(len(dataset))])
     return dataset, Faces(images, dataset.labels, positions, dataset.image_names)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deid_jax.data import DataOptions, load_dataset
 from deid_jax.data.pair_lists import Positions
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transfer import Faces, GalleryJudge, TransferEvaluation, fine_tune
@@ -26,6 +25,7 @@ from tests.experiments.transfer_helpers import (
     SIZE,
     TWO,
     chosen,
+    dataset_of,
     put_right,
     quick,
     rows_of,
@@ -172,8 +172,7 @@ class Small(nn.Module):
 
 @pytest.mark.slow
 def test_opponent_who_trains_is_judged_by_the_other_half(pictures, monkeypatch):
-    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
-    dataset = load_dataset("folder", options)
+    dataset = dataset_of(pictures)
     labels = dataset.labels
     positions = np.arange(36)
     place = positions % 12

@@ -86,10 +86,14 @@ def put_right(content):
     return json.dumps(content | {"sha256": hashlib.sha256(canonical.encode()).hexdigest()})
 
 
+def dataset_of(pictures):
+    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
+    return load_dataset("folder", options)
+
+
 def originals_of(pictures):
     """name -> the photos as the data set gives them."""
-    options = DataOptions(image_size=SIZE, data_dir=str(pictures), crop="auto")
-    dataset = load_dataset("folder", options)
+    dataset = dataset_of(pictures)
     return {name: dataset.read(i) for i, name in enumerate(dataset.image_names)}
 
 

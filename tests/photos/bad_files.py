@@ -19,15 +19,7 @@ READABLE, REFUSED, EITHER = True, False, None
 
 
 def make(folder, seed=0):
-    """Fills a folder.
-
-    Args:
-      folder: where.
-      seed: of images, places of damage and garbage.
-
-    Returns:
-      {name: whether it must be readable; None where luck decides}, 200 of them.
-    """
+    """Fills a folder: {name: whether it must be readable; None where luck decides}."""
     rng = np.random.default_rng(seed)
     kinds = (_turned, _misnamed, _modes, _behind, _named, _codings, _cut, _deep, _inks)
     kinds += (_animated, _bombs, _garbage, _broken_checksums, _others, _no_files, _flipped)

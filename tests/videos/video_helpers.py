@@ -46,22 +46,13 @@ def write(
     colours=None,
     **container_options,
 ):
-    """Writes a video.
+    """Writes a video of uint8[H, W, 3] frames.
 
-    Args:
-      path: where.
-      frames: uint8[H, W, 3] each.
-      codec: the encoder.
-      pix_fmt: what it is given.
-      ticks: when each frame is shown, in units of `time_base`; None: one after the other.
-      time_base: of the frames.
-      rate: how many frames a second the file is to tell, and how long the last one lasts.
-      sound: an audio encoder; None: silent.
-      sound_starts: in samples.
-      setup: is given the container and the video's stream before anything is written.
-      options: of the encoder, in the place of the quick ones.
-      colours: colour space, primaries and the like: attributes of frames and encoder.
-      container_options: of the container.
+    Ticks say when each is shown, in units of `time_base`; None: one after the other. The rate
+    is what the file is to tell, and how long the last frame lasts. Sound is an audio encoder,
+    and starts in samples. `setup` is given the container and the video's stream before anything
+    is written, `options` stand in the place of the encoder's quick ones, and `colours` are
+    attributes of frames and encoder.
     """
     frames = list(frames)
     ticks = list(range(len(frames))) if ticks is None else ticks
@@ -175,12 +166,10 @@ def assert_same_times_and_sound(path, source):
 
 
 def face_frame(number, faces=()):
-    """uint8[HEIGHT, WIDTH, 3], soft blotches, its number in bars above.
+    """uint8[HEIGHT, WIDTH, 3], soft blotches, its number < 256 in eight bars above.
 
-    Args:
-      number: < 256, told by eight bars of the uppermost rows.
-      faces: (seed, (left, top, width, height)) in whole pixels, each an image of its own that
-        fills all of a recogniser's crop.
+    Faces are (seed, (left, top, width, height)) in whole pixels, each an image of its own that
+    fills all of a recogniser's crop.
     """
     pixels = picture(99, (WIDTH, HEIGHT))
     for seed, (left, top, width, height) in faces:
@@ -202,11 +191,7 @@ def number_of(pixels):
 
 
 class Told:
-    """A detector that is told where faces are in each frame, and tells what it was shown.
-
-    Args:
-      places: a frame's number -> boxes.
-    """
+    """A detector that is told each frame's boxes, and tells what it was shown."""
 
     def __init__(self, places):
         self._places = places
