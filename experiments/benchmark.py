@@ -15,7 +15,6 @@ attack and the cross-entropy are the same as in the other cases.
 """
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -44,15 +43,6 @@ from experiments._peers.problem import (
     make_problem,
     model_of,
 )
-
-# Read when JAX finds its devices and when PyTorch is imported; the user's values win.
-_ENVIRONMENT = {
-    # PyTorch needs room on the same accelerator.
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    # OpenMP threads that spin while waiting can block each other on few or shared cores, and
-    # a PyTorch loop then takes several times as long.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 
 # Model, image size, batch on the CPU, batch on an accelerator.
 DEFAULT_CASES = (
@@ -139,8 +129,7 @@ def run(settings: BenchmarkSettings) -> BenchmarkResult:
     Raises:
       InputError: bad settings.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    machine.share_with_pytorch()
     cases = default_cases() if settings.cases is None else parse_cases(settings.cases)
     _check(settings, cases)
     folder = RunFolder(Path(settings.output_dir), ["benchmark.json"])

@@ -11,12 +11,10 @@ weights, and the same recogniser decides which of them succeed. Writes `compare.
 
 import dataclasses
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from deid_jax.attacks import ATTACKS, LeastPerturbation, of_kind
@@ -48,8 +46,6 @@ _CONTENTS = (
     "per_image.csv",
     "timing.csv",
 )
-# Read when JAX finds its devices and when PyTorch is imported, as in `experiments.benchmark`.
-_ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,13 +97,6 @@ def comparison_plan(settings: CompareSettings) -> ComparisonPlan:
     return ComparisonPlan(methods, peers, num_steps, targets, reference)
 
 
-def _check_data(settings: CompareSettings, plan: ComparisonPlan) -> None:
-    """Refuses a data set that is too small, before a missing recogniser is trained."""
-    if plan.peers:
-        whole = load_dataset(settings.dataset, settings.options(settings.split))
-        check_persons_for(plan.peers, len(whole.persons))
-
-
 def run(settings: CompareSettings) -> list[TrialSummary]:
     """Compares the attacks, writes and prints the tables; returns the lines of `compare.csv`.
 
@@ -115,12 +104,14 @@ def run(settings: CompareSettings) -> list[TrialSummary]:
       InputError: bad settings, data, checkpoint or output folder. Nothing is written in that
         case.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    machine.share_with_pytorch()
     plan = comparison_plan(settings)
     folder = RunFolder(Path(settings.output_dir or _default_output(settings)), _CONTENTS)
     folder.check()
-    _check_data(settings, plan)
+    if plan.peers:
+        # Refuses a data set that is too small before a missing recogniser is trained.
+        whole = load_dataset(settings.dataset, settings.options(settings.split))
+        check_persons_for(plan.peers, len(whole.persons))
     split = loading.load_split(settings)
     faces = settings.chosen(split)
     recogniser = loading.load_or_train_recogniser(settings, split)
@@ -233,9 +224,7 @@ def _default_output(settings: CompareSettings) -> Path:
 
 def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> None:
     """Prints one table per target: mean L2 and success rate of the 8-bit images."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = terminal.console()
     for target in dict.fromkeys(row.target for row in rows):
         own = [row for row in rows if row.target == target]
         print(f"target {target}, 8-bit images: mean L2 (success)")

@@ -57,7 +57,7 @@ def noise_faces(size=16):
     )
 
 
-def pictures(count, size=16, seed=0):
+def random_images(count, size=16, seed=0):
     """float32[count, size, size, 3] in [0, 1]."""
     return jax.random.uniform(jax.random.key(seed), (count, size, size, 3))
 

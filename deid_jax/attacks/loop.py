@@ -30,7 +30,7 @@ class Iterate(NamedTuple):
     Attributes:
       images: float32[B, H, W, C], x̂ₙ.
       loss: float32[B], l(x̂ₙ).
-      success: bool[B], whether x̂ₙ reaches the attack's goal.
+      success: bool[B].
       gradient: float32[B, H, W, C], ∇l(x̂ₙ).
     """
 

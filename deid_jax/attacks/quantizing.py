@@ -26,13 +26,7 @@ _QUARTER_LEVEL = 0.25 / 255
 
 
 class _OutwardSearch(NamedTuple):
-    """State of `_search_outwards`.
-
-    Attributes:
-      found: the result at the smallest factor that succeeded; the rounded one until then.
-      factors: float32[B], the bounds of the interval in which success begins.
-      num_halvings: int32[B], how often the interval has been halved.
-    """
+    """The result so far, the factors between which success begins, their number of halvings."""
 
     found: AttackResult
     factors: Bracket
@@ -51,14 +45,7 @@ class _OutwardSearch(NamedTuple):
 
 
 class _Descent(NamedTuple):
-    """State of `_step_downhill`.
-
-    Attributes:
-      found: the success; the rounded result where nothing has succeeded yet.
-      images: float32[B, H, W, C], before rounding.
-      length: float32[B], the L2 norm of the next step.
-      number: int32[], of the step.
-    """
+    """The result so far, the images before rounding, the next step's length and number."""
 
     found: AttackResult
     images: jax.Array

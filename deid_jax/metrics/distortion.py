@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deid_jax.arrays import norms
 from deid_jax.types import NumpyArray
 
 SSIM_WINDOW = 11  # pixels
@@ -16,7 +17,7 @@ SSIM_WINDOW = 11  # pixels
 
 def l2(images: jax.Array, originals: jax.Array) -> jax.Array:
     """‖x̂ − x‖₂ over all pixels and channels, pixels in [0, 1]: the paper's L2."""
-    return jnp.sqrt(jnp.sum(jnp.square(images - originals), axis=(1, 2, 3)))
+    return norms(images - originals)
 
 
 def linf(images: jax.Array, originals: jax.Array) -> jax.Array:

@@ -4,6 +4,9 @@ Rates get Wilson intervals. Means, and gains of one mean over another, get perce
 intervals over images, which need no special case where values repeat. The intervals account
 for the choice of images, not for another recogniser or another draw of targets. If images come
 in groups, such as several per person, `bootstrap_groups` accounts for the choice of groups.
+
+Everywhere `confidence` lies between 0 and 1, `resamples` is at least 1, and `seed` alone
+decides the resamples; `InputError` is raised for other values.
 """
 
 import math
@@ -69,17 +72,13 @@ def bootstrap_mean(
 ) -> Interval:
     """Percentile bootstrap interval of a mean.
 
-    Args:
-      values: finite numbers, [N].
-      confidence: between 0 and 1.
-      seed: decides the resamples, and nothing else does.
-      resamples: how many.
+    `values`: finite numbers, [N].
 
     Returns:
       (low, high); (NaN, NaN) for N = 1, since one value says nothing about the spread.
 
     Raises:
-      InputError: no values, values that are not finite, or a parameter out of range.
+      InputError: no values, or values that are not finite.
     """
     return _bootstrap([_finite("values", values)], np.mean, confidence, seed, resamples)
 
@@ -98,20 +97,15 @@ def bootstrap_gain(
     A resample draws images and takes both methods' values for each, so that what makes an
     image hard for both methods cancels.
 
-    Args:
-      ours: finite numbers, [N].
-      other: the other method's values for the same images in the same order.
-      lower_is_better: see `gain`.
-      confidence: between 0 and 1.
-      seed: decides the resamples, and nothing else does.
-      resamples: how many.
+    `ours`: finite numbers, [N].
+    `other`: the other method's values for the same images in the same order.
+    `lower_is_better`: see `gain`.
 
     Returns:
       (low, high), fractions; (NaN, NaN) for N = 1, or where a resample of `other` has mean 0.
 
     Raises:
-      InputError: no values, other numbers of them, values that are not finite, or a parameter
-        out of range.
+      InputError: no values, other numbers of them, or values that are not finite.
     """
     pair = [_finite("ours", ours), _finite("other", other)]
     if len(pair[0]) != len(pair[1]):
@@ -142,19 +136,14 @@ def bootstrap_groups(
     each, so that values of one group may depend on each other in any way. With few groups the
     interval is too narrow; with equal values it is a single point.
 
-    Args:
-      values: finite numbers, or booleans for a rate, [N].
-      groups: int[N], the group of each value.
-      confidence: between 0 and 1.
-      seed: decides the resamples, and nothing else does.
-      resamples: how many.
+    `values`: finite numbers, or booleans for a rate, [N].
+    `groups`: int[N], the group of each value.
 
     Returns:
       (low, high); (NaN, NaN) for one group, which says nothing about the spread of groups.
 
     Raises:
-      InputError: no values, other numbers of them, values that are not finite, or a parameter
-        out of range.
+      InputError: no values, other numbers of them, or values that are not finite.
     """
     array, names = _finite("values", values), np.asarray(groups)
     if names.shape != array.shape:

@@ -30,9 +30,7 @@ def none(images: NumpyArray) -> NumpyArray:
 def pillow_jpeg(images: NumpyArray, *, quality: int = 75) -> NumpyArray:
     """Compresses images as JPEG with Pillow and decodes them, with 4:2:0 chroma.
 
-    Args:
-      images: uint8[N, H, W, 3].
-      quality: 1 to 100.
+    `quality`: 1 to 100.
     """
     from PIL import Image
 
@@ -47,11 +45,7 @@ def pillow_jpeg(images: NumpyArray, *, quality: int = 75) -> NumpyArray:
 
 
 def half_size(images: NumpyArray) -> NumpyArray:
-    """Resizes to half the height and width (rounded up) and back, with Pillow's Lanczos filter.
-
-    Args:
-      images: uint8[N, H, W, 3].
-    """
+    """Resizes to half the height and width, rounded up, and back: Pillow's Lanczos filter."""
     from PIL import Image
 
     def there_and_back(pixels: NumpyArray) -> NumpyArray:
@@ -66,9 +60,7 @@ def half_size(images: NumpyArray) -> NumpyArray:
 def gaussian_blur(images: NumpyArray, *, sigma: float = 1 / 112) -> NumpyArray:
     """Gaussian blur as in SciPy, truncated at 4 σ, with edges repeated.
 
-    Args:
-      images: uint8[N, H, W, 3].
-      sigma: σ as a fraction of the height, at least 0; by default one pixel of 112.
+    `sigma`: σ as a fraction of the height, at least 0; by default one pixel of 112.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -84,9 +76,7 @@ def depth(images: NumpyArray, *, bits: int = 5) -> NumpyArray:
 
     Bit depth reduction of Xu, Evans, Qi: "Feature Squeezing", 2018.
 
-    Args:
-      images: uint8[N, H, W, 3].
-      bits: 1 to 8; 8 leaves the images as they are.
+    `bits`: 1 to 8; 8 leaves the images as they are.
     """
     checks.count("bits", bits, least=1, most=8)
     steps = 2**bits - 1
@@ -100,10 +90,8 @@ def seeded_noise(images: NumpyArray, *, stddev: float = 0.02, seed: int = 0) -> 
     The noise depends only on `seed` and the image's bytes: its position in the batch does not
     matter, and the same image always gets the same noise.
 
-    Args:
-      images: uint8[N, H, W, 3].
-      stddev: σ as a fraction of 255, at least 0.
-      seed: an integer, at least 0.
+    `stddev`: σ as a fraction of 255, at least 0.
+    `seed`: an integer, at least 0.
     """
     checks.finite_non_negative("stddev", stddev)
     checks.count("seed", seed)
@@ -118,9 +106,7 @@ def seeded_noise(images: NumpyArray, *, stddev: float = 0.02, seed: int = 0) -> 
 def median(images: NumpyArray, *, size: int = 3) -> NumpyArray:
     """Median over size × size pixels as in SciPy, per channel, with edges repeated.
 
-    Args:
-      images: uint8[N, H, W, 3].
-      size: width and height of the window in pixels, at least 1.
+    `size`: width and height of the window in pixels, at least 1.
     """
     from scipy.ndimage import median_filter
 
@@ -135,9 +121,7 @@ def denoise(images: NumpyArray, *, strength: float = 0.04) -> NumpyArray:
     weighted by exp(−d²/h²) with d² their mean squared difference: scikit-image's fast mode.
     Buades, Coll, Morel: "A Non-Local Algorithm for Image Denoising", 2005.
 
-    Args:
-      images: uint8[N, H, W, 3].
-      strength: h > 0, as a fraction of 255; the default is about ten levels.
+    `strength`: h > 0, as a fraction of 255; the default is about ten levels.
 
     Raises:
       InputError: scikit-image is not installed, or see above.

@@ -7,7 +7,8 @@ All share one signature: (images float[B, H, W, C] in [0, 1], key) -> the same s
 in [0, 1]; `key` is one key or key[B]. Each result depends only on its image and that image's
 key. Shapes are static and everything can be traced. Resampling is two matrix products, which
 are fast on the CPU inside `lax.scan`, forward and backward. Lengths are fractions of the
-image's height and width, so that a setting means the same at every size.
+image's height and width, so that a setting means the same at every size. All raise
+`InputError` for an argument out of range.
 
 Where a transformation leaves [0, 1], the result is clipped and the gradient is zero. Where only
 rounding error leaves [0, 1], the gradient is kept.
@@ -39,14 +40,8 @@ def resize_pad_flip(
     [smallest, 1], rounded to whole pixels, and the position is uniform over whole pixels.
     Resampling is bilinear, with a filter that is widened when shrinking.
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-      key: one key or key[B].
-      smallest: the smallest scale of height and width, in (0, 1].
-      flips: the probability of mirroring left to right.
-
-    Raises:
-      InputError: an argument out of range.
+    `smallest`: the smallest scale of height and width, in (0, 1].
+    `flips`: the probability of mirroring left to right.
     """
     checks.fraction("smallest", smallest)
     _check_probability("flips", flips)
@@ -72,13 +67,7 @@ def random_resize(images: jax.Array, key: jax.Array, *, smallest: float = 0.5) -
 
     Both steps are bilinear; shrinking widens the filter, so that every pixel counts.
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-      key: one key or key[B].
-      smallest: the smallest scale, in (0, 1]; sizes are rounded to whole pixels.
-
-    Raises:
-      InputError: an argument out of range.
+    `smallest`: the smallest scale, in (0, 1]; sizes are rounded to whole pixels.
     """
     checks.fraction("smallest", smallest)
     (share,) = _uniform(_keys(images, key), 1)
@@ -100,14 +89,8 @@ def crop_jitter(
     x'(p) = x(c + (p − c − t)/s), c the centre; t uniform within ±shift of height and width,
     s uniform within 1 ± scale. Bilinear at sub-pixel positions; edges are repeated outwards.
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-      key: one key or key[B].
-      shift: the largest shift, a fraction in [0, 1) of height and width.
-      scale: the largest change of scale, in [0, 1).
-
-    Raises:
-      InputError: an argument out of range.
+    `shift`: the largest shift, a fraction in [0, 1) of height and width.
+    `scale`: the largest change of scale, in [0, 1).
     """
     for name, value in (("shift", shift), ("scale", scale)):
         checks.below_one(name, value)
@@ -125,13 +108,7 @@ def random_blur(images: jax.Array, key: jax.Array, *, largest_sigma: float = 0.0
 
     Near an edge the weights inside the image are scaled to sum to one.
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-      key: one key or key[B].
-      largest_sigma: a fraction of the height, at least 0 and finite.
-
-    Raises:
-      InputError: an argument out of range.
+    `largest_sigma`: a fraction of the height, at least 0 and finite.
     """
     checks.finite_non_negative("largest_sigma", largest_sigma)
     (share,) = _uniform(_keys(images, key), 1)
@@ -150,14 +127,8 @@ def random_brightness(
 ) -> jax.Array:
     """clip₀₁(½ + g (x − ½) + b): b uniform within ±offset, g within 1 ± contrast.
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-      key: one key or key[B].
-      offset: the largest change of brightness, at least 0 and finite; pixels in [0, 1].
-      contrast: the largest change of contrast, in [0, 1).
-
-    Raises:
-      InputError: an argument out of range.
+    `offset`: the largest change of brightness, at least 0 and finite; pixels in [0, 1].
+    `contrast`: the largest change of contrast, in [0, 1).
     """
     checks.finite_non_negative("offset", offset)
     checks.below_one("contrast", contrast)
@@ -170,13 +141,7 @@ def random_brightness(
 def random_noise(images: jax.Array, key: jax.Array, *, stddev: float = 0.02) -> jax.Array:
     """clip₀₁(x + n) with n from N(0, σ²) for every pixel and channel.
 
-    Args:
-      images: float[B, H, W, C] in [0, 1].
-      key: one key or key[B].
-      stddev: σ, at least 0 and finite; pixels in [0, 1].
-
-    Raises:
-      InputError: an argument out of range.
+    `stddev`: σ, at least 0 and finite; pixels in [0, 1].
     """
     checks.finite_non_negative("stddev", stddev)
     return jnp.clip(images + stddev * normal(images, _keys(images, key)), 0, 1)
@@ -187,14 +152,8 @@ def random_jpeg(
 ) -> jax.Array:
     """JPEG at a quality uniform over the integers in [lowest, highest]; see `transforms.jpeg`.
 
-    Args:
-      images: float[B, H, W, 3] in [0, 1].
-      key: one key or key[B].
-      lowest: the lowest quality, 1 to 100.
-      highest: the highest quality, at least `lowest` and at most 100.
-
-    Raises:
-      InputError: an argument out of range.
+    `lowest`: the lowest quality, 1 to 100.
+    `highest`: the highest quality, at least `lowest` and at most 100.
     """
     checks.count("highest", highest, least=1, most=100)
     checks.count("lowest", lowest, least=1, most=highest)
@@ -215,11 +174,7 @@ def compose(*functions: Transformation) -> Transformation:
 
 
 def sometimes(probability: float, function: Transformation) -> Transformation:
-    """Applies `function` to each image with a probability in [0, 1].
-
-    Raises:
-      InputError: the probability is out of range.
-    """
+    """Applies `function` to each image with a probability in [0, 1]."""
     _check_probability("probability", probability)
 
     def perhaps(images: jax.Array, key: jax.Array) -> jax.Array:

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments._benchmark.results import BenchmarkResult, CaseResult, Times
+from experiments._common import terminal
 
 
 def show_results(result: BenchmarkResult) -> None:
     """Prints times, throughput and notes."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = terminal.console()
     if result.layers:
         layers = [((str(row.layer), row.direction), row.times) for row in result.layers]
         console.print(_times("ms per layer", ("layer", "pass"), layers))

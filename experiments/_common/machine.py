@@ -29,3 +29,13 @@ def processor() -> str:
         return platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def share_with_pytorch() -> None:
+    """Settings that JAX and PyTorch read when they start; the user's win.
+
+    PyTorch needs room on the same accelerator. OpenMP threads that spin while waiting can block
+    each other on few or shared cores, and a PyTorch loop then takes several times as long.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,9 +1,12 @@
-"""The terminal: a progress bar."""
+"""The terminal: a progress bar, and wide tables."""
 
 import contextlib
 import importlib.util
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Update(Protocol):
@@ -49,3 +52,11 @@ def progress_bar(description: str, *, at_once: bool = True) -> Iterator[Update]:
             progress.update(task, completed=done, total=total, text=text, visible=True)
 
         yield update
+
+
+def console() -> "Console":
+    """Where tables go: as wide as the terminal, or 120 columns elsewhere."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=120)

@@ -54,11 +54,8 @@ class Usage:
 
     Attributes:
       seconds: wall time of one evaluation without compilation; the median of the repeats.
-      compile_seconds: wall time of compiling the attack.
-      repeats: how many evaluations were timed.
       peak_bytes: peak memory of the process, or of the accelerator if there is one.
       peak_bytes_before: the same before the first evaluation.
-      devices: the kinds of devices that the attack ran on.
     """
 
     seconds: float

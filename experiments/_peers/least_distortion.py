@@ -30,15 +30,7 @@ _ADV_LIB = ("torch", "adv-lib")
 
 @dataclasses.dataclass(frozen=True)
 class PeerTask:
-    """The arguments of an attack on one batch.
-
-    Attributes:
-      network: the recogniser, in PyTorch.
-      images: float32[B, 3, H, W] in [0, 1], on the network's device.
-      labels: int64[B], the targets, or the true labels if the attack is untargeted.
-      targeted: whether the attack is targeted.
-      num_steps: number of gradients that the attack may spend on an image.
-    """
+    """The arguments of an attack on a batch; `labels` are the targets, or the true ones."""
 
     network: "nn.Module"
     images: "torch.Tensor"
@@ -147,12 +139,7 @@ PEERS = {
 
 
 def check_peers(names: Sequence[str], model: str, num_steps: int) -> None:
-    """Refuses peers that cannot run here.
-
-    Args:
-      names: keys of `PEERS`.
-      model: the recogniser's name.
-      num_steps: the smallest requested number of steps.
+    """Refuses peers that cannot run here, at the smallest requested number of steps.
 
     Raises:
       InputError: a peer is not installed, has no twin of the model, or needs more steps.

@@ -15,12 +15,7 @@ from deid_jax.types import Variables
 
 
 class NaiveModelA(nn.Module):
-    """`deid_jax.models.model_a.ModelA` built from `nn.Conv` and `nn.max_pool`.
-
-    Attributes:
-      num_classes: K.
-      dtype: the dtype of computations; None uses the input's.
-    """
+    """`deid_jax.models.model_a.ModelA` built from `nn.Conv` and `nn.max_pool`."""
 
     num_classes: int
     dtype: DTypeLike | None = None
@@ -39,12 +34,7 @@ class NaiveModelA(nn.Module):
 
 
 class NaiveVGG16(nn.Module):
-    """`deid_jax.models.vgg16.VGG16` built from `nn.Conv` and `nn.max_pool`.
-
-    Attributes:
-      num_classes: K.
-      dtype: the dtype of computations; None uses the input's.
-    """
+    """`deid_jax.models.vgg16.VGG16` built from `nn.Conv` and `nn.max_pool`."""
 
     num_classes: int
     dtype: DTypeLike | None = None

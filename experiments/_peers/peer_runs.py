@@ -32,12 +32,7 @@ class PeerResult:
 
 
 class Counter(nn.Module):
-    """A recogniser that counts its forward passes and gradients.
-
-    Attributes:
-      num_forwards: forward passes of all kinds.
-      num_gradients: gradients that passed its logits on the way to the images.
-    """
+    """A recogniser that counts its forward passes, and gradients from its logits to images."""
 
     def __init__(self, network: nn.Module):
         super().__init__()

@@ -43,16 +43,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One case with its inputs.
-
-    Attributes:
-      case: the recogniser and the sizes.
-      variables: its weights.
-      images: float32[B, H, W, 3] in [0, 1].
-      labels: int[B], the targets.
-      num_steps: steps of the attack.
-      precision: precision of the attack's gradients.
-    """
+    """One case with its weights, images float32[B, H, W, 3], targets, steps and precision."""
 
     case: Case
     variables: Variables

@@ -13,18 +13,18 @@ from deid_jax.attacks.penalties import PENALTIES
 from deid_jax.errors import InputError
 from deid_jax.objectives import cross_entropy, margin
 from deid_jax.pixels import LEVELS, on_grid
-from tests.helpers import pictures, small_model
+from tests.helpers import random_images, small_model
 
 KEY = jax.random.key(0)
 SHAPE = (8, 7, 3)
 
 
-def _norms(change):
+def l2_norms(change):
     return np.sqrt(np.sum(np.square(np.asarray(change, np.float64)), axis=(1, 2, 3)))
 
 
 class Bent:
-    """l = w·(x − x₀)/s + c‖x − x₀‖² + m: a curved boundary at a known image x₀."""
+    """l = w·(x − x₀)/s + Σ c (x − x₀)² + m: a curved boundary at a known image x₀."""
 
     def __init__(self, seed=3, batch=5, curvature=0.8):
         random = np.random.default_rng(seed)
@@ -36,16 +36,17 @@ class Bent:
 
     def numpy(self, x):
         away = x - self.images
-        loss = np.sum(self.slope * away, axis=(1, 2, 3)) + self.margin
-        loss = loss + self.curvature * np.sum(away**2, axis=(1, 2, 3))
+        loss = np.sum((self.slope + self.curvature * away) * away, axis=(1, 2, 3)) + self.margin
         return loss, loss < 0, self.slope + 2 * self.curvature * away
 
     def objective(self, images, key):
         del key
-        away = images - jnp.asarray(self.images, images.dtype)
-        loss = jnp.sum(jnp.asarray(self.slope, images.dtype) * away, axis=(1, 2, 3))
-        loss = loss + jnp.asarray(self.margin, images.dtype)
-        loss = loss + self.curvature * jnp.sum(away**2, axis=(1, 2, 3))
+        slope, curvature, start, margin = (
+            jnp.asarray(a, images.dtype)
+            for a in (self.slope, self.curvature, self.images, self.margin)
+        )
+        away = images - start
+        loss = jnp.sum(slope * away + curvature * away**2, axis=(1, 2, 3)) + margin
         return loss, loss < 0
 
 
@@ -104,7 +105,7 @@ def test_equals_the_float64_loop(num_steps, quantize):
     with jax.enable_x64(True):
         config = APFGVMConfig(num_steps=num_steps, quantize=quantize, **settings)
         result = apfgvm(problem.objective, problem.images, config, KEY)
-    assert _norms(expected - problem.images).min() > 0.01
+    assert l2_norms(expected - problem.images).min() > 0.01
     np.testing.assert_allclose(result.images, expected, atol=1e-6)
 
 
@@ -112,7 +113,7 @@ def _plane(batch=6):
     """A margin that a plane divides, and the distances to it."""
     problem = Bent(seed=8, batch=batch, curvature=0.0)
     problem.slope[-1] /= 4
-    return problem, problem.margin / _norms(problem.slope)
+    return problem, problem.margin / l2_norms(problem.slope)
 
 
 @pytest.mark.parametrize("num_steps, tolerance", [(2, 0.05), (20, 1e-3)])
@@ -123,7 +124,7 @@ def test_finds_the_distance_to_a_plane(num_steps, tolerance):
     config = APFGVMConfig(num_steps=num_steps, quantize=False)
     result = apfgvm(problem.objective, images, config, KEY)
     assert result.success.all()
-    ratio = _norms(result.images - images) / distances
+    ratio = l2_norms(result.images - images) / distances
     assert np.all(ratio >= 1 - 1e-4)
     assert np.all(ratio <= 1.05**2 * (1 + tolerance))
     assert np.all(ratio <= 1 + tolerance + 1 / 2**6)
@@ -163,9 +164,9 @@ def test_each_penalty_finds_its_own_least_point_of_a_plane():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("targeted", [True, False])
-def test_quantised_results_are_8_bit_pictures_that_succeed(targeted):
+def test_quantised_results_are_8_bit_images_that_succeed(targeted):
     logits_fn, _, _ = small_model()
-    images = on_grid(pictures(12))
+    images = on_grid(random_images(12))
     labels = jnp.argmax(logits_fn(images), axis=-1)
     labels = (labels + 1) % 5 if targeted else labels
     objective = margin(logits_fn, labels, targeted=targeted)
@@ -179,8 +180,8 @@ def test_quantised_results_are_8_bit_pictures_that_succeed(targeted):
     exact = attack(images, APFGVMConfig(num_steps=20, quantize=False), KEY)
     # Rounding to nearest adds 1/12 of a level squared per value, if nothing else.
     rounding = np.sqrt(images[0].size / 12) / 255
-    most = np.hypot(_norms(exact.images - images), rounding)
-    assert np.all(_norms(result.images - images) < 1.1 * most)
+    most = np.hypot(l2_norms(exact.images - images), rounding)
+    assert np.all(l2_norms(result.images - images) < 1.1 * most)
     # Rounding what is continuous loses images, which is what this is for.
     assert not objective(on_grid(exact.images), KEY)[1].all()
 
@@ -188,7 +189,7 @@ def test_quantised_results_are_8_bit_pictures_that_succeed(targeted):
 @pytest.mark.slow
 def test_changes_less_than_ddn_and_any_fixed_penalty_weight():
     logits_fn, _, _ = small_model()
-    images = pictures(16)
+    images = random_images(16)
     labels = (jnp.argmax(logits_fn(images), axis=-1) + 2) % 5
     ours = apfgvm(
         margin(logits_fn, labels, targeted=True),
@@ -197,15 +198,15 @@ def test_changes_less_than_ddn_and_any_fixed_penalty_weight():
         KEY,
     )
     assert ours.success.all()
-    distance = _norms(ours.images - images).mean()
+    distance = l2_norms(ours.images - images).mean()
     objective = cross_entropy(logits_fn, labels, targeted=True)
     theirs = ddn(objective, images, DDNConfig(num_steps=20), KEY)
-    assert distance < _norms(theirs.images - images).mean()
+    assert distance < l2_norms(theirs.images - images).mean()
     fixed = jax.jit(functools.partial(pfgvm, objective))
     for weight in (0.03, 0.1, 0.3, 1.0, 3.0):
         result = fixed(images, PFGVMConfig(penalty_weight=weight, num_steps=20), KEY)
         if result.success.all():
-            assert distance < 0.9 * _norms(result.images - images).mean()
+            assert distance < 0.9 * l2_norms(result.images - images).mean()
 
 
 def test_returns_what_succeeds_already_bit_for_bit():
@@ -229,9 +230,9 @@ def test_looks_outwards_where_no_iterate_succeeded(share, expected):
     np.testing.assert_array_equal(result.success, [expected] * 6)
     if expected:
         # Halved at most five times between 1.5ᵏ⁻¹ and 1.5ᵏ, twice in the worst case here.
-        assert np.all(_norms(result.images - images) < 1.3 * distances)
+        assert np.all(l2_norms(result.images - images) < 1.3 * distances)
     else:
-        np.testing.assert_allclose(_norms(result.images - images), 4 * step, rtol=1e-3)
+        np.testing.assert_allclose(l2_norms(result.images - images), 4 * step, rtol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e12])
@@ -246,19 +247,7 @@ def test_no_scale_of_the_loss_matters(scale):
     config = APFGVMConfig(num_steps=10, quantize=False)
     result = apfgvm(scaled, images, config, KEY)
     assert result.success.all()
-    np.testing.assert_allclose(_norms(result.images - images), distances, rtol=0.02)
-
-
-def test_returns_the_last_iterate_where_nothing_succeeds():
-    def objective(images, key):
-        del key
-        loss = images.sum(axis=(1, 2, 3))
-        return loss + 1, loss < -1
-
-    images = pictures(2)
-    result = apfgvm(objective, images, APFGVMConfig(num_steps=10), KEY)
-    assert not result.success.any()
-    assert np.all(result.images.sum(axis=(1, 2, 3)) < images.sum(axis=(1, 2, 3)))
+    np.testing.assert_allclose(l2_norms(result.images - images), distances, rtol=0.02)
 
 
 def test_counts_one_gradient_a_step_and_every_forward_pass():
@@ -292,7 +281,7 @@ def test_counts_one_gradient_a_step_and_every_forward_pass():
         loss = loss_of(images)
         return loss, loss < 0
 
-    result = apfgvm(objective, pictures(1), APFGVMConfig(num_steps=7), KEY)
+    result = apfgvm(objective, random_images(1), APFGVMConfig(num_steps=7), KEY)
     jax.effects_barrier()
     assert (gradients, forwards) == (7, 8)
     assert (int(result.num_gradients[0]), int(result.num_forwards[0])) == (7, 8)

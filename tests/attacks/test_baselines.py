@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from deid_jax.attacks import BASELINES
 from deid_jax.errors import InputError
-from tests.helpers import pictures
+from tests.helpers import random_images
 
 KEY = jax.random.key(0)
 
@@ -28,7 +28,7 @@ def _apply(name, images, **settings):
 
 @pytest.mark.parametrize("fraction", [0.03, 0.1])
 def test_blur_equals_scipy(fraction):
-    images = np.asarray(pictures(2, size=40))
+    images = np.asarray(random_images(2, size=40))
     expected = [
         gaussian_filter(image, (fraction * 40, fraction * 40, 0), mode="mirror", truncate=4)
         for image in images.astype(np.float64)
@@ -38,7 +38,7 @@ def test_blur_equals_scipy(fraction):
 
 @pytest.mark.parametrize("size, blocks", [(16, 4), (17, 5), (9, 100), (8, 1)])
 def test_pixelate_gives_every_block_its_mean(size, blocks):
-    images = np.asarray(pictures(2, size=size))
+    images = np.asarray(random_images(2, size=size))
     expected = np.empty_like(images)
     edges = [-(-size * n // min(blocks, size)) for n in range(min(blocks, size) + 1)]
     for top, bottom in itertools.pairwise(edges):
@@ -52,7 +52,7 @@ def test_pixelate_gives_every_block_its_mean(size, blocks):
 
 @pytest.mark.parametrize("size, fraction, hidden", [(16, 0.5, 8), (15, 0.2, 3), (10, 1.0, 10)])
 def test_mask_blackens_the_centre_and_nothing_else(size, fraction, hidden):
-    images = 0.5 + 0.5 * np.asarray(pictures(1, size=size))
+    images = 0.5 + 0.5 * np.asarray(random_images(1, size=size))
     masked = _apply("mask", images, mask_size=fraction)
     start = (size - hidden) // 2
     expected = images.copy()
@@ -87,6 +87,6 @@ def test_bad_settings_are_named(name, setting, value):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_first_iterate_is_refused(name):
-    method, images = BASELINES[name], pictures(1)
+    method, images = BASELINES[name], random_images(1)
     with pytest.raises(InputError, match="initial must be None"):
         method.function(_objective, images, method.config(), KEY, initial=images)

@@ -103,12 +103,12 @@ def test_short_changes_grow_up_to_twice_and_no_more():
 
 
 @pytest.mark.parametrize("size", [0.0, 0.3])
-def test_no_change_and_no_budget_leave_the_picture_bit_for_bit(size):
+def test_no_change_and_no_budget_leave_the_image_bit_for_bit(size):
     changed = CLEAN if size else _changes("noise")
     np.testing.assert_array_equal(at_budget(CLEAN, changed, jnp.float32(size)), CLEAN)
 
 
-def test_each_picture_has_its_own_budget_and_is_alone():
+def test_each_image_has_its_own_budget_and_is_alone():
     changed = _changes("noise")
     sizes = jnp.linspace(0.2, 1.2, len(CLEAN), dtype=jnp.float32)
     together = np.asarray(at_budget(CLEAN, changed, sizes))

@@ -16,10 +16,10 @@ from deid_jax.attacks import ATTACKS, METHODS, FixedSize, LeastPerturbation, of_
 from deid_jax.errors import InputError
 from deid_jax.objectives import cross_entropy
 from deid_jax.pixels import on_grid
-from tests.helpers import pictures, small_model
+from tests.helpers import random_images, small_model
 
 STEPS = 6
-IMAGES = pictures(3)
+IMAGES = random_images(3)
 KEYS = jax.random.split(jax.random.key(7), 3)
 # Start at a random point unless told where.
 RANDOM_START = ("pgd", "pgd_l2")
@@ -200,7 +200,7 @@ def test_several_numbers_of_steps_are_moments_of_one_run(name):
 def test_little_depends_on_compilation_and_padding_on_a_real_network(name):
     """Rounding flips signs at zero and ReLUs at kinks, so shares and means are compared."""
     logits_fn, _, _ = small_model()
-    images, labels = pictures(4), jnp.array([0, 1, 2, 3])
+    images, labels = random_images(4), jnp.array([0, 1, 2, 3])
     keys = jax.random.split(jax.random.key(7), 6)
     setting = leaves(name)[1]
 

@@ -9,37 +9,16 @@ import pytest
 
 from deid_jax.attacks import MIFGVMConfig, PGDL2Config, mifgvm, pgd_l2
 from deid_jax.errors import InputError
-from tests.attacks.test_apfgvm import Bent
+from tests.attacks.test_apfgvm import Bent, l2_norms
 
 KEY = jax.random.key(0)
 
 
-def _norms(change):
-    return np.sqrt(np.sum(np.square(np.asarray(change, np.float64)), axis=(1, 2, 3)))
-
-
-class Twisted(Bent):
+def twisted():
     """Each value curved in its own way, so that gradients turn as the image moves."""
-
-    def __init__(self):
-        super().__init__()
-        self.curvature = np.random.default_rng(4).uniform(0, 20, size=self.images.shape)
-
-    def numpy(self, x):
-        away = x - self.images
-        loss = np.sum(self.slope * away + self.curvature * away**2, axis=(1, 2, 3))
-        loss = loss + self.margin
-        return loss, loss < 0, self.slope + 2 * self.curvature * away
-
-    def objective(self, images, key):
-        del key
-        slope, curvature, start, margin = (
-            jnp.asarray(a, images.dtype)
-            for a in (self.slope, self.curvature, self.images, self.margin)
-        )
-        away = images - start
-        loss = jnp.sum(slope * away + curvature * away**2, axis=(1, 2, 3)) + margin
-        return loss, loss < 0
+    problem = Bent()
+    problem.curvature = np.random.default_rng(4).uniform(0, 20, size=problem.images.shape)
+    return problem
 
 
 def _oracle(problem, num_steps, *, epsilon, momentum, reach, start=None):
@@ -67,12 +46,12 @@ def _oracle(problem, num_steps, *, epsilon, momentum, reach, start=None):
     [(1, 0.5, 0.7, 1.0), (9, 1.5, 2.5, 0.6), (25, 6, 1, 1.3), (25, 6, 1, 0.0)],
 )
 def test_equals_the_float64_loop(num_steps, epsilon, reach, momentum):
-    problem = Twisted()
+    problem = twisted()
     settings = {"epsilon": epsilon, "momentum": momentum, "reach": reach}
     start = np.clip(problem.images + 0.05 * problem.slope, 0, 1)
     for initial in (None, start):
         expected = _oracle(problem, num_steps, start=initial, **settings)
-        assert _norms(expected - problem.images).min() > 0.1
+        assert l2_norms(expected - problem.images).min() > 0.1
         with jax.enable_x64(True):
             config = MIFGVMConfig(num_steps=num_steps, **settings)
             result = mifgvm(problem.objective, problem.images, config, KEY, initial=initial)
@@ -83,21 +62,21 @@ def test_equals_the_float64_loop(num_steps, epsilon, reach, momentum):
 
 
 def test_momentum_changes_the_way():
-    problem = Twisted()
+    problem = twisted()
     ends = [_oracle(problem, 9, epsilon=1.5, momentum=m, reach=2.5) for m in (0.0, 1.0)]
-    assert _norms(ends[0] - ends[1]).min() > 0.01
+    assert l2_norms(ends[0] - ends[1]).min() > 0.01
 
 
 @pytest.mark.parametrize("num_steps", [8])
 def test_without_momentum_it_is_projected_gradient_descent(num_steps):
-    problem = Twisted()
+    problem = twisted()
     images, objective = np.float32(problem.images), problem.objective
     config = MIFGVMConfig(epsilon=0.8, momentum=0.0, reach=2.0, num_steps=num_steps)
     ours = mifgvm(objective, images, config, KEY)
     config = PGDL2Config(epsilon=0.8, step_size=2.0 * 0.8 / num_steps, num_steps=num_steps)
     theirs = pgd_l2(objective, images, config, KEY, initial=images)
     np.testing.assert_allclose(ours.images, theirs.images, atol=1e-6)
-    assert _norms(ours.images - images).min() > 0.3
+    assert l2_norms(ours.images - images).min() > 0.3
 
 
 @pytest.mark.parametrize("reach, share", [(0.4, 0.4), (2.5, 1.0)])
@@ -107,7 +86,7 @@ def test_goes_along_a_constant_gradient_as_far_as_it_reaches(reach, share):
     images = np.float32(problem.images)
     config = MIFGVMConfig(epsilon=0.9, reach=reach, num_steps=7)
     result = mifgvm(problem.objective, images, config, KEY)
-    lengths = _norms(problem.slope)[:, None, None, None]
+    lengths = l2_norms(problem.slope)[:, None, None, None]
     expected = problem.images - 0.9 * share * problem.slope / lengths
     np.testing.assert_allclose(result.images, expected, atol=2e-6)
 
@@ -115,7 +94,7 @@ def test_goes_along_a_constant_gradient_as_far_as_it_reaches(reach, share):
 def test_a_gradient_of_zero_adds_nothing_and_momentum_goes_on():
     """l = max(0, w·δ + m): once it is reached, d stays, and so does the direction."""
     problem = Bent(curvature=0.0)
-    problem.margin = 0.3 * _norms(problem.slope)  # At a distance of 0.3.
+    problem.margin = 0.3 * l2_norms(problem.slope)  # At a distance of 0.3.
 
     def objective(images, key):
         loss, success = problem.objective(images, key)
@@ -125,7 +104,7 @@ def test_a_gradient_of_zero_adds_nothing_and_momentum_goes_on():
     for momentum, distance in ((1.0, 0.8), (0.0, 0.4)):
         config = MIFGVMConfig(epsilon=1.0, momentum=momentum, reach=0.8, num_steps=4)
         result = mifgvm(objective, images, config, KEY)
-        np.testing.assert_allclose(_norms(result.images - images), distance, rtol=1e-4)
+        np.testing.assert_allclose(l2_norms(result.images - images), distance, rtol=1e-4)
 
     def flat(images, key):
         return 0 * images.sum(axis=(1, 2, 3)), jnp.zeros(len(images), bool)
@@ -135,19 +114,19 @@ def test_a_gradient_of_zero_adds_nothing_and_momentum_goes_on():
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.2, 3.0])
 def test_stays_in_the_ball_wherever_it_starts(epsilon):
-    problem = Twisted()
+    problem = twisted()
     images = np.round(np.float32(problem.images))  # Clipping, too, must not lead out of it.
     attack = jax.jit(functools.partial(mifgvm, problem.objective))
     for initial in (images, np.float32(problem.images)):
         config = MIFGVMConfig(epsilon=epsilon, num_steps=5)
         result = attack(images, config, KEY, initial=initial)
-        lengths = _norms(result.images - images)
+        lengths = l2_norms(result.images - images)
         assert np.all(lengths <= epsilon * (1 + 1e-5)) and np.all(lengths >= 0.3 * epsilon)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_no_scale_of_the_loss_matters(scale):
-    problem = Twisted()
+    problem = twisted()
     images, config = np.float32(problem.images), MIFGVMConfig(epsilon=0.7, num_steps=5)
 
     def scaled(x, key):

@@ -12,7 +12,7 @@ from deid_jax.attacks import ATTACKS, CarliniWagnerConfig, DDNConfig, FMNConfig,
 from deid_jax.attacks.loop import annealed
 from deid_jax.errors import InputError
 from deid_jax.objectives import OBJECTIVES
-from tests.helpers import pictures, small_model
+from tests.helpers import random_images, small_model
 
 METHODS = ("ddn", "fmn", "cw")
 LABELS = np.array([1, 2, 3, 1, 4, 2])
@@ -65,7 +65,7 @@ def test_returns_what_succeeds_already(name):
     assert result.success.all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "apfgvm"])
 def test_returns_the_last_iterate_where_none_succeeds(name):
     """Everything was tried in vain, so the result is the furthest descent."""
 
@@ -74,7 +74,7 @@ def test_returns_the_last_iterate_where_none_succeeds(name):
         loss = images.sum(axis=(1, 2, 3))
         return loss, loss < -1
 
-    images = pictures(2)
+    images = random_images(2)
     result = ATTACKS[name].function(
         objective, images, ATTACKS[name].config(num_steps=10), KEYS[:2]
     )
@@ -195,7 +195,7 @@ def test_equals_foolbox(case, targeted):
     from experiments._peers import twins
 
     _, model, variables = small_model()
-    images = np.asarray(pictures(6), np.float64)
+    images = np.asarray(random_images(6), np.float64)
     twin, inputs = twins.twin("model_a", variables).double(), twins.to_torch(images)
     labels = LABELS if targeted else twin(inputs).argmax(dim=1).numpy()
     criterion = foolbox.criteria.Misclassification

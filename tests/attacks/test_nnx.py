@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from deid_jax import PFGVMConfig, cross_entropy, pfgvm
-from tests.helpers import pictures
+from tests.helpers import random_images
 
 
 class Network(nnx.Module):
@@ -28,7 +28,7 @@ def attack(network, images, targets, config, key):
 
 
 def test_an_nnx_model_predicts_the_target_after_the_attack():
-    network, images = Network(nnx.Rngs(0)), pictures(4, size=8)
+    network, images = Network(nnx.Rngs(0)), random_images(4, size=8)
     targets = (jnp.argmax(network(images), axis=-1) + 1) % 5
     result = attack(
         network, images, targets, PFGVMConfig(penalty_weight=0.1), jax.random.key(0)

@@ -9,14 +9,14 @@ from skimage.metrics import structural_similarity
 
 from deid_jax.attacks.penalties import PENALTIES
 from deid_jax.errors import InputError
-from tests.helpers import pictures
+from tests.helpers import random_images
 
 QUADRATIC = [name for name in PENALTIES if name != "ssim"]
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def _problem(size=20):
-    images = 0.2 + 0.6 * pictures(3, size)
+    images = 0.2 + 0.6 * random_images(3, size)
     change = 0.02 * jax.random.normal(jax.random.key(1), images.shape)
     return images, images + change, np.asarray(change, np.float64)
 
@@ -61,7 +61,7 @@ def test_value_is_the_root_of_the_quadratic_form(name):
 @pytest.mark.slow
 def test_texture_costs_by_the_inverse_of_the_local_variance():
     """Compared as a ratio of two changes inside the image: the mean cost drops out."""
-    images = np.asarray(0.5 + 0.2 * (pictures(2, 24) - 0.5), np.float64)
+    images = np.asarray(0.5 + 0.2 * (random_images(2, 24) - 0.5), np.float64)
     images[:, :, 12:] += 0.3 * (np.arange(24)[:, None, None] % 2)
     changes = np.zeros((2, *images.shape))
     changes[0, :, 8:16, 6:9], changes[1, :, 8:16, 15:18] = 0.01, 0.01
@@ -127,9 +127,9 @@ def test_pull_of_ssim_lowers_it_and_never_overshoots():
 
 
 @pytest.mark.parametrize("size", [8, 10])
-def test_ssim_of_pictures_below_its_window_is_refused(size):
+def test_ssim_of_images_below_its_window_is_refused(size):
     with pytest.raises(InputError, match=f"at least 11 pixels each way, got {size}x{size}"):
-        PENALTIES["ssim"](pictures(1, size))
+        PENALTIES["ssim"](random_images(1, size))
 
 
 @pytest.mark.slow

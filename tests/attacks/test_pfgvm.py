@@ -10,7 +10,7 @@ import pytest
 
 from deid_jax.attacks import IFGVMConfig, PFGVMConfig, ifgvm, pfgvm
 from deid_jax.objectives import cross_entropy
-from tests.helpers import pictures, small_model
+from tests.helpers import random_images, small_model
 
 KEY = jax.random.key(0)
 
@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 )
 def test_constant_gradient_gives_the_closed_form(alpha, penalty, steps):
     """δₙ = −(g/λ)(1 − (1 − αλ)ⁿ), while no pixel is clipped."""
-    slope = 0.1 * (pictures(2, seed=1) - 0.5)
+    slope = 0.1 * (random_images(2, seed=1) - 0.5)
     images = jnp.full((2, 16, 16, 3), 0.5)
 
     def linear(images, key):
@@ -38,7 +38,7 @@ def test_constant_gradient_gives_the_closed_form(alpha, penalty, steps):
 def test_unpenalised_equals_unbounded_ifgvm_bit_for_bit():
     logits_fn, _, _ = small_model()
     objective = cross_entropy(logits_fn, jnp.array([0, 3, 4]), targeted=True)
-    images = pictures(3)
+    images = random_images(3)
 
     @jax.jit
     def both(images, penalised, bounded):
@@ -60,7 +60,7 @@ def test_unpenalised_equals_unbounded_ifgvm_bit_for_bit():
 def test_larger_penalty_stays_closer():
     logits_fn, _, _ = small_model()
     objective = cross_entropy(logits_fn, jnp.array([0, 3, 4]), targeted=True)
-    images = pictures(3)
+    images = random_images(3)
     attack = jax.jit(functools.partial(pfgvm, objective))
     distances = []
     for weight in (0.0, 0.1, 0.5, 2.0):
@@ -72,7 +72,7 @@ def test_larger_penalty_stays_closer():
 
 def test_noise_is_forgotten_as_the_penalty_says():
     """What remains of the start shrinks by (1 − αλ) a step."""
-    images, start = jnp.full((1, 8, 8, 3), 0.5), pictures(1, size=8)
+    images, start = jnp.full((1, 8, 8, 3), 0.5), random_images(1, size=8)
 
     def flat(images, key):
         return jnp.zeros(1), jnp.ones(1, bool)

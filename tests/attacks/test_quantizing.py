@@ -59,7 +59,7 @@ def finished():
     return finish_on_grid(linear, IMAGES, least_change(), KEY)
 
 
-def test_rounding_loses_pictures_and_finishing_none(finished):
+def test_rounding_loses_images_and_finishing_none(finished):
     _, rounded = linear(on_grid(least_change().images), jax.random.split(KEY, COUNT))
     assert 0.3 < np.mean(~rounded) < 0.9
     assert np.all(finished.success)
@@ -68,7 +68,7 @@ def test_rounding_loses_pictures_and_finishing_none(finished):
     np.testing.assert_array_equal(finished.success, success)
 
 
-def test_pictures_are_on_the_grid_bit_for_bit(finished):
+def test_images_are_on_the_grid_bit_for_bit(finished):
     read_back = LEVELS[np.asarray(to_uint8(finished.images))]
     np.testing.assert_array_equal(np.asarray(finished.images), read_back)
 
@@ -84,7 +84,7 @@ def test_distance_is_nearly_the_least_of_the_grid(finished):
     assert np.mean(distance[mended] / least[mended]) < 1.02
 
 
-def test_what_was_spent_is_counted_per_picture(finished):
+def test_what_was_spent_is_counted_per_image(finished):
     _, rounded = linear(on_grid(least_change().images), jax.random.split(KEY, COUNT))
     spent = np.asarray(finished.num_forwards) - 3
     np.testing.assert_array_equal(spent[rounded], 1)
@@ -126,7 +126,7 @@ def test_failures_and_originals_are_rounded_only():
 
 
 @pytest.mark.slow
-def test_a_picture_hangs_on_no_other_one(finished):
+def test_a_image_hangs_on_no_other_one(finished):
     keys = jax.random.split(KEY, COUNT)
     for part in (slice(0, 1), slice(17, 18), slice(20, 27)):
         objective = functools.partial(
@@ -174,7 +174,7 @@ def test_where_nothing_lies_outwards_steps_go_downhill():
     assert np.all(steps[np.asarray(found.num_forwards) == 4] == 0)
 
 
-def test_hopeless_pictures_end_rounded_and_say_so():
+def test_hopeless_images_end_rounded_and_say_so():
     hopeless = jnp.arange(COUNT) % 3 == 0
 
     def objective(images, key):

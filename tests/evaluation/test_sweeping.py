@@ -12,7 +12,7 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import grid, summary, sweep, sweeping
 from deid_jax.evaluation.batch import run_batch_many
 from deid_jax.runs import FolderStore
-from tests.helpers import let_batches_above_run_out_of_memory, num_compiled, pictures
+from tests.helpers import let_batches_above_run_out_of_memory, num_compiled, random_images
 
 LAMBDAS = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5]
 
@@ -97,7 +97,7 @@ def test_every_method_has_a_grid_from_less_to_more(method):
     fixed = {"num_steps": 40} if has_steps and "num_steps" not in METHODS[method].grid else {}
     points = grid(method, METHODS[method].grid, fixed)
     assert len(points) >= 5
-    images, key = pictures(2), jax.random.key(0)
+    images, key = random_images(2), jax.random.key(0)
     distances = []
     for point in points:
         config = METHODS[method].config(**point)

@@ -24,7 +24,7 @@ from tests.experiments.test_benchmark import (
     small_and_alone,  # noqa: F401
     small_problem,
 )
-from tests.helpers import pictures
+from tests.helpers import random_images
 from tests.models.test_mobilefacenet import random_arrays
 
 torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
@@ -148,7 +148,7 @@ def test_adaptive_attack_succeeds_on_every_image():
 
 def test_naive_vgg16_has_the_logits_of_its_twin():
     """`tests.models` holds the twin to this project's VGG-16."""
-    model, images = naive.NAIVE_MODELS["vgg16"](5), np.asarray(pictures(1, 32))
+    model, images = naive.NAIVE_MODELS["vgg16"](5), np.asarray(random_images(1, 32))
     variables = draw_weights(model, 32)
     twin = twins.twin("vgg16", variables)
     twins.fold_batch_norms(twin)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments._peers import least_distortion
-from tests.helpers import pictures, small_model
+from tests.helpers import random_images, small_model
 
 torch = pytest.importorskip("torch", reason="torch, a peer, is not installed")
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def _libraries():
 def _problem():
     """(logits function, twin, images, the recogniser's predictions)."""
     logits_fn, _, variables = small_model()
-    images = np.asarray(pictures(3))
+    images = np.asarray(random_images(3))
     twin = twins.twin("model_a", jax.device_get(variables))
     return logits_fn, twin, images, np.asarray(logits_fn(images)).argmax(1)
 

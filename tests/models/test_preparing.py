@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from deid_jax.models import create_model, layers, prepare, winograd
-from tests.helpers import pictures, randomised, small_model
+from tests.helpers import random_images, randomised, small_model
 
 
 def _random(shape, seed=0):
@@ -60,7 +60,7 @@ def test_winograd_matrices_filter_exactly(size):
 @pytest.mark.parametrize("size", winograd.SIZES)
 @pytest.mark.slow
 def test_winograd_rounds_to_a_hundred_thousandth(size):
-    images = pictures(2, 12).repeat(43, axis=-1)[..., :128]
+    images = random_images(2, 12).repeat(43, axis=-1)[..., :128]
     kernel = _random((size, size, 128, 8), seed=4)
     wide = [np.asarray(array, np.float64) for array in (images, kernel)]
     padded = np.pad(wide[0], ((0, 0), *[(size // 2, size // 2)] * 2, (0, 0)))
@@ -75,7 +75,7 @@ def test_winograd_rounds_to_a_hundred_thousandth(size):
 def test_recognisers_give_the_same_logits_prepared(name, size):
     model = create_model(name, num_classes=5, image_size=size)
     variables = randomised(model, size)
-    images = pictures(2, size)
+    images = random_images(2, size)
     apply = jax.jit(model.apply)
     plain, prepared = apply(variables, images), apply(prepare(variables), images)
     np.testing.assert_allclose(prepared, plain, rtol=1e-3, atol=1e-3)
@@ -84,7 +84,7 @@ def test_recognisers_give_the_same_logits_prepared(name, size):
 @pytest.mark.slow
 def test_a_recogniser_gives_the_same_gradient_prepared():
     _, model, variables = small_model(size=14)
-    images = pictures(2, 14)
+    images = random_images(2, 14)
 
     @jax.jit
     def gradient(variables):
@@ -135,7 +135,7 @@ def test_the_compiled_loop_of_a_prepared_recogniser_holds_no_convolution():
 
         return lax.scan(step, images, None, length=3)[0]
 
-    text = jax.jit(attack).lower(pictures(2)).compile().as_text()
+    text = jax.jit(attack).lower(random_images(2)).compile().as_text()
     assert " convolution(" not in text
     assert "while(" in text
 
@@ -164,7 +164,7 @@ def test_accelerators_get_their_weights_and_convolutions_untouched(monkeypatch):
 def test_bfloat16_recognisers_keep_float32_weights_and_logits(name, size):
     model = create_model(name, num_classes=5, image_size=size)
     variables = randomised(model, size)
-    images = pictures(2, size)
+    images = random_images(2, size)
     logits = model.apply(variables, images)
     half = model.clone(dtype=jnp.bfloat16)
     rough = half.apply(variables, images)

@@ -10,7 +10,7 @@ from deid_jax.attacks.loop import differentiate
 from deid_jax.errors import InputError
 from deid_jax.objectives.embeddings import cosine, dodge, ensemble, expectation
 from deid_jax.transforms.random_transforms import random_noise
-from tests.helpers import pictures
+from tests.helpers import random_images
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 RANDOM = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_similarity_at_the_threshold_is_no_success(score, dodged):
     def embed(images):
         return jnp.full((len(images), 1), 2.0)
 
-    loss, success = dodge(embed, jnp.array([[score]]), 0.5)(pictures(1, 4), KEYS[:1])
+    loss, success = dodge(embed, jnp.array([[score]]), 0.5)(random_images(1, 4), KEYS[:1])
     assert float(loss[0]) == score - 0.5
     assert bool(success[0]) is dodged
 
@@ -174,7 +174,7 @@ def test_expectations_gradient_is_the_mean_of_the_draws_gradients():
     )
 
 
-def test_expectation_of_a_batch_is_that_of_each_picture_alone():
+def test_expectation_of_a_batch_is_that_of_each_image_alone():
     def expected(rows):
         objective = dodge(_embed, jnp.float32(GALLERY[rows]), 0.1)
         return expectation(objective, random_noise, 3)

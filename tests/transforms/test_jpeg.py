@@ -12,7 +12,7 @@ from PIL import Image
 from deid_jax.errors import InputError
 from deid_jax.pixels import LEVELS
 from deid_jax.transforms.jpeg import jpeg
-from tests.helpers import pictures
+from tests.helpers import random_images
 
 
 def photo(height, width):
@@ -56,8 +56,8 @@ def test_every_size_is_pillows(height, width):
         assert np.abs(ours - by_pillow(picture, int(quality))).mean() < 0.3, quality
 
 
-def test_pictures_come_back_on_the_grid_of_files():
-    written = np.asarray(COMPILED(pictures(2), np.array([60, 90])))
+def test_images_come_back_on_the_grid_of_files():
+    written = np.asarray(COMPILED(random_images(2), np.array([60, 90])))
     assert np.isin(written, LEVELS).all()
 
 
@@ -79,7 +79,7 @@ def test_gradient_is_the_rest_without_rounding():
         ],
         dtype=torch.float64,
     )
-    images, cotangent = pictures(2, size=22), pictures(2, size=22, seed=1) - 0.5
+    images, cotangent = random_images(2, size=22), random_images(2, size=22, seed=1) - 0.5
     x = torch.tensor(np.asarray(images, np.float64), requires_grad=True)
     planes = torch.einsum("yc,bhwc->byhw", matrix, x)
     chroma = functional.interpolate(
@@ -96,7 +96,7 @@ def test_gradient_is_the_rest_without_rounding():
 
 
 def test_gradient_does_not_depend_on_quality_and_none_flows_to_it():
-    images, cotangent = pictures(2), pictures(2, seed=1)
+    images, cotangent = random_images(2), random_images(2, seed=1)
     np.testing.assert_array_equal(
         _backward(images, cotangent, 20), _backward(images, cotangent, 95)
     )
@@ -107,7 +107,7 @@ def test_gradient_does_not_depend_on_quality_and_none_flows_to_it():
 
 def test_derivative_of_luma_is_the_identity():
     """A change by greys passes as it is; one of chroma, checkered, halves to nothing."""
-    images, grey = pictures(1), jnp.repeat(pictures(1, seed=1)[..., :1], 3, axis=3)
+    images, grey = random_images(1), jnp.repeat(random_images(1, seed=1)[..., :1], 3, axis=3)
     checkers = jnp.asarray(np.indices((16, 16)).sum(axis=0) % 2 * 2.0 - 1)[None, :, :, None]
     # 0.299 R + 0.587 G + 0.114 B stays what it is.
     chroma = checkers * jnp.array([0.587, -0.299, 0])[None, None, None]
@@ -119,16 +119,16 @@ def test_derivative_of_luma_is_the_identity():
 
 
 def test_dtype_is_kept():
-    images = pictures(1).astype(jnp.float16)
+    images = random_images(1).astype(jnp.float16)
     assert COMPILED(images, 75).dtype == jnp.float16 == _backward(images, images).dtype
 
 
 @pytest.mark.parametrize("quality", [0, 101, float("nan"), np.array([50, 0])])
 def test_bad_quality_is_named(quality):
     with pytest.raises(InputError, match="quality must be between 1 and 100, got"):
-        jpeg(pictures(2), quality)
+        jpeg(random_images(2), quality)
 
 
-def test_grey_pictures_are_refused():
+def test_grey_images_are_refused():
     with pytest.raises(InputError, match="images must have 3 channels, got 1"):
-        jpeg(pictures(1)[..., :1], 75)
+        jpeg(random_images(1)[..., :1], 75)

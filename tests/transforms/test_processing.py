@@ -33,7 +33,7 @@ def psnr(pictures, originals):
 
 
 @every
-def test_gives_pictures_of_the_same_kind_and_leaves_the_given_alone(name, photos):
+def test_gives_images_of_the_same_kind_and_leaves_the_given_alone(name, photos):
     before = photos.copy()
     changed = PROCESSING[name](photos)
     assert changed.shape == photos.shape and changed.dtype == np.uint8
@@ -43,7 +43,7 @@ def test_gives_pictures_of_the_same_kind_and_leaves_the_given_alone(name, photos
 
 
 @every
-def test_repeats_itself_and_a_batch_is_its_pictures(name, photos):
+def test_repeats_itself_and_a_batch_is_its_images(name, photos):
     changed = PROCESSING[name](photos)
     np.testing.assert_array_equal(changed, PROCESSING[name](photos))
     alone = np.concatenate([PROCESSING[name](photos[i : i + 1]) for i in (2, 0)])

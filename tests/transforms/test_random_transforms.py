@@ -15,7 +15,7 @@ from deid_jax.errors import InputError
 from deid_jax.pixels import LEVELS
 from deid_jax.transforms import random_transforms
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS, compose, sometimes
-from tests.helpers import pictures
+from tests.helpers import random_images
 
 KEYS = jax.random.split(jax.random.key(7), 5)
 # Of other height than width, and odd.
@@ -70,7 +70,7 @@ def test_stays_in_range_and_shape(name):
 
 
 @every
-def test_depends_on_its_own_key_and_picture_alone(name):
+def test_depends_on_its_own_key_and_image_alone(name):
     """Another place among other images with other keys changes nothing, another key does."""
     batch = np.asarray(compiled(name)(NOISE, KEYS))
     others, other_keys = 1 - NOISE[::-1], many_keys(5, seed=1)
@@ -201,7 +201,7 @@ def test_crop_jitter_shifts_as_scipy():
     """Two ramps tell the shift; SciPy's linear interpolation does the rest."""
     shift = functools.partial(random_transforms.crop_jitter, shift=0.1, scale=0)
     i, j = np.mgrid[:20, :30]
-    texture = np.asarray(pictures(1, size=30)[0, :20, :, 0])
+    texture = np.asarray(random_images(1, size=30)[0, :20, :, 0])
     image = np.stack([i / 20, j / 30, texture], axis=-1)
     changed = drawn(shift, image, 40)
     moves = np.array([[10 / 20, 15 / 30]]) - changed[:, 10, 15, :2]
@@ -228,7 +228,7 @@ def test_crop_jitter_scales_about_the_centre():
 def test_blur_equals_scipy():
     """The image's third channel is a point, whose image tells σ."""
     strong = functools.partial(random_transforms.random_blur, largest_sigma=0.06)
-    image = np.asarray(pictures(1, size=40)[0]).astype(np.float64)
+    image = np.asarray(random_images(1, size=40)[0]).astype(np.float64)
     image[..., 2] = 0
     image[20, 20, 2] = 1
     changed = drawn(strong, image, 20)
@@ -248,7 +248,7 @@ def test_blur_equals_scipy():
 
 def test_brightness_is_its_formula():
     """One pixel tells the offset, another the contrast; all others follow."""
-    image = np.asarray(pictures(1)[0]).astype(np.float64)
+    image = np.asarray(random_images(1)[0]).astype(np.float64)
     image[0, 0], image[0, 1] = 0.5, 0.6
     changed = drawn(random_transforms.random_brightness, image, 60)
     offset = changed[:, 0, 0, 0] - 0.5
@@ -292,7 +292,7 @@ def test_compose_runs_in_order_with_keys_of_its_own():
     def invert(images, key):
         return 1 - images
 
-    images = 0.25 + 0.5 * pictures(5, size=32)
+    images = 0.25 + 0.5 * random_images(5, size=32)
     np.testing.assert_allclose(compose(darken, invert)(images, KEYS), 1 - images / 2)
     np.testing.assert_allclose(compose(invert, darken)(images, KEYS), (1 - images) / 2)
     np.testing.assert_array_equal(compose()(images, KEYS), images)
@@ -345,10 +345,10 @@ def test_sometimes_draws_apart_from_what_it_guards():
 )
 def test_bad_settings_are_named(name, setting, value):
     with pytest.raises(InputError, match=f"{setting} must be .*{value}"):
-        TRANSFORMATIONS[name](pictures(1), jax.random.key(0), **{setting: value})
+        TRANSFORMATIONS[name](random_images(1), jax.random.key(0), **{setting: value})
 
 
-def test_bad_probabilities_and_pictures_are_named():
+def test_bad_probabilities_and_images_are_named():
     with pytest.raises(InputError, match=r"probability must be .*, got 2"):
         sometimes(2, random_transforms.random_flip)
     for name in ALL:
