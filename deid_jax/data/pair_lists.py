@@ -104,9 +104,7 @@ class Lists:
     def positions(self, dataset: FaceDataset, groups: NumpyArray | None = None) -> Positions:
         """Finds the photos in a data set.
 
-        Args:
-          dataset: has all photos of the lists; may have more.
-          groups: int[N], equal for near-duplicates of a person; None: there are none.
+        Groups are int[N], equal for near-duplicates of a person; None: there are none.
 
         Raises:
           InputError: a photo is not in the data set, has two roles, is listed twice, or shares
@@ -201,12 +199,7 @@ def near_duplicate_groups(dataset: FaceDataset) -> NumpyArray:
 def read_lists(
     path: Path | str, dataset: FaceDataset, groups: NumpyArray | None = None
 ) -> Lists:
-    """Reads what `Lists.write` wrote, and checks that it fits a data set.
-
-    Args:
-      path: the file.
-      dataset: has all photos of the lists.
-      groups: see `Lists.positions`.
+    """Reads what `Lists.write` wrote, and checks that it fits: see `Lists.positions`.
 
     Raises:
       InputError: the file does not exist, is not a file of lists, has been modified since it
@@ -247,28 +240,26 @@ def _parse(content: Json) -> Lists | None:
     dataset, seed, pixels = (content[name] for name in ("dataset", "seed", "pixels"))
     if not isinstance(dataset, str) or type(seed) is not int or not isinstance(pixels, str):
         return None
-    roles = [_texts(content[role]) for role in _ROLES]
-    pairs = [_pairs(content[kind]) for kind in _PAIRS]
-    protected, gallery, probes = roles
-    genuine, impostor = pairs
-    if protected is None or gallery is None or probes is None:
-        return None
-    if genuine is None or impostor is None:
+    try:
+        protected, gallery, probes = (_texts(content[role]) for role in _ROLES)
+        genuine, impostor = (_pairs(content[kind]) for kind in _PAIRS)
+    except (TypeError, ValueError):
         return None
     return Lists(dataset, seed, protected, gallery, probes, genuine, impostor, pixels)
 
 
-def _texts(value: Json) -> tuple[str, ...] | None:
+def _texts(value: Json) -> tuple[str, ...]:
+    entries = value if isinstance(value, list) else [None]
+    texts = tuple(entry for entry in entries if isinstance(entry, str))
+    if len(texts) < len(entries):
+        raise TypeError
+    return texts
+
+
+def _pairs(value: Json) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, list):
-        return None
-    texts = tuple(entry for entry in value if isinstance(entry, str))
-    return texts if len(texts) == len(value) else None
-
-
-def _pairs(value: Json) -> tuple[tuple[str, str], ...] | None:
-    read = [_texts(pair) for pair in value] if isinstance(value, list) else [None]
-    pairs = tuple((pair[0], pair[1]) for pair in read if pair is not None and len(pair) == 2)
-    return pairs if len(pairs) == len(read) else None
+        raise TypeError
+    return tuple((first, second) for first, second in map(_texts, value))
 
 
 def _places(dataset: FaceDataset) -> dict[str, int]:

@@ -8,7 +8,7 @@ import importlib.util
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,13 +23,6 @@ FORMAT = "array_record"
 PERSON_FEATURES = ("identity/Identity_No", "label", "person")
 
 _BATCH = 256  # examples read at once while scanning
-
-
-class Digest(Protocol):
-    """A hash object of `hashlib`."""
-
-    def update(self, data: bytes, /) -> None:
-        """Hashes more bytes."""
 
 
 class Column(NamedTuple):
@@ -115,11 +108,11 @@ class PreparedSet:
         return {name: column for name, column in columns.items() if column is not None}
 
     def scan(
-        self, columns: Sequence[Column], digest: Digest | None = None
+        self, columns: Sequence[Column], update: Callable[[bytes], None] | None = None
     ) -> Iterator[tuple[str, int, list[object]]]:
         """Yields (split, position in it, the columns' values) for every example, in order.
 
-        The digest is updated with the checksums of all examples.
+        `update`, of a hash object, is called with the checksums of all examples.
 
         Raises:
           InputError: an example cannot be read, or lacks a value.
@@ -133,9 +126,9 @@ class PreparedSet:
                 except Exception as error:  # damaged files raise all kinds
                     where = f"{self.name} {split} examples {start}..{stop - 1}"
                     raise InputError(f"{where} cannot be read: {one_line(error)}") from error
-                if digest is not None:
+                if update is not None:
                     checksums = [zlib.crc32(record) for record in records]
-                    digest.update(np.array(checksums, dtype="<u4").tobytes())
+                    update(np.array(checksums, dtype="<u4").tobytes())
                 for position, row in enumerate(values, start):
                     yield split, position, row
 

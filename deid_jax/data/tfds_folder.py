@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from deid_jax.data import prepared
 from deid_jax.data.building import build_dataset
 from deid_jax.data.dataset import DataOptions, FaceDataset
-from deid_jax.data.prepared import Column, Digest, PreparedSet
+from deid_jax.data.prepared import PreparedSet
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
 
@@ -35,11 +35,13 @@ def load(options: DataOptions) -> FaceDataset:
         format, or lacks the features; a person's name is not a valid folder name; or as for
         `build_dataset`.
     """
+    import tensorflow_datasets as tfds
+
     data = prepared.open_folder(_find(options.data_dir))
-    if not _has_images(data):
+    if not isinstance(data.feature("image"), tfds.features.Image):
         raise InputError(f"the {data.name} in {data.builder.data_path} has no images: image")
     digest = hashlib.sha256(json.dumps([data.builder.info.full_name, data.lengths]).encode())
-    persons, labels, names, attributes = _scan(data, digest)
+    persons, labels, names, attributes = _scan(data, digest.update)
     lengths = list(data.lengths.values())
     examples = data.examples(
         np.repeat(np.arange(len(lengths)), lengths),
@@ -70,27 +72,24 @@ def _find(data_dir: str | None) -> Path:
     return found[0].parent
 
 
-def _has_images(data: PreparedSet) -> bool:
-    import tensorflow_datasets as tfds
-
-    return isinstance(data.feature("image"), tfds.features.Image)
-
-
 def _scan(
-    data: PreparedSet, digest: Digest
+    data: PreparedSet, update: Callable[[bytes], None]
 ) -> tuple[tuple[str, ...], NumpyArray, list[str], dict[str, NumpyArray]]:
     """Persons, labels [N], names and attributes [N] of all examples, in order."""
+    import tensorflow_datasets as tfds
+
     total = sum(data.lengths.values())
     attributes = data.attributes()
     values = {name: np.empty(total, column.dtype) for name, column in attributes.items()}
     columns = [data.person(), *attributes.values()]
-    named = _name(data)
+    is_text = isinstance(data.feature("name"), tfds.features.Text)
+    named = data.column("name") if is_text else None
     columns += [] if named is None else [named]
     own_names: list[str] = []
     names: list[str] = []
     numbers: dict[str, int] = {}
     labels = np.empty(total, dtype=np.int32)
-    for index, (split, position, row) in enumerate(data.scan(columns, digest)):
+    for index, (split, position, row) in enumerate(data.scan(columns, update)):
         person, *rest = row
         labels[index] = numbers.setdefault(str(person), len(numbers))
         if named is not None:
@@ -104,16 +103,11 @@ def _scan(
     persons = tuple(sorted(numbers))
     order = np.argsort([numbers[person] for person in persons]).astype(np.int32)
     labels = order[labels]
-    texts = {name: _as_text(array) for name, array in values.items()}
+    texts: dict[str, NumpyArray] = {
+        name: array.astype(str) if array.dtype == object else array
+        for name, array in values.items()
+    }
     return persons, labels, own_names if _are_names(own_names, labels) else names, texts
-
-
-def _name(data: PreparedSet) -> Column | None:
-    """The feature that names images, if there is one."""
-    import tensorflow_datasets as tfds
-
-    is_text = isinstance(data.feature("name"), tfds.features.Text)
-    return data.column("name") if is_text else None
 
 
 def _are_names(names: Sequence[str], labels: NumpyArray) -> bool:
@@ -125,8 +119,3 @@ def _are_names(names: Sequence[str], labels: NumpyArray) -> bool:
 
 def _is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not {"/", "\0"} & set(name)
-
-
-def _as_text(values: NumpyArray) -> NumpyArray:
-    """Converts an array of objects to an array of text."""
-    return values.astype(str) if values.dtype == object else values

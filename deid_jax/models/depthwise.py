@@ -29,14 +29,9 @@ def convolve_depthwise(
 
     Accelerators, whose libraries have depthwise convolutions, get `lax.conv_general_dilated`.
 
-    Args:
-      images: float[B, H, W, C].
-      kernel: float[h, w, C] or float[h, w, 1, C].
-      stride: s, for rows and columns.
-      padding: rows of zeros (top, bottom) and columns of zeros (left, right).
-
-    Returns:
-      float[B, ⌊(H + top + bottom − h) / s⌋ + 1, ⌊(W + left + right − w) / s⌋ + 1, C].
+    Maps float[B, H, W, C] to
+    float[B, ⌊(H + top + bottom − h) / s⌋ + 1, ⌊(W + left + right − w) / s⌋ + 1, C].
+    The kernel is float[h, w, C] or [h, w, 1, C]; the padding is ((top, bottom), (left, right)).
     """
     kernel = kernel.reshape(*kernel.shape[:2], kernel.shape[-1])
     if jax.default_backend() != "cpu":

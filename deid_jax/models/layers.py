@@ -16,8 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from deid_jax.models import preparing
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from deid_jax.models.depthwise import Padding
 
 
 def _convolve(images: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:

@@ -83,12 +83,9 @@ def from_embedder(
 ) -> Recogniser:
     """Makes a classifier of a data set's persons from a user-supplied recogniser.
 
-    Args:
-      embedder: the recogniser.
-      output: one of `OUTPUTS`.
-      known: the photos of its gallery; for logits, a data set with its persons.
-      held_out: other photos, to measure its accuracy on.
-      model_parallel: the number of devices over which dense layers are divided.
+    `known` are the photos of its gallery (for logits, a data set with its persons); `held_out`
+    are others, to measure its accuracy on. Dense layers are divided over `model_parallel`
+    devices.
 
     Raises:
       InputError: the output is unknown, or there is not one logit per person.

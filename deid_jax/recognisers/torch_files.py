@@ -48,11 +48,7 @@ def read_arrays(path: Path) -> dict[str, NumpyArray]:
     "net_state_dict.conv.weight". Values that are neither tensors nor dicts (an epoch's number,
     an optimiser's lists) are left out.
 
-    Args:
-      path: a file written by `torch.save`, in either of its formats.
-
-    Returns:
-      Read-only arrays in the shapes and dtypes of the tensors; bfloat16 becomes float32.
+    The arrays are read-only, in the shapes and dtypes of the tensors; bfloat16 becomes float32.
 
     Raises:
       InputError: the file cannot be read, is damaged or of another kind, has no tensors, or

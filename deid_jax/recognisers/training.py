@@ -150,7 +150,8 @@ def train(
 
     Args:
       model: the network.
-      data: the images; the examples' "label" may be an array, one label per head.
+      data: the images; held-out ones are never trained on. A "label" may be an array, one per
+        head.
       config: how to train.
       pretrained: layers to take from a file and freeze, bit for bit; the others are
         initialised from the seed and trained. None trains all.

@@ -41,12 +41,9 @@ _LAYER = re.compile(r"(conv\d_\d|fc[67])(?!\d)")
 
 
 class Pretrained(NamedTuple):
-    """Pretrained weights that are frozen in training, bit for bit.
+    """Pretrained weights of a file, which are frozen in training, bit for bit.
 
-    Attributes:
-      file: the name of the file that they come from.
-      sha256: its SHA-256, hexadecimal.
-      layers: layer -> {"kernel": float32[...], "bias": float32[outputs]}.
+    Layers are layer -> {"kernel": float32[...], "bias": float32[outputs]}.
     """
 
     file: str

@@ -115,10 +115,8 @@ def fetch(
     unless its SHA-256 comes from the user: then this is an error, and the file stays. Source,
     licence and citation are shown on standard error before a download.
 
-    Args:
-      name: a key of `WEIGHTS`.
-      sha256: of the file; needed if the table has none.
-      progress: called while bytes are received.
+    `sha256` is that of the file, needed if the table has none; `progress` is called while bytes
+    are received.
 
     Raises:
       InputError: there is no such row; `sha256` is missing, malformed or not the table's; the

@@ -96,20 +96,12 @@ def test_dropout_drops_nine_tenths():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (
-            {"name": "resnet", "num_classes": 3, "image_size": 64},
-            "model must be one of .* got resnet",
-        ),
-        (
-            {"name": "vgg16", "num_classes": 3, "image_size": 31},
-            "image_size must be at least 32",
-        ),
-        (
-            {"name": "model_a", "num_classes": 1, "image_size": 64},
-            "num_classes must be .* got 1",
-        ),
+        (("resnet", 3, 64), "model must be one of .* got resnet"),
+        (("vgg16", 3, 31), "image_size must be at least 32"),
+        (("model_a", 1, 64), "num_classes must be .* got 1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with refused(message):
-        create_model(**arguments)
+        name, num_classes, image_size = arguments
+        create_model(name, num_classes=num_classes, image_size=image_size)

@@ -160,32 +160,23 @@ def test_descriptor_is_that_of_the_files_network(narrow, tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    "write, channels",
+    ("suffix", "options", "channels"),
     [
-        (functools.partial(write_keras, suffix=".h5"), "BGR"),
-        (functools.partial(write_keras, suffix=".h5", root="model_weights"), "BGR"),
-        (
-            functools.partial(write_keras, suffix=".h5", names=("{0}/kernel:0", "{0}/bias:0")),
-            "BGR",
-        ),
-        (functools.partial(write_matconvnet, suffix=".mat"), "RGB"),
-        (functools.partial(write_matconvnet, suffix=".mat", nested=False), "RGB"),
-        (
-            functools.partial(
-                write_matconvnet, suffix=".mat", fields=("filters", "biases"), nested=False
-            ),
-            "RGB",
-        ),
-        (functools.partial(write_npz, suffix=".npz"), "RGB"),
-        (functools.partial(write_npz, suffix=".npz", channels="BGR"), "BGR"),
-        (functools.partial(write_npz, suffix=".npz", names=("{}/kernel", "{}/bias")), "RGB"),
+        (".h5", {}, "BGR"),
+        (".h5", {"root": "model_weights"}, "BGR"),
+        (".h5", {"names": ("{0}/kernel:0", "{0}/bias:0")}, "BGR"),
+        (".mat", {}, "RGB"),
+        (".mat", {"nested": False}, "RGB"),
+        (".mat", {"fields": ("filters", "biases"), "nested": False}, "RGB"),
+        (".npz", {}, "RGB"),
+        (".npz", {"channels": "BGR"}, "BGR"),
+        (".npz", {"names": ("{}/kernel", "{}/bias")}, "RGB"),
     ],
-    ids=lambda value: str(getattr(value, "keywords", value)),
+    ids=str,
 )
-def test_every_layout_gives_the_same_numbers(narrow, tmp_path, write, channels):
-    keywords = dict(write.keywords)
-    path = tmp_path / f"it{keywords.pop('suffix')}"
-    write.func(path, convolutions(), **keywords)
+def test_every_layout_gives_the_same_numbers(narrow, tmp_path, suffix, options, channels):
+    path = tmp_path / f"it{suffix}"
+    WRITERS[suffix](path, convolutions(), **options)
     found = load_vggface(path, image_size=64).layers
     assert sorted(found) == sorted(CONVOLUTIONS)
     for name, (kernel, bias) in convolutions().items():

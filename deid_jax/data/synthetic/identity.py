@@ -178,7 +178,6 @@ def _sample_traits(draws: Draws) -> Traits:
 
 
 def _sample_hair(draws: Draws, traits: Traits) -> Hair:
-    """Draws a hair style that fits the traits."""
     male = traits.male
     colour = jnp.asarray(_linear(_HAIR_STOPS))[traits.hair_class.astype(jnp.int32)]
     colour = colour * draws.between(0.8, 1.25) * draws.between(0.94, 1.06, (3,))
@@ -212,7 +211,6 @@ def _sample_beard(draws: Draws, traits: Traits) -> Beard:
 
 
 def _sample_skin(draws: Draws, traits: Traits) -> Skin:
-    """Draws skin colour with undertone, freckles and moles."""
     colour = _palette(_SKIN_STOPS, traits.melanin) * draws.between(0.92, 1.08, (3,))
     freckles = draws.chance(0.35) * (1 - traits.melanin)
     spots = draws.between(0.0, 1.0, (NUM_MOLES, 3))
@@ -269,7 +267,6 @@ def _sample_brows(draws: Draws, male: jax.Array) -> Brows:
 
 
 def _sample_nose(draws: Draws, male: jax.Array) -> Nose:
-    """Draws the nose."""
     return Nose(
         *draws.several(
             (0.30, 0.44),
