@@ -72,11 +72,7 @@ def run(settings: WebappSettings) -> None:
 
 @contextlib.contextmanager
 def serve(settings: WebappSettings) -> Iterator[str]:
-    """Serves the page while the block runs; yields its address.
-
-    Raises:
-      InputError: see `run`.
-    """
+    """Serves the page while the block runs; yields its address. Raises as `run` does."""
     port = _free(settings.port)
     protector = protector_of(settings)
     _remove_left_behind()
@@ -111,11 +107,7 @@ def serve(settings: WebappSettings) -> Iterator[str]:
 
 
 def protector_of(settings: WebappSettings) -> Protector:
-    """The page's protector.
-
-    Raises:
-      InputError: bad settings, or a recogniser that cannot be loaded or has no threshold.
-    """
+    """The page's protector; raises `InputError` for bad settings."""
     settings.check()
     return Protector(
         settings.verifiers(),

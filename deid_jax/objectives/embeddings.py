@@ -86,14 +86,11 @@ def expectation(
     draws. An image succeeds if all of its draws do.
     Athalye, Engstrom, Ilyas, Kwok: "Synthesizing Robust Adversarial Examples", ICML 2018.
 
-    Args:
-      objective: the objective, evaluated on the transformed images.
-      transformation: t, (images, key[B]) -> images, differentiable.
-      num_samples: S ≥ 1.
-      reduction: over the draws: "mean"; "max", the worst draw; or "smooth", see `ensemble`.
+    The transformation t is differentiable. The reduction is over the draws: "mean"; "max", the
+    worst draw; or "smooth", see `ensemble`.
 
     Raises:
-      InputError: S below 1, or an unknown reduction.
+      InputError: `num_samples` below 1, or an unknown reduction.
     """
     count("num_samples", num_samples, least=1)
     reduce = _reduction(reduction)

@@ -91,15 +91,8 @@ def find_perturbation(
 ) -> jax.Array:
     """Finds the perturbation δ of each face: float32[B, S, S, 3].
 
-    Args:
-      surrogates: recognisers to fool, and the embeddings to move away from.
-      crops: the faces.
-      psnr: float32[] in dB: the budget ε of ‖δ‖₂.
-      key: key[B].
-      initial: float32[B, S, S, 3], the perturbation to start from; None starts from zero.
-      attack: method and objective.
-      num_steps: gradient steps.
-      reach: the total length of all steps, in units of ε.
+    PSNR in dB is the budget ε of ‖δ‖₂, `reach` the total length of all steps in units of ε. The
+    attack starts from the perturbation `initial`, or from zero, with key[B].
     """
     size = l2_of_psnr(psnr, crops.images[0].size)
     config = MIFGVMConfig(epsilon=size, reach=reach, num_steps=num_steps)

@@ -137,8 +137,7 @@ def encode_photo(
     Args:
       photo: the photo whose size, format, transparency, colour profile and greyness are kept.
       pixels: uint8[H, W, 3]; equal channels for a photo of one channel.
-      keep_metadata: whether to keep EXIF, GPS, XMP, IPTC, comments and texts; see
-        `metadata.kept_on_request`.
+      keep_metadata: see `metadata.kept_on_request`.
       quality: for JPEG and WebP, 1 to 100; None keeps the photo's own.
 
     Raises:

@@ -131,11 +131,8 @@ def load_verifiers(
 ) -> tuple[Verifier, ...]:
     """Loads surrogates and judges by name.
 
-    Args:
-      surrogates: recognisers, separated by commas; see `recognisers.embedders`.
-      judges: recognisers, separated by commas, or `none`.
-      threshold: for all recognisers; None uses `THRESHOLDS`.
-      load: loads a recogniser by its name and the size of its crops.
+    Both are lists separated by commas, see `recognisers.embedders`; judges may be `none`. The
+    threshold is for all; None uses `THRESHOLDS`. `load` is given a name and the size of crops.
 
     Raises:
       InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice.

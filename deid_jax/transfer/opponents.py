@@ -72,15 +72,9 @@ def fine_tune(
     Deng, Guo, Xue, Zafeiriou: "ArcFace", CVPR 2019, without a margin. The directions w_p are
     trained as well and then dropped; the result is an embedder, as before.
 
-    Args:
-      embedder: the recogniser; its weights are not changed.
-      images: uint8[N, H, W, 3].
-      labels: int[N], persons, 0 to P − 1.
-      directions: float[P, D], initial values of w_p: centroids of clean galleries.
-      epochs: passes over the images, each with random order and mirroring.
-      batch_size: images per step; a remainder is left out of each epoch.
-      learning_rate: Adam's learning rate.
-      seed: decides order and mirroring.
+    Images are uint8[N, H, W, 3] of persons int[N], 0 to P − 1; `directions`, float[P, D], are
+    initial values of w_p: centroids of clean galleries. The seed decides order and mirroring in
+    each epoch, which leaves out a remainder of the batch size.
 
     Raises:
       InputError: a recogniser without weights to train, no images, or a bad number.

@@ -116,16 +116,11 @@ class SurrogateAttack:
         view: Callable[[jax.Array], jax.Array] = lambda images: images,
         initial: jax.Array | None = None,
     ) -> AttackResult:
-        """Runs the attack; to be called inside `jit`.
+        """Runs the attack on float32[B, H, W, 3] in [0, 1], with key[B]; for use inside `jit`.
 
-        Args:
-          surrogates: the recognisers that the attack is fitted on.
-          images: float32[B, H, W, 3] in [0, 1].
-          config: the method's settings.
-          key: key[B].
-          view: maps perturbed images to what surrogates see, such as a crop after a round trip
-            through the photo's pixels; differentiable.
-          initial: the first iterate; the images if None.
+        `view` maps perturbed images to what surrogates see, such as a crop after a round trip
+        through the photo's pixels; it is differentiable. The first iterate is `initial`, or the
+        images.
         """
         fitted = self.fitted(surrogates)
 
@@ -145,17 +140,11 @@ def perturb_on_grid(
     *,
     attack: SurrogateAttack,
 ) -> tuple[jax.Array, jax.Array]:
-    """Perturbs one batch of 8-bit images.
+    """Perturbs one batch of 8-bit images, uint8[B, H, W, 3], with key[B].
 
-    Args:
-      surrogates: the recognisers that the attack is fitted on.
-      images: uint8[B, H, W, 3].
-      config: the method's settings.
-      psnr: float32[] in dB, to which the perturbation is scaled. None keeps the method's own
-        size and rounds to the 8-bit grid, within ε if the method bounds pixels, otherwise so
-        that the attack still succeeds.
-      key: key[B].
-      attack: everything static.
+    The perturbation is scaled to a PSNR in dB. None keeps the method's own size and rounds to
+    the 8-bit grid, within ε if the method bounds pixels, otherwise so that the attack still
+    succeeds.
 
     Returns:
       uint8[B, H, W, 3], and bool[B]: whether all surrogates are dodged.
