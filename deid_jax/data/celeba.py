@@ -87,7 +87,7 @@ def _lines(path: Path) -> Iterable[tuple[int, list[str]]]:
 
 def _read_identities(path: Path) -> dict[str, list[str]]:
     """Reads person -> file names; lines are "000001.jpg 2880"."""
-    pictures: dict[str, list[str]] = {}
+    images: dict[str, list[str]] = {}
     seen = set()
     for number, words in _lines(path):
         if len(words) != 2 or not words[1].isdecimal() or "/" in words[0]:
@@ -95,8 +95,8 @@ def _read_identities(path: Path) -> dict[str, list[str]]:
         if words[0] in seen:
             raise InputError(f"{path} line {number} names {words[0]} again")
         seen.add(words[0])
-        pictures.setdefault(words[1], []).append(words[0])
-    return pictures
+        images.setdefault(words[1], []).append(words[0])
+    return images
 
 
 def _read_attributes(path: Path, wanted: set[str]) -> dict[str, dict[str, bool]]:

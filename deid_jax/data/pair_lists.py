@@ -178,11 +178,11 @@ def make_lists(
     )
 
 
-def pixels_of(pictures: Collection[str], dataset: FaceDataset) -> str:
+def pixels_of(photos: Collection[str], dataset: FaceDataset) -> str:
     """SHA-256, in hexadecimal, of the photos' uint8[H, W, 3], in order of their names."""
     digest, where = hashlib.sha256(), _places(dataset)
-    for picture in sorted(pictures):
-        digest.update(np.asarray(dataset.read(where[picture]), np.uint8).tobytes())
+    for photo in sorted(photos):
+        digest.update(np.asarray(dataset.read(where[photo]), np.uint8).tobytes())
     return digest.hexdigest()
 
 
@@ -264,15 +264,15 @@ def _pairs(value: Json) -> tuple[tuple[str, str], ...]:
 
 def _places(dataset: FaceDataset) -> dict[str, int]:
     """A photo's name -> its position."""
-    return {picture: position for position, picture in enumerate(dataset.image_names)}
+    return {photo: position for position, photo in enumerate(dataset.image_names)}
 
 
-def _find(name: str, pictures: Sequence[str], where: Mapping[str, int]) -> NumpyArray:
-    """The positions of the photos, int64[len(pictures)]."""
-    for picture in pictures:
-        if picture not in where:
-            raise InputError(f"{name} has {picture}, which is not in the data set")
-    return np.array([where[picture] for picture in pictures], dtype=np.int64)
+def _find(name: str, photos: Sequence[str], where: Mapping[str, int]) -> NumpyArray:
+    """The positions of the photos, int64[len(photos)]."""
+    for photo in photos:
+        if photo not in where:
+            raise InputError(f"{name} has {photo}, which is not in the data set")
+    return np.array([where[photo] for photo in photos], dtype=np.int64)
 
 
 def _check_roles(
@@ -286,13 +286,13 @@ def _check_roles(
         if not len(positions):
             raise InputError(f"{role} must be one photo or more, got none")
         for position in positions.tolist():
-            picture = dataset.image_name(position)
+            photo = dataset.image_name(position)
             if position in role_of:
-                raise InputError(f"{picture} is in {role_of[position]} and again in {role}")
+                raise InputError(f"{photo} is in {role_of[position]} and again in {role}")
             group = int(dataset.labels[position]), int(groups[position])
             if group_role.setdefault(group, role) != role:
                 raise InputError(
-                    f"{picture} is in {role} and a near-duplicate in {group_role[group]}"
+                    f"{photo} is in {role} and a near-duplicate in {group_role[group]}"
                 )
             role_of[position] = role
     for role in ("gallery", "probes"):

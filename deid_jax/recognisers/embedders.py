@@ -186,9 +186,9 @@ def _brought(text: str) -> Embedder:
 
 def _check(embedder: Embedder, image_size: int) -> None:
     """Refuses a recogniser that does not give one vector per image."""
-    pictures = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     try:
-        shape = jax.eval_shape(embedder.module.apply, embedder.variables, pictures).shape
+        shape = jax.eval_shape(embedder.module.apply, embedder.variables, images).shape
     except Exception as error:
         raise InputError(
             f"recogniser {embedder.name} cannot take images of {image_size} px: "

@@ -31,11 +31,11 @@ def _sample(seed: jax.Array) -> tuple[Identity, Variation]:
     """All identities [P] and variations [P * K] of a seed."""
     who, how = jax.random.split(jax.random.key(seed))
     persons = jax.random.split(who, _CANDIDATES)
-    pictures = jax.random.split(how, len(PERSONS) * IMAGES_PER_PERSON)
+    images = jax.random.split(how, len(PERSONS) * IMAGES_PER_PERSON)
     candidates = jax.vmap(sample_identity)(persons)
     chosen = _cast(_description(candidates))
     cast = jax.tree.map(lambda leaf: leaf[chosen], candidates)
-    return cast, jax.vmap(sample_variation)(pictures)
+    return cast, jax.vmap(sample_variation)(images)
 
 
 def _description(people: Identity) -> jax.Array:
@@ -83,7 +83,7 @@ def _places(image_size: int) -> Places:
     return rays(image_size)
 
 
-def _people_and_pictures(seed: int, image_size: int) -> tuple[Identity, Variation]:
+def _people_and_variations(seed: int, image_size: int) -> tuple[Identity, Variation]:
     """Runs `_sample` on the CPU while `_photograph` is compiled; returns NumPy arrays."""
     with (
         ThreadPoolExecutor(1) as pool,
@@ -158,7 +158,7 @@ def load(options: DataOptions) -> FaceDataset:
         raise InputError(f"image_size must be at most {LARGEST}, got {options.image_size}")
     labels = np.repeat(np.arange(len(PERSONS), dtype=np.int32), IMAGES_PER_PERSON)
     chosen = split_indices(labels, options.split, options.seed, persons=PERSONS)
-    identities, variations = _people_and_pictures(options.seed, options.image_size)
+    identities, variations = _people_and_variations(options.seed, options.image_size)
     identities = jax.tree.map(lambda leaf: leaf[labels[chosen]], identities)
     variations = jax.tree.map(lambda leaf: leaf[chosen], variations)
     images = _render_all(identities, variations, options.image_size)

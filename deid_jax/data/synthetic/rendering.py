@@ -249,10 +249,10 @@ def _develop(radiance: jax.Array, camera: Camera) -> jax.Array:
     light = 1.0 - jnp.exp(-1.35 * light)
     grey = jnp.mean(light, -1, keepdims=True)
     light = jnp.clip(grey + camera.saturation * (light - grey), 1e-4, 1.0)
-    picture = light ** (1 / 2.2)
-    picture = 0.5 + camera.contrast * (picture - 0.5)
-    grain = white_noise(camera.seed, picture.shape)
-    return jnp.clip(picture + camera.noise * grain, 0.0, 1.0)
+    image = light ** (1 / 2.2)
+    image = 0.5 + camera.contrast * (image - 0.5)
+    grain = white_noise(camera.seed, image.shape)
+    return jnp.clip(image + camera.noise * grain, 0.0, 1.0)
 
 
 def rays(image_size: int) -> tuple[jax.Array, jax.Array]:
@@ -278,7 +278,7 @@ def render(
     fine = _fine(image_size)
     figure = _figure(identity, variation)
     radiance, coverage = _person(figure, variation, u, v)
-    picture = mix(scenery.background(variation.scene, u, v), radiance, coverage)
+    image = mix(scenery.background(variation.scene, u, v), radiance, coverage)
     rows = _filter(image_size, variation.camera.blur)
-    planes = jnp.einsum("ih,chw,jw->ijc", rows, picture.reshape(3, fine, fine), rows)
+    planes = jnp.einsum("ih,chw,jw->ijc", rows, image.reshape(3, fine, fine), rows)
     return _develop(planes, variation.camera)
