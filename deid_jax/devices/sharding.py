@@ -147,7 +147,7 @@ def _to_host(leaf: jax.Array | NumpyArray) -> NumpyArray:
 
 def over_batch(
     function: Callable[P, R],
-    mesh: Mesh | None,
+    mesh: Mesh,
     divided: Sequence[bool],
     results: PyTree,
 ) -> Callable[P, R]:
@@ -158,12 +158,12 @@ def over_batch(
 
     Args:
       function: takes positional arguments.
-      mesh: the devices; None or one device: the function is returned unchanged.
+      mesh: the devices; with one, the function is returned unchanged.
       divided: for each argument, whether it is divided along its first axis; the others are
         the same for all devices.
       results: `PartitionSpec` of what it returns.
     """
-    if mesh is None or mesh.size == 1:
+    if mesh.size == 1:
         return function
     specs = tuple(PartitionSpec(BATCH) if d else PartitionSpec() for d in divided)
     return functools.wraps(function)(

@@ -76,13 +76,6 @@ class Protocol:
         """Whether an attack aims at a label."""
         return self.target != "none"
 
-    def program(self, model: Model, method: str, mesh: Mesh | None = None) -> "BatchProgram":
-        """The program of a method against a model, on some devices."""
-        quantize = METHODS[method].quantizes if self.quantize is None else self.quantize
-        return BatchProgram(
-            model, method, self.target, self.init, quantize, self.precision, mesh
-        )
-
 
 def choose_targets(
     kind: str, logits: jax.Array, labels: jax.Array, key: jax.Array
@@ -131,17 +124,16 @@ class BatchResult(NamedTuple):
 class BatchProgram(NamedTuple):
     """The static argument of `run_batch`: with the shapes, it decides the compiled program.
 
-    Its settings are those of `Protocol`. A batch is divided over `mesh`; None: it stays
-    wherever its arrays are.
+    Its settings are those of `Protocol`; a batch is divided over `mesh`.
     """
 
     model: Model
     method: str
-    target: str = "random"
-    init: str = "image"
-    quantize: bool = False
-    precision: str = "float32"
-    mesh: Mesh | None = None
+    target: str
+    init: str
+    quantize: bool
+    precision: str
+    mesh: Mesh
 
 
 def de_identify(
@@ -289,7 +281,6 @@ class PlacedProgram:
     @property
     def mesh(self) -> Mesh:
         """The devices."""
-        assert self.program.mesh is not None
         return self.program.mesh
 
     def compiled(self, size: int) -> jax.stages.Compiled:

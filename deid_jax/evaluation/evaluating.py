@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from deid_jax.evaluation.measuring import Predictions
 from deid_jax.evaluation.records import ImageRecord
 from deid_jax.models import prepare
 from deid_jax.pixels import Pixels
+from deid_jax.recognisers import Recogniser
 from deid_jax.runs import package_versions
 from deid_jax.types import Config, Model, Variables
 
@@ -28,20 +29,8 @@ from deid_jax.types import Config, Model, Variables
 _MIN_WORK_TO_PREPARE = 2**21
 
 
-class LogitsModel(Protocol):
-    """A network that gives logits, with its weights; `recognisers.Recogniser` is one."""
-
-    @property
-    def model(self) -> Model:
-        """The network."""
-
-    @property
-    def variables(self) -> Variables:
-        """Its weights."""
-
-
 class WeightedModel(NamedTuple):
-    """A plain `LogitsModel`: a network and its weights, nothing more."""
+    """A network that gives logits, and its weights: a `Recogniser` without description."""
 
     model: Model
     variables: Variables
@@ -66,7 +55,7 @@ class Evaluation:
     device; None: what is free.
     """
 
-    recogniser: LogitsModel
+    recogniser: Recogniser | WeightedModel
     dataset: FaceDataset
     method: str
     config: Config
@@ -81,7 +70,17 @@ class Evaluation:
     @property
     def program(self) -> BatchProgram:
         """Everything that decides the compiled program."""
-        return self.protocol.program(self.recogniser.model, self.method, self.mesh)
+        own = self.protocol
+        quantize = METHODS[self.method].quantizes if own.quantize is None else own.quantize
+        return BatchProgram(
+            model=self.recogniser.model,
+            method=self.method,
+            target=own.target,
+            init=own.init,
+            quantize=quantize,
+            precision=own.precision,
+            mesh=self.mesh,
+        )
 
     @property
     def num_steps(self) -> int:

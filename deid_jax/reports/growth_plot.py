@@ -114,13 +114,8 @@ class Curve:
 def draw_growth(curves: Mapping[str, Curve], *, titles: Mapping[str, str], title: str) -> bytes:
     """Draws time against images, steps and pixels, and memory against batch and images.
 
-    Args:
-      curves: one for each of "images", "steps", "pixels" and "batch".
-      titles: what stayed constant, for each of them.
-      title: what was measured, and where.
-
-    Returns:
-      A PNG file; the same curves give the same bytes.
+    There is a curve for each, with a title that says what stayed constant. The same curves give
+    the same bytes, a PNG file.
     """
     figure = plotting.new_figure(11, 8.2)
     axes = figure.subplots(2, 2).flat

@@ -63,6 +63,12 @@ def trained(faces, tmp_path_factory):
 
 
 @pytest.fixture
+def arguments(trained, faces):
+    """What attacks on the tiny data set are given."""
+    return [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--output_dir=out"]
+
+
+@pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """An empty current folder."""
     monkeypatch.chdir(tmp_path)

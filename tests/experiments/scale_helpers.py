@@ -1,6 +1,5 @@
 """Runs of several processes, killed at moments that can be repeated, and what they leave."""
 
-import csv
 import json
 import os
 import signal
@@ -10,6 +9,7 @@ import sys
 import time
 
 from tests.experiments.conftest import REPOSITORY, listing, process
+from tests.reports.runs_helpers import read_csv
 
 # What the clock decides of `metrics.json`, and who did the work.
 VARYING = {
@@ -58,8 +58,7 @@ def content(folder):
 
 def records(folder):
     """The lines of `per_image.csv`."""
-    with (folder / "per_image.csv").open() as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / "per_image.csv")
 
 
 def metrics(folder):

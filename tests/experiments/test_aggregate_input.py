@@ -9,12 +9,10 @@ from PIL import Image
 
 from experiments import aggregate
 from tests.experiments.conftest import assert_refused, finish, process
-from tests.experiments.test_aggregate import (
-    config,
-    drawn,
-    metrics,
+from tests.experiments.test_aggregate import SWEPT, drawn, runs
+from tests.reports.runs_helpers import (
+    described,
     read_csv,
-    runs,
     write_attack,
     write_csv,
     write_sweep,
@@ -75,7 +73,7 @@ def test_runs_must_be_given(workplace, capsys):
     ],
 )
 def test_other_measurements_are_refused(runs, workplace, capsys, changes, message):
-    write_attack(runs / "third", metrics("blur", **changes))
+    write_attack(runs / "third", "blur", **changes)
     refused(workplace, capsys, f"runs/other and runs/third cannot be compared: {message}")
 
 
@@ -92,17 +90,16 @@ def test_other_measurements_are_refused(runs, workplace, capsys, changes, messag
     ],
 )
 def test_other_settings_are_refused(runs, workplace, capsys, changes, message):
-    write_attack(runs / "third", metrics("ifgsm"), config(**changes))
+    write_attack(runs / "third", "ifgsm", description=described(**changes))
     refused(workplace, capsys, f"runs/other and runs/third cannot be compared: {message}")
 
 
 def test_other_pictures_and_recognisers_are_refused(runs, workplace, capsys):
-    folder = write_attack(runs / "third", metrics("blur"))
-    description = config()
-    description["recogniser"]["accuracy"] = {"test": 0.8}
+    folder = write_attack(runs / "third", "blur")
+    description = described("recogniser", accuracy={"test": 0.8})
     (folder / "config.json").write_text(json.dumps(description))
     refused(workplace, capsys, "runs/other and runs/third cannot be compared: recogniser's acc")
-    (folder / "config.json").write_text(json.dumps(config()))
+    (folder / "config.json").write_text(json.dumps(described()))
     rows = read_csv(folder / "per_image.csv")
     rows[3]["name"] = "x"
     write_csv(folder / "per_image.csv", rows)
@@ -221,7 +218,7 @@ def test_cut_tables_are_refused(runs, workplace, capsys, edit, message):
     ],
 )
 def test_broken_sweeps_are_refused(workplace, drawn, capsys, name, edit, message):
-    folder = write_sweep(workplace / "runs/sweep")
+    folder = write_sweep(workplace / "runs/sweep", SWEPT)
     edit_rows(folder / name, edit)
     refused(workplace, capsys, message)
 
@@ -235,7 +232,7 @@ def test_sheet_that_cannot_be_read_is_refused(runs, workplace, capsys, cut):
 
 
 def test_folder_of_two_kinds_is_refused(runs, workplace, capsys):
-    shutil.copy(write_sweep(workplace / "x") / "sweep.csv", runs / "ours")
+    shutil.copy(write_sweep(workplace / "x", SWEPT) / "sweep.csv", runs / "ours")
     refused(workplace, capsys, "runs/ours holds metrics.json and sweep.csv")
 
 

@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 
@@ -12,6 +11,7 @@ from deid_jax.runs import RunFolder
 from experiments import attack
 from experiments._common.flags import parse_flags
 from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
+from tests.reports.runs_helpers import read_csv
 
 CONTRACT = {
     "method", "model", "dataset", "split", "num_images", "num_devices", "l2", "linf", "mssim",
@@ -25,18 +25,14 @@ TIMING = {
 QUICK = "--num_steps=3"
 
 
-@pytest.fixture
-def arguments(trained, faces):
-    """What every attack on the tiny data set is given."""
-    return [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--output_dir=out"]
-
-
 def read(folder):
     """(metrics, records, description) of a run."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    with (folder / "per_image.csv").open() as file:
-        records = list(csv.DictReader(file))
-    return metrics, records, json.loads((folder / "config.json").read_text())
+    return (
+        metrics,
+        read_csv(folder / "per_image.csv"),
+        json.loads((folder / "config.json").read_text()),
+    )
 
 
 def timeless(folder):
@@ -297,14 +293,7 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
 ):
     (workplace / "file").write_text("mine")
     (workplace / "foreign/images").mkdir(parents=True)
-    before = listing(workplace)
-    assert attack.main([*arguments, *flags]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert listing(workplace) == before
+    assert_refused(attack.main, [*arguments, *flags], message, workplace, capsys)
 
 
 @pytest.mark.parametrize("flag", ["--crop=none", "--skip_unreadable"])
@@ -317,7 +306,7 @@ def test_flags_that_the_synthetic_set_ignores_are_refused(workplace, capsys, fla
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("info", "damaged is no checkpoint"),
+        ("info", "is no checkpoint"),
         ("info/metadata", "is damaged: its files have changed"),
         ("arrays", "is damaged: its files have changed"),
     ],
@@ -332,14 +321,8 @@ def test_damaged_checkpoint_is_refused(arguments, trained, workplace, capsys, da
         shutil.rmtree(path / "arrays")
     else:
         (path / damage).write_text("{")
-    before = listing(workplace)
-    assert attack.main([*arguments, "--checkpoint=damaged"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "checkpoint damaged" in err
-    assert message in err
-    assert listing(workplace) == before
+    flags = [*arguments, "--checkpoint=damaged"]
+    assert_refused(attack.main, flags, f"checkpoint damaged {message}", workplace, capsys)
 
 
 def test_checkpoint_of_other_persons_is_refused(arguments, faces, workplace, capsys):
@@ -388,10 +371,5 @@ def test_a_profile_is_written_on_request(arguments, workplace, capsys):
     assert list(profile.rglob("*.xplane.pb"))
     (workplace / "file").touch()
     capsys.readouterr()
-    assert_refused(
-        attack.main,
-        [*arguments, QUICK, "--profile_dir=file"],
-        "error: profile_dir",
-        workplace,
-        capsys,
-    )
+    flags = [*arguments, QUICK, "--profile_dir=file"]
+    assert_refused(attack.main, flags, "error: profile_dir", workplace, capsys)

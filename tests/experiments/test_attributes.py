@@ -1,6 +1,5 @@
 """`experiments.attributes`: what it reads and writes, and whom its classifier learns from."""
 
-import csv
 import dataclasses
 import json
 import shutil
@@ -15,6 +14,7 @@ from deid_jax.recognisers import TrainConfig
 from experiments import attack, attributes
 from experiments._attributes import attribute_runs
 from tests.experiments.conftest import COMMON, assert_refused, listing
+from tests.reports.runs_helpers import read_csv
 
 SIZE = 16
 PERSONS, PICTURES = 6, 5
@@ -75,10 +75,10 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def write_run(folder, pictures=None, method="pfgvm", config=None, **settings):
+def write_run(folder, pictures=None, method="pfgvm", config=None, faces=None, **settings):
     """What `experiments.attack` leaves; `pictures` uint8[N, H, W, 3], None: the originals."""
-    faces = load_plain(DataOptions(image_size=SIZE, split="test", seed=0))
-    pictures = originals() if pictures is None else pictures
+    faces = faces or load_plain(DataOptions(image_size=SIZE, split="test", seed=0))
+    pictures = originals(faces) if pictures is None else pictures
     folder.mkdir(parents=True)
     figures = {"method": method, "model": "model_a", "config": config or {"num_steps": 3}}
     (folder / "metrics.json").write_text(json.dumps(figures))
@@ -93,8 +93,8 @@ def write_run(folder, pictures=None, method="pfgvm", config=None, **settings):
     return folder
 
 
-def originals():
-    faces = load_plain(DataOptions(image_size=SIZE, split="test", seed=0))
+def originals(faces=None):
+    faces = faces or load_plain(DataOptions(image_size=SIZE, split="test", seed=0))
     return np.stack([faces.read(index) for index in range(len(faces))])
 
 
@@ -124,8 +124,8 @@ def place(first_time, workplace, monkeypatch):
 
 
 def rows_of(folder):
-    with (folder / "attributes.csv").open() as file:
-        return {(row["method"], row["attribute"]): row for row in csv.DictReader(file)}
+    rows = read_csv(folder / "attributes.csv")
+    return {(row["method"], row["attribute"]): row for row in rows}
 
 
 def test_written_pictures_that_are_the_originals_agree_wholly(first_time):
@@ -249,15 +249,7 @@ def test_too_few_other_persons_are_said_in_one_line(monkeypatch, workplace, caps
     use_plain_sets(monkeypatch)
     monkeypatch.setattr(attributes, "_LEAST_PERSONS", 30)
     faces = load_named(DataOptions(image_size=SIZE, seed=0))
-    folder = write_run(workplace / "run", dataset="celeba")
-    shutil.rmtree(folder / "images")
-    lines = ["person,name"]
-    for index, picture in enumerate(faces.image_names):
-        path = folder / "images" / f"{picture}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(faces.read(index)).save(path)
-        lines.append(picture.replace("/", ","))
-    (folder / "per_image.csv").write_text("\n".join(lines) + "\n")
+    write_run(workplace / "run", faces=faces, dataset="celeba")
     assert attributes.main(command("run")) == 2
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("No attribute classifier at checkpoints/attributes-celeba-16px")
@@ -352,12 +344,7 @@ def test_bad_runs_end_in_one_line_and_nothing_is_written(place, capsys, change, 
 )
 def test_bad_flags_end_in_one_line(place, capsys, arguments, message):
     write_run(place / "a")
-    before = listing(place)
-    assert attributes.main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert message in err
-    assert listing(place) == before
+    assert_refused(attributes.main, arguments, message, place, capsys)
 
 
 def test_run_of_pictures_that_the_data_set_has_not_is_refused(place, capsys):

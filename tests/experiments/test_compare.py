@@ -22,7 +22,7 @@ from experiments._compare import compare_tables
 from experiments._compare.compare_tables import summaries_of
 from experiments._compare.trials import Goal, Trial
 from experiments._peers import least_distortion
-from tests.experiments.conftest import COMMON, assert_refused, listing
+from tests.experiments.conftest import assert_refused, listing
 from tests.helpers import noise_faces
 
 FILES = [
@@ -37,15 +37,9 @@ QUICK = ("--methods=pfgvm,ifgvm", "--num_steps=2", "--targets=random", "--peers=
 
 
 @pytest.fixture
-def arguments(trained, faces):
+def arguments(arguments):
     """What every comparison on the tiny data set is given."""
-    return [
-        *COMMON,
-        f"--data_dir={faces}",
-        "--split=all",
-        f"--checkpoint={trained[0]}",
-        "--output_dir=out",
-    ]
+    return [*arguments, "--split=all"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Binaries come to the same on any number of devices."""
 
 import contextlib
-import csv
 import json
 
 import jax
@@ -18,6 +17,7 @@ from experiments import attack, protect, sweep, train
 from tests.devices.test_sharding import assert_near, on_eight_devices, shapes_held
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
 from tests.experiments.protect_helpers import FACES, picture
+from tests.reports.runs_helpers import read_csv
 
 # Eighteen images: no multiple of four or eight devices.
 QUICK = ("--num_steps=3", "--split=all", "--checkpoint=recogniser")
@@ -46,18 +46,13 @@ def run(binary, place, devices, *flags, to="out", status=0):
     return place / to
 
 
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
 def pixels_of(folder):
     """uint8[N, H, W, 3], as `per_image.csv` orders them."""
-    records = read(folder / "per_image.csv")
+    records = read_csv(folder / "per_image.csv")
     pixels = []
     for record in records:
         with Image.open(folder / f"images/{record['person']}/{record['name']}.png") as image:
@@ -67,7 +62,7 @@ def pixels_of(folder):
 
 def assert_same_table(ours, theirs, *, but=()):
     """Names to the letter, figures to 1e-4."""
-    ours, theirs = read(ours), read(theirs)
+    ours, theirs = read_csv(ours), read_csv(theirs)
     assert len(ours) == len(theirs)
     for own, other in zip(ours, theirs, strict=True):
         assert list(own) == list(other)
@@ -130,7 +125,7 @@ SWEEP = ("--sweep=penalty_weight=0.2,1", "--shard_size=5")
 def test_sweeps_write_the_same(place):
     folders = {n: run(sweep, place, n, *QUICK, *SWEEP, to=f"sweep-{n}") for n in (1, 2, 4, 8)}
     for devices, folder in folders.items():
-        assert {row["num_devices"] for row in read(folder / "sweep.csv")} == {str(devices)}
+        assert {row["num_devices"] for row in read_csv(folder / "sweep.csv")} == {str(devices)}
         for name in ("sweep.csv", "per_image.csv"):
             assert_same_table(folder / name, folders[1] / name, but=["num_devices"])
         assert list(listing(folder)) == list(listing(folders[1]))

@@ -1,6 +1,5 @@
 """The growth figures' contract: files, fits, lazily drawn images, workloads that fail."""
 
-import csv
 import json
 import math
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from deid_jax.reports.growth_plot import Curve, draw_growth, fit_line
 from experiments import growth
 from experiments._growth import workloads
 from tests.experiments.conftest import listing
+from tests.reports.runs_helpers import read_csv
 
 SMALL = {
     "num_images": "2,4",
@@ -37,8 +37,7 @@ def _figures(tmp_path):
 
 
 def _rows(tmp_path):
-    with (tmp_path / "out" / "growth.csv").open() as file:
-        return list(csv.DictReader(file))
+    return read_csv(tmp_path / "out" / "growth.csv")
 
 
 def _pretend(workload, *, repeats, seed):

@@ -1,39 +1,24 @@
 """What more processes bring: the command that measures it."""
 
-import csv
 import json
 
 import pytest
 
 from experiments import scaling
-from tests.experiments.conftest import COMMON, assert_refused
+from tests.experiments.conftest import assert_refused
+from tests.reports.runs_helpers import read_csv
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def arguments(trained, faces):
-    return [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--output_dir=out"]
-
-
 @pytest.mark.slow
 def test_every_number_of_processes_is_run_in_turn(arguments, workplace, capsys):
-    flags = [
-        "--processes=1,2",
-        "--repeats=2",
-        "--split=all",
-        "--num_steps=2",
-        "--penalty_weight=1",
-    ]
+    flags = ["--processes=1,2", "--repeats=2", "--split=all", "--num_steps=2"]
+    flags.append("--penalty_weight=1")
     assert scaling.main([*arguments, *flags]) == 0
-    with (workplace / "out/scaling.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    assert [(line["turn"], line["num_processes"]) for line in lines] == [
-        ("0", "1"),
-        ("0", "2"),
-        ("1", "1"),
-        ("1", "2"),
-    ]
+    lines = read_csv(workplace / "out/scaling.csv")
+    turns = [line["turn"] + line["num_processes"] for line in lines]
+    assert turns == ["01", "02", "11", "12"]
     assert len({line["l2_uint8"] for line in lines}) == 1
     assert {line["num_images"] for line in lines} == {"18"}
     settings = json.loads((workplace / "out/config.json").read_text())["settings"]

@@ -1,4 +1,3 @@
-import csv
 import json
 import signal
 import time
@@ -11,21 +10,11 @@ from deid_jax.attacks import METHODS
 from deid_jax.reports import finished_runs
 from experiments import attack, sweep
 from experiments._common.flags import parse_flags
-from tests.experiments.conftest import COMMON, assert_refused, finish, listing, process
+from tests.experiments.conftest import assert_refused, finish, listing, process
+from tests.reports.runs_helpers import read_csv
 
 TIMING = {"seconds", "images_per_second", "compile_seconds", "attack_seconds", "config"}
 QUICK = "--num_steps=3"
-
-
-@pytest.fixture
-def arguments(trained, faces):
-    """What every sweep of the tiny data set is given."""
-    return [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}", "--output_dir=out"]
-
-
-def read(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
@@ -38,11 +27,11 @@ def test_sweep_writes_what_single_runs_measure(arguments, workplace, capsys):
     assert sorted(path.name for path in (workplace / "out").iterdir()) == [
         "config.json", "frontier.png", "per_image.csv", "sheets", "sweep.csv",
     ]  # fmt: skip
-    rows = read(workplace / "out/sweep.csv")
+    rows = read_csv(workplace / "out/sweep.csv")
     assert [(row["penalty_weight"], row["num_steps"]) for row in rows] == [
         ("0.2", "2"), ("0.2", "4"), ("1.0", "2"), ("1.0", "4"),
     ]  # fmt: skip
-    records = read(workplace / "out/per_image.csv")
+    records = read_csv(workplace / "out/per_image.csv")
     with Image.open(workplace / "out/frontier.png") as image:
         assert image.size[0] > 800
     for row in rows[3:]:
@@ -71,7 +60,7 @@ def test_methods_stand_side_by_side(arguments, workplace):
     methods = ("pfgvm", "ifgsm", "noise")
     flags = [f"--method={','.join(methods)}", QUICK, "--max_images=2", "--noise_stddev=0.1"]
     assert sweep.main([*arguments, *flags]) == 0
-    rows = read(workplace / "out/sweep.csv")
+    rows = read_csv(workplace / "out/sweep.csv")
     counts = [len(next(iter(METHODS[name].grid.values()))) for name in methods[:2]]
     expected = ["pfgvm"] * counts[0] + ["ifgsm"] * counts[1] + ["noise"]
     assert [row["method"] for row in rows] == expected
@@ -84,7 +73,7 @@ def test_methods_stand_side_by_side(arguments, workplace):
 def test_settings_that_are_names_are_swept_and_read_again(arguments, workplace):
     flags = ["--method=apfgvm", QUICK, "--max_images=2", "--sweep=penalty=l2,ssim"]
     assert sweep.main([*arguments, *flags]) == 0
-    rows = read(workplace / "out/sweep.csv")
+    rows = read_csv(workplace / "out/sweep.csv")
     assert [(row["penalty"], row["quantize"]) for row in rows] == [
         ("l2", "True"), ("ssim", "True"),
     ]  # fmt: skip
@@ -124,7 +113,7 @@ def test_sheets_show_the_best_points(arguments, workplace, capsys):
     flags = ["--method=pfgvm,mask", "--split=all", "--step_size=0.5", "--num_steps=20"]
     assert sweep.main([*arguments, *flags]) == 0
     shown = json.loads((workplace / "out/config.json").read_text())["shown"]
-    rows = read(workplace / "out/sweep.csv")
+    rows = read_csv(workplace / "out/sweep.csv")
     out = capsys.readouterr().out
     for method, settings in shown.items():
         own = [row for row in rows if row["method"] == method]

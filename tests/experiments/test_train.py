@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import hashlib
 import json
@@ -23,6 +22,7 @@ from tests.experiments.conftest import (
     process,
     write_faces,
 )
+from tests.reports.runs_helpers import read_csv
 
 
 def test_checkpoint_says_what_it_was_made_from(trained, faces):
@@ -46,8 +46,7 @@ def test_checkpoint_says_what_it_was_made_from(trained, faces):
 def test_history_has_a_line_per_epoch_and_the_folder_says_how_it_was_made(trained, faces):
     checkpoint, output, recogniser = trained
     assert sorted(path.name for path in output.iterdir()) == ["config.json", "history.csv"]
-    with (output / "history.csv").open() as file:
-        records = list(csv.DictReader(file))
+    records = read_csv(output / "history.csv")
     assert [record["epoch"] for record in records] == ["1", "2"]
     assert float(records[-1]["test_accuracy"]) == recogniser.info.accuracy["test"]
     description = json.loads((output / "config.json").read_text())

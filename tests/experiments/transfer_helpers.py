@@ -1,6 +1,5 @@
 """What tests of `experiments.transfer` share: recognisers that are brought along, and steps."""
 
-import csv
 import hashlib
 import json
 
@@ -10,6 +9,7 @@ from PIL import Image
 
 from deid_jax.data import DataOptions, load_dataset
 from tests.experiments.protect_helpers import CELLS, weights
+from tests.reports.runs_helpers import read_csv
 
 SIZE = 16
 FARS = (0.1, 0.05)
@@ -59,8 +59,7 @@ def quick(pictures, *more):
 
 
 def rows_of(folder, name="transfer.csv"):
-    with (folder / name).open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / name)
 
 
 def chosen(rows, **wanted):

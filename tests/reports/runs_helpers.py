@@ -16,15 +16,16 @@ from deid_jax.reports.measured import FinishedRun, MeasuredPoint
 
 DESCRIPTION = {
     "settings": {
-        "dataset": "folder", "data_dir": "/here/faces", "image_size": 64, "crop": None,
+        "dataset": "folder", "data_dir": "/secret/place/faces", "image_size": 64, "crop": None,
         "skip_unreadable": False, "seed": 0, "split": "test", "target": None, "init": None,
-        "quantize": False,
+        "quantize": False, "output_dir": "/secret/out", "checkpoint": "/secret/checkpoint",
     },
     "dataset": {"folder": "faces", "crop": "auto"},
     "recogniser": {
         "model": "model_a", "seed": 0, "split": "train", "training": {"epochs": 24},
         "accuracy": {"test": 0.82}, "weights": "5d41",
     },
+    "contents": ["config.json", "metrics.json", "per_image.csv", "sheet.png"],
 }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def described(section="settings", **changes):
     return {**DESCRIPTION, section: {**DESCRIPTION[section], **changes}}
 
 
-def means(*, l2=2.0, mssim=0.95, mr=1.0, uint8_mr=None, n=40, clean_error=0.1):
+def means(*, l2=2.0, mssim=0.95, mr=1.0, uint8_mr=None, n=40, clean_error=0.1, worse=0.01):
     """The metrics of a run; the 8-bit images are a little worse."""
 
     def kind(more, rate):
@@ -43,13 +44,13 @@ def means(*, l2=2.0, mssim=0.95, mr=1.0, uint8_mr=None, n=40, clean_error=0.1):
         num_images=n,
         clean_error=clean_error,
         float_result=kind(0, mr),
-        uint8_result=kind(0.01, mr if uint8_mr is None else uint8_mr),
+        uint8_result=kind(worse, mr if uint8_mr is None else uint8_mr),
         num_gradients=50.0,
         num_forwards=1.0,
     )
 
 
-def images(metrics, seed=0, names=None):
+def images(metrics, seed=0):
     """Records whose mean L2 and MSSIM are the metrics."""
     n = metrics.num_images
     noise = np.random.default_rng(seed).gamma(2, size=n)
@@ -61,7 +62,8 @@ def images(metrics, seed=0, names=None):
 
     return [
         ImageRecord(
-            *(names[i].split("/") if names else (f"p{i % 4}", f"{i:03d}")),
+            person=f"p{i % 4}",
+            name=f"{i:03d}",
             target=None,
             clean_prediction="x",
             clean_confidence=0.5,
@@ -91,6 +93,11 @@ def finished(one=None, section="settings", /, **changes):
     return FinishedRun(one.source, [one], described(section, **changes))
 
 
+def read_csv(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(path, rows):
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -98,31 +105,30 @@ def write_csv(path, rows):
         writer.writerows(rows)
 
 
-def write_attack(folder, method="pfgvm", model="model_a", *, seed=0, names=None, config=None,
-                 split="test", description=None, **metrics):  # fmt: skip
-    """What `experiments.attack` writes, without images; returns the folder."""
+def write_attack(folder, method="pfgvm", model="model_a", *, seed=0, split="test",
+                 dataset="folder", config=None, description=None, **metrics):  # fmt: skip
+    """What `experiments.attack` writes, without images; both kinds are equally good."""
     folder.mkdir(parents=True)
-    measured = means(**{"n": len(names) if names else 20} | metrics)
-    entries = {"method": method, "model": model, "dataset": "folder", "split": split}
+    measured = means(**{"n": 20, "worse": 0} | metrics)
+    entries = {"method": method, "model": model, "dataset": dataset, "split": split}
     entries |= measured.to_row() | {"config": config or {}}
     (folder / "metrics.json").write_text(json.dumps(entries), "utf-8")
-    if description is None:
-        description = described("recogniser", model=model)
+    description = description or described("recogniser", model=model)
     (folder / "config.json").write_text(json.dumps(description), "utf-8")
-    write_csv(folder / "per_image.csv", [r.to_row() for r in images(measured, seed, names)])
+    write_csv(folder / "per_image.csv", [r.to_row() for r in images(measured, seed)])
     return folder
 
 
-def write_sweep(folder, points, model="model_a"):
+def write_sweep(folder, points):
     """What `experiments.sweep` writes of (method, settings, metrics); returns the folder."""
     folder.mkdir(parents=True)
     names = dict.fromkeys(name for _, settings, _ in points for name in settings)
     rows, lines = [], []
     for seed, (method, settings, metrics) in enumerate(points):
-        measured = means(**metrics | {"n": 50})
+        measured = means(**metrics, n=50, worse=0)
         key = {name: settings.get(name, "") for name in names}
         lines += [{"method": method, **key, **r.to_row()} for r in images(measured, seed)]
-        what = {"method": method, "model": model, "dataset": "folder", "split": "test"}
+        what = {"method": method, "model": "model_a", "dataset": "folder", "split": "test"}
         row = {n: "" if v is None else v for n, v in measured.to_row().items()}
         rows.append(what | key | row)
     write_csv(folder / "sweep.csv", rows)

@@ -11,6 +11,7 @@ from rich.console import Console
 from deid_jax.errors import InputError
 from deid_jax.reports.tables import metrics_table, spread_over_persons
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
+from tests.experiments.conftest import listing
 from tests.reports.runs_helpers import means
 
 CONTENTS = ["images", "metrics.json"]
@@ -23,13 +24,6 @@ def write_run(path, number, names=("a/1", "b/1")):
             folder.write_png(f"images/{name}.png", PICTURE + np.uint8(number))
         folder.write_json("metrics.json", {"number": number})
         folder.write_json(DESCRIPTION, {"versions": {"deid_jax": "1"}})
-
-
-def listing(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
 
 
 def test_files_appear_only_when_the_run_is_whole(tmp_path):
