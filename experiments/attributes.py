@@ -27,7 +27,7 @@ from deid_jax.evaluation.records import Row
 from deid_jax.recognisers import EpochRecord, checkpoints, storage
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._attributes.attribute_runs import AttackRun, read_runs
-from experiments._common import cli, data_settings, terminal
+from experiments._common import cli, terminal
 from experiments._common.flags import setting
 
 _CONTENTS = ("attributes.csv", "attributes.md")
@@ -76,7 +76,7 @@ def run(settings: AttributesSettings) -> list[AttributeResult]:
     runs = read_runs(settings.runs)
     if folder.path.resolve() in (one.folder.resolve() for one in runs):
         raise InputError(f"output_dir {folder.path} is one of the runs: name another folder")
-    options = _options(runs[0])
+    options = runs[0].data.options()
     originals = _originals(runs[0], options)
     for run_of, index in ((one, at) for one in runs for at in range(len(one.images))):
         run_of.read(index)
@@ -91,13 +91,6 @@ def run(settings: AttributesSettings) -> list[AttributeResult]:
         folder.write_json(DESCRIPTION, description)
     _print(lines, runs[0], folder.path)
     return results
-
-
-def _options(run: AttackRun) -> DataOptions:
-    """The options that the run's data set was loaded with."""
-    data = dataclasses.asdict(run.data)
-    split = data.pop("split")
-    return data_settings.DataSettings(**data).options(split)
 
 
 def _originals(run: AttackRun, options: DataOptions) -> FaceDataset:

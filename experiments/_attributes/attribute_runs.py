@@ -5,24 +5,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deid_jax.attacks import ATTACKS
+from deid_jax.data import DataOptions
 from deid_jax.data.images import decode_image
 from deid_jax.errors import InputError
 from deid_jax.pixels import Pixels
 from deid_jax.runs import DESCRIPTION
 from deid_jax.runs.reading import RowReader, read_csv, read_json, section
+from experiments._common.data_settings import ImageSettings
 
 
-@dataclasses.dataclass(frozen=True)
-class AttackedData:
-    """The settings of a run that decide what its images are, see `DataSettings`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackedData(ImageSettings):
+    """The settings of a run that decide what its images are."""
 
-    dataset: str
-    data_dir: str | None
-    image_size: int
-    crop: str | None
-    skip_unreadable: bool
     seed: int
     split: str
+
+    def options(self) -> DataOptions:
+        """The options that the data set was loaded with."""
+        return self.loader_options(self.split, self.seed, crop=DataOptions.crop)
 
 
 @dataclasses.dataclass(frozen=True)
