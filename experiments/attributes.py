@@ -142,13 +142,8 @@ def other_faces(
 ) -> FaceDataset:
     """Images of persons who are not evaluated, loaded from the data set with other seeds.
 
-    Args:
-      evaluated: the set whose persons are left out, including those without images in it.
-      options: how it was loaded.
-      progress: called with (seeds done, total seeds).
-
-    Returns:
-      One data set of all these images, with persons named by `attributes.names_of_persons`.
+    All persons of `evaluated` are left out, including those without images in it; those in the
+    result are named by `attributes.names_of_persons`.
 
     Raises:
       InputError: too few persons are left, or the loader fails.

@@ -37,10 +37,8 @@ def local_mesh(model_parallel: int = 1) -> Mesh:
 def global_mesh(model_parallel: int = 1, *, parts: int | None = None) -> Mesh:
     """The devices of all processes; a layer is never divided between two processes.
 
-    Args:
-      model_parallel: see `local_mesh`.
-      parts: into how many parts a process divides its part of a batch, the same in all
-        processes; None: as many as possible.
+    `parts` is into how many parts a process divides its part of a batch, the same in all
+    processes; None: as many as possible. See `local_mesh`.
     """
     _mesh(jax.local_devices(), model_parallel)
     of_process: dict[int, list[jax.Device]] = {}

@@ -221,13 +221,8 @@ def train_classifier(
 ) -> AttributeClassifier:
     """Trains a classifier on seven persons in eight, measures it on the rest, and saves it.
 
-    Args:
-      others: images with attributes, of other persons than those to be evaluated; its
-        `persons` are named as by `names_of_persons`.
-      options: how the set to be evaluated is loaded; has the seed.
-      path: the checkpoint to write.
-      config: how to train.
-      progress: see `deid_jax.recognisers.training.train`.
+    `others` are images with attributes of other persons than those to be evaluated, named as by
+    `names_of_persons`; `options` are how those to be evaluated are loaded, and have the seed.
 
     Raises:
       InputError: the images are too small, no attribute varies, or `path` cannot be written.

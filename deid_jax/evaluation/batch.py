@@ -298,13 +298,8 @@ class PlacedProgram:
     def smaller_to_fit(self, size: int, memory: int | None, *, settings: int = 1) -> int | None:
         """A smaller number of images that should fit into memory; None if `size` fits.
 
-        Args:
-          size: images per call.
-          memory: bytes that a call may take on a device; None: what is free.
-          settings: how many settings are stacked; on the device they multiply the images.
-
-        Raises:
-          InputError: a single image does not fit.
+        The number of stacked settings multiplies the images on a device; without `memory`, in
+        bytes, what is free decides. See `programs.smaller_to_fit`.
         """
         limit = programs.free_bytes() if memory is None else memory
         least = sharding.num_parts(self.mesh)

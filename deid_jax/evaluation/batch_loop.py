@@ -162,10 +162,7 @@ class BatchLoop:
 def check_numbers(measured: BatchMetrics, dataset: FaceDataset, batch: Batch) -> None:
     """Refuses NaN and infinities in what a recogniser predicts, padding aside.
 
-    Args:
-      measured: on the host; entries [B], or with further leading axes.
-      dataset: the data set that the batch comes from.
-      batch: its images.
+    Entries are on the host, [B] or with further leading axes.
 
     Raises:
       InputError: a prediction is not finite; the message names the first such image.

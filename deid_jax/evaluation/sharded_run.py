@@ -43,12 +43,7 @@ class ShardedRun:
     def attack(
         self, progress: Callable[[int, int], object], *, startup_seconds: float
     ) -> list[ProcessTiming]:
-        """Does this process's part of the unfinished shards.
-
-        `progress` is called with the numbers of images done and in all, of this process.
-
-        Returns:
-          The timing of every process; meaningful only in the first process.
+        """Does this process's part of the unfinished shards; returns all processes' timing.
 
         Raises:
           OSError: files of finished shards have disappeared.

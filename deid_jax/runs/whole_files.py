@@ -15,11 +15,8 @@ def replacing(path: Path, *, by_way_of: Path | None = None) -> Iterator[Path]:
     """Yields a hidden path to write to; after the block, its file replaces `path`.
 
     If the block raises, the file is deleted and `path` is unchanged. A killed process leaves a
-    file whose name ends in `UNFINISHED`. Folders above `path` are created.
-
-    Args:
-      path: the final file.
-      by_way_of: the folder of the hidden file, on the same disk; None: that of `path`.
+    file whose name ends in `UNFINISHED`. Folders above `path` are created. The hidden file is
+    in `by_way_of`, a folder on the same disk, or beside `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Short, since file names have a maximum length; random, since other processes may write the

@@ -30,11 +30,7 @@ def binary(run: Callable[[S], object], settings: type[S]) -> Callable[[Sequence[
 
     Bad input (`InputError`) and failures of the file system (`OSError`) end in one line on
     standard error and status 2, `ShortfallError` in one and status 1, Ctrl-C in status 130;
-    any other exception is a defect.
-
-    Args:
-      run: the command's work; its module docstring is the head of --help.
-      settings: its settings dataclass.
+    any other exception is a defect. The docstring of `run`'s module is the head of --help.
     """
 
     def main(arguments: Sequence[str]) -> int:
