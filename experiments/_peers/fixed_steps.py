@@ -45,7 +45,7 @@ class LoopVariant:
       layout: memory layout of images and kernels, "channels_last" or "NCHW".
       folded: whether BatchNorm is folded into the layers before it.
       bfloat16: "autocast", or "weights" for a network entirely in bfloat16; empty: float32.
-      compiled: whether the network is compiled with `torch.compile`, which may fail.
+      compiled: with `torch.compile`, which may fail.
     """
 
     layout: str = "channels_last"
