@@ -8,6 +8,7 @@ and reports others with pages of messages.
 import contextlib
 import glob
 import hashlib
+import logging
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 
 from deid_jax.errors import InputError, one_line
 from deid_jax.types import Json, PyTree
@@ -138,19 +139,28 @@ def _quiet() -> Iterator[None]:
     """Stops Orbax from logging every step, and TensorStore from printing failures at length.
 
     When a save fails, TensorStore's other writes continue. They would make the folder again,
-    and each prints that the event loop is closed, so they are waited for.
+    so they are waited for. On a loaded machine they report their own failures later still,
+    thus what silences them stays.
     """
-    level, hook = logging.get_verbosity(), sys.unraisablehook
-    logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = lambda _: None
+    level, hook = absl_logging.get_verbosity(), sys.unraisablehook
+    futures = logging.getLogger("asyncio")
+
+    def report(failure: "sys.UnraisableHookArgs") -> None:
+        if "Event loop is closed" not in str(failure.exc_value):
+            hook(failure)
+
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    sys.unraisablehook = report
+    futures.setLevel(logging.CRITICAL)
     try:
         yield
+        sys.unraisablehook = hook
+        futures.setLevel(logging.NOTSET)
     except Exception:
         time.sleep(1)
         raise
     finally:
-        logging.set_verbosity(level)
-        sys.unraisablehook = hook
+        absl_logging.set_verbosity(level)
 
 
 def _beside(path: Path, suffix: str) -> Path:

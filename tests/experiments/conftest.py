@@ -109,6 +109,25 @@ def process(name, *arguments, cwd, **options):
     )
 
 
+_PEAK = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", *sys.argv[1:]], check=True, stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak_bytes(name, *arguments, cwd):
+    """The most resident memory of a binary's process.
+
+    Linux counts what a process's parent had into it, so a small process starts the binary.
+    """
+    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu")
+    command = [sys.executable, "-c", _PEAK, f"experiments.{name}", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) * 1024
+
+
 def finish(started, timeout=240):
     """(exit status, standard output, standard error)."""
     out, err = started.communicate(timeout=timeout)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import io
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -16,7 +14,7 @@ from PIL import Image
 from experiments import attack
 from tests.data import packing, tfds_sets
 from tests.experiments import scale_helpers
-from tests.experiments.conftest import COMMON, REPOSITORY
+from tests.experiments.conftest import COMMON, peak_bytes
 from tests.experiments.scale_helpers import content
 
 SHARDED = ("--shard_size=5", "--num_steps=3")
@@ -155,23 +153,6 @@ def write_tar(path, count):
     return path
 
 
-def peak_bytes(binary, arguments, cwd):
-    """The most memory that the process of a binary has had, resident."""
-    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu")
-    with (cwd / "said").open("w") as said:
-        started = subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{binary}", *arguments],
-            cwd=cwd,
-            env=environment,
-            stdout=said,
-            stderr=said,
-        )
-        _, status, usage = os.wait4(started.pid, 0)
-        started.returncode = os.waitstatus_to_exitcode(status)
-    assert started.returncode == 0, (cwd / "said").read_text()
-    return usage.ru_maxrss * 1024
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("binary", "flags"),
@@ -190,7 +171,7 @@ def test_memory_does_not_grow_with_the_data_set(trained, workplace, binary, flag
         given = [*COMMON[1:], "--dataset=archive", f"--data_dir={path}", "--split=all"]
         given += ["--method=blur", f"--checkpoint={checkpoint}", f"--output_dir={count}"]
         # What is read and written at a time is the same, whatever there is of it.
-        peaks[count] = peak_bytes(binary, [*given, *flags, "--shard_size=250"], workplace)
+        peaks[count] = peak_bytes(binary, *given, *flags, "--shard_size=250", cwd=workplace)
         output = workplace / str(count)
         if binary == "attack":
             assert scale_helpers.metrics(output)["num_images"] == count
