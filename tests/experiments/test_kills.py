@@ -7,6 +7,7 @@ prints what became of every run that was killed.
 
 import collections
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -31,8 +32,7 @@ TOTAL = PERSONS * PICTURES
 # Thirteen, the last one smaller.
 SHARD_SIZE, NUM_SHARDS = 10, 13
 # Moments for each of the formats.
-TRIALS = {"png": 9, "tfds": 3}
-FORMATS = tuple(TRIALS)
+TRIALS = {"png": 6, "tfds": 3}
 # Changes of the file system from the first table to the end of the hidden folder, about.
 END_STEPS = 48
 
@@ -61,18 +61,15 @@ class Trial:
     reruns: tuple[int, ...]
 
 
-def trial(number, seed):
-    """The number-th of `TRIALS`."""
-    random = np.random.default_rng([seed, number])
-    kind = ("clock", "shards", "changes")[number % 3]
+def trial(kind, number):
+    """The number-th of an output format's `TRIALS`: each third is spread over the whole run."""
+    random = np.random.default_rng([len(kind), number])
     turn = number // 3
+    share = (turn + random.uniform()) / (TRIALS[kind] // 3)
+    kind = ("clock", "shards", "changes")[number % 3]
     count = 1 if kind == "changes" else 1 + turn % 2
-    shards = min(NUM_SHARDS - 1, int(random.integers(2 * turn, 2 * turn + 2)))
-    moments = {
-        "clock": (turn + random.uniform()) / 7,
-        "shards": shards,
-        "changes": int(random.integers(8 * turn, 8 * turn + 8)),
-    }
+    shards = int(share * NUM_SHARDS)
+    moments = {"clock": share, "shards": shards, "changes": int(share * END_STEPS)}
     return Trial(
         kind=kind,
         moment=moments[kind],
@@ -105,13 +102,18 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(request, trained, tmp_path_factory):
+def undisturbed(trained, tmp_path_factory):
+    """Output format -> `Undisturbed`, run once."""
+    return functools.cache(lambda kind: run_undisturbed(kind, trained, tmp_path_factory))
+
+
+def run_undisturbed(kind, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     faces = write_faces(folder / "faces", PERSONS, PICTURES)
     common = [*COMMON, f"--data_dir={faces}", f"--checkpoint={trained[0]}"]
     earlier = [*common, "--split=all", "--method=blur", "--max_images=3"]
     arguments = [*common, "--split=all", f"--shard_size={SHARD_SIZE}", "--num_steps=100"]
-    arguments.append(f"--output_format={request.param}")
+    arguments.append(f"--output_format={kind}")
     earlier.append("--output_dir=earlier")
     assert finish(process("attack", *earlier, cwd=folder))[0] == 0
     seconds, contents = {}, []
@@ -186,12 +188,12 @@ def num_pieces(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("undisturbed", "number"),
+    ("kind", "number"),
     [(name, number) for name, times in TRIALS.items() for number in range(times)],
-    indirect=["undisturbed"],
 )
-def test_killed_attack_goes_on_and_ends_alike(undisturbed, tally, tmp_path, number):
-    chosen = trial(number, int(is_tfds(undisturbed)))
+def test_killed_attack_goes_on_and_ends_alike(undisturbed, tally, tmp_path, kind, number):
+    undisturbed = undisturbed(kind)
+    chosen = trial(kind, number)
     output = tmp_path / "out"
     shutil.copytree(undisturbed.earlier, output)
     earlier = scale_helpers.visible(output)
@@ -226,7 +228,7 @@ def test_killed_attack_goes_on_and_ends_alike(undisturbed, tally, tmp_path, numb
         wanted = min(NUM_SHARDS, max(before, chosen.again))
         disturb(output, started, 0.1, lambda: num_pieces(output) >= wanted, None, number)
         row["times"] += 1
-    folder = "dataset" if is_tfds(undisturbed) else "images"
+    folder = "dataset" if kind == "tfds" else "images"
     work = list(output.glob(f"{HIDDEN}/*/{folder}"))
     if reached >= "5":  # The images have left the hidden folder.
         work = []
@@ -247,13 +249,9 @@ def test_killed_attack_goes_on_and_ends_alike(undisturbed, tally, tmp_path, numb
         assert scale_helpers.metrics(output)["num_attacked"] == TOTAL - kept
 
 
-def is_tfds(undisturbed):
-    return undisturbed.arguments[-1].endswith("tfds")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("undisturbed", ["png"], indirect=True)
 def test_processes_whose_first_one_is_killed_end_by_themselves(undisturbed, tally, tmp_path):
+    undisturbed = undisturbed("png")
     arguments = [*undisturbed.arguments, "--output_dir=out"]
     output = tmp_path / "out"
     started = group("attack", arguments, cwd=tmp_path, count=2)
