@@ -9,10 +9,7 @@ on Mobile Devices", CCBR 2018. Bottlenecks: Sandler et al.: "MobileNetV2", CVPR 
 """
 
 import functools
-import zipfile
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -23,8 +20,9 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from deid_jax.errors import InputError, one_line
+from deid_jax.errors import InputError
 from deid_jax.models import depthwise
+from deid_jax.models.published import check_arrays
 from deid_jax.types import NumpyArray, Variables
 
 VARIANTS = ("ms1m", "casia")
@@ -311,17 +309,8 @@ def convert(arrays: Mapping[str, NumpyArray]) -> tuple[MobileFaceNet, Variables]
     """
     names = {name for name in arrays if not name.endswith("num_batches_tracked")}
     variant = max(VARIANTS, key=lambda v: len(names & array_shapes(v).keys()))
-    shapes = array_shapes(variant)
-    for name, shape in shapes.items():
-        if name not in names:
-            raise InputError(f"weights of MobileFaceNet ({variant}) lack the array {name}")
-        array = np.asarray(arrays[name])
-        if array.shape != shape:
-            raise InputError(f"array {name} must have shape {shape}, got {array.shape}")
-        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
-            raise InputError(f"array {name} must hold finite floats, got dtype {array.dtype}")
-    for name in sorted(names - shapes.keys()):
-        raise InputError(f"array {name} does not belong to MobileFaceNet ({variant})")
+    own = {name: arrays[name] for name in names}
+    check_arrays(f"MobileFaceNet ({variant})", own, array_shapes(variant))
     params = {name: _folded(arrays, source) for name, source in _SOURCES[variant].items()}
     return MobileFaceNet(variant), {"params": params}
 
@@ -346,27 +335,3 @@ def _folded(arrays: Mapping[str, NumpyArray], source: _Source) -> dict[str, Nump
     if source.slope:
         folded["slope"] = get(source.slope)
     return {name: np.asarray(value, np.float32) for name, value in folded.items()}
-
-
-# What zipfile and NumPy raise on files that are damaged or of another kind.
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-def load(path: str | Path) -> tuple[MobileFaceNet, Variables]:
-    """`convert` of the arrays in an .npz file.
-
-    Raises:
-      InputError: the file does not exist or is damaged, or `convert` refuses its arrays.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"weights {path} are no file")
-    try:
-        with zipfile.ZipFile(path) as file:
-            file.testzip()  # raises here; an error in NumPy's own reading would leak the file
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except _UNREADABLE as error:
-        raise InputError(
-            f"weights {path} are no readable .npz file: {one_line(error)}"
-        ) from error
-    return convert(arrays)

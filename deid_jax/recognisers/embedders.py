@@ -12,9 +12,9 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 
 from deid_jax.devices import sharding
 from deid_jax.errors import InputError, one_line
-from deid_jax.recognisers import weights
-from deid_jax.types import Model, Variables
+from deid_jax.recognisers import weight_files, weights
+from deid_jax.types import Model, NumpyArray, Variables
 
-# Architecture -> the function that makes module and variables from a file's named arrays; in
-# the same module, `load` does this for an .npz file.
-CONVERTERS = {"mobilefacenet": "deid_jax.models.mobilefacenet:convert"}
-# PyTorch's own files are read without executing the code in them.
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
-# Prefixes that training scripts add to the names of weights.
-_WRAPPERS = ("net_state_dict.", "state_dict.", "model.")
+# Makes module and variables from a file's named arrays.
+Convert: TypeAlias = Callable[[Mapping[str, NumpyArray]], tuple[Model, Variables]]
+# Architecture -> its `Convert`.
+CONVERTERS = {
+    "dlib_resnet": "deid_jax.models.dlib_resnet:convert",
+    "mobilefacenet": "deid_jax.models.mobilefacenet:convert",
+}
 # The number of images embedded at a time.
 BATCH_SIZE = 32
 _SIZES = (1, 4, BATCH_SIZE)
@@ -85,7 +85,8 @@ class FunctionModule:
 def names() -> list[str]:
     """Every NAME: the architectures, and their weights that can be downloaded."""
     rows = weights.WEIGHTS.items()
-    return [*CONVERTERS, *(name for name, row in rows if row.converter in CONVERTERS.values())]
+    found = [name for name, row in rows if row.converter in CONVERTERS.values()]
+    return list(dict.fromkeys([*CONVERTERS, *found]))
 
 
 def name_of(text: str) -> str:
@@ -143,8 +144,8 @@ def load_embedder(
 
 
 def _fetch(name: str, progress: weights.BytesProgress | None) -> Path:
-    if name in CONVERTERS:
-        rows = ", ".join(row for row in names() if row not in CONVERTERS)
+    if name not in weights.WEIGHTS:
+        rows = ", ".join(row for row in names() if row in weights.WEIGHTS)
         raise InputError(
             f"recogniser {name} needs a file, {name}:FILE; by name alone there are {rows}"
         )
@@ -152,22 +153,11 @@ def _fetch(name: str, progress: weights.BytesProgress | None) -> Path:
 
 
 def _loaded(name: str, path: Path) -> tuple[Model, Variables]:
-    """Module and variables from a file, `.npz` or PyTorch's."""
+    """Module and variables from a file."""
     converter = CONVERTERS.get(name) or weights.WEIGHTS[name].converter
-    if path.suffix not in _TORCH_SUFFIXES:
-        return _attribute(converter.partition(":")[0] + ":load")(path)
-    from deid_jax.recognisers import torch_files
-
-    arrays = torch_files.read_arrays(path)
-    for wrapper in _WRAPPERS:
-        inner = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
-        arrays = inner or arrays
-    return _attribute(converter)(arrays)
-
-
-def _attribute(target: str) -> Callable[[object], tuple[Model, Variables]]:
-    module, attribute = target.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, attribute = converter.split(":")
+    convert: Convert = getattr(importlib.import_module(module), attribute)
+    return convert(weight_files.read_weights(path))
 
 
 def _brought(text: str) -> Embedder:

@@ -13,6 +13,7 @@ from deid_jax.models import mobilefacenet
 from deid_jax.photos import crop_attack
 from deid_jax.recognisers import checkpoints
 from deid_jax.recognisers.embedders import Embedder
+from deid_jax.recognisers.weight_files import read_weights
 from experiments import attack, protect, sweep, train
 from tests.devices.test_sharding import assert_near, on_eight_devices, shapes_held
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
@@ -163,7 +164,7 @@ def test_trainings_come_to_the_same_on_more_numbers_of_devices(place):
 @pytest.mark.slow
 def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp_path):
     """Not when it is loaded, asked what it sees, told from others, nor when it is fooled."""
-    _, variables = mobilefacenet.load(recogniser_files["mobilefacenet_ms1m"])
+    _, variables = mobilefacenet.convert(read_weights(recogniser_files["mobilefacenet_ms1m"]))
     kernels = [leaf.shape for leaf in jax.tree.leaves(variables) if leaf.ndim == 2]
     depth, width = max(kernels, key=np.prod)
     held = []

@@ -251,13 +251,16 @@ def test_function_modules_are_float32_and_hashed_by_their_function():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("arcface", "NAME or NAME:FILE with a NAME of mobilefacenet, mobilefacenet_ms1m"),
+        (
+            "arcface",
+            "with a NAME of dlib_resnet, mobilefacenet, mobilefacenet_ms1m",
+        ),
         ("", "recogniser must be NAME"),
         ("mobilefacenet", "needs a file, mobilefacenet:FILE"),
         ("mobilefacenet_huge", "NAME or NAME:FILE with a NAME of .*, got mobilefacenet_huge$"),
-        ("mobilefacenet_huge:net.npz", "NAME or NAME:FILE with a NAME of mobilefacenet, "),
+        ("mobilefacenet_huge:net.npz", "NAME or NAME:FILE with a NAME of dlib_resnet, mobile"),
         ("mobilefacenet:missing.npz", "missing.npz are no file"),
-        ("mobilefacenet:missing.pt", "missing.pt cannot be read: No such file"),
+        ("mobilefacenet:missing.pt", "weights missing.pt are no file"),
         ("mobilefacenet:brought_here.py", "no readable .npz file"),
         ("brought_nowhere:embed", "cannot be imported: No module named 'brought_nowhere'"),
         ("brought_here:nothing", "cannot be imported: .* no attribute 'nothing'"),
