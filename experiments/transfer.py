@@ -238,8 +238,7 @@ def run(settings: TransferSettings) -> list[TransferRow]:
     dataset = load_dataset(settings.dataset, options)
     loading.say_skipped(dataset)
     embedders = {
-        name: loading.load_embedder_with_bar(text, settings.image_size)
-        for name, text in written.items()
+        name: loading.load_in_frame(text, settings.image_size) for name, text in written.items()
     }
     images = np.stack([dataset.read(place) for place in range(len(dataset))])
     dataset = dataclasses.replace(dataset, read=images.__getitem__)

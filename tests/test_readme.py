@@ -15,8 +15,7 @@ from deid_jax.data.images import CROPS
 from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
 from deid_jax.photos import detectors
-from deid_jax.photos.alignment import crop_matrix
-from deid_jax.photos.verifiers import THRESHOLDS, crops_of, directions
+from deid_jax.photos.verifiers import THRESHOLDS, comparable_of, crops_of
 from deid_jax.recognisers.embedders import load_embedder
 from experiments import (
     aggregate,
@@ -124,11 +123,10 @@ def test_the_astronaut_is_protected_as_it_says(recogniser_files):
         for name in ("astronaut.jpg", "protected/astronaut.jpg")
     )
     (face,) = detectors.cascade(before)
-    matrices = [crop_matrix(face)]
     found = []
     for name, file in recogniser_files.items():
         embedder = load_embedder(f"{name}:{file}", image_size=112)
-        one, other = (directions(embedder, crops_of(p, matrices)) for p in (before, after))
+        one, other = (comparable_of(embedder, crops_of(p, [face])) for p in (before, after))
         found.append(float(one[0] @ other[0]))
         assert found[-1] < THRESHOLDS[name]
     said = re.search(r"similarity is ([\d.]+) and ([\d.]+), below", README)

@@ -110,7 +110,7 @@ def test_every_face_found_in_whole_photos_is_protected(real_photos, recogniser_f
     for face in faces:
         assert face["psnr"] >= 38
         assert len(face["verdicts"]) == 2
-        assert all(verdict["cosine"] < verdict["threshold"] for verdict in face["verdicts"])
+        assert all(verdict["similarity"] < verdict["threshold"] for verdict in face["verdicts"])
     for record in records:
         if record["output"]:
             written, original = (

@@ -9,7 +9,7 @@ He, Zhang, Ren, Sun: "Deep Residual Learning for Image Recognition", CVPR 2016.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,13 +18,14 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from deid_jax.errors import InputError
+from deid_jax.metrics.verification import Distance
 from deid_jax.models import layers
 from deid_jax.models.published import check_arrays
+from deid_jax.models.templates import DLIB, Alignment
 from deid_jax.types import NumpyArray, Variables
 
 # The length of a descriptor.
 FEATURES = 128
-_SIZE = 150
 # Of 0 to 255, in the order of the channels; what is left is divided by 256.
 _MEAN = (122.782, 117.001, 104.298)
 
@@ -63,23 +64,25 @@ class DlibResNet(nn.Module):
         and descriptors stay float32.
     """
 
+    alignment: ClassVar[Alignment] = DLIB
+    distance: ClassVar[Distance] = Distance.EUCLIDEAN
+
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Descriptors float32[B, 128], not normalised, of images float32[B, 150, 150, 3].
 
-        Pixels are in [0, 1]; the faces are aligned as by dlib's `get_face_chip` with a
-        padding of 0.25. Training and inference are the same function.
+        Pixels are in [0, 1]; the faces are aligned as in `templates.DLIB`. Training and
+        inference are the same function.
 
         Raises:
           InputError: the images have another shape.
         """
         del train
-        if images.shape[1:] != (_SIZE, _SIZE, 3):
+        if images.shape[1:] != DLIB.shape:
             raise InputError(
-                f"images must be [B, {_SIZE}, {_SIZE}, 3] for dlib_resnet, got shape "
-                f"{images.shape}"
+                f"images must be [B, 150, 150, 3] for dlib_resnet, got shape {images.shape}"
             )
         x = (images * 255 - jnp.array(_MEAN, images.dtype).reshape(1, 1, 1, 3)) / 256
         x = x if self.dtype is None else x.astype(self.dtype)

@@ -10,7 +10,7 @@ on Mobile Devices", CCBR 2018. Bottlenecks: Sandler et al.: "MobileNetV2", CVPR 
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,8 +21,10 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from deid_jax.errors import InputError
+from deid_jax.metrics.verification import Distance
 from deid_jax.models import depthwise
 from deid_jax.models.published import check_arrays
+from deid_jax.models.templates import ARCFACE, ARCFACE_NARROW, Alignment
 from deid_jax.types import NumpyArray, Variables
 
 VARIANTS = ("ms1m", "casia")
@@ -77,8 +79,15 @@ class MobileFaceNet(nn.Module):
         and embeddings stay float32.
     """
 
+    distance: ClassVar[Distance] = Distance.COSINE
+
     variant: str = "ms1m"
     dtype: DTypeLike | None = None
+
+    @property
+    def alignment(self) -> Alignment:
+        """The crops of its training."""
+        return ARCFACE_NARROW if self.variant == "casia" else ARCFACE
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

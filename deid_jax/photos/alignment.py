@@ -1,8 +1,8 @@
 """Aligned crops of faces, and how a perturbation of a crop is added to the photo's own pixels.
 
-A similarity transform maps points p of the photo to points p' = A p + b of the crop: 112 × 112
-pixels, with eyes, nose and mouth on the template that recognisers are trained on. Coordinates
-refer to pixel centres; the first pixel is at (0, 0).
+A similarity transform maps points p of the photo to points p' = A p + b of a crop, which has
+eyes, nose and mouth on the template that a recogniser is trained on. Coordinates refer to pixel
+centres; the first pixel is at (0, 0).
 """
 
 import math
@@ -13,6 +13,7 @@ from PIL import Image
 
 from deid_jax.data.images import CELEBA_SIZE, CELEBA_TO_TEMPLATE
 from deid_jax.errors import InputError
+from deid_jax.models.templates import ARCFACE, Alignment
 from deid_jax.photos.faces import Face, FaceError
 from deid_jax.types import NumpyArray
 
@@ -20,17 +21,8 @@ Span: TypeAlias = "slice[int, int, None]"
 # Rows and columns of a photo, and bool[h, w]: which of their pixels.
 Support: TypeAlias = "tuple[Span, Span, NumpyArray]"
 
-SIZE = 112
-# Eyes, nose, corners of the mouth: the template of ArcFace (Deng et al., CVPR 2019).
-TEMPLATE = np.array(
-    [
-        [38.2946, 51.6963],
-        [73.5318, 51.5014],
-        [56.0252, 71.7366],
-        [41.5493, 92.3655],
-        [70.7299, 92.2041],
-    ]
-)
+# The attack's own crops are ArcFace's.
+SIZE = ARCFACE.height
 # The landmarks' mean position in a detector's box, and their root mean square distance from it,
 # relative to the box's width: means over the 20 of 24 CelebA photos in which
 # `detectors.cascade` finds the face (standard deviations 0.022, 0.021 and 0.016).
@@ -51,17 +43,16 @@ _UPRIGHT = 0.02
 _BICUBIC = Image.Resampling.BICUBIC
 
 
-def crop_matrix(face: Face, size: int = SIZE) -> NumpyArray:
-    """float64[2, 3]: the similarity (A, b) from the photo to the crop of size × size pixels.
+def crop_matrix(face: Face, alignment: Alignment = ARCFACE) -> NumpyArray:
+    """float64[2, 3]: the similarity (A, b) from the photo to a recogniser's crop.
 
-    With landmarks it is the least-squares fit onto `TEMPLATE` (Umeyama, PAMI 1991, without
-    reflections); with only a box it is upright. Sizes other than `SIZE` show the same square:
-    p ↦ (p + ½) size/112 − ½.
+    With landmarks it is the least-squares fit onto the template (Umeyama, PAMI 1991, without
+    reflections); with only a box it is upright.
 
     Raises:
       InputError: all landmarks coincide.
     """
-    targets = (TEMPLATE + 0.5) * (size / SIZE) - 0.5
+    targets = alignment.points
     if face.landmarks is None:
         left, top, width, height = face.box
         centre = np.array([left + _BOX_CENTRE[0] * width, top + _BOX_CENTRE[1] * height])
@@ -98,9 +89,9 @@ def aligned_face(pixels: NumpyArray) -> list[Face]:
     height, width = pixels.shape[:2]
     if (height, width) == (CELEBA_SIZE[1], CELEBA_SIZE[0]):
         linear, offset = CELEBA_TO_TEMPLATE[:, :2], CELEBA_TO_TEMPLATE[:, 2]
-        points = (TEMPLATE - offset) @ np.linalg.inv(linear).T
+        points = (ARCFACE.points - offset) @ np.linalg.inv(linear).T
     elif height == width:
-        points = (TEMPLATE + 0.5) * (width / SIZE) - 0.5
+        points = ARCFACE.scaled(width).points
     else:
         raise FaceError(f"is no aligned face: it is {width}x{height}, not square")
     return [Face((0.0, 0.0, float(width), float(height)), points)]
@@ -111,33 +102,37 @@ def scale_of(matrix: NumpyArray) -> float:
     return 1 / math.sqrt(abs(np.linalg.det(matrix[:, :2])))
 
 
-def aligned_crop(pixels: NumpyArray, matrix: NumpyArray, size: int = SIZE) -> NumpyArray:
-    """The aligned crop of a face: float32[size, size, 3] in [0, 1], on the 8-bit grid.
+def aligned_crop(
+    pixels: NumpyArray, matrix: NumpyArray, alignment: Alignment = ARCFACE
+) -> NumpyArray:
+    """The aligned crop of a face: float32[h, w, 3] in [0, 1], on the 8-bit grid.
 
     Resampling is bicubic, on a grid `_OVERSAMPLING` times as fine that is then reduced; a photo
     finer than that grid is first reduced to it. Only pixels around the face are read. Outside
-    the photo uint8[H, W, 3] the crop is black. The matrix is `crop_matrix` for the same size.
+    the photo uint8[H, W, 3] the crop is black. The matrix is that of `crop_matrix` for the same
+    alignment.
     """
+    height, width = alignment.height, alignment.width
     scale = max(scale_of(matrix), 1.0)
-    corners = _corners(matrix, size)
+    corners = _corners(matrix, height, width)
     margin = _MARGIN * scale
     low = np.floor(corners.min(0) - margin).astype(int)
     high = np.ceil(corners.max(0) + margin).astype(int)
     low, high = np.maximum(low, 0), np.minimum(high, [pixels.shape[1] - 1, pixels.shape[0] - 1])
     if (high <= low).any():
-        return np.zeros((size, size, 3), np.float32)
+        return np.zeros(alignment.shape, np.float32)
     region = Image.fromarray(pixels[low[1] : high[1] + 1, low[0] : high[0] + 1])
     ratio = max(scale / _OVERSAMPLING, 1.0)
     small = (max(1, round(region.width / ratio)), max(1, round(region.height / ratio)))
     ratios = np.array(region.size) / small
     # From the fine grid through the crop and the photo to the reduced region.
-    back = _inverse(matrix)
+    back = inverse_of(matrix)
     linear = back[:, :2] / ratios[:, None] / _OVERSAMPLING
     first = back[:, :2] @ np.full(2, _FIRST) + back[:, 2]
     start = (first - low + 0.5) / ratios - 0.5
-    fine = (_OVERSAMPLING * size, _OVERSAMPLING * size)
+    fine = (_OVERSAMPLING * width, _OVERSAMPLING * height)
     shown = _sampled(region.resize(small, _BICUBIC), fine, linear, start)
-    return np.asarray(shown.resize((size, size), _BICUBIC), np.float32) / 255
+    return np.asarray(shown.resize((width, height), _BICUBIC), np.float32) / 255
 
 
 def to_photo(
@@ -153,7 +148,7 @@ def to_photo(
     """
     size = perturbation.shape[0]
     faded = perturbation * taper(size)[:, None, None] * taper(size)[None, :, None]
-    corners = _corners(matrix, size)
+    corners = _corners(matrix, size, size)
     low = np.maximum(np.floor(corners.min(0)).astype(int), 0)
     high = np.minimum(np.ceil(corners.max(0)).astype(int), [shape[1] - 1, shape[0] - 1])
     if (high < low).any():
@@ -222,7 +217,7 @@ def round_trip(matrix: NumpyArray, size: int = SIZE) -> tuple[NumpyArray, NumpyA
     modelled, not the rotation: R and C are means over sub-pixel positions.
     """
     scale = scale_of(matrix)
-    centre = _inverse(matrix) @ [(size - 1) / 2, (size - 1) / 2, 1.0]
+    centre = inverse_of(matrix) @ [(size - 1) / 2, (size - 1) / 2, 1.0]
     turned = abs(matrix[0, 1]) * scale > _UPRIGHT
     places = np.arange(0, 1, 0.25) * max(scale, 1.0) if turned else np.zeros(1)
     columns, rows = (
@@ -263,14 +258,15 @@ def _stretched(image: Image.Image, height: int, step: float, start: float) -> Im
     return _sampled(image, (image.width, height), linear, np.array([0.0, start]))
 
 
-def _corners(matrix: NumpyArray, size: int) -> NumpyArray:
+def _corners(matrix: NumpyArray, height: int, width: int) -> NumpyArray:
     """float64[4, 2]: the crop's corners in the photo."""
-    ends = np.array([[-0.5, -0.5], [size - 0.5, -0.5], [-0.5, size - 0.5], [size - 0.5] * 2])
-    back = _inverse(matrix)
+    ends = np.array([[x, y] for y in (-0.5, height - 0.5) for x in (-0.5, width - 0.5)])
+    back = inverse_of(matrix)
     return ends @ back[:, :2].T + back[:, 2]
 
 
-def _inverse(matrix: NumpyArray) -> NumpyArray:
+def inverse_of(matrix: NumpyArray) -> NumpyArray:
+    """The inverse of an affine map float64[2, 3]."""
     linear = np.linalg.inv(matrix[:, :2])
     return np.column_stack([linear, -linear @ matrix[:, 2]])
 

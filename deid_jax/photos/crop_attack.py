@@ -1,13 +1,14 @@
 """The attack on aligned crops of faces, and its perturbations added to the photo.
 
-A recogniser sees a face as a crop of 112 × 112 pixels, and the attack optimises the
-perturbation δ of this crop. Adding δ to the photo's own pixels and cropping again turns it into
-R δ Cᵀ (`alignment.round_trip`), so the attack differentiates through this round trip:
+The attack optimises the perturbation δ of ArcFace's crop of a face, 112 × 112 pixels. Added to
+the photo's own pixels, it turns up in the crop c_f that a recogniser f cuts out by its own
+alignment as R_f δ C_fᵀ: by `alignment.round_trip`, and the map from one crop to the other. The
+attack differentiates through both:
 
-  min E_t max_f cos( f(t(c + R δ Cᵀ)), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
+  min E_t max_f s_f( f(t(c_f + R_f δ C_fᵀ)), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
 
-with surrogates f, thresholds τ_f, the crop c, random transformations t that imitate the
-processing of photos, and e_f the embedding to move away from. The maximum is smooth
+with surrogates f, their similarities s_f and thresholds τ_f, random transformations t that
+imitate the processing of photos, and e_f the embedding to move away from. The maximum is smooth
 (`objectives.embeddings.ensemble`), so that every surrogate counts.
 """
 
@@ -22,8 +23,11 @@ import numpy as np
 from deid_jax.arrays import Bracket, per_image
 from deid_jax.attacks.budgets import l2_of_psnr
 from deid_jax.attacks.mifgvm import MIFGVMConfig
-from deid_jax.photos.alignment import round_trip, to_photo
-from deid_jax.photos.verifiers import Verifier, dodged
+from deid_jax.models.templates import Alignment
+from deid_jax.photos.alignment import SIZE, crop_matrix, inverse_of, round_trip, to_photo
+from deid_jax.photos.faces import Face
+from deid_jax.photos.verifiers import Verifier, crops_of, own_crops
+from deid_jax.recognisers.cutting import resample, resampling_matrix
 from deid_jax.transfer import SurrogateAttack, Surrogates
 from deid_jax.types import NumpyArray
 
@@ -39,37 +43,84 @@ _REACH = 10.0
 _STEP = 1 / 3
 
 
-class Crops(NamedTuple):
-    """Aligned crops of N faces.
+class Seen(NamedTuple):
+    """What one surrogate sees of N faces.
 
     Attributes:
-      images: float32[N, S, S, 3] in [0, 1].
-      rows: float32[N, S, S], R of `alignment.round_trip`.
-      columns: float32[N, S, S], C.
-      grey: bool[N], whether the photo is grey; the perturbation is then grey as well.
+      images: float32[N, h, w, 3] in [0, 1], its own crops.
+      rows: float32[N, h, S], R_f.
+      columns: float32[N, w, S], C_f.
     """
 
     images: NumpyArray
     rows: NumpyArray
     columns: NumpyArray
+
+
+class Crops(NamedTuple):
+    """Aligned crops of N faces.
+
+    Attributes:
+      images: float32[N, S, S, 3] in [0, 1], ArcFace's crops.
+      own: for each surrogate.
+      grey: bool[N], whether the photo is grey; the perturbation is then grey as well.
+    """
+
+    images: NumpyArray
+    own: tuple[Seen, ...]
     grey: NumpyArray
 
     @classmethod
-    def of(cls, images: NumpyArray, matrices: Sequence[NumpyArray], *, grey: bool) -> "Crops":
-        """Makes crops from images float32[N, S, S, 3] and their N crop matrices."""
-        rows, columns = (np.stack(m) for m in zip(*map(round_trip, matrices), strict=True))
-        return cls(images, rows, columns, np.full(len(images), grey))
+    def of(
+        cls,
+        surrogates: Sequence[Verifier],
+        pixels: NumpyArray,
+        faces: Sequence[Face],
+        *,
+        grey: bool,
+    ) -> "Crops":
+        """Cuts the crops of a photo's faces, uint8[H, W, 3]."""
+        trips = [round_trip(crop_matrix(face)) for face in faces]
+        own = []
+        for one, images in zip(surrogates, own_crops(surrogates, pixels, faces), strict=True):
+            rows, columns = [], []
+            for face, (there, across) in zip(faces, trips, strict=True):
+                down, right = _between(face, one.embedder.alignment)
+                rows.append(down @ there)
+                columns.append(right @ across)
+            own.append(Seen(images, np.stack(rows), np.stack(columns)))
+        return cls(crops_of(pixels, faces), tuple(own), np.full(len(faces), grey))
 
     def take(self, places: Sequence[int] | NumpyArray) -> "Crops":
         """The crops at the given positions."""
-        return Crops(*(part[places] for part in self))
+        taken: Crops = jax.tree.map(lambda part: part[places], self)
+        return taken
 
 
-def _seen(crops: Crops, images: jax.Array) -> jax.Array:
-    """clip₀₁(c + R δ Cᵀ) of c + δ."""
+def _between(face: Face, alignment: Alignment) -> tuple[NumpyArray, NumpyArray]:
+    """float32[h, S] and [w, S]: resample ArcFace's crop of a face to another alignment's.
+
+    The small rotation between the two is left out.
+    """
+    back = inverse_of(crop_matrix(face))
+    matrix = crop_matrix(face, alignment)
+    linear = matrix[:, :2] @ back[:, :2]
+    scale = float(np.trace(linear) / 2)
+    middle = np.full(2, (SIZE - 1) / 2)
+    x, y = linear @ middle + matrix[:, :2] @ back[:, 2] + matrix[:, 2] - scale * middle
+    return (
+        resampling_matrix(scale, float(y), alignment.height, SIZE),
+        resampling_matrix(scale, float(x), alignment.width, SIZE),
+    )
+
+
+def _seen(crops: Crops, images: jax.Array) -> tuple[jax.Array, ...]:
+    """clip₀₁(c_f + R_f δ C_fᵀ) of c + δ for each surrogate."""
     change = _greyed(crops, images - crops.images)
-    once = jnp.einsum("bij,bjwc->biwc", crops.rows, change)
-    return jnp.clip(crops.images + jnp.einsum("bij,bhjc->bhic", crops.columns, once), 0, 1)
+    return tuple(
+        jnp.clip(own.images + resample(change, own.rows, own.columns), 0, 1)
+        for own in crops.own
+    )
 
 
 def _greyed(crops: Crops, change: jax.Array) -> jax.Array:
@@ -126,7 +177,10 @@ def perturbations(
     columns = [place for place, one in enumerate(verifiers) if one.is_surrogate]
     surrogates = Surrogates.of(
         [verifiers[place].embedder for place in columns],
-        [np.stack([dodged(own[place]) for own in references]) for place in columns],
+        [
+            np.stack([verifiers[place].dodged(own[place]) for own in references])
+            for place in columns
+        ],
         [verifiers[place].threshold for place in columns],
     )
     reach = _REACH if initial is None else min(_REACH, _STEP * num_steps)

@@ -24,7 +24,7 @@ _DIGITS = {
     "psnr": 3,
     "mean_psnr": 3,
     "ssim": 5,
-    "cosine": 5,
+    "similarity": 5,
     "margin": 5,
     "fooled_frames": 5,
 }
@@ -34,13 +34,14 @@ _DIGITS = {
 class FaceVerdict:
     """The verdict of one recogniser on a protected face.
 
-    `fitted` means that it is a surrogate; the cosine is the largest similarity to the person's
-    reference embeddings, and fools it if the margin, threshold − cosine, is above 0.
+    `fitted` means that it is a surrogate; the similarity is the largest to the person's
+    reference embeddings, a cosine or minus a distance, and fools it if the margin,
+    threshold − similarity, is above 0.
     """
 
     recogniser: str
     fitted: bool
-    cosine: float
+    similarity: float
     threshold: float
     margin: float
     fooled: bool

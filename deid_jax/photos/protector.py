@@ -129,11 +129,10 @@ class _PhotoAttack:
         self._photo = photo
         self._faces = faces
         self._encoder = _Encoder(photo, faces, protector.strength.psnrs[-1])
-        matrices = self._encoder.matrices
-        self._crops = Crops.of(crops_of(photo.pixels, matrices), matrices, grey=photo.grey)
+        self._crops = Crops.of(protector.surrogates, photo.pixels, faces, grey=photo.grey)
         self._references = [
             [one.references(sign) for one, sign in zip(protector.verifiers, signs, strict=True)]
-            for signs in signs_of(protector.verifiers, self._crops.images)
+            for signs in signs_of(protector.verifiers, photo.pixels, faces)
         ]
         self._keys = jax.random.split(key, len(faces))
         self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
@@ -158,7 +157,7 @@ class _PhotoAttack:
             todo = np.flatnonzero(matched & (level + 1 < len(psnrs)))
             level[todo] += 1
         errors = self._encoder.errors(pixels).tolist()
-        shown = crops_of(pixels, self._encoder.matrices)
+        shown = crops_of(pixels, self._faces)
         reports = tuple(
             FaceReport(
                 box=face.box,

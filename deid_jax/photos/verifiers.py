@@ -4,19 +4,36 @@ A surrogate is a recogniser that the attack is fitted on; a judge only judges.
 """
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from deid_jax.errors import InputError
+from deid_jax.metrics import verification
+from deid_jax.metrics.verification import Distance
+from deid_jax.models.templates import ARCFACE, Alignment
 from deid_jax.photos.alignment import SIZE, aligned_crop, crop_matrix
 from deid_jax.photos.faces import Face
-from deid_jax.recognisers.embedders import Embedder, split_list
+from deid_jax.recognisers.embedders import Embedder, name_of, split_list
 from deid_jax.types import NumpyArray
 
 # Thresholds at a false accept rate of 1 %, measured on all 391,500 pairs of different persons
-# among 900 aligned photos of 30 persons of CelebA; 2 % of genuine pairs are missed there.
-THRESHOLDS = {"mobilefacenet_ms1m": 0.296, "mobilefacenet_casia": 0.291}
+# among 900 aligned photos of 30 persons of CelebA; 2 % of genuine pairs are missed there. They
+# are cosines; dlib's is a distance (of 0.6, as its users set it, the rates are .3 and 4 %).
+THRESHOLDS = {
+    "dlib_resnet": 0.631,
+    "mobilefacenet_ms1m": 0.296,
+    "mobilefacenet_casia": 0.291,
+}
+# What protection fools if the user names no recogniser. The first one comes with the packages
+# that photos need; the others are downloaded once.
+DEFAULTS = ("dlib_resnet", "mobilefacenet_ms1m", "mobilefacenet_casia")
+
+# Of one face, the crops that each recogniser takes: float32[n, h, w, 3] for each.
+FaceCrops: TypeAlias = Sequence[NumpyArray]
 
 
 class BlindError(InputError):
@@ -27,7 +44,7 @@ class BlindError(InputError):
 class Verifier:
     """A surrogate or judge, with the similarity from which two faces match.
 
-    A gallery is float64[K, D], unit embeddings of one person's other photos.
+    A gallery is float64[K, D], `comparable_of` one person's other photos.
     """
 
     embedder: Embedder
@@ -36,113 +53,189 @@ class Verifier:
     gallery: NumpyArray | None = None
 
     def references(self, own: NumpyArray) -> NumpyArray:
-        """The references of a face: float64[R, D], unit vectors, its own embedding first.
+        """The references of a face: float64[R, D], its own embedding first.
 
         If the gallery's mean matches the face, the mean and each photo of the gallery follow.
-        `own` is the embedding, float64[D], of the face before it was perturbed.
+        `own` is the comparable embedding, float64[D], of the face before it was perturbed.
         """
         if self.gallery is None:
             return own[None]
-        mean = mean_direction(self.gallery)
-        if own @ mean < self.threshold:
+        mean = self.mean_of(self.gallery)
+        if self.similarities(own[None], mean[None]).item() < self.threshold:
             return own[None]
         return np.stack([own, mean, *self.gallery])
 
+    def mean_of(self, rows: NumpyArray) -> NumpyArray:
+        """float64[D]: the centroid of comparable embeddings float64[N, D]."""
+        everyone = [np.arange(len(rows))]
+        return verification.centroids(rows, everyone, self.embedder.distance)[0]
 
-def directions(embedder: Embedder, crops: NumpyArray) -> NumpyArray:
-    """Unit embeddings float64[N, D] of crops float32[N, S, S, 3] in [0, 1].
+    def dodged(self, references: NumpyArray) -> NumpyArray:
+        """float64[D], to move away from: between the own embedding and any known mean."""
+        return self.mean_of(references[:2])
+
+    def similarities(self, a: NumpyArray, b: NumpyArray) -> NumpyArray:
+        """float64[N, M] of embeddings [N, D] and [M, D]."""
+        return verification.similarities(a, b, self.embedder.distance)
+
+    @property
+    def written_threshold(self) -> float:
+        """The threshold as users write it: a cosine or a distance."""
+        return self.embedder.distance.as_similarity(self.threshold)
+
+
+def comparable_of(embedder: Embedder, crops: NumpyArray) -> NumpyArray:
+    """Embeddings of crops float32[N, h, w, 3] in [0, 1], as they are compared: float64[N, D].
 
     Raises:
-      BlindError: an embedding is zero or not finite, so the recogniser is not fooled but blind.
+      BlindError: an embedding is not finite, or zero where directions are compared, so the
+        recogniser is not fooled but blind.
     """
-    embeddings = embedder.embed(np.rint(255 * crops).astype(np.uint8)).astype(np.float64)
-    sizes = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if not np.all(np.isfinite(sizes) & (sizes > 0)):
-        raise BlindError(f"recogniser {embedder.name}: embeddings must be finite and not 0")
-    return embeddings / sizes
+    embeddings = embedder.embed(np.rint(255 * crops).astype(np.uint8))
+    try:
+        return verification.comparable(embeddings, embedder.distance)
+    except InputError as error:
+        raise BlindError(f"recogniser {embedder.name}: {error}") from error
 
 
-def mean_direction(rows: NumpyArray) -> NumpyArray:
-    """float64[D]: the direction of the sum of unit vectors float64[N, D]."""
-    total = rows.sum(axis=0)
-    return total / np.linalg.norm(total)
-
-
-def dodged(references: NumpyArray) -> NumpyArray:
-    """float64[D], to move away from: halfway between the own embedding and any known mean."""
-    return mean_direction(references[:2])
-
-
-def signs_of(verifiers: Sequence[Verifier], crops: NumpyArray) -> list[list[NumpyArray]]:
-    """For each crop and each recogniser, `directions`: float64[D]."""
-    found = [directions(one.embedder, crops) for one in verifiers]
+def signs_of(
+    verifiers: Sequence[Verifier], pixels: NumpyArray, faces: Sequence[Face]
+) -> list[list[NumpyArray]]:
+    """For each face of a photo and each recogniser, its comparable embedding: float64[D]."""
+    if not faces:
+        return []
+    found = [
+        comparable_of(one.embedder, crops)
+        for one, crops in zip(verifiers, own_crops(verifiers, pixels, faces), strict=True)
+    ]
     return [list(own) for own in zip(*found, strict=True)]
 
 
-def largest_cosines(
+def largest_similarities(
     verifiers: Sequence[Verifier],
     references: Sequence[Sequence[NumpyArray]],
-    crops: Sequence[NumpyArray],
+    crops: Sequence[FaceCrops],
 ) -> NumpyArray:
     """The largest similarity of each face to its references: float64[N, V].
 
     Args:
       verifiers: V recognisers.
       references: for each of N faces and each recogniser, `Verifier.references`.
-      crops: one or more of each face, float32[n, S, S, 3].
+      crops: of each of N faces, one or more for each recogniser.
     """
-    whole, ends = np.concatenate(crops), np.cumsum([len(own) for own in crops])[:-1]
     found = np.empty((len(crops), len(verifiers)))
+    ends = np.cumsum([len(own[0]) for own in crops])[:-1]
     for column, verifier in enumerate(verifiers):
-        for row, own in enumerate(np.split(directions(verifier.embedder, whole), ends)):
-            known = references[row][column]
-            found[row, column] = max((known @ direction).max() for direction in own)
+        whole = comparable_of(verifier.embedder, np.concatenate([own[column] for own in crops]))
+        for row, own in enumerate(np.split(whole, ends)):
+            found[row, column] = verifier.similarities(references[row][column], own).max()
     return found
 
 
-def crops_of(pixels: NumpyArray, matrices: Sequence[NumpyArray]) -> NumpyArray:
-    """float32[N, S, S, 3] in [0, 1]: aligned crops, as recognisers take them."""
-    return np.stack([aligned_crop(pixels, matrix, SIZE) for matrix in matrices])
+def crops_of(
+    pixels: NumpyArray, faces: Sequence[Face], alignment: Alignment = ARCFACE
+) -> NumpyArray:
+    """float32[N, h, w, 3] in [0, 1]: aligned crops of a photo's faces."""
+    return np.stack(
+        [aligned_crop(pixels, crop_matrix(face, alignment), alignment) for face in faces]
+    )
 
 
-def gallery_of(embedder: Embedder, photos: Sequence[tuple[NumpyArray, Face]]) -> NumpyArray:
-    """Unit embeddings float64[K, D] of one person's photos: pairs (uint8[H, W, 3], face).
+def own_crops(
+    verifiers: Sequence[Verifier], pixels: NumpyArray, faces: Sequence[Face]
+) -> list[NumpyArray]:
+    """`crops_of` a photo's faces for each recogniser, by its own alignment."""
+    alignments = dict.fromkeys(one.embedder.alignment for one in verifiers)
+    found = {alignment: crops_of(pixels, faces, alignment) for alignment in alignments}
+    return [found[one.embedder.alignment] for one in verifiers]
+
+
+def gallery_of(verifier: Verifier, photos: Sequence[tuple[NumpyArray, Face]]) -> NumpyArray:
+    """Comparable embeddings float64[K, D] of one person's photos: (uint8[H, W, 3], face).
 
     Raises:
-      InputError: their sum is zero, so that they have no mean direction.
+      InputError: they cancel out, so that they have no mean.
     """
-    crops = [crops_of(pixels, [crop_matrix(face)])[0] for pixels, face in photos]
-    found = directions(embedder, np.stack(crops))
-    if not np.linalg.norm(found.sum(axis=0)) > 0:
-        raise InputError(f"recogniser {embedder.name}: the photos' directions cancel out")
+    alignment = verifier.embedder.alignment
+    crops = [crops_of(pixels, [face], alignment)[0] for pixels, face in photos]
+    found = comparable_of(verifier.embedder, np.stack(crops))
+    try:
+        verifier.mean_of(found)
+    except InputError as error:
+        raise InputError(f"recogniser {verifier.embedder.name}: {error}") from error
     return found
 
 
-def probes() -> NumpyArray:
-    """Noise images float32[2, S, S, 3], whose embeddings identify a recogniser."""
-    return np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
+def probes(alignment: Alignment) -> NumpyArray:
+    """Noise images float32[2, h, w, 3], whose embeddings identify a recogniser."""
+    return np.random.default_rng(0).random((2, *alignment.shape), np.float32)
+
+
+def thresholds_of(text: str | None, embedders: Sequence[Embedder]) -> list[float]:
+    """The similarities from which faces match, by `--threshold`: NAME=VALUE, by commas.
+
+    A value is a cosine, > -1 and < 1, or for recognisers that compare by a distance that
+    distance, > 0. One value alone is for all, if they compare alike. None, or a name left out,
+    uses `THRESHOLDS`.
+
+    Raises:
+      InputError: a bad or missing value, an unknown name, or one value for unlike recognisers.
+    """
+    given: dict[str, str] = {}
+    if text is not None and "=" not in text:
+        if len({one.distance for one in embedders}) > 1:
+            raise InputError(
+                f"threshold must be NAME=VALUE for each of recognisers that differ in kind, "
+                f"got {text}: some compare by cosine, others by distance"
+            )
+        given = {one.name: text for one in embedders}
+    elif text is not None:
+        for part in text.split(","):
+            name, _, value = part.strip().rpartition("=")
+            if name in given or name not in [one.name for one in embedders]:
+                raise InputError(f"threshold is given twice or for no recogniser: {part}")
+            given[name] = value
+    found = []
+    for one in embedders:
+        if one.name not in given and one.name not in THRESHOLDS:
+            raise InputError(f"recogniser {one.name} needs a --threshold={one.name}=VALUE")
+        found.append(_threshold(one, given.get(one.name, THRESHOLDS.get(one.name, ""))))
+    return found
+
+
+def _threshold(embedder: Embedder, value: str | float) -> float:
+    cosine = embedder.distance is Distance.COSINE
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (-1 < number < 1 if cosine else 0 < number < math.inf):
+        wanted = "a cosine > -1 and < 1" if cosine else "a distance > 0"
+        raise InputError(f"threshold of {embedder.name} must be {wanted}, got {value}")
+    return embedder.distance.as_similarity(number)
 
 
 def load_verifiers(
-    surrogates: str,
+    surrogates: str | None,
     judges: str,
-    threshold: float | None,
+    threshold: str | None,
     load: Callable[[str, int], Embedder],
 ) -> tuple[Verifier, ...]:
     """Loads surrogates and judges by name.
 
-    Both are lists separated by commas, see `recognisers.embedders`; judges may be `none`. The
-    threshold is for all; None uses `THRESHOLDS`. `load` is given a name and the size of crops.
+    Both are lists separated by commas, see `recognisers.embedders`; judges may be `none`.
+    Without surrogates, those of `DEFAULTS` that can be had are loaded, and a line on standard
+    error names the others. Thresholds are those of `thresholds_of`. `load` is given a name and
+    the size of crops.
 
     Raises:
       InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice.
     """
-    fitted = split_list(surrogates, ",")
     others = [] if judges == "none" else split_list(judges, ",")
-    if threshold is not None and not -1 < threshold < 1:
-        raise InputError(f"threshold must be a cosine > -1 and < 1, got {threshold}")
-    found: list[Verifier] = []
-    for number, text in enumerate((*fitted, *others)):
+    embedders = [] if surrogates is not None else _default_embedders(load, others)
+    fitted = len(embedders)
+    named = [] if surrogates is None else split_list(surrogates, ",")
+    for text in (*named, *others):
         try:
             embedder = load(text, SIZE)
         except InputError as error:
@@ -150,11 +243,39 @@ def load_verifiers(
                 f"{error}; without a recogniser nothing real is protected: give "
                 "--recogniser=NAME:FILE with weights of yours, or be online once for NAME"
             ) from error
-        if embedder.name in [one.embedder.name for one in found]:
+        if embedder.name in [one.name for one in embedders]:
             raise InputError(f"recogniser {embedder.name} is given twice")
-        own = THRESHOLDS.get(embedder.name) if threshold is None else threshold
-        if own is None:
-            raise InputError(f"recogniser {embedder.name} needs a --threshold")
-        directions(embedder, probes())  # Refuses blind ones.
-        found.append(Verifier(embedder, own, number < len(fitted)))
-    return tuple(found)
+        embedders.append(embedder)
+    fitted += len(named)
+    for embedder in embedders:
+        comparable_of(embedder, probes(embedder.alignment))  # Refuses blind ones.
+    return tuple(
+        Verifier(embedder, own, number < fitted)
+        for number, (embedder, own) in enumerate(
+            zip(embedders, thresholds_of(threshold, embedders), strict=True)
+        )
+    )
+
+
+def _default_embedders(
+    load: Callable[[str, int], Embedder], judges: Sequence[str]
+) -> list[Embedder]:
+    """Those of `DEFAULTS` that can be had and do not judge."""
+    names = [name for name in DEFAULTS if name not in map(name_of, judges)]
+    found: list[Embedder] = []
+    missing: dict[str, InputError] = {}
+    for name in names:
+        try:
+            found.append(load(name, SIZE))
+        except InputError as error:
+            missing[name] = error
+    if not found:
+        raise next(iter(missing.values()))
+    if missing:
+        *_, cause = missing.values()
+        print(
+            f"{' and '.join(missing)} cannot be had, so that only "
+            f"{' and '.join(one.name for one in found)} is to be fooled: {cause}",
+            file=sys.stderr,
+        )
+    return found

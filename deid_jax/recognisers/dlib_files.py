@@ -26,7 +26,7 @@ _TENSOR = 2
 _MOST_BYTES = 2**28
 
 
-def read_arrays(path: Path) -> dict[str, NumpyArray]:
+def read_dlib_arrays(path: Path) -> dict[str, NumpyArray]:
     """Reads the tensors of all layers that have one: {"con.0": float32[n], "affine.0": ...}.
 
     Layers of each kind, `con`, `affine` and `fc`, are numbered from the input on; the arrays

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,26 @@ from numpy.typing import NDArray
 
 from deid_jax.devices import sharding
 from deid_jax.errors import InputError, one_line
+from deid_jax.metrics.verification import Distance
+from deid_jax.models.templates import ARCFACE, Alignment
 from deid_jax.recognisers import weight_files, weights
 from deid_jax.types import Model, NumpyArray, Variables
 
+
+class AlignedModel(Model, Protocol):
+    """A network that states which crops it takes and how its embeddings are compared."""
+
+    @property
+    def alignment(self) -> Alignment:
+        """The crops of a face that it takes."""
+
+    @property
+    def distance(self) -> Distance:
+        """How its embeddings are compared."""
+
+
 # Makes module and variables from a file's named arrays.
-Convert: TypeAlias = Callable[[Mapping[str, NumpyArray]], tuple[Model, Variables]]
+Convert: TypeAlias = Callable[[Mapping[str, NumpyArray]], tuple[AlignedModel, Variables]]
 # Architecture -> its `Convert`.
 CONVERTERS = {
     "dlib_resnet": "deid_jax.models.dlib_resnet:convert",
@@ -46,11 +61,15 @@ class Embedder(NamedTuple):
       module: `module.apply(variables, images)` maps float32[B, H, W, 3] to float32[B, D];
         hashable, since it decides the compiled program.
       variables: its weights.
+      alignment: the crops that it takes.
+      distance: how its embeddings are compared.
     """
 
     name: str
     module: Model
     variables: Variables
+    alignment: Alignment = ARCFACE
+    distance: Distance = Distance.COSINE
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings float32[N, D] of uint8[N, H, W, 3], computed in batches."""
@@ -121,7 +140,8 @@ def load_embedder(
 ) -> Embedder:
     """Loads the recogniser given by `text`.
 
-    `image_size` is H = W of the images that it will be given; `progress` is called with the
+    A network states its own alignment. A function is given ArcFace's crop of `image_size`
+    pixels a side, and its embeddings are compared by cosines. `progress` is called with the
     bytes received during a download.
 
     Raises:
@@ -131,15 +151,15 @@ def load_embedder(
     name, _, rest = text.partition(":")
     if name in names():
         path = Path(rest) if rest else _fetch(name, progress)
-        embedder = Embedder(name, *_loaded(name, path))
+        embedder = _loaded(name, path)
     elif rest.isidentifier():
-        embedder = _brought(text)
+        embedder = _brought(text, image_size)
     else:
         raise InputError(
             f"recogniser must be NAME or NAME:FILE with a NAME of {', '.join(names())}, or "
             f"package.module:function, got {text}"
         )
-    _check(embedder, image_size)
+    _check(embedder)
     return embedder
 
 
@@ -152,15 +172,16 @@ def _fetch(name: str, progress: weights.BytesProgress | None) -> Path:
     return weights.fetch(name, progress=progress)
 
 
-def _loaded(name: str, path: Path) -> tuple[Model, Variables]:
-    """Module and variables from a file."""
+def _loaded(name: str, path: Path) -> Embedder:
+    """A network with the weights in a file."""
     converter = CONVERTERS.get(name) or weights.WEIGHTS[name].converter
-    module, attribute = converter.split(":")
-    convert: Convert = getattr(importlib.import_module(module), attribute)
-    return convert(weight_files.read_weights(path))
+    place, attribute = converter.split(":")
+    convert: Convert = getattr(importlib.import_module(place), attribute)
+    module, variables = convert(weight_files.read_weights(path))
+    return Embedder(name, module, variables, module.alignment, module.distance)
 
 
-def _brought(text: str) -> Embedder:
+def _brought(text: str, image_size: int) -> Embedder:
     """Imports `package.module:function`; modules in the working folder are found, too."""
     module_name, _, function_name = text.partition(":")
     if "" not in sys.path:
@@ -171,17 +192,17 @@ def _brought(text: str) -> Embedder:
         raise InputError(f"recogniser {text} cannot be imported: {one_line(error)}") from error
     if not callable(function):
         raise InputError(f"recogniser {text} is no function")
-    return Embedder(text, FunctionModule(function), {})
+    return Embedder(text, FunctionModule(function), {}, ARCFACE.scaled(image_size))
 
 
-def _check(embedder: Embedder, image_size: int) -> None:
+def _check(embedder: Embedder) -> None:
     """Refuses a recogniser that does not give one vector per image."""
-    images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *embedder.alignment.shape), jnp.float32)
     try:
         shape = jax.eval_shape(embedder.module.apply, embedder.variables, images).shape
     except Exception as error:
         raise InputError(
-            f"recogniser {embedder.name} cannot take images of {image_size} px: "
+            f"recogniser {embedder.name} cannot take images of {embedder.alignment.height} px: "
             f"{one_line(error)}"
         ) from error
     if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:

@@ -29,7 +29,7 @@ def read_weights(path: Path) -> dict[str, NumpyArray]:
     if not path.is_file():
         raise InputError(f"weights {path} are no file")
     if path.suffix == ".dat":
-        return dlib_files.read_arrays(path)
+        return dlib_files.read_dlib_arrays(path)
     if path.suffix not in _TORCH_SUFFIXES:
         return _read_npz(path)
     arrays = torch_files.read_arrays(path)

@@ -19,6 +19,7 @@ from deid_jax.attacks import METHODS
 from deid_jax.attacks.budgets import at_budget, l2_of_psnr
 from deid_jax.attacks.quantizing import finish_on_grid
 from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.metrics.verification import Distance
 from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectation
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.recognisers.embedders import Embedder
@@ -33,14 +34,16 @@ class Surrogates:
 
     Attributes:
       models: the networks; static.
+      distances: how each compares embeddings; static.
       variables: their weights.
-      galleries: float32[B, D] for each, unit vectors of each image's person.
+      galleries: float32[B, D] for each, the centroid of each image's person.
       thresholds: float32[] or [B] for each: a person is dodged if the similarity is below.
 
     Galleries and thresholds stay on the host until a program uses them.
     """
 
     models: tuple[Model, ...] = dataclasses.field(metadata={"static": True})
+    distances: tuple[Distance, ...] = dataclasses.field(metadata={"static": True})
     variables: tuple[Variables, ...]
     galleries: tuple[NDArray[np.float32], ...]
     thresholds: tuple[NDArray[np.float32], ...]
@@ -55,6 +58,7 @@ class Surrogates:
         """Makes surrogates from embedders and puts their weights on the current device."""
         return cls(
             models=tuple(embedder.module for embedder in embedders),
+            distances=tuple(embedder.distance for embedder in embedders),
             variables=tuple(placed_at_hand(embedder.variables) for embedder in embedders),
             galleries=tuple(np.asarray(gallery, np.float32) for gallery in galleries),
             thresholds=tuple(np.asarray(one, np.float32) for one in thresholds),
@@ -85,15 +89,21 @@ class SurrogateAttack:
     over_samples: Reduction = "mean"
 
     def goal(self, surrogates: Surrogates) -> Objective:
-        """Dodges all surrogates, without transformations; always reached if there are none."""
+        """Dodges all surrogates, without transformations; always reached if there are none.
+
+        Its images are those of `SurrogateAttack.perturb`, or what each surrogate sees of them.
+        """
         goals = [
-            dodge(functools.partial(model.apply, variables), gallery, threshold)
-            for model, variables, gallery, threshold in zip(
-                surrogates.models,
-                surrogates.variables,
-                surrogates.galleries,
-                surrogates.thresholds,
-                strict=True,
+            dodge(functools.partial(_embed, model, variables, place), gallery, limit, distance)
+            for place, (model, variables, gallery, limit, distance) in enumerate(
+                zip(
+                    surrogates.models,
+                    surrogates.variables,
+                    surrogates.galleries,
+                    surrogates.thresholds,
+                    surrogates.distances,
+                    strict=True,
+                )
             )
         ]
         return ensemble(goals, self.reduction) if goals else _always_reached
@@ -104,7 +114,11 @@ class SurrogateAttack:
         if not self.foreseen:
             return goal
         transformation = compose(*(TRANSFORMATIONS[name] for name in self.foreseen))
-        return expectation(goal, transformation, self.num_samples, self.over_samples)
+
+        def each(images: PyTree, key: jax.Array) -> PyTree:
+            return jax.tree.map(lambda own: transformation(own, key), images)
+
+        return expectation(goal, each, self.num_samples, self.over_samples)
 
     def perturb(
         self,
@@ -113,13 +127,14 @@ class SurrogateAttack:
         config: PyTree,
         key: jax.Array,
         *,
-        view: Callable[[jax.Array], jax.Array] = lambda images: images,
+        view: Callable[[jax.Array], PyTree] = lambda images: images,
         initial: jax.Array | None = None,
     ) -> AttackResult:
         """Runs the attack on float32[B, H, W, 3] in [0, 1], with key[B]; for use inside `jit`.
 
-        `view` maps perturbed images to what surrogates see, such as a crop after a round trip
-        through the photo's pixels; it is differentiable. The first iterate is `initial`, or the
+        `view` maps perturbed images to what surrogates see: to images for all of them, or to a
+        tuple with images for each, such as its own crops out of the photo. It is
+        differentiable. The first iterate is `initial`, or the
         images.
         """
         fitted = self.fitted(surrogates)
@@ -166,6 +181,12 @@ def perturb_on_grid(
         size = l2_of_psnr(psnr, clean[0].size)
         perturbed = at_budget(clean, result.images, size, dither_key=dither_key)
     return to_uint8(perturbed), goal(perturbed, finish_key)[1]
+
+
+def _embed(model: Model, variables: Variables, place: int, images: PyTree) -> jax.Array:
+    """The embeddings of what one surrogate sees."""
+    own: jax.Array = images[place] if isinstance(images, tuple) else images
+    return model.apply(variables, own)
 
 
 def _within_levels(

@@ -24,7 +24,7 @@ from deid_jax.photos.file_records import (
 )
 from deid_jax.photos.manifest import sha256_of, sha256_of_file
 from deid_jax.photos.protector import ProtectedPhoto, Protector
-from deid_jax.photos.verifiers import BlindError, directions, probes
+from deid_jax.photos.verifiers import BlindError, comparable_of, probes
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
@@ -157,5 +157,5 @@ def _digest(embedder: Embedder) -> str:
     for leaf in jax.tree.leaves(embedder.variables):
         digest.update(np.asarray(leaf).tobytes())
     # A user-supplied function has no weights, so it is identified by its embeddings.
-    digest.update(directions(embedder, probes()).tobytes())
+    digest.update(comparable_of(embedder, probes(embedder.alignment)).tobytes())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from deid_jax.photos.crop_attack import Crops
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import views
-from deid_jax.photos.verifiers import Verifier, crops_of, largest_cosines, mean_direction
+from deid_jax.photos.verifiers import FaceCrops, Verifier, largest_similarities, own_crops
 from deid_jax.types import NumpyArray
 from deid_jax.videos.tracks import Track
 
@@ -23,7 +23,7 @@ NEXT_STEPS = 4
 # Crops that the judges embed at a time.
 _BATCH = 32
 
-# Unit embeddings of one detected face, float64[D] for each recogniser.
+# Comparable embeddings of one detected face, float64[D] for each recogniser.
 Signs = list[NumpyArray]
 
 
@@ -36,7 +36,7 @@ class FollowedFace:
     def __init__(self, track: Track[Signs], verifiers: Sequence[Verifier], number: int):
         self.track = track
         self.references = [
-            verifier.references(mean_direction(np.stack(own)))
+            verifier.references(verifier.mean_of(np.stack(own)))
             for verifier, own in zip(verifiers, zip(*track.signs, strict=True), strict=True)
         ]
         self.number = number
@@ -50,7 +50,7 @@ class FollowedFace:
         self.idle: set[int] = set()
         self.num_frames, self.first, self.last = 0, -1, -1
         self.fooled = np.zeros(len(self.references), int)
-        self.cosines = np.full(len(self.references), -1.0)
+        self.similarities = np.full(len(self.references), -math.inf)
         self.lowest_psnr, self.sum_psnr = math.inf, 0.0
 
     @property
@@ -68,7 +68,7 @@ class FollowedFace:
         self.last = number
         self.num_frames += 1
         self.fooled += seen < thresholds
-        self.cosines = np.maximum(self.cosines, seen)
+        self.similarities = np.maximum(self.similarities, seen)
 
 
 class VideoAttack:
@@ -82,7 +82,7 @@ class VideoAttack:
         self._margin = 0.0
 
     def begin(self, margin: float, *, last: bool = False) -> None:
-        """Begins a new round, in which surrogates must be passed by a cosine of `margin`.
+        """Begins a new round, in which surrogates must be passed by a similarity of `margin`.
 
         A face that is still matched although the surrogates did not raise its level gets more
         strength: half of what remains up to the cap, and all of it in the last round.
@@ -108,18 +108,17 @@ class VideoAttack:
         own = [one for one in self._followed if one.covers(number)]
         if not own:
             return None
-        matrices = [crop_matrix(one.track.at(number)) for one in own]
-        images = crops_of(pixels, matrices)
-        known = [one.references for one in own]
-        shown = largest_cosines(self._protector.verifiers, known, list(images[:, None]))
+        shown = self._seen(self._protector.verifiers, number, own, pixels)
         kept = [
             place for place, one in enumerate(own) if self._shows(one, number, shown[place])
         ]
         if not kept:
             return None
-        own, matrices = [own[place] for place in kept], [matrices[place] for place in kept]
+        own = [own[place] for place in kept]
+        faces = [one.track.at(number) for one in own]
+        matrices = [crop_matrix(face) for face in faces]
         grey = _is_grey(pixels)
-        crops = Crops.of(images[kept], matrices, grey=grey)
+        crops = Crops.of(self._protector.surrogates, pixels, faces, grey=grey)
         few = min(NEXT_STEPS, self._strength.num_steps)
         most = self._strength.num_steps
         steps = [most if one.perturbation is None else few for one in own]
@@ -133,18 +132,32 @@ class VideoAttack:
                 [self._strength.psnrs[one.level] for one in own],
                 grey=grey,
             )
-            matched = self._still_matched(own, crops_of(changed, matrices))
+            matched = self._still_matched(number, own, changed)
             todo = [n for n in matched if self._harder(own[n], steps, n)]
         return changed
 
-    def _still_matched(self, own: Sequence[FollowedFace], crops: NumpyArray) -> list[int]:
-        """The faces that a surrogate does not miss by the margin."""
-        verifiers = self._protector.verifiers
-        columns = [n for n, verifier in enumerate(verifiers) if verifier.is_surrogate]
+    def _seen(
+        self,
+        verifiers: Sequence[Verifier],
+        number: int,
+        own: Sequence[FollowedFace],
+        pixels: NumpyArray,
+    ) -> NumpyArray:
+        """The largest similarity of each face of a frame for some verifiers: float64[N, V]."""
+        every = self._protector.verifiers
+        columns = [n for n, verifier in enumerate(every) if verifier in verifiers]
         known = [[one.references[n] for n in columns] for one in own]
+        faces = [one.track.at(number) for one in own]
+        crops = [own_crops(verifiers, pixels, [face]) for face in faces]
+        return largest_similarities(verifiers, known, crops)
+
+    def _still_matched(
+        self, number: int, own: Sequence[FollowedFace], pixels: NumpyArray
+    ) -> list[int]:
+        """The faces that a surrogate does not miss by the margin."""
         surrogates = self._protector.surrogates
         limits = np.array([one.threshold for one in surrogates]) - self._margin
-        found = largest_cosines(surrogates, known, list(crops[:, None]))
+        found = self._seen(surrogates, number, own, pixels)
         return np.flatnonzero((found >= limits).any(axis=1)).tolist()
 
     def _shows(self, one: FollowedFace, number: int, seen: NumpyArray) -> bool:
@@ -212,9 +225,7 @@ class VideoJudge:
     every: int
     num_face_frames: int = 0
     # Faces waiting to be embedded: the face, its frame, its crops.
-    waiting: list[tuple[FollowedFace, int, NumpyArray]] = dataclasses.field(
-        default_factory=list
-    )
+    waiting: list[tuple[FollowedFace, int, FaceCrops]] = dataclasses.field(default_factory=list)
 
     def see(self, number: int, before: NumpyArray, after: NumpyArray) -> None:
         """Adds a frame, uint8[H, W, 3], of the source and of the written video."""
@@ -224,12 +235,12 @@ class VideoJudge:
         self.num_face_frames += 1
         found = self.detector(after) if number % self.every == 0 else []
         places = views([one.track.at(number) for one in own], found)
-        for one, matrices in zip(own, places, strict=True):
-            psnr = _psnr(before, after, matrices[0])
+        for one, aligned in zip(own, places, strict=True):
+            psnr = _psnr(before, after, crop_matrix(aligned[0]))
             one.lowest_psnr = min(one.lowest_psnr, psnr)
             one.sum_psnr += psnr
-            self.waiting.append((one, number, crops_of(after, matrices)))
-        if sum(len(crops) for _, _, crops in self.waiting) >= _BATCH:
+            self.waiting.append((one, number, own_crops(self.verifiers, after, aligned)))
+        if sum(len(crops[0]) for _, _, crops in self.waiting) >= _BATCH:
             self.finish()
 
     def finish(self) -> None:
@@ -238,7 +249,7 @@ class VideoJudge:
             return
         faces, numbers, crops = zip(*self.waiting, strict=True)
         thresholds = np.array([verifier.threshold for verifier in self.verifiers])
-        found = largest_cosines(self.verifiers, [one.references for one in faces], crops)
+        found = largest_similarities(self.verifiers, [one.references for one in faces], crops)
         for one, number, seen in zip(faces, numbers, found, strict=True):
             one.judged(number, seen, thresholds)
         self.waiting.clear()

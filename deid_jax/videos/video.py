@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from deid_jax.errors import InputError
-from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.file_records import TrackReport, TrackVerdict
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import verdict_of
-from deid_jax.photos.verifiers import Verifier, crops_of, mean_direction, signs_of
+from deid_jax.photos.verifiers import Verifier, signs_of
 from deid_jax.runs import UNFINISHED
 from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
@@ -122,11 +121,7 @@ class VideoJob:
         for number, frame in enumerate(read_frames(self.source)):
             if number % EVERY == 0:
                 faces = self.detector(frame.pixels)
-                signs: list[Signs] = []
-                if faces:
-                    crops = crops_of(frame.pixels, [crop_matrix(face) for face in faces])
-                    signs = signs_of(verifiers, crops)
-                tracker.see(number, faces, signs)
+                tracker.see(number, faces, signs_of(verifiers, frame.pixels, faces))
             self.progress("find", number + 1, max(num_frames, number + 1))
         tracks = enumerate(tracker.tracks(number + 1))
         return [FollowedFace(track, verifiers, place) for place, track in tracks], number + 1
@@ -166,10 +161,10 @@ class VideoJob:
 
     def _report(self, one: FollowedFace) -> TrackReport:
         verdicts = tuple(
-            TrackVerdict(**vars(verdict_of(verifier, cosine)), fooled_frames=share)
-            for verifier, cosine, share in zip(
+            TrackVerdict(**vars(verdict_of(verifier, similarity)), fooled_frames=share)
+            for verifier, similarity, share in zip(
                 self.protector.verifiers,
-                one.cosines.tolist(),
+                one.similarities.tolist(),
                 (one.fooled / one.num_frames).tolist(),
                 strict=True,
             )
@@ -192,8 +187,9 @@ def _alike(verifiers: Sequence[Verifier]) -> Callable[[Sequence[Signs], Signs], 
 
     def alike(known: Sequence[Signs], new: Signs) -> bool:
         return all(
-            direction @ mean_direction(np.stack(own)) >= verifier.threshold
-            for verifier, direction, *own in zip(verifiers, new, *known, strict=True)
+            verifier.similarities(seen[None], verifier.mean_of(np.stack(own))[None]).item()
+            >= verifier.threshold
+            for verifier, seen, *own in zip(verifiers, new, *known, strict=True)
         )
 
     return alike

@@ -83,6 +83,6 @@ def _cells(face: FaceReport | TrackReport) -> list[str]:
         place += f", frames {face.first_frame} to {face.last_frame}"
     else:
         ssim = f"{face.ssim:.3f}"
-    similarities = [f"{verdict.cosine:.2f}" for verdict in face.verdicts]
+    similarities = [f"{verdict.similarity:.2f}" for verdict in face.verdicts]
     psnr = f"{face.psnr:.1f}".replace("inf", "∞")
     return [place, psnr, ssim, *similarities, PROTECTED if face.protected else NOT_PROTECTED]

@@ -4,6 +4,7 @@ import dataclasses
 
 from deid_jax.checks import count
 from deid_jax.photos import Verifier, load_verifiers
+from deid_jax.photos.verifiers import DEFAULTS
 from experiments._common import loading
 from experiments._common.flags import setting
 
@@ -12,21 +13,24 @@ from experiments._common.flags import setting
 class ProtectorSettings:
     """Settings of recognisers, detector, steps and seed."""
 
-    recogniser: str = setting(
-        "mobilefacenet_ms1m,mobilefacenet_casia",
+    recogniser: str | None = setting(
+        None,
         "Recognisers to fool, separated by commas: NAME (weights are downloaded once), "
         "NAME:FILE or package.module:function (RGB images in [0, 1] to embeddings). Fooling "
-        "several together fools unseen ones more often.",
+        f"several together fools unseen ones more often. Default: {', '.join(DEFAULTS)}, as "
+        "far as they can be had.",
     )
     judge: str = setting(
         "none",
         "Further recognisers, separated by commas, that only judge: the attack does not know "
         "them, so their verdict is closer to a stranger's.",
     )
-    threshold: float | None = setting(
+    threshold: str | None = setting(
         None,
-        "The cosine similarity from which on two faces count as one person's, for all "
-        "recognisers. Default: each one's own; user-supplied ones have none.",
+        "From where on two faces count as one person's: NAME=VALUE, separated by commas, the "
+        "least cosine, or for dlib_resnet the largest distance (its users' is 0.6); one VALUE "
+        "is for all, if they are of one kind. Default: each one's own, at which 1 % of pairs "
+        "of different persons match; user-supplied ones have none.",
     )
     detector: str = setting(
         "cascade",

@@ -69,7 +69,7 @@ def verdict_html(outcome: UploadOutcome) -> str:
             rows.append(
                 f'<tr>{first}<td class="name">{html.escape(verdict.recogniser)}{unseen}</td>'
                 f'<td class="{kind}">{says}</td>'
-                f"<td>{verdict.cosine:.3f} {sign} {verdict.threshold:g}</td></tr>"
+                f"<td>{verdict.similarity:.3f} {sign} {verdict.threshold:g}</td></tr>"
             )
     if not rows:
         return ""

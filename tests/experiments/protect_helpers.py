@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deid_jax.photos import Protector, Strength, Verifier
-from deid_jax.photos.alignment import support
-from deid_jax.photos.verifiers import crops_of
+from deid_jax.photos.alignment import aligned_crop, support
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect
 
@@ -211,7 +210,7 @@ def shown(path):
 
 def embedding(pixels, matrix, seed=1):
     """A recogniser's unit vector of a face, in NumPy's float64."""
-    crop = np.rint(255 * crops_of(pixels, [matrix])[0]).astype(np.float64) / 255
+    crop = np.rint(255 * aligned_crop(pixels, matrix)).astype(np.float64) / 255
     means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
     vector = (means - means.mean((0, 1))).ravel() @ weights(seed)
     return vector / np.linalg.norm(vector)
@@ -233,7 +232,7 @@ def ssim_of(before, after, matrix):
     """Of a face's crops, by scikit-image."""
     from skimage.metrics import structural_similarity
 
-    crops = (crops_of(pixels, [matrix])[0].astype(np.float64) for pixels in (before, after))
+    crops = (aligned_crop(pixels, matrix).astype(np.float64) for pixels in (before, after))
     return structural_similarity(
         *crops,
         gaussian_weights=True,

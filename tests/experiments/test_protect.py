@@ -178,9 +178,9 @@ def test_figures_are_those_of_the_two_files(formats, name):
     assert face["ssim"] == pytest.approx(ssim_of(before, after, matrix), abs=1e-4)
     cosine = cosine_of(before, after, matrix)
     (verdict,) = face["verdicts"]
-    assert verdict["cosine"] == pytest.approx(cosine, abs=2e-3)
-    assert verdict["margin"] == pytest.approx(0.9 - verdict["cosine"], abs=2e-5)
-    assert verdict["fooled"] is (verdict["cosine"] < 0.9) is face["protected"]
+    assert verdict["similarity"] == pytest.approx(cosine, abs=2e-3)
+    assert verdict["margin"] == pytest.approx(0.9 - verdict["similarity"], abs=2e-5)
+    assert verdict["fooled"] is (verdict["similarity"] < 0.9) is face["protected"]
     assert record["status"] == ("protected" if face["protected"] else "not protected")
 
 

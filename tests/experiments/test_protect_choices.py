@@ -59,7 +59,7 @@ def test_one_who_is_never_fooled_is_told_and_tried_to_the_cap(photo, tmp_path, c
         False,
         False,
     )
-    assert second["cosine"] == pytest.approx(1) and second["margin"] < 0
+    assert second["similarity"] == pytest.approx(1) and second["margin"] < 0
 
 
 @pytest.mark.slow
@@ -77,13 +77,13 @@ def test_strengths_rise_step_by_step_to_the_first_that_suffices(photo, tmp_path,
 
     status, first = face(0.999)
     assert status == 0 and first["strength_db"] == tries[0]
-    likeness = first["verdicts"][0]["cosine"]
+    likeness = first["verdicts"][0]["similarity"]
     status, next_one = face(round(likeness - 1e-4, 5))
     assert status == 0 and next_one["strength_db"] == tries[1]
-    assert next_one["verdicts"][0]["cosine"] < likeness
+    assert next_one["verdicts"][0]["similarity"] < likeness
     status, hard = face(-0.99)
     assert status == 1 and hard["strength_db"] == tries[-1]
-    assert hard["verdicts"][0]["cosine"] < next_one["verdicts"][0]["cosine"]
+    assert hard["verdicts"][0]["similarity"] < next_one["verdicts"][0]["similarity"]
     for report in (first, next_one, hard):
         # Rounding to 8 bits leaves a little of what may be changed.
         assert 0 <= report["psnr"] - report["strength_db"] < 0.3
@@ -263,7 +263,7 @@ def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector
     own = cosine_of(shown(output / "a.png"), picture(0), matrix)
     assert max(*cosines, mean) > own + 2e-3
     (verdict,) = record["faces"][0]["verdicts"]
-    assert verdict["cosine"] == pytest.approx(max(*cosines, mean, own), abs=1e-3)
+    assert verdict["similarity"] == pytest.approx(max(*cosines, mean, own), abs=1e-3)
     # Photos of somebody else say nothing of this face: it is compared with itself.
     for seed in range(2):
         Image.fromarray(picture(5 + seed)).save(gallery / f"{seed}.png")
@@ -271,7 +271,7 @@ def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector
     assert run(given) == 0
     (record,) = records_of(output).values()
     own = cosine_of(shown(output / "a.png"), picture(0), matrix)
-    assert record["faces"][0]["verdicts"][0]["cosine"] == pytest.approx(own, abs=2e-3)
+    assert record["faces"][0]["verdicts"][0]["similarity"] == pytest.approx(own, abs=2e-3)
 
 
 def test_one_photo_alone(photo, tmp_path):

@@ -38,7 +38,7 @@ if importlib.util.find_spec("cv2") is None:
         (["--output=lost"], "output lost is a link that leads nowhere"),
         (["--num_steps=0"], "num_steps must be"),
         (["--seed=-1"], "seed must be"),
-        (["--threshold=2"], "threshold must be a cosine > -1 and < 1, got 2.0"),
+        (["--threshold=2"], f"threshold of {ONE} must be a cosine > -1 and < 1, got 2"),
         (["--strength=most"], "value should be one of <light|medium|strong>"),
         (["--faces=1:2:3"], "faces must be largest, all or LEFT:TOP:WIDTH:HEIGHT, …"),
         (["--faces=1:2:0:4"], "a box must be wider and higher than 0, got 0"),

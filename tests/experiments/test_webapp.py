@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("light_attack")
 @pytest.fixture(scope="module")
 def studio(light_attack):
     """Of a quick recogniser, and a detector that finds one face in all but small photos."""
-    settings = webapp.WebappSettings(recogniser=ONE, threshold=0.9, num_steps=2)
+    settings = webapp.WebappSettings(recogniser=ONE, threshold="0.9", num_steps=2)
     return dataclasses.replace(
         webapp.protector_of(settings),
         detector=lambda pixels: [FACE] if min(pixels.shape[:2]) >= 90 else [],
@@ -318,9 +318,11 @@ def test_words_on_strengths_and_recognisers():
     np.testing.assert_allclose(rms_levels(psnr), 3, rtol=1e-12)
     assert strength_label("medium").startswith("medium: 2.0 levels of 255")
     assert "PSNR 42 to 38 dB" in strength_label("medium")
-    known = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, threshold=0.9))
+    known = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, threshold="0.9"))
     assert "--judge" in verifiers_html(known.verifiers)
-    both = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, judge=TWO, threshold=0.9))
+    both = webapp.protector_of(
+        webapp.WebappSettings(recogniser=ONE, judge=TWO, threshold="0.9")
+    )
     text = parsed(verifiers_html(both.verifiers)).text
     assert "--judge" not in text
     assert f"{ONE}: fooled on purpose" in text

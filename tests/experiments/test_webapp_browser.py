@@ -211,7 +211,7 @@ def test_upload_protect_compare_download(server, new_tab, astronaut, tmp_path):
         name, says, likeness = row[-3:]
         assert name == verdict["recogniser"]
         assert verdict["fooled"] and says == "fooled"
-        assert likeness == f"{verdict['cosine']:.3f} < 0.9995"
+        assert likeness == f"{verdict['similarity']:.3f} < 0.9995"
     assert f"({face['psnr']:.1f} dB)" in rows[0][1]
 
     tab.page.locator("#view label", has_text="Face 1").click()

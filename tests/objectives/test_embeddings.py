@@ -8,7 +8,7 @@ import pytest
 from deid_jax.arrays import fold_in_all
 from deid_jax.attacks.loop import differentiate
 from deid_jax.errors import InputError
-from deid_jax.objectives.embeddings import cosine, dodge, ensemble, expectation
+from deid_jax.objectives.embeddings import dodge, ensemble, expectation, similarity
 from deid_jax.transforms.random_transforms import random_noise
 from tests.helpers import random_images
 
@@ -39,10 +39,10 @@ def test_cosine_equals_numpy_and_is_zero_without_direction():
     embeddings = np.float32(np.vstack([100 * RANDOM.normal(size=(3, 6)), np.zeros(6)]))
     expected = np.sum(embeddings[:3] * GALLERY[:3], axis=1, dtype=np.float64)
     expected /= np.linalg.norm(np.float64(embeddings[:3]), axis=1)
-    found = cosine(embeddings, jnp.float32(GALLERY))
+    found = similarity(embeddings, jnp.float32(GALLERY))
     np.testing.assert_allclose(found[:3], expected, atol=1e-6)
     assert found[3] == 0
-    gradient = jax.grad(lambda e: cosine(e, jnp.float32(GALLERY)).sum())(embeddings)
+    gradient = jax.grad(lambda e: similarity(e, jnp.float32(GALLERY)).sum())(embeddings)
     assert np.all(np.isfinite(gradient))
 
 

@@ -11,6 +11,7 @@ import pytest
 from skimage.transform import estimate_transform
 
 from deid_jax.errors import InputError
+from deid_jax.models.templates import ARCFACE
 from deid_jax.photos import alignment
 from deid_jax.photos.alignment import SIZE
 from deid_jax.photos.faces import Face
@@ -43,7 +44,7 @@ def test_landmarks_go_onto_the_template_by_least_squares(noise, size):
     targets = (TEMPLATE + 0.5) * size / 112 - 0.5
     for seed in range(20):
         points = landmarks(seed, noise)
-        found = alignment.crop_matrix(Face((0.0, 0.0, 1.0, 1.0), points), size)
+        found = alignment.crop_matrix(Face((0.0, 0.0, 1.0, 1.0), points), ARCFACE.scaled(size))
         wanted = estimate_transform("similarity", points, targets).params[:2]
         np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-9)
         assert np.linalg.det(found[:, :2]) > 0
@@ -103,7 +104,7 @@ def shaped(height, width):
 def test_square_images_are_crops_already(side):
     face = shaped(side, side)
     assert face.box == (0, 0, side, side)
-    matrix = alignment.crop_matrix(face, side)
+    matrix = alignment.crop_matrix(face, ARCFACE.scaled(side))
     np.testing.assert_allclose(matrix, [[1, 0, 0], [0, 1, 0]], atol=1e-9)
 
 
@@ -152,7 +153,7 @@ def test_crop_shows_what_lies_there(scale, angle, size):
     side, matrix = room(scale, angle, size=size)
     period = 24 * max(scale, 1)
     photo = photo_of(127.5 + 100 * waves(*grid(side, side), period))
-    found = alignment.aligned_crop(photo, matrix, size)
+    found = alignment.aligned_crop(photo, matrix, ARCFACE.scaled(size))
     assert found.shape == (size, size, 3)
     wanted = 127.5 + 100 * waves(*mapped(inverse(matrix), *grid(size, size)), period)
     errors = levels(found) - wanted
@@ -289,7 +290,8 @@ def seen(change, matrix, side):
     after = np.rint(before + 255 * spread_over(change, matrix, (side, side)))
     assert after.min() > 0 and after.max() < 255
     crops = [
-        alignment.aligned_crop(photo_of(pixels), matrix, size) for pixels in (before, after)
+        alignment.aligned_crop(photo_of(pixels), matrix, ARCFACE.scaled(size))
+        for pixels in (before, after)
     ]
     return levels(crops[1]) - levels(crops[0])
 

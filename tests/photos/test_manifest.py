@@ -208,7 +208,7 @@ TRACK = TrackReport(
             PhotoFigures(1, 20, 30, None),
             '{"box": [1.23, 2.0, 30.0, 4.0], "protected": true, "strength_db": 40.0, '
             '"psnr": null, "ssim": 0.98765, "verdicts": [{"recogniser": "one", "fitted": true, '
-            '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}]}',
+            '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}]}',
             '"faces_left": 1, "height": 20, "width": 30, "quality": null',
         ),
         (
@@ -217,7 +217,7 @@ TRACK = TrackReport(
             '{"box": [1.23, 2.0, 30.0, 4.0], "first_frame": 0, "last_frame": 8, '
             '"num_frames": 9, "protected": true, "strength_db": 40.0, "psnr": 39.988, '
             '"mean_psnr": 41.1, "verdicts": [{"recogniser": "one", "fitted": true, '
-            '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
+            '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
             '"fooled_frames": 1.0}]}',
             '"faces_left": 0, "height": 20, "width": 30, "num_frames": 12, '
             '"num_face_frames": 9',

@@ -12,7 +12,7 @@ from deid_jax.errors import InputError
 from deid_jax.photos import Face, FaceVerdict, Strength, crop_attack, files
 from deid_jax.photos import protector as protecting
 from deid_jax.photos.alignment import crop_matrix
-from deid_jax.photos.verifiers import crops_of, directions
+from deid_jax.photos.verifiers import comparable_of, crops_of
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import (
     BLIND,
@@ -95,13 +95,13 @@ def test_what_is_returned_is_what_the_file_shows(wide):
         assert report.box == face.box
         assert report.psnr == pytest.approx(psnr_of(before, done.pixels, face), abs=1e-6)
         assert report.psnr >= report.strength_db
-        crops = crops_of(np.asarray(before), [crop_matrix(face)])
-        seen = crops_of(done.pixels, [crop_matrix(face)])
+        crops = crops_of(np.asarray(before), [face])
+        seen = crops_of(done.pixels, [face])
         wanted = ssim_of(before, done.pixels, crop_matrix(face))
         assert report.ssim == pytest.approx(wanted, abs=1e-4)
         (verdict,) = report.verdicts
-        cosine = np.sum(directions(FIRST, crops) * directions(FIRST, seen))
-        assert verdict.cosine == pytest.approx(cosine, abs=1e-5)
+        cosine = np.sum(comparable_of(FIRST, crops) * comparable_of(FIRST, seen))
+        assert verdict.similarity == pytest.approx(cosine, abs=1e-5)
         assert report.protected is bool(cosine < 0.9)
     assert done.protected is all(report.protected for report in done.faces)
 
@@ -211,20 +211,20 @@ def test_grey_but_for_a_level_changes_alike_in_all_channels():
 
 def test_known_persons_photos_stand_for_the_faces_that_are_theirs(wide):
     """Of two faces one is the person's, from whose photos it is to be kept apart, too."""
-    crops = crops_of(wide.pixels, [crop_matrix(face) for face in (LEFT, RIGHT)])
-    own, others = directions(FIRST, crops), directions(SECOND, crops)
+    crops = crops_of(wide.pixels, [LEFT, RIGHT])
+    own, others = comparable_of(FIRST, crops), comparable_of(SECOND, crops)
     noise = np.random.default_rng(0).normal(0, 0.05, own[0].shape)
     person = (own[0] + noise) / np.linalg.norm(own[0] + noise)
     assert own[0] @ person > 0.9 > own[1] @ person
     given = verifier(gallery=person[None]), verifier(SECOND, is_surrogate=False)
     done = protect(wide, [LEFT, RIGHT], *given, strength=Strength((40.0,), 2))
-    shown = crops_of(done.pixels, [crop_matrix(face) for face in (LEFT, RIGHT)])
-    ours = directions(FIRST, shown)
+    shown = crops_of(done.pixels, [LEFT, RIGHT])
+    ours = comparable_of(FIRST, shown)
     wanted = [
-        [max(ours[0] @ person, ours[0] @ own[0]), directions(SECOND, shown)[0] @ others[0]],
-        [ours[1] @ own[1], directions(SECOND, shown)[1] @ others[1]],
+        [max(ours[0] @ person, ours[0] @ own[0]), comparable_of(SECOND, shown)[0] @ others[0]],
+        [ours[1] @ own[1], comparable_of(SECOND, shown)[1] @ others[1]],
     ]
-    got = [[verdict.cosine for verdict in report.verdicts] for report in done.faces]
+    got = [[verdict.similarity for verdict in report.verdicts] for report in done.faces]
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     assert abs(ours[0] @ person - ours[0] @ own[0]) > 1e-4
 
@@ -238,10 +238,10 @@ def test_judges_look_for_the_face_in_the_written_photo(wide):
 
     done = protect(wide, [LEFT], detector=detector)
     np.testing.assert_array_equal(seen[-1], done.pixels)
-    places = [crop_matrix(LEFT), crop_matrix(LEFT._replace(box=(15.0, 12.0, 50.0, 50.0)))]
-    own = directions(FIRST, crops_of(wide.pixels, places[:1]))[0]
-    wanted = max(directions(FIRST, crops_of(done.pixels, places)) @ own)
-    assert done.faces[0].verdicts[0].cosine == pytest.approx(wanted, abs=1e-5)
+    places = [LEFT, LEFT._replace(box=(15.0, 12.0, 50.0, 50.0))]
+    own = comparable_of(FIRST, crops_of(wide.pixels, places[:1]))[0]
+    wanted = max(comparable_of(FIRST, crops_of(done.pixels, places)) @ own)
+    assert done.faces[0].verdicts[0].similarity == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("box", [(-20, -15, 60, 60), (-40, 10, 200, 200)])

@@ -140,7 +140,7 @@ def test_sign_methods_stay_within_whole_levels_of_epsilon():
 
 @pytest.mark.slow
 def test_ad_hoc_methods_need_no_surrogate():
-    nobody = Surrogates((), (), (), ())
+    nobody = Surrogates((), (), (), (), ())
     _, success = _perturb("noise", 24.0, surrogates=nobody)
     assert success.all()  # Nobody is to be dodged.
     own, _ = _perturb("noise", surrogates=nobody)

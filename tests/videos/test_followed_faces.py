@@ -167,7 +167,7 @@ def test_frames_without_the_face_are_not_judged():
     judge.finish()
     assert (one.first, one.last, one.num_frames) == (1, 14, 13)
     assert judge.num_face_frames == 13
-    assert one.fooled.tolist() == [0] and one.cosines == pytest.approx([1.0], abs=1e-3)
+    assert one.fooled.tolist() == [0] and one.similarities == pytest.approx([1.0], abs=1e-3)
     # Nothing was changed.
     assert one.lowest_psnr == 100.0 and one.sum_psnr == 1300.0
 
@@ -220,5 +220,5 @@ def test_other_photos_of_a_person_count_too(source, tmp_path):
         after = rgb(tmp_path / "out.mp4")
         cosines = [(known @ embedding(after[n], way(n), 1)).max() for n in range(NUMBER)]
         (one,) = report.faces[0].verdicts
-        assert one.cosine == pytest.approx(max(cosines), abs=2e-3)
+        assert one.similarity == pytest.approx(max(cosines), abs=2e-3)
         assert one.fooled_frames == np.mean(np.array(cosines) < 0.9)

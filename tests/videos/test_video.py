@@ -102,7 +102,7 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
         for one, seed, least in zip(track.verdicts, (1, 2), (0.9, threshold), strict=True):
             assert (one.fitted, one.threshold) == (seed == 1, least)
             assert one.recogniser == {1: "one", 2: "two"}[seed]
-            assert one.cosine == pytest.approx(likeness[seed].max(), abs=2e-3)
+            assert one.similarity == pytest.approx(likeness[seed].max(), abs=2e-3)
         fooled = [one.fooled_frames for one in track.verdicts]
         assert report.protected is track.protected is all(share == 1 for share in fooled)
         return fooled
@@ -193,7 +193,7 @@ def assert_known(report, fitted):
     assert report.written and not report.protected
     last = report.faces[0].verdicts[-1]
     assert (last.recogniser, last.fitted, last.fooled_frames) == ("constant", fitted, 0)
-    assert last.cosine == pytest.approx(1)
+    assert last.similarity == pytest.approx(1)
 
 
 def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended):
@@ -252,7 +252,7 @@ def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
         known = known / np.linalg.norm(known)
         own = range(track.first_frame, track.last_frame + 1)
         highest = max(embedding(after[n], still(0), 1) @ known for n in own)
-        assert track.verdicts[0].cosine == pytest.approx(highest, abs=2e-3)
+        assert track.verdicts[0].similarity == pytest.approx(highest, abs=2e-3)
 
 
 def test_video_without_a_face_is_not_written(source, tmp_path):
