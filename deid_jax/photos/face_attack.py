@@ -1,0 +1,255 @@
+"""The attack on faces in photos, fitted on what every recogniser sees of them.
+
+The attack optimises the perturbation δ of a face's canvas c. Every surrogate f cuts its own crop
+A_f out of the canvas, by its own template and size, and a little differently in every step:
+
+  min E_{t,A} max_f s_f( f(A_f(t(c + w δ))), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
+
+with weights w of the canvas's pixels, similarities s_f, thresholds τ_f, random transformations t
+that imitate the processing of photos, and e_f the embedding to move away from. The maximum is
+smooth (`objectives.embeddings.ensemble`), so that every surrogate counts.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deid_jax.arrays import Bracket, fold_in_all, per_image
+from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
+from deid_jax.objectives.embeddings import dodge, ensemble, expectation
+from deid_jax.photos.alignment import fit_similarity
+from deid_jax.photos.canvases import Canvas
+from deid_jax.photos.verifiers import Verifier
+from deid_jax.recognisers.templates import Alignment
+from deid_jax.transfer import Surrogates
+from deid_jax.transforms.alignments import Misalignment, cut
+from deid_jax.transforms.random_transforms import TRANSFORMATIONS
+from deid_jax.types import NumpyArray, Objective
+
+# Batches are padded to the next of these sizes, so that few programs are compiled.
+BATCHES = (1, 4, 16)
+# Bisections of the scale of a perturbation, and the largest scale.
+_HALVINGS = 14
+_LARGEST = 8.0
+# In units of ε: the total length of all steps, and the largest step from a given perturbation.
+_REACH = 10.0
+_STEP = 1 / 3
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceAttack:
+    """What is foreseen of other people's programs; it decides the compiled program.
+
+    Attributes:
+      misalignment: of crops, drawn anew for every surrogate and step.
+      processing: a key of `TRANSFORMATIONS`, for whole canvases.
+    """
+
+    misalignment: Misalignment = Misalignment()
+    processing: str = "processing"
+
+    def objective(
+        self, surrogates: Surrogates, canvases: "Canvases", alignments: Sequence[Alignment]
+    ) -> Objective:
+        """The objective on images of the canvases; its loss is below zero on success."""
+
+        def of(number: int) -> Objective:
+            model, alignment = surrogates.models[number], alignments[number]
+            height, width = alignment.height, alignment.width
+
+            def one(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+                own = fold_in_all(key, number)
+                maps = self.misalignment.drawn(canvases.maps[number], own, height, width)
+
+                def embed(images: jax.Array) -> jax.Array:
+                    crops = cut(images, maps, height, width)
+                    return model.apply(surrogates.variables[number], crops)
+
+                return dodge(
+                    embed,
+                    surrogates.galleries[number],
+                    surrogates.thresholds[number],
+                    surrogates.distances[number],
+                )(images, key)
+
+            return one
+
+        goals = ensemble([of(number) for number in range(len(alignments))], "smooth")
+        expected = expectation(goals, TRANSFORMATIONS[self.processing], 1)
+
+        def objective(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return expected(canvases.shown(images), key)
+
+        return objective
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Canvases:
+    """The canvases of N faces.
+
+    Attributes:
+      images: float32[N, S, S, 3] in [0, 1].
+      weights: float32[N, S, S, 1] in [0, 1], see `Canvas.weights`.
+      maps: float32[N, 2, 3] for each surrogate, from the canvas to its crop.
+      areas: float32[N], see `Canvas.face_area`.
+      grey: bool[N], whether the photo is grey; the perturbation is then grey as well.
+    """
+
+    images: NumpyArray
+    weights: NumpyArray
+    maps: tuple[NumpyArray, ...]
+    areas: NumpyArray
+    grey: NumpyArray
+
+    @classmethod
+    def of(
+        cls,
+        pixels: NumpyArray,
+        faces: Sequence[Canvas],
+        alignments: Sequence[Alignment],
+        *,
+        grey: bool,
+    ) -> "Canvases":
+        """Those of a photo's faces, uint8[H, W, 3], for surrogates with these alignments."""
+        maps = [
+            [fit_similarity(face.landmarks, alignment.points) for face in faces]
+            for alignment in alignments
+        ]
+        return cls(
+            images=np.stack([face.shown(pixels) for face in faces]),
+            weights=np.stack([face.weights(pixels.shape) for face in faces]),
+            maps=tuple(np.stack(own).astype(np.float32) for own in maps),
+            areas=np.array([face.face_area for face in faces], np.float32),
+            grey=np.full(len(faces), grey),
+        )
+
+    def take(self, places: Sequence[int] | NumpyArray) -> "Canvases":
+        """The canvases at the given positions."""
+        return jax.tree.map(lambda part: part[places], self)
+
+    def shown(self, images: jax.Array) -> jax.Array:
+        """clip₀₁(c + w δ) of images c + δ; δ is grey in grey photos."""
+        perturbation = self.weighted(images - self.images)
+        return jnp.clip(self.images + perturbation, 0, 1)
+
+    def weighted(self, perturbation: jax.Array) -> jax.Array:
+        """w δ."""
+        grey = per_image(jnp.asarray(self.grey))
+        mean = perturbation.mean(axis=3, keepdims=True)
+        return self.weights * jnp.where(grey, mean, perturbation)
+
+
+@functools.partial(jax.jit, static_argnames=("attack", "alignments", "num_steps", "reach"))
+def find_perturbation(
+    surrogates: Surrogates,
+    canvases: Canvases,
+    psnr: jax.Array,
+    key: jax.Array,
+    initial: jax.Array | None,
+    *,
+    attack: FaceAttack,
+    alignments: tuple[Alignment, ...],
+    num_steps: int,
+    reach: float,
+) -> jax.Array:
+    """Finds the perturbation δ of each face: float32[N, S, S, 3]; wδ is what changes.
+
+    PSNR in dB over the area of ArcFace's crop is the budget ε of ‖δ‖₂, `reach` the total length
+    of all steps in units of ε. The attack starts from the perturbation `initial`, or from zero,
+    with key[N].
+    """
+    size = jnp.sqrt(3 * jnp.asarray(canvases.areas)) * 10 ** (-psnr / 20)
+    config = MIFGVMConfig(epsilon=size, reach=reach, num_steps=num_steps)
+    objective = attack.objective(surrogates, canvases, alignments)
+    images = jnp.asarray(canvases.images)
+    start = None if initial is None else jnp.clip(images + initial, 0, 1)
+    return mifgvm(objective, images, config, key, initial=start).images - images
+
+
+def perturbations(
+    verifiers: Sequence[Verifier],
+    canvases: Canvases,
+    references: Sequence[Sequence[NumpyArray]],
+    initial: NumpyArray | None,
+    *,
+    psnr: float,
+    keys: jax.Array,
+    num_steps: int,
+) -> NumpyArray:
+    """Runs `find_perturbation` on any number of faces: float32[N, S, S, 3].
+
+    The surrogates among the verifiers are to be fooled; for each face and each verifier there
+    are its `Verifier.references`.
+    """
+    columns = [place for place, one in enumerate(verifiers) if one.is_surrogate]
+    surrogates = Surrogates.of(
+        [verifiers[place].embedder for place in columns],
+        [
+            np.stack([verifiers[place].dodged(own[place]) for own in references])
+            for place in columns
+        ],
+        [verifiers[place].threshold for place in columns],
+    )
+    alignments = tuple(verifiers[place].embedder.alignment for place in columns)
+    reach = _REACH if initial is None else min(_REACH, _STEP * num_steps)
+    found = []
+    for first in range(0, len(canvases.images), BATCHES[-1]):
+        count = min(len(canvases.images) - first, BATCHES[-1])
+        size = next(batch for batch in BATCHES if batch >= count)
+        places = first + np.minimum(np.arange(size), count - 1)
+        perturbation = find_perturbation(
+            surrogates.take(places),
+            canvases.take(places),
+            jnp.float32(psnr),
+            keys[places],
+            None if initial is None else initial[places],
+            attack=FaceAttack(),
+            alignments=alignments,
+            num_steps=num_steps,
+            reach=reach,
+        )
+        found.append(np.asarray(perturbation)[:count])
+    return np.concatenate(found)
+
+
+def add(
+    pixels: NumpyArray,
+    faces: Iterable[tuple[Canvas, NumpyArray]],
+    psnrs: Iterable[float],
+    *,
+    grey: bool,
+) -> NumpyArray:
+    """Adds the perturbation of every face to the photo: uint8[H, W, 3].
+
+    Each perturbation, float32[S, S, 3] of a canvas, is scaled to its PSNR in dB, or as close to
+    it as clipping and a scale of at most eight allow. Other pixels do not change.
+    """
+    changed = pixels.copy()
+    for (canvas, perturbation), psnr in zip(faces, psnrs, strict=True):
+        weighted = perturbation * canvas.weights(pixels.shape)
+        if grey:
+            weighted = np.repeat(weighted.mean(axis=2, keepdims=True), 3, axis=2)
+        inside, own = canvas.spread(weighted, pixels.shape)
+        most = 255**2 * 10 ** (-psnr / 10) * 3 * canvas.face_area * canvas.ratio**2
+        changed[inside] = _scaled(changed[inside], own, most)
+    return changed
+
+
+def _scaled(before: NumpyArray, perturbation: NumpyArray, most: float) -> NumpyArray:
+    """round(x + 255 t δ) with the largest t ≤ 8 whose sum of squared errors is within `most`."""
+
+    def at(share: float) -> NumpyArray:
+        moved = np.rint(before + np.float32(255 * share) * perturbation)
+        return np.clip(moved, 0, 255).astype(np.uint8)
+
+    bracket = Bracket(np.array(0.0), np.array(_LARGEST))
+    for _ in range(_HALVINGS):
+        middle = bracket.middle()
+        error = at(float(middle)).astype(np.float32) - before
+        bracket = bracket.narrowed(middle, np.array(float(np.sum(np.square(error))) <= most))
+    return at(float(bracket.holds))
