@@ -14,7 +14,6 @@ from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
-from deid_jax.photos import detectors
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.verifiers import THRESHOLDS, crops_of, directions
 from deid_jax.recognisers.embedders import load_embedder
@@ -118,12 +117,12 @@ def test_the_first_pictures_are_what_they_are_said_to_be():
 
 @pytest.mark.slow
 def test_the_astronaut_is_protected_as_it_says(recogniser_files):
-    """By the recognisers themselves, in the place where the cascade finds the face."""
+    """By the recognisers themselves, in the place where the face is found."""
     before, after = (
         np.asarray(Image.open(PICTURES / name))
         for name in ("astronaut.jpg", "protected/astronaut.jpg")
     )
-    (face,) = detectors.cascade(before)
+    (face,) = load_search()(before)
     matrices = [crop_matrix(face)]
     found = []
     for name, file in recogniser_files.items():
