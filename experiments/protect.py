@@ -27,8 +27,15 @@ from jax.sharding import Mesh
 from deid_jax.devices import device_threads, sharding
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
-from deid_jax.photos import STRENGTHS, FaceChoice, FileRecord, Manifest, Protector, Strength
-from deid_jax.photos import detectors as face_detectors
+from deid_jax.photos import (
+    STRENGTHS,
+    FaceChoice,
+    FileRecord,
+    Manifest,
+    Protector,
+    Strength,
+    load_detector,
+)
 from deid_jax.photos.alignment import aligned_face
 from deid_jax.photos.faces import parse_faces, read_faces
 from deid_jax.photos.file_records import PROTECTED
@@ -90,8 +97,12 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
             raise InputError("faces by boxes, boxes and aligned exclude each other: give one")
         if self.aligned:
             return FaceChoice(which, detector=aligned_face)
-        detector = None if any(given) else face_detectors.load_detector(self.detector)
-        return FaceChoice(which, known, detector)
+        if not any(given):
+            return FaceChoice(which, detector=load_detector(self.detector))
+        told = list((known or {}).values()) + ([] if isinstance(which, str) else [which])
+        pointed = all(face.landmarks is not None for faces in told for face in faces)
+        landmarker = None if pointed else load_detector(self.detector)
+        return FaceChoice(which, known, landmarker=landmarker)
 
     def deciding(self) -> dict[str, object]:
         """The settings that determine the output."""
@@ -146,7 +157,7 @@ def _protect(settings: ProtectSettings, group: Group) -> tuple[FileProtector, li
 def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
     verifiers = settings.verifiers()
     if settings.gallery is not None:
-        detector = choice.detector or face_detectors.cascade
+        detector = choice.detector or load_detector(settings.detector)
         verifiers = with_gallery(verifiers, Path(settings.gallery), detector)
     return Protector(
         verifiers,

@@ -103,6 +103,12 @@ def real_photos() -> Path:
 
 
 @pytest.fixture(scope="session")
+def wild_photos() -> Path:
+    """celeba_wild/photos/<person>/*.jpg, whole photos; landmarks.csv beside `photos`."""
+    return _real("celeba_wild")
+
+
+@pytest.fixture(scope="session")
 def recogniser_files() -> dict[str, Path]:
     """NAME -> recognisers/NAME.npz."""
     names = ("mobilefacenet_ms1m", "mobilefacenet_casia")

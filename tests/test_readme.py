@@ -14,7 +14,7 @@ from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
-from deid_jax.photos import detectors
+from deid_jax.photos.face_search import load_search
 from deid_jax.photos.verifiers import THRESHOLDS, comparable_of, crops_of
 from deid_jax.recognisers.embedders import load_embedder
 from experiments import (
@@ -117,12 +117,12 @@ def test_the_first_pictures_are_what_they_are_said_to_be():
 
 @pytest.mark.slow
 def test_the_astronaut_is_protected_as_it_says(recogniser_files):
-    """By the recognisers themselves, in the place where the cascade finds the face."""
+    """By the recognisers themselves, in the place where the face is found."""
     before, after = (
         np.asarray(Image.open(PICTURES / name))
         for name in ("astronaut.jpg", "protected/astronaut.jpg")
     )
-    (face,) = detectors.cascade(before)
+    (face,) = load_search()(before)
     found = []
     for name, file in recogniser_files.items():
         embedder = load_embedder(f"{name}:{file}", image_size=112)

@@ -16,13 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from deid_jax.errors import InputError
 from deid_jax.metrics.verification import Distance
-from deid_jax.models import depthwise
+from deid_jax.models.folded_layers import FoldedLayer
 from deid_jax.models.published import check_arrays
 from deid_jax.models.templates import ARCFACE, ARCFACE_NARROW, Alignment
 from deid_jax.types import NumpyArray, Variables
@@ -101,7 +99,7 @@ class MobileFaceNet(nn.Module):
           InputError: the variant is unknown, or the images have another shape.
         """
         del train
-        layer = functools.partial(_Layer, dtype=self.dtype)
+        layer = functools.partial(FoldedLayer, dtype=self.dtype)
         prelu = self.variant == "casia"
         main, stem = ("prelu", "prelu") if prelu else ("relu6", "relu")
         x = _normalised(images, self.variant)
@@ -124,49 +122,6 @@ class MobileFaceNet(nn.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-class _Layer(nn.Module):
-    """A convolution with bias and activation: "relu", "relu6", "prelu" or None.
-
-    The kind is "stem", "depthwise" ('same' padding), "whole" (depthwise, no padding) or
-    "pointwise"; the kernel's shape is [3, 3, 3, K], [h, w, C], [h, w, C] or [C, K].
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    activation: str | None
-    stride: int = 1
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps float[B, H, W, C] to float[B, H', W', K]."""
-        features = self.shape[-1]
-
-        def parameter(name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
-            value = self.param(name, init, shape)
-            return value if self.dtype is None else value.astype(self.dtype)
-
-        kernel = parameter("kernel", nn.initializers.he_normal(), self.shape)
-        bias = parameter("bias", nn.initializers.zeros, (features,))
-        if self.kind == "pointwise":
-            x = jnp.einsum("bhwc,ck->bhwk", x, kernel)
-        elif self.kind == "stem":
-            x = _stem(x, kernel)
-        else:
-            pads = ((1, 1), (1, 1)) if self.kind == "depthwise" else ((0, 0), (0, 0))
-            x = depthwise.convolve_depthwise(x, kernel, stride=self.stride, padding=pads)
-        x = x + bias.reshape(1, 1, 1, -1)
-        if self.activation == "relu":
-            return nn.relu(x)
-        if self.activation == "relu6":
-            # As in PyTorch, the gradient is zero at exactly 0 and 6.
-            return jnp.where((x > 0) & (x < 6), x, lax.stop_gradient(jnp.clip(x, 0, 6)))
-        if self.activation == "prelu":
-            slope = parameter("slope", nn.initializers.constant(0.25), (features,))
-            return jnp.where(x > 0, x, slope.reshape(1, 1, 1, -1) * x)
-        return x
-
-
 def _normalised(images: jax.Array, variant: str) -> jax.Array:
     """The pixels, normalised as in the variant's training."""
     if variant not in VARIANTS:
@@ -184,54 +139,6 @@ def _normalised(images: jax.Array, variant: str) -> jax.Array:
     mean = jnp.array([0.485, 0.456, 0.406], images.dtype).reshape(1, 1, 1, 3)
     deviation = jnp.array([0.229, 0.224, 0.225], images.dtype).reshape(1, 1, 1, 3)
     return (images - mean) / deviation
-
-
-def _stem(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3×3 convolution of stride 2, padded by one pixel, for even height and width."""
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(
-            images,
-            kernel,
-            (2, 2),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    return _patches(images) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-@jax.custom_vjp
-def _patches(images: jax.Array) -> jax.Array:
-    """The 3×3 patches at even positions as channels: float[B, H / 2, W / 2, 27]."""
-    padded = jnp.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)))
-    lines = jnp.concatenate(
-        [padded[:, :, 0:-1:2], padded[:, :, 1::2], padded[:, :, 2::2]], axis=-1
-    )
-    return jnp.concatenate([lines[:, 0:-1:2], lines[:, 1::2], lines[:, 2::2]], axis=-1)
-
-
-def _patches_forward(images: jax.Array) -> tuple[jax.Array, None]:
-    return _patches(images), None
-
-
-def _patches_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """The gradient that each patch passes to its pixels, rows first.
-
-    With one pixel of padding, pixel 2q is the middle of patch q; 2q + 1 is the last of patch
-    q and the first of patch q + 1.
-    """
-    for axis in (1, 2):
-        first, middle, last = jnp.split(gradient, 3, axis=-1)
-        following = [(0, 0)] * 4
-        following[axis] = (0, 1)
-        moved = lax.slice_in_dim(jnp.pad(first, following), 1, 1 + first.shape[axis], axis=axis)
-        both = jnp.stack([middle, last + moved], axis=axis + 1)
-        shape = list(middle.shape)
-        shape[axis] *= 2
-        gradient = both.reshape(shape)
-    return (gradient,)
-
-
-_patches.defvjp(_patches_forward, _patches_backward)
 
 
 class _Source(NamedTuple):

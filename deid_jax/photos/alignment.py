@@ -23,9 +23,10 @@ Support: TypeAlias = "tuple[Span, Span, NumpyArray]"
 
 # The attack's own crops are ArcFace's.
 SIZE = ARCFACE.height
-# The landmarks' mean position in a detector's box, and their root mean square distance from it,
-# relative to the box's width: means over the 20 of 24 CelebA photos in which
-# `detectors.cascade` finds the face (standard deviations 0.022, 0.021 and 0.016).
+# The landmarks' mean position in a box, and their root mean square distance from it, relative
+# to the box's width, for boxes that users give where no detector sees landmarks: means over the
+# square boxes of scikit-image's cascade in 20 CelebA photos (standard deviations 0.022, 0.021
+# and 0.016).
 _BOX_CENTRE = (0.500, 0.576)
 _BOX_SPREAD = 0.242
 # Width in crop pixels of the border in which a perturbation fades to zero.

@@ -24,7 +24,7 @@ from deid_jax.objectives.embeddings import dodge, ensemble, expectation
 from deid_jax.photos.alignment import fit_similarity
 from deid_jax.photos.canvases import Canvas
 from deid_jax.photos.verifiers import Verifier
-from deid_jax.recognisers.templates import Alignment
+from deid_jax.models.templates import Alignment
 from deid_jax.transfer import Surrogates
 from deid_jax.transforms.alignments import Misalignment, cut
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS

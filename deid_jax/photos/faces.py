@@ -14,6 +14,10 @@ from deid_jax.types import NumpyArray
 
 Box = tuple[float, float, float, float]
 
+# How much is shown around a box told by the user, in widths or heights, and the least
+# intersection over union of it and its face: users draw boxes larger and smaller.
+_SURROUNDINGS, _SAME = 0.5, 0.2
+
 
 class Face(NamedTuple):
     """A face in a photo, in pixels of the upright photo.
@@ -21,8 +25,10 @@ class Face(NamedTuple):
     Attributes:
       box: left, top, width, height.
       landmarks: float64[5, 2], x and y of the left and right eye, the nose, and the left and
-        right corner of the mouth, as seen in the image; None if only the box is known.
-      score: the detector's own measure of confidence; 1 if the user gave the face.
+        right corner of the mouth, as seen when the face is upright; None if only the box is
+        known.
+      score: the detector's own measure of confidence; 1 if the user gave the face and no
+        detector was asked, 0 if it sees no face there.
     """
 
     box: Box
@@ -50,11 +56,13 @@ class FaceChoice:
       which: `all` or `largest`, or boxes that are the same in every photo.
       listed: file name -> faces; None if `which` or the detector decides.
       detector: finds the faces; None if the user gives them.
+      landmarker: looks for the landmarks of faces that the user gives as boxes alone.
     """
 
     which: str | list[Face]
     listed: Mapping[str, list[Face]] | None = None
     detector: Detector | None = None
+    landmarker: Detector | None = None
 
     def faces(self, name: str, pixels: NumpyArray) -> tuple[list[Face], int]:
         """The faces of a photo, uint8[H, W, 3], to protect, and the number of others.
@@ -85,7 +93,12 @@ class FaceChoice:
         for face in found:
             if not shared_area(face.box, whole) > 0:
                 raise FaceError(f"{name}: a face's box lies beside the photo, {face.box}")
-        return found
+        if self.landmarker is None:
+            return found
+        return [
+            face_within(self.landmarker, pixels, face.box) if face.landmarks is None else face
+            for face in found
+        ]
 
 
 def by_size(faces: Iterable[Face]) -> list[Face]:
@@ -104,6 +117,31 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes (left, top, width, height)."""
     shared = shared_area(one, other)
     return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+
+
+def face_within(detector: Detector, pixels: NumpyArray, box: Box) -> Face:
+    """The face that a detector sees in a box told by the user, with the box as it was told.
+
+    It looks at the box and its surroundings alone. The landmarks are None and the score is 0 if
+    it sees no face there.
+    """
+    left, top, width, height = box
+    margin = _SURROUNDINGS * max(width, height)
+    rows, columns = (
+        slice(max(math.floor(start - margin), 0), max(math.ceil(start + size + margin), 0))
+        for start, size in ((top, height), (left, width))
+    )
+    offset = np.array([columns.start, rows.start])
+    seen = detector(np.ascontiguousarray(pixels[rows, columns]))
+    places = [
+        (face.box[0] + offset[0], face.box[1] + offset[1], *face.box[2:]) for face in seen
+    ]
+    shares = [overlap(place, box) for place in places]
+    if max(shares, default=0) < _SAME:
+        return Face(box, None, 0.0)
+    face = seen[int(np.argmax(shares))]
+    landmarks = None if face.landmarks is None else face.landmarks + offset
+    return Face(box, landmarks, face.score)
 
 
 _BOX = ("left", "top", "width", "height")

@@ -21,6 +21,7 @@ NO_FACE, UNREADABLE = "no face found", "unreadable"
 
 _DIGITS = {
     "box": 2,
+    "score": 4,
     "psnr": 3,
     "mean_psnr": 3,
     "ssim": 5,
@@ -62,12 +63,14 @@ class FaceReport:
     """One face of a protected photo; protected if every recogniser is fooled.
 
     Attributes:
+      score: how surely it was found, see `Face`.
       strength_db: the budget of the last try, as PSNR.
       psnr: of the pixels that the perturbation may touch, in the decoded file.
       ssim: mean SSIM of its crop.
     """
 
     box: Box
+    score: float
     protected: bool
     strength_db: float
     psnr: float
@@ -81,11 +84,13 @@ class TrackReport:
 
     Attributes:
       box: where it is in its first frame.
+      score: how surely it was found, on average over its detections.
       strength_db: the PSNR of its strongest perturbation, before encoding.
       psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
     """
 
     box: Box
+    score: float
     first_frame: int
     last_frame: int
     num_frames: int

@@ -161,6 +161,7 @@ class _PhotoAttack:
         reports = tuple(
             FaceReport(
                 box=face.box,
+                score=face.score,
                 protected=all(verdict.fooled for verdict in own),
                 strength_db=psnr,
                 psnr=-10 * math.log10(error) if error > 0 else math.inf,

@@ -12,6 +12,7 @@ import numpy as np
 
 from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import files
+from deid_jax.photos.detectors import DEFAULT
 from deid_jax.photos.faces import Face, FaceChoice, FaceError
 from deid_jax.photos.file_records import (
     NO_FACE,
@@ -53,7 +54,8 @@ class FileProtector:
         parts += [sha256_of(gallery.tobytes()) for gallery in galleries]
         if self.choice.listed is not None:
             parts.append(repr(sorted(self.choice.listed.items())))
-        elif self.protector.detector is not None and settings["detector"] != "cascade":
+        looks = self.protector.detector is not None or self.choice.landmarker is not None
+        if looks and settings["detector"] != DEFAULT:
             parts.append(sha256_of(Path(str(settings["detector"])).read_bytes()))
         return sha256_of("\n".join(parts).encode())[:16]
 

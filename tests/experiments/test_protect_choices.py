@@ -105,9 +105,9 @@ SMALLER, LARGER = (6.0, 4.0, 26.0, 26.0), (50.0, 40.0, 40.0, 40.0)
 
 @pytest.fixture
 def detector(monkeypatch):
-    """The cascade's stand-in: finds two faces, whatever the photo."""
+    """A stand-in: finds two faces, whatever the photo."""
     found = [Face(LARGER, None, 9.0), Face(SMALLER, None, 8.0)]
-    monkeypatch.setattr(protect.face_detectors, "cascade", lambda pixels: list(found))
+    monkeypatch.setattr(protect, "load_detector", lambda name: lambda pixels: list(found))
     return found
 
 
@@ -224,7 +224,7 @@ def test_photo_without_a_face_is_listed_and_not_written(tmp_path, capsys):
     assert err.startswith("2 of 2 files are not protected: see ")
 
 
-def test_face_that_the_cascade_finds(tmp_path):
+def test_face_that_the_detector_finds(tmp_path):
     """The astronaut of scikit-image, of whom the rocket behind her is no part."""
     from skimage import data
 

@@ -30,7 +30,13 @@ def test_bar_tells_faces_a_second(tmp_path, bar):
 
 
 FACE = FaceReport(
-    (1.0, 2.0, 3.0, 4.0), True, 42.0, 41.9, 0.98, (FaceVerdict("a", True, 0.1, 0.3, 0.2, True),)
+    (1.0, 2.0, 3.0, 4.0),
+    0.9,
+    True,
+    42.0,
+    41.9,
+    0.98,
+    (FaceVerdict("a", True, 0.1, 0.3, 0.2, True),),
 )
 
 
@@ -60,7 +66,7 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
 
 def test_frames_without_a_face_are_told_of(capsys, tmp_path):
     verdict = TrackVerdict("a", True, 0.1, 0.3, 0.2, True, 1.0)
-    track = TrackReport(FACE.box, 2, 8, 7, True, 42.0, 41.9, 42.0, (verdict,))
+    track = TrackReport(FACE.box, 0.9, 2, 8, 7, True, 42.0, 41.9, 42.0, (verdict,))
     record = dataclasses.replace(
         photo("a.mp4"), faces=(track,), figures=VideoFigures(2, 9, 9, 40, 7)
     )

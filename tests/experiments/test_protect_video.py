@@ -179,12 +179,10 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
     source, output = single
     larger, smaller = (50.0, 16.0, 40.0, 40.0), (8.0, 40.0, 24.0, 24.0)
 
-    def cascade(pixels):
-        # Only on the film: the command asks it once whether it is there.
-        wide = pixels.shape[1] == SIZE[0]
-        return [Face(larger, None, 9.0), Face(smaller, None, 8.0)] if wide else []
+    def detector(pixels):
+        return [Face(larger, None, 9.0), Face(smaller, None, 8.0)]
 
-    monkeypatch.setattr(protect.face_detectors, "cascade", cascade)
+    monkeypatch.setattr(protect, "load_detector", lambda name: detector)
     assert run(detected(source, output, f"--faces={which}")) in (0, 1)
     (record,) = records_of(output).values()
     boxes = [tuple(face["box"]) for face in record["faces"]]
@@ -194,7 +192,7 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
 
 def test_video_without_a_face_is_listed_and_not_written(single, monkeypatch, capsys):
     source, output = single
-    monkeypatch.setattr(protect.face_detectors, "cascade", lambda pixels: [])
+    monkeypatch.setattr(protect, "load_detector", lambda name: lambda pixels: [])
     assert run(detected(source, output)) == 1
     assert list(hashes(output)) == [NAME.encode()]
     (record,) = records_of(output).values()

@@ -53,7 +53,7 @@ def studio(light_attack):
 
 def report(*verdicts, psnr=40.0, box=BOX):
     protected = all(one.fooled for one in verdicts)
-    return FaceReport(tuple(map(float, box)), protected, 40.0, psnr, 0.99, verdicts)
+    return FaceReport(tuple(map(float, box)), 0.9, protected, 40.0, psnr, 0.99, verdicts)
 
 
 def verdict(cosine, name="one", *, fitted=True):

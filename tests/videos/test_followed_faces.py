@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.photos import Face, Strength, detectors
+from deid_jax.photos import Face, Strength
 from deid_jax.videos import video
 from deid_jax.videos.followed_faces import FollowedFace, VideoAttack, VideoJudge
 from deid_jax.videos.tracks import Track
@@ -108,7 +108,7 @@ def test_turned_videos_are_changed_upright(tmp_path):
 
 @pytest.mark.slow
 def test_face_that_a_detector_finds(tmp_path, monkeypatch):
-    """The astronaut of scikit-image comes nearer and goes by; the real cascade looks."""
+    """The astronaut of scikit-image comes nearer and goes by; the real detector looks."""
     from skimage import data
 
     whole, number, size = Image.fromarray(data.astronaut()), 18, (208, 176)
@@ -123,20 +123,20 @@ def test_face_that_a_detector_finds(tmp_path, monkeypatch):
     report = run(
         source,
         tmp_path / "out.mp4",
-        detector=detectors.cascade,
+        detector=load_search(),
         strength=Strength((40.0, 38.0), 4),
     )
     (track,) = report.faces
     assert span(track) == (0, number - 1, number)
     assert report.num_face_frames == report.num_frames == number
-    (found,) = detectors.cascade(data.astronaut())
+    (found,) = load_search()(data.astronaut())
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for (left, top, width), error in zip(views, errors, strict=True):
         scale = size[0] / width
         low_x, low_y, high_x, high_y = square(found.box)
         place = (low_x - left, low_y - top, high_x - left, high_y - top)
         x, y, right, bottom = scale * np.array(place)
-        # The cascade's box trembles by a tenth of its width.
+        # Landmarks and box tremble.
         allowed = may_change(errors.shape[1:], (x, y, right, bottom), margin=14)
         assert not error[~allowed].any()
         # Eileen Collins' eyes and mouth.
