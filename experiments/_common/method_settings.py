@@ -26,7 +26,7 @@ MEANINGS = {
     "init_epsilon": "ε₀, the size in L2 of the first perturbation.",
     "gamma": "γ, the share by which the allowed size grows or shrinks, below 1.",
     "initial_const": "c of the first search: the weight of success against the perturbation.",
-    "confidence": "κ, the margin beyond the decision boundary, in logits.",
+    "kappa": "κ, the margin beyond the decision boundary, in logits.",
     "binary_search_steps": "Number of searches for c, which share num_steps.",
     "blur_sigma": "Standard deviation of the blur, a fraction of the image's height.",
     "num_blocks": "Number of blocks across and down the image.",
