@@ -88,6 +88,10 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         known = None if self.boxes is None else read_faces(self.boxes)
         if sum(given) > 1:
             raise InputError("faces by boxes, boxes and aligned exclude each other: give one")
+        # Where the faces are given, only a gallery of whole photos is searched.
+        searches = not any(given) or (self.gallery is not None and not self.aligned)
+        if self.detector != ProtectorSettings.detector and not searches:
+            raise InputError(f"--detector={self.detector} means nothing: the faces are given")
         if self.aligned:
             return FaceChoice(which, detector=aligned_face)
         detector = None if any(given) else face_detectors.load_detector(self.detector)
@@ -146,7 +150,7 @@ def _protect(settings: ProtectSettings, group: Group) -> tuple[FileProtector, li
 def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
     verifiers = settings.verifiers()
     if settings.gallery is not None:
-        detector = choice.detector or face_detectors.cascade
+        detector = choice.detector or face_detectors.load_detector(settings.detector)
         verifiers = with_gallery(verifiers, Path(settings.gallery), detector)
     return Protector(
         verifiers,

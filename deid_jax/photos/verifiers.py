@@ -3,6 +3,7 @@
 A surrogate is a recogniser that the attack is fitted on; a judge only judges.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ import numpy as np
 from deid_jax.errors import InputError
 from deid_jax.photos.alignment import SIZE, aligned_crop, crop_matrix
 from deid_jax.photos.faces import Face
-from deid_jax.recognisers.embedders import Embedder, split_list
+from deid_jax.recognisers.embedders import Embedder, name_of, split_list
 from deid_jax.types import NumpyArray
 
 # Thresholds at a false accept rate of 1 %, measured on all 391,500 pairs of different persons
@@ -135,14 +136,19 @@ def load_verifiers(
     threshold is for all; None uses `THRESHOLDS`. `load` is given a name and the size of crops.
 
     Raises:
-      InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice.
+      InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice,
+        which is refused before any is loaded.
     """
     fitted = split_list(surrogates, ",")
     others = [] if judges == "none" else split_list(judges, ",")
     if threshold is not None and not -1 < threshold < 1:
         raise InputError(f"threshold must be a cosine > -1 and < 1, got {threshold}")
+    texts = (*fitted, *others)
+    for name, times in collections.Counter(map(name_of, texts)).items():
+        if times > 1:
+            raise InputError(f"recogniser {name} is given twice")
     found: list[Verifier] = []
-    for number, text in enumerate((*fitted, *others)):
+    for number, text in enumerate(texts):
         try:
             embedder = load(text, SIZE)
         except InputError as error:
@@ -150,8 +156,6 @@ def load_verifiers(
                 f"{error}; without a recogniser nothing real is protected: give "
                 "--recogniser=NAME:FILE with weights of yours, or be online once for NAME"
             ) from error
-        if embedder.name in [one.embedder.name for one in found]:
-            raise InputError(f"recogniser {embedder.name} is given twice")
         own = THRESHOLDS.get(embedder.name) if threshold is None else threshold
         if own is None:
             raise InputError(f"recogniser {embedder.name} needs a --threshold")

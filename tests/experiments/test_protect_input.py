@@ -46,6 +46,12 @@ if importlib.util.find_spec("cv2") is None:
         (["--boxes=none.csv", "--faces=all"], "boxes file none.csv cannot be read"),
         (["--aligned"], "faces by boxes, boxes and aligned exclude each other"),
         (["--detector=none.onnx", "--faces=all"], NO_YUNET),
+        (["--detector=none.onnx"], "--detector=none.onnx means nothing: the faces are given"),
+        (["--detector=none.onnx", "--gallery=mine"], NO_YUNET),
+        (
+            ["--detector=none.onnx", "--gallery=mine", "--faces=all", "--aligned"],
+            "--detector=none.onnx means nothing: the faces are given",
+        ),
         (["--gallery=none"], "gallery none is not a folder"),
         (["--gallery=mine"], "gallery mine: no face was found in person_0/"),
         (["--gallery=bad"], "gallery bad: a.jpg is damaged or no image of"),
@@ -59,6 +65,10 @@ if importlib.util.find_spec("cv2") is None:
         ([f"--recogniser={OWN}:broken"], "embeddings must be finite and not 0"),
         ([f"--recogniser={ONE},{ONE}"], f"recogniser {ONE} is given twice"),
         ([f"--judge={ONE}"], f"recogniser {ONE} is given twice"),
+        (
+            ["--recogniser=mobilefacenet_ms1m:none.npz", "--judge=mobilefacenet_ms1m"],
+            "recogniser mobilefacenet_ms1m is given twice",
+        ),
         (["--judge="], "--judge is empty"),
         (["stray"], "unexpected argument 'stray'"),
     ],
