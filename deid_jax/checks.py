@@ -88,10 +88,8 @@ def as_images(name: str, value: object) -> jax.Array:
     """
     try:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
-    except ValueError as error:  # Nested lists of several lengths.
-        raise InputError(
-            f"{name} must be [B, H, W, C], got a list of several shapes"
-        ) from error
+    except ValueError as error:
+        raise InputError(f"{name} must be [B, H, W, C], got uneven lists") from error
     if array.ndim != 4:
         raise InputError(f"{name} must be [B, H, W, C], got shape {tuple(array.shape)}")
     if not np.issubdtype(array.dtype, np.floating):

@@ -37,7 +37,7 @@ from deid_jax.recognisers import Recogniser
 from deid_jax.reports import filmstrip
 from deid_jax.reports.filmstrip import Film, FilmFrame
 from deid_jax.reports.sheet import SheetRow, draw_sheet
-from deid_jax.reports.tables import metrics_table, spread_over_persons
+from deid_jax.reports.tables import images_to_show, metrics_table
 from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import Json
 from experiments._common import cli, loading
@@ -117,7 +117,7 @@ def run(settings: AttackSettings) -> dict[str, Json]:
         folder.going_on(_facts(settings, evaluation, shards, described))
         with folder:
             output = FORMATS[settings.output_format](folder, dataset, shards)
-            shown = spread_over_persons(dataset.labels.tolist(), _SHEET_ROWS)
+            shown = images_to_show(dataset, _SHEET_ROWS)
             sharded = ShardedRun(evaluation, shards, folder, output, shown, group)
             timings = _attack(settings, sharded, startup_seconds=time.perf_counter() - start)
             if not group.is_first:
@@ -207,7 +207,7 @@ def _rows(sharded: ShardedRun) -> list[SheetRow]:
 def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
     """Writes the filmstrip and the GIF: the first image of each of several persons."""
     dataset, num_steps = evaluation.dataset, evaluation.num_steps
-    indices = spread_over_persons(dataset.labels.tolist(), _FILMS)
+    indices = images_to_show(dataset, _FILMS)
     strip, gif = (filmstrip.moments(num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES))
     steps = tuple(sorted({*strip, *gif}))
     settings = dataclasses.asdict(evaluation.config) | {"num_steps": steps}

@@ -113,7 +113,7 @@ def run(settings: CompareSettings) -> list[TrialSummary]:
         whole = load_dataset(settings.dataset, settings.options(settings.split))
         check_persons_for(plan.peers, len(whole.persons))
     split = loading.load_split(settings)
-    faces = settings.chosen(split)
+    faces = loading.without_unreadable(settings.chosen(split))
     recogniser = loading.load_or_train_recogniser(settings, split)
     with folder:
         compared = Comparison(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from deid_jax.attacks import METHODS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.checks import count
 from deid_jax.data import FaceDataset
 from deid_jax.data.images import quiet_pillow
@@ -37,7 +37,7 @@ from deid_jax.recognisers import Recogniser
 from deid_jax.reports.frontier import draw_frontier
 from deid_jax.reports.measured import MeasuredPoint, best_point
 from deid_jax.reports.sheet import SheetRow, draw_sheet
-from deid_jax.reports.tables import spread_over_persons
+from deid_jax.reports.tables import images_to_show
 from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import PyTree
 from experiments._common import cli, loading
@@ -169,6 +169,7 @@ def run(settings: SweepSettings) -> list[MeasuredPoint]:
                 return []
             points = sweeper.points(grids, records)
             seconds = time.perf_counter() - start
+            loading.say_left_out(len(sweeper.dataset) - points[0].metrics.num_images)
             sweeper.write_tables(points, [one for own in records.values() for one in own])
             shown = sweeper.write_sheets(points)
             description = describe(
@@ -209,11 +210,14 @@ class _Sweeper:
         )
 
     def facts(self, recogniser: Mapping[str, object]) -> dict[str, object]:
-        """Everything but the point itself that determines the point's records."""
-        own, shards = self.settings, self.shards
+        """Everything but point and rounding that determines the point's records."""
+        shards = self.shards
+        # One for all attacks; whether a method rounds is in the key of its records.
+        protocol = dataclasses.asdict(self.settings.protocol(next(iter(ATTACKS))))
+        del protocol["batch_size"], protocol["quantize"]
         return {
             **facts_of_data(self.dataset, recogniser),
-            "protocol": [own.target, own.init, own.quantize, own.precision, own.seed],
+            "protocol": protocol,
             "shards": [len(shards), len(shards[0])],
         }
 
@@ -267,7 +271,7 @@ class _Sweeper:
     def write_sheets(self, points: Sequence[MeasuredPoint]) -> dict[str, Settings]:
         """Draws each method's images at its best point; returns method -> that point."""
         dataset = self.dataset
-        indices = spread_over_persons(dataset.labels.tolist(), _SHEET_ROWS)
+        indices = images_to_show(dataset, _SHEET_ROWS)
 
         def predicted(predictions: Predictions, place: int) -> tuple[str, float]:
             person = dataset.persons[predictions.label[place]]

@@ -237,6 +237,7 @@ def run(settings: TransferSettings) -> list[TransferRow]:
     folder.check()
     dataset = load_dataset(settings.dataset, options)
     loading.say_skipped(dataset)
+    dataset = loading.without_unreadable(dataset)
     embedders = {
         name: loading.load_embedder_with_bar(text, settings.image_size)
         for name, text in written.items()

@@ -109,7 +109,7 @@ def test_images_takes(value):
         (GOOD * np.nan, "images must be finite, got NaN"),
         (GOOD * 3, r"images must lie in \[0, 1\], got values from 1.5 to 1.5"),
         (GOOD - 1, r"images must lie in \[0, 1\], got values from -0.5 to -0.5"),
-        ([[0.5], [0.5, 0.5]], "images must be .* got a list of several shapes"),
+        ([[0.5], [0.5, 0.5]], "images must be .* got uneven lists"),
         (GOOD * np.inf, r"images must lie in \[0, 1\], got values from inf to inf"),
     ],
 )

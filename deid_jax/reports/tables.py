@@ -1,8 +1,10 @@
 """A run's metrics as a terminal table, and the choice of images to show."""
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from deid_jax.data import FaceDataset
 from deid_jax.evaluation.records import RunMetrics
 
 if TYPE_CHECKING:
@@ -33,9 +35,20 @@ def metrics_table(metrics: RunMetrics) -> "Table":
 
 def spread_over_persons(labels: Iterable[int], count: int) -> list[int]:
     """Positions of up to `count` images from as many persons as possible, in order."""
+    return sorted(_in_turns(labels)[:count])
+
+
+def images_to_show(dataset: FaceDataset, count: int) -> list[int]:
+    """Like `spread_over_persons`, of the images that are not left out as unreadable."""
+    ranked = filter(dataset.is_readable, _in_turns(dataset.labels.tolist()))
+    return sorted(itertools.islice(ranked, count))
+
+
+def _in_turns(labels: Iterable[int]) -> list[int]:
+    """The positions of each person's first image, then of each one's second, and so on."""
     turns: dict[int, int] = {}
     ranked = []
     for position, label in enumerate(labels):
         turns[label] = turns.get(label, -1) + 1
         ranked.append((turns[label], position))
-    return sorted(position for _, position in sorted(ranked)[:count])
+    return [position for _, position in sorted(ranked)]

@@ -13,6 +13,7 @@ import jax
 
 from deid_jax import recognisers
 from deid_jax.data import FaceDataset, load_dataset
+from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.recognisers import (
     EpochRecord,
@@ -163,6 +164,14 @@ def fetch_weights_with_bar(name: str, sha256: str | None) -> Path:
     """`weights.fetch` with a progress bar while it downloads."""
     with progress_bar("weights", at_once=False) as update:
         return weights.fetch(name, sha256=sha256, progress=update)
+
+
+def without_unreadable(faces: FaceDataset) -> FaceDataset:
+    """The images that are not left out as unreadable; prints how many are."""
+    with quiet_pillow():
+        readable = faces.readable()
+    say_left_out(len(faces) - len(readable))
+    return readable
 
 
 def say_skipped(faces: FaceDataset) -> None:
