@@ -123,7 +123,8 @@ def run(settings: ProtectSettings) -> list[FileRecord]:
         total = group.agree(len(records))
     if short:
         raise cli.ShortfallError(
-            f"{short} of {total} files are not protected: see {work.output / NAME}"
+            f"not protected: {short} of {terminal.counted(total, 'file')}; see "
+            f"{work.output / NAME}"
         )
     return records
 

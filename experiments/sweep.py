@@ -36,8 +36,8 @@ from deid_jax.evaluation import (
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports.frontier import draw_frontier
 from deid_jax.reports.measured import MeasuredPoint, best_point
-from deid_jax.reports.sheet import SheetRow, draw_sheet
-from deid_jax.reports.tables import images_to_show
+from deid_jax.reports.sheet import SheetRow, draw_sheet, sheet_caption
+from deid_jax.reports.tables import images_to_show, percent
 from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import PyTree
 from experiments._common import cli, loading
@@ -280,7 +280,8 @@ class _Sweeper:
         shown = {}
         for method in dict.fromkeys(point.method for point in points):
             own = [point for point in points if point.method == method]
-            shown[method] = best_point(own, "uint8", _MIN_MR).settings
+            best = best_point(own, "uint8", _MIN_MR)
+            shown[method] = best.settings
             examples = self.evaluation(method).at(shown[method]).examples(indices)
             rows = [
                 SheetRow(
@@ -292,7 +293,8 @@ class _Sweeper:
                 )
                 for place, index in enumerate(indices)
             ]
-            self.folder.write_png(f"sheets/{method}.png", draw_sheet(rows, method=method))
+            sheet = draw_sheet(rows, caption=sheet_caption(best))
+            self.folder.write_png(f"sheets/{method}.png", sheet)
         return shown
 
 
@@ -333,7 +335,7 @@ def _print(
             settings_text(point.settings),
             f"{means.l2:.3f}",
             f"{means.mssim:.4f}",
-            f"{means.mr:.1%}",
+            percent(means.mr),
         )
     Console().print(table)
     for method in dict.fromkeys(point.method for point in points):
@@ -342,7 +344,7 @@ def _print(
     first = points[0]
     print(
         f"{first.metrics.num_images} images of {first.dataset}, split {first.split}, clean "
-        f"error {first.metrics.clean_error:.1%}; {len(points)} points in {seconds:.1f} s, "
+        f"error {percent(first.metrics.clean_error)}; {len(points)} points in {seconds:.1f} s, "
         f"compiling included.\n{loading.accuracy_line(recogniser)}\n"
         f"Table, frontier and metrics: {path}"
     )
@@ -351,11 +353,10 @@ def _print(
 def _best_line(point: MeasuredPoint) -> str:
     """One line on a method's distortion at a setting that protects enough."""
     means = point.metrics.uint8_result
-    reached = means.mr >= _MIN_MR
-    what = f"least L2 with MR >= {_MIN_MR:.0%}" if reached else f"never reaches {_MIN_MR:.0%}"
+    words = "least L2 with MR ≥" if means.mr >= _MIN_MR else "never reaches MR"
     return (
-        f"{point.method}: {what}; L2 {means.l2:.3f}, MSSIM "
-        f"{means.mssim:.4f}, MR {means.mr:.1%} at {settings_text(point.settings)}"
+        f"{point.method}: {words} {percent(_MIN_MR, 0)}; L2 {means.l2:.3f}, MSSIM "
+        f"{means.mssim:.4f}, MR {percent(means.mr)} at {settings_text(point.settings)}"
     )
 
 

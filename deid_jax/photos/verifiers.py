@@ -152,9 +152,11 @@ def load_verifiers(
         try:
             embedder = load(text, SIZE)
         except InputError as error:
+            if text not in THRESHOLDS:
+                raise
             raise InputError(
-                f"{error}; without a recogniser nothing real is protected: give "
-                "--recogniser=NAME:FILE with weights of yours, or be online once for NAME"
+                f"no weights for {text}: go online once, or give --recogniser={text}:FILE "
+                f"({error})"
             ) from error
         own = THRESHOLDS.get(embedder.name) if threshold is None else threshold
         if own is None:

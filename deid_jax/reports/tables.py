@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def percent(share: float | None, decimals: int = 1) -> str:
+    """A share in per cent, "75.0 %"; "–" if there is none."""
+    # Adding 0 turns -0 into 0.
+    return "–" if share is None else f"{round(100 * share, decimals) + 0:.{decimals}f} %"
+
+
 def metrics_table(metrics: RunMetrics) -> "Table":
     """A run's metrics as a table for the terminal: float results next to 8-bit images."""
     from rich.table import Table
@@ -19,17 +25,15 @@ def metrics_table(metrics: RunMetrics) -> "Table":
     table.add_column("float", justify="right")
     table.add_column("8-bit file", justify="right")
     for name, label, form in (
-        ("l2", "L2", "{:.3f}"),
-        ("linf", "L∞", "{:.4f}"),
-        ("mssim", "MSSIM", "{:.4f}"),
-        ("mr", "misclassified (MR)", "{:.1%}"),
-        ("target_rate", "predicted as the target", "{:.1%}"),
+        ("l2", "L2", "{:.3f}".format),
+        ("linf", "L∞", "{:.4f}".format),
+        ("mssim", "MSSIM", "{:.4f}".format),
+        ("mr", "misclassified (MR)", percent),
+        ("target_rate", "predicted as the target", percent),
     ):
         values = [getattr(of, name) for of in (metrics.float_result, metrics.uint8_result)]
-        table.add_row(
-            label, *("–" if value is None else form.format(value) for value in values)
-        )
-    table.add_row("clean error", f"{metrics.clean_error:.1%}", "")
+        table.add_row(label, *("–" if value is None else form(value) for value in values))
+    table.add_row("clean error", percent(metrics.clean_error), "")
     return table
 
 

@@ -132,11 +132,11 @@ def test_attack_runs_as_they_were_run(runs, workplace, drawn, capsys):
     assert aggregate_main() == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "8-bit pictures, as run" in out
+    assert "8-bit images, as run" in out
     assert out.endswith("Runs: 2, points: 2. Tables and report: out\n")
     assert sorted(path.name for path in (workplace / "out").iterdir()) == OUTPUTS
     text = (workplace / "out/table.md").read_text("utf-8")
-    assert "20 pictures of folder (faces), split test, 64 px, crop auto, seed 0" in text
+    assert "20 images of folder (faces), split test, 64 px, crop auto, seed 0" in text
     assert "Not recorded" not in text
     table = tables_of(text)[0]
     assert re.fullmatch(r"2\.00 \[\d\.\d\d, \d\.\d\d\]", table["P-FGVM"][0])
@@ -156,12 +156,12 @@ def test_sweeps_stand_at_matched_rates(workplace, drawn, capsys):
     write_sweep(workplace / "sweep", SWEPT)
     write_attack(workplace / "blur", "blur", n=50, mr=0.7, config={"blur_sigma": 0.1})
     assert aggregate_main(runs="sweep,blur") == 0
-    assert "8-bit pictures, at MR ≥ 99 %" in capsys.readouterr().out
+    assert "8-bit images, at MR ≥ 99 %" in capsys.readouterr().out
     text = (workplace / "out/table.md").read_text("utf-8")
     headings = re.findall("^## (.*)$", text, re.M)
     assert headings == [
         f"{kind}, at MR ≥ {rate} %"
-        for kind in ("8-bit pictures", "Float results")
+        for kind in ("8-bit images", "Float results")
         for rate in ("99", "99.5")
     ]
     table = tables_of(text)[0]
@@ -255,7 +255,7 @@ def test_run_returns_the_tables_and_needs_only_metrics(runs, workplace, drawn):
     assert real.entries["pfgvm", "model_a"].estimates.l2 == Estimate(2.0)
     assert real.gains["ifgvm", "model_a"].l2 == Estimate(0.5)
     text = (workplace / "out/table.md").read_text("utf-8")
-    assert "pictures, image_size, seed, quantize, crop, data_dir" in text
+    assert "images, image_size, seed, quantize, crop, data_dir" in text
     assert "(in runs/ours)." in text
 
 
@@ -296,11 +296,11 @@ def test_what_the_other_commands_write_is_read(trained, faces, workplace, capsys
         process("aggregate", "--runs=runs", "--min_mr=0.1", cwd=workplace)
     )
     assert (status, err) == (0, "")
-    assert "8-bit pictures, at MR ≥ 10 %" in out
+    assert "8-bit images, at MR ≥ 10 %" in out
     folder = workplace / "runs/aggregate"
     assert sorted(path.name for path in folder.iterdir()) == OUTPUTS
     text = (folder / "table.md").read_text("utf-8")
-    assert "18 pictures of folder (faces), split all, 16 px, crop auto, seed 0" in text
+    assert "18 images of folder (faces), split all, 16 px, crop auto, seed 0" in text
     assert "Not recorded" not in text
     swept = rows_of("runs/sweep/sweep.csv")
     figures = json.loads((workplace / "runs/blur/metrics.json").read_text())

@@ -57,7 +57,7 @@ if importlib.util.find_spec("cv2") is None:
         (["--gallery=bad"], "gallery bad: a.jpg is damaged or no image of"),
         (["--recogniser=vgg17"], "recogniser must be NAME or NAME:FILE"),
         (["--recogniser=mobilefacenet_ms1m:none.npz"], "none.npz"),
-        (["--recogniser=mobilefacenet_ms1m:in/a.png"], "without a recogniser nothing real is"),
+        (["--recogniser=mobilefacenet_ms1m:in/a.png"], "in/a.png"),
         ([f"--recogniser={OWN}:missing"], "missing"),
         ([f"--recogniser={OWN}:number"], f"{OWN}:number"),
         ([f"--recogniser={OWN}:scalar"], f"{OWN}:scalar"),
@@ -117,9 +117,9 @@ def test_names_without_weights_end_in_one_line(
     # Beside it stands only whose weights they would have been.
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert err.endswith(f"{line}\n") and out == ""
-    assert line.endswith(
-        "; without a recogniser nothing real is protected: give "
-        "--recogniser=NAME:FILE with weights of yours, or be online once for NAME"
+    assert line.startswith(
+        "error: no weights for mobilefacenet_ms1m: go online once, or give "
+        "--recogniser=mobilefacenet_ms1m:FILE (cannot download https://"
     )
     assert listing(workplace) == before
 
