@@ -120,7 +120,7 @@ def test_faces_that_are_found(photo, tmp_path, detector, which, boxes, capsys):
     assert [tuple(face["box"]) for face in record["faces"]] == boxes
     left = len(detector) - len(boxes)
     assert record["faces_left"] == left
-    told = "1 other faces were found, not chosen by --faces" in capsys.readouterr().out
+    told = "Not chosen by --faces, and left as is: 1 other face." in capsys.readouterr().out
     assert told is bool(left)
     changed = _changed(photo, tmp_path / "out")
     for box in (LARGER, SMALLER):
@@ -220,7 +220,7 @@ def test_photo_without_a_face_is_listed_and_not_written(tmp_path, capsys):
         assert name in ("0.png", "1.png")
     out, err = capsys.readouterr()
     assert out.count("no face was found: nothing was written") == 2
-    assert "0 of 0 faces in 2 files are protected" in out
+    assert "No face found in 2 files." in out
     assert err.startswith("not protected: 2 of 2 files; see ")
 
 
