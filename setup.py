@@ -49,6 +49,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    # So that an editable installation is found before a folder that has the clone's name.
+    package_dir={"": "."},
     packages=find_packages(include=["deid_jax", "deid_jax.*", "experiments", "experiments.*"]),
     package_data={"deid_jax.reports": ["*.j2"]},
     install_requires=[

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deid_jax.errors import InputError
@@ -80,18 +81,21 @@ def folder_to_write(name: str, path: Path) -> None:
         raise InputError(f"{name} {path} cannot be written: {error.strerror}") from error
 
 
-def images(name: str, value: object) -> None:
-    """Refuses arrays that are not float[B, H, W, C] with finite pixels in [0, 1].
+def as_images(name: str, value: object) -> jax.Array:
+    """The value as a JAX array; refuses all but float[B, H, W, C], finite pixels in [0, 1].
 
-    Under `jit` and `vmap` only rank and dtype can be checked, not the values.
+    B may be 0. Under `jit` and `vmap` only rank and dtype can be checked, not the values.
     """
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    try:
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be [B, H, W, C], got uneven lists") from error
     if array.ndim != 4:
         raise InputError(f"{name} must be [B, H, W, C], got shape {tuple(array.shape)}")
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{name} must be floating point in [0, 1], got dtype {array.dtype}")
     if isinstance(array, jax.core.Tracer) or array.size == 0:
-        return
+        return jnp.asarray(array)
     # A function that is being traced may close over concrete images.
     with jax.ensure_compile_time_eval():
         low, high = float(array.min()), float(array.max())
@@ -99,3 +103,4 @@ def images(name: str, value: object) -> None:
         raise InputError(f"{name} must be finite, got NaN")
     if low < 0 or high > 1:
         raise InputError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}")
+    return jnp.asarray(array)

@@ -21,6 +21,7 @@ from deid_jax.reports import report_files
 from deid_jax.reports.comparable import check_comparable
 from deid_jax.reports.comparison import ComparisonTable, tables_of
 from deid_jax.reports.finished_runs import find_runs, kind_of, read_attributes, read_run
+from deid_jax.reports.frontier import draw_frontier
 from deid_jax.reports.report import ComparisonReport
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from deid_jax.runs.reading import number_in
@@ -79,8 +80,6 @@ def run(settings: AggregateSettings) -> list[ComparisonTable]:
         written in that case.
     """
     from rich.console import Console
-
-    from deid_jax.reports.frontier import draw_frontier
 
     rates, folders = settings.rates(), settings.folders()
     statistics.check_confidence(settings.confidence)

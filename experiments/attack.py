@@ -36,8 +36,9 @@ from deid_jax.pixels import Pixels
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import filmstrip
 from deid_jax.reports.filmstrip import Film, FilmFrame
-from deid_jax.reports.sheet import SheetRow, draw_sheet
-from deid_jax.reports.tables import metrics_table, spread_over_persons
+from deid_jax.reports.measured import MeasuredPoint
+from deid_jax.reports.sheet import SheetRow, draw_sheet, sheet_caption
+from deid_jax.reports.tables import images_to_show, metrics_table, percent
 from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import Json
 from experiments._common import cli, loading
@@ -117,7 +118,7 @@ def run(settings: AttackSettings) -> dict[str, Json]:
         folder.going_on(_facts(settings, evaluation, shards, described))
         with folder:
             output = FORMATS[settings.output_format](folder, dataset, shards)
-            shown = spread_over_persons(dataset.labels.tolist(), _SHEET_ROWS)
+            shown = images_to_show(dataset, _SHEET_ROWS)
             sharded = ShardedRun(evaluation, shards, folder, output, shown, group)
             timings = _attack(settings, sharded, startup_seconds=time.perf_counter() - start)
             if not group.is_first:
@@ -125,7 +126,7 @@ def run(settings: AttackSettings) -> dict[str, Json]:
             metrics = _metrics(settings, sharded, timings)
             folder.write_json("metrics.json", metrics)
             folder.write_csv("per_image.csv", (one.to_row() for one in sharded.records()))
-            folder.write_png("sheet.png", draw_sheet(_rows(sharded), method=settings.method))
+            folder.write_png("sheet.png", _sheet(sharded, metrics))
             if settings.evolution:
                 _write_evolution(folder, evaluation)
             description = describe(
@@ -187,11 +188,11 @@ def _metrics(
     }
 
 
-def _rows(sharded: ShardedRun) -> list[SheetRow]:
-    """The rows of the sheet."""
-    dataset = sharded.evaluation.dataset
+def _sheet(sharded: ShardedRun, metrics: Mapping[str, Json]) -> Pixels:
+    evaluation = sharded.evaluation
+    dataset = evaluation.dataset
     wanted = {dataset.image_name(index): index for index in sharded.shown}
-    return [
+    rows = [
         SheetRow(
             original=dataset.read(wanted[record.image]),
             modified=sharded.read_shown(wanted[record.image]),
@@ -202,12 +203,21 @@ def _rows(sharded: ShardedRun) -> list[SheetRow]:
         for record in sharded.records()
         if record.image in wanted
     ]
+    point = MeasuredPoint(
+        evaluation.method,
+        str(metrics["model"]),
+        str(metrics["dataset"]),
+        str(metrics["split"]),
+        dataclasses.asdict(evaluation.config),
+        RunMetrics.from_row(metrics, "metrics.json"),
+    )
+    return draw_sheet(rows, caption=sheet_caption(point))
 
 
 def _write_evolution(folder: RunFolder, evaluation: Evaluation) -> None:
     """Writes the filmstrip and the GIF: the first image of each of several persons."""
     dataset, num_steps = evaluation.dataset, evaluation.num_steps
-    indices = spread_over_persons(dataset.labels.tolist(), _FILMS)
+    indices = images_to_show(dataset, _FILMS)
     strip, gif = (filmstrip.moments(num_steps, n) for n in (_STRIP_FRAMES, _GIF_FRAMES))
     steps = tuple(sorted({*strip, *gif}))
     settings = dataclasses.asdict(evaluation.config) | {"num_steps": steps}
@@ -258,11 +268,10 @@ def _print(
     Console().print(metrics_table(RunMetrics.from_row(metrics, "metrics.json")))
     if protocol.init == "noise" and "penalty_weight" in config:
         kept = abs(1 - config["step_size"] * config["penalty_weight"])
-        print(f"Of the noise (1 - αλ)^N = {kept ** config['num_steps']:.1%} is left.")
+        print(f"Of the noise (1 - αλ)^N = {percent(kept ** config['num_steps'])} is left.")
     print(
-        f"{metrics['seconds']:.1f} s ({metrics['images_per_second']:.1f} images/s"
-        f"{_by_whom(metrics)}), {metrics['attack_seconds']:.1f} s of them in the compiled "
-        f"attack;\n{metrics['compile_seconds']:.1f} s of compiling before.\n"
+        f"attack {metrics['seconds']:.1f} s ({metrics['images_per_second']:.1f} images/s"
+        f"{_by_whom(metrics)}), compiling {metrics['compile_seconds']:.1f} s\n"
         f"{loading.accuracy_line(recogniser)}\n"
         f"Images, sheet and metrics: {path}"
     )

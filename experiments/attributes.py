@@ -25,6 +25,7 @@ from deid_jax.evaluation.agreement import Agreement, agreement_on
 from deid_jax.evaluation.attributes import AttributeClassifier, ClassifierInfo, Skill
 from deid_jax.evaluation.records import Row
 from deid_jax.recognisers import EpochRecord, checkpoints, storage
+from deid_jax.reports.tables import percent
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._attributes.attribute_runs import AttackRun, read_runs
 from experiments._common import cli, terminal
@@ -127,8 +128,8 @@ def _load_or_train_classifier(
     with terminal.progress_bar("training the classifier") as update:
 
         def show(done: int, total: int, history: Sequence[EpochRecord]) -> None:
-            held_out = f"{history[-1].test_accuracy:.1%}" if history else "–"
-            update(done, total, f"epoch {len(history) + 1}, held-out accuracy {held_out}")
+            held_out = percent(history[-1].test_accuracy if history else None)
+            update(done, total, f"epoch {len(history) + 1}, test accuracy {held_out}")
 
         return attributes.train_classifier(
             others, options, path, config=attributes.RECIPE, progress=show
@@ -248,10 +249,10 @@ def _table(results: Sequence[AttributeResult], headings: Sequence[str]) -> list[
 
 _MARKDOWN = """# Attributes before and after de-identification
 
-{count} pictures of {dataset}, split {split}, seed {seed}, {image_size} px. Under each method:
-the share of pictures, in per cent, of which a classifier says the same before and after.
+{count} images of {dataset}, split {split}, seed {seed}, {image_size} px. Under each method:
+the share of images, in %, for which a classifier predicts the same before and after.
 Accuracy is its share of true answers on the originals, chance the share of the commonest
-class, kappa agreement beyond chance (Cohen's). It learnt from {num_images} pictures of others.
+class, kappa agreement beyond chance (Cohen's). It was trained on {num_images} images of others.
 
 {table}
 
@@ -285,7 +286,7 @@ def _print(lines: Sequence[Sequence[str]], run: AttackRun, path: Path) -> None:
         table.add_column(name, justify="right" if place else "left", no_wrap=not place)
     for cells in lines[1:]:
         table.add_row(*cells)
-    print(f"Equal predictions before and after, per cent of {len(run.images)} images:")
+    print(f"Equal predictions before and after, in % of {len(run.images)} images:")
     Console().print(table)
     if any(cells[0].endswith("*") for cells in lines):
         print(_NOTE)

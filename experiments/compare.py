@@ -23,6 +23,7 @@ from deid_jax.errors import InputError
 from deid_jax.evaluation import TARGETS
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports import distortion_plot
+from deid_jax.reports.tables import percent
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from experiments._common import cli, data_settings, loading, machine, terminal
 from experiments._common.flags import setting
@@ -113,7 +114,7 @@ def run(settings: CompareSettings) -> list[TrialSummary]:
         whole = load_dataset(settings.dataset, settings.options(settings.split))
         check_persons_for(plan.peers, len(whole.persons))
     split = loading.load_split(settings)
-    faces = settings.chosen(split)
+    faces = loading.without_unreadable(settings.chosen(split))
     recogniser = loading.load_or_train_recogniser(settings, split)
     with folder:
         compared = Comparison(
@@ -145,11 +146,11 @@ def _write(
     """Writes every file but the images."""
     faces, plan = compared.faces, compared.plan
     heading = (
-        f"{len(faces)} pictures of {settings.dataset}, split {settings.split}, against "
-        f"{settings.judge}. Every attack spends as many gradients per picture as a column "
-        "says, on the same pictures, targets and weights; `compare.csv` has what was spent "
+        f"{len(faces)} images of {settings.dataset}, split {settings.split}, against "
+        f"{settings.judge}. Every attack spends as many gradients per image as a column "
+        "says, on the same images, targets and weights; `compare.csv` has what was spent "
         "beside them (forward passes, and gradients where rounding had to be mended). This "
-        "project's recogniser judges all, in float32; 8-bit pictures are judged as they read "
+        "project's recogniser judges all, in float32; 8-bit images are judged as they read "
         "back from PNG."
     )
     most = plan.num_steps[-1]
@@ -161,7 +162,7 @@ def _write(
         ]
         for target in plan.targets
     }
-    title = f"{len(faces)} pictures of {settings.dataset}, {settings.judge}, {most} gradients"
+    title = f"{len(faces)} images of {settings.dataset}, {settings.judge}, {most} gradients"
     folder.write_csv("compare.csv", [row.to_row() for row in rows])
     folder.write_text(
         "compare.md", compare_tables.compare_markdown(rows, heading, notes_on(plan))
@@ -181,7 +182,9 @@ def _write(
 
 
 def _panel(target: str) -> str:
-    return "untargeted: misnamed" if target == "none" else f"named as a {target} target"
+    return (
+        "untargeted: misclassified" if target == "none" else f"predicted as a {target} target"
+    )
 
 
 def notes_on(plan: ComparisonPlan) -> list[str]:
@@ -192,7 +195,7 @@ def notes_on(plan: ComparisonPlan) -> list[str]:
     notes = [
         f"Peers ({', '.join(libraries)}) run with their libraries' own settings on a PyTorch "
         "twin with the same weights. They know nothing of 8 bits (but for adv_lib_ddn, which "
-        "rounds by itself): their pictures are rounded, which may undo a success.",
+        "rounds by itself): their images are rounded, which may undo a success.",
     ]
     if "foolbox_cw" in plan.peers:
         splits = ", ".join(
@@ -206,7 +209,7 @@ def notes_on(plan: ComparisonPlan) -> list[str]:
     if "foolbox_fmn" in plan.peers:
         notes.append(
             "foolbox_fmn is as foolbox 3.3.4 has it, where the projection onto the bound that "
-            "FMN adapts leaves every change as it is."
+            "FMN adapts leaves every perturbation as it is."
         )
     if "adv-lib" in libraries:
         notes.append(
@@ -240,7 +243,7 @@ def _print(rows: Sequence[TrialSummary], recogniser: Recogniser, path: Path) -> 
 
 def _cell(row: TrialSummary) -> str:
     mean, rate = row.l2_mean_uint8, row.success_rate_uint8
-    return f"{'–' if math.isnan(mean) else f'{mean:.3f}'} ({rate:.1%})"
+    return f"{'–' if math.isnan(mean) else f'{mean:.3f}'} ({percent(rate)})"
 
 
 main = cli.binary(run, CompareSettings)

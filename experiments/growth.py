@@ -173,13 +173,13 @@ def _rows(planned: Planned, outcomes: Outcomes) -> list[dict[str, object]]:
 
 def _titles(settings: GrowthSettings) -> dict[str, str]:
     """For each curve, the quantities that stay constant."""
-    images, steps = f"{settings.images} pictures", f"{settings.steps} steps"
+    images, steps = f"{settings.images} images", f"{settings.steps} steps"
     size, batch = f"{settings.image_size} px", f"batch {settings.batch}"
     return {
         "images": f"{size}, {steps}, {batch}",
         "steps": f"{images} of {size}, {batch}",
         "pixels": f"{images}, {steps}, {batch}",
-        "batch": f"{size}, {steps}; {batch} where the pictures in all grow",
+        "batch": f"{size}, {steps}; {batch} where the images in all grow",
     }
 
 

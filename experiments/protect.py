@@ -95,12 +95,19 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         known = None if self.boxes is None else read_faces(self.boxes)
         if sum(given) > 1:
             raise InputError("faces by boxes, boxes and aligned exclude each other: give one")
+        told = list((known or {}).values()) + ([] if isinstance(which, str) else [which])
+        pointed = all(face.landmarks is not None for faces in told for face in faces)
+        # Where all landmarks are known, only a gallery of whole photos is searched.
+        known_places = self.aligned or (bool(told) and pointed)
+        if known_places and (self.aligned or self.gallery is None):
+            if self.detector != ProtectorSettings.detector:
+                raise InputError(
+                    f"--detector={self.detector} means nothing: the faces are given"
+                )
         if self.aligned:
             return FaceChoice(which, detector=aligned_face)
         if not any(given):
             return FaceChoice(which, detector=load_detector(self.detector))
-        told = list((known or {}).values()) + ([] if isinstance(which, str) else [which])
-        pointed = all(face.landmarks is not None for faces in told for face in faces)
         landmarker = None if pointed else load_detector(self.detector)
         return FaceChoice(which, known, landmarker=landmarker)
 
@@ -130,7 +137,8 @@ def run(settings: ProtectSettings) -> list[FileRecord]:
         total = group.agree(len(records))
     if short:
         raise cli.ShortfallError(
-            f"{short} of {total} files are not protected: see {work.output / NAME}"
+            f"not protected: {short} of {terminal.counted(total, 'file')}; see "
+            f"{work.output / NAME}"
         )
     return records
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from deid_jax.attacks import METHODS
+from deid_jax.attacks import ATTACKS, METHODS
 from deid_jax.checks import count
 from deid_jax.data import FaceDataset
 from deid_jax.data.images import quiet_pillow
@@ -36,8 +36,8 @@ from deid_jax.evaluation import (
 from deid_jax.recognisers import Recogniser
 from deid_jax.reports.frontier import draw_frontier
 from deid_jax.reports.measured import MeasuredPoint, best_point
-from deid_jax.reports.sheet import SheetRow, draw_sheet
-from deid_jax.reports.tables import spread_over_persons
+from deid_jax.reports.sheet import SheetRow, draw_sheet, sheet_caption
+from deid_jax.reports.tables import images_to_show, percent
 from deid_jax.runs import DESCRIPTION, RunFolder, describe, shards_of
 from deid_jax.types import PyTree
 from experiments._common import cli, loading
@@ -169,6 +169,7 @@ def run(settings: SweepSettings) -> list[MeasuredPoint]:
                 return []
             points = sweeper.points(grids, records)
             seconds = time.perf_counter() - start
+            loading.say_left_out(len(sweeper.dataset) - points[0].metrics.num_images)
             sweeper.write_tables(points, [one for own in records.values() for one in own])
             shown = sweeper.write_sheets(points)
             description = describe(
@@ -209,11 +210,14 @@ class _Sweeper:
         )
 
     def facts(self, recogniser: Mapping[str, object]) -> dict[str, object]:
-        """Everything but the point itself that determines the point's records."""
-        own, shards = self.settings, self.shards
+        """Everything but point and rounding that determines the point's records."""
+        shards = self.shards
+        # One for all attacks; whether a method rounds is in the key of its records.
+        protocol = dataclasses.asdict(self.settings.protocol(next(iter(ATTACKS))))
+        del protocol["batch_size"], protocol["quantize"]
         return {
             **facts_of_data(self.dataset, recogniser),
-            "protocol": [own.target, own.init, own.quantize, own.precision, own.seed],
+            "protocol": protocol,
             "shards": [len(shards), len(shards[0])],
         }
 
@@ -267,7 +271,7 @@ class _Sweeper:
     def write_sheets(self, points: Sequence[MeasuredPoint]) -> dict[str, Settings]:
         """Draws each method's images at its best point; returns method -> that point."""
         dataset = self.dataset
-        indices = spread_over_persons(dataset.labels.tolist(), _SHEET_ROWS)
+        indices = images_to_show(dataset, _SHEET_ROWS)
 
         def predicted(predictions: Predictions, place: int) -> tuple[str, float]:
             person = dataset.persons[predictions.label[place]]
@@ -276,7 +280,8 @@ class _Sweeper:
         shown = {}
         for method in dict.fromkeys(point.method for point in points):
             own = [point for point in points if point.method == method]
-            shown[method] = best_point(own, "uint8", _MIN_MR).settings
+            best = best_point(own, "uint8", _MIN_MR)
+            shown[method] = best.settings
             examples = self.evaluation(method).at(shown[method]).examples(indices)
             rows = [
                 SheetRow(
@@ -288,7 +293,8 @@ class _Sweeper:
                 )
                 for place, index in enumerate(indices)
             ]
-            self.folder.write_png(f"sheets/{method}.png", draw_sheet(rows, method=method))
+            sheet = draw_sheet(rows, caption=sheet_caption(best))
+            self.folder.write_png(f"sheets/{method}.png", sheet)
         return shown
 
 
@@ -329,7 +335,7 @@ def _print(
             settings_text(point.settings),
             f"{means.l2:.3f}",
             f"{means.mssim:.4f}",
-            f"{means.mr:.1%}",
+            percent(means.mr),
         )
     Console().print(table)
     for method in dict.fromkeys(point.method for point in points):
@@ -338,7 +344,7 @@ def _print(
     first = points[0]
     print(
         f"{first.metrics.num_images} images of {first.dataset}, split {first.split}, clean "
-        f"error {first.metrics.clean_error:.1%}; {len(points)} points in {seconds:.1f} s, "
+        f"error {percent(first.metrics.clean_error)}; {len(points)} points in {seconds:.1f} s, "
         f"compiling included.\n{loading.accuracy_line(recogniser)}\n"
         f"Table, frontier and metrics: {path}"
     )
@@ -347,11 +353,10 @@ def _print(
 def _best_line(point: MeasuredPoint) -> str:
     """One line on a method's distortion at a setting that protects enough."""
     means = point.metrics.uint8_result
-    reached = means.mr >= _MIN_MR
-    what = f"least L2 with MR >= {_MIN_MR:.0%}" if reached else f"never reaches {_MIN_MR:.0%}"
+    words = "least L2 with MR ≥" if means.mr >= _MIN_MR else "never reaches MR"
     return (
-        f"{point.method}: {what}; L2 {means.l2:.3f}, MSSIM "
-        f"{means.mssim:.4f}, MR {means.mr:.1%} at {settings_text(point.settings)}"
+        f"{point.method}: {words} {percent(_MIN_MR, 0)}; L2 {means.l2:.3f}, MSSIM "
+        f"{means.mssim:.4f}, MR {percent(means.mr)} at {settings_text(point.settings)}"
     )
 
 

@@ -82,12 +82,12 @@ class TransferSettings(ImageSettings):
     methods: str = setting("mifgvm", f"By commas, of {', '.join(OFFERED)}.")
     psnr: str = setting(
         "40,42,44",
-        "Budgets, by commas: the lowest PSNR of any photo, in dB; more is less change.",
+        "Budgets, by commas: the lowest PSNR of any photo, in dB.",
     )
     epsilon: str = setting(
         "4/255",
         f"Budgets beside these of sign methods ({', '.join(_BY_PIXEL)}), by commas, or none: "
-        "the largest change of a pixel, of a range of 1.",
+        "the largest perturbation of a pixel, of a range of 1.",
     )
     num_steps: int = setting(30, "Gradient steps.")
     transformations: str = setting(
@@ -98,7 +98,7 @@ class TransferSettings(ImageSettings):
     num_samples: int = setting(1, "Draws of the transformations in every step.")
     margin: float = setting(
         0.2,
-        f"How far below the first --far's threshold, in cosine, methods of least change "
+        f"How far below the first --far's threshold, in cosine, least-perturbation methods "
         f"({', '.join(of_kind(METHODS, LeastPerturbation))}) go without a budget. "
         "Within one each photo's own is found.",
     )
@@ -237,6 +237,7 @@ def run(settings: TransferSettings) -> list[TransferRow]:
     folder.check()
     dataset = load_dataset(settings.dataset, options)
     loading.say_skipped(dataset)
+    dataset = loading.without_unreadable(dataset)
     embedders = {
         name: loading.load_in_frame(text, settings.image_size) for name, text in written.items()
     }

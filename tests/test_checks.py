@@ -90,9 +90,15 @@ def test_folder_to_write_refuses_what_cannot_be_written(tmp_path, monkeypatch):
 GOOD = np.full((2, 4, 4, 3), 0.5, np.float32)
 
 
-@pytest.mark.parametrize("value", [GOOD, jnp.asarray(GOOD), GOOD[:0], GOOD * 0, GOOD * 2])
+@pytest.mark.parametrize(
+    "value",
+    [GOOD, jnp.asarray(GOOD), GOOD[:0], GOOD * 0, GOOD * 2, GOOD.tolist(), GOOD.astype(float)],
+)
 def test_images_takes(value):
-    checks.images("images", value)
+    images = checks.as_images("images", value)
+    assert isinstance(images, jax.Array)
+    assert images.dtype == np.float32
+    np.testing.assert_array_equal(images, np.asarray(value, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -103,17 +109,18 @@ def test_images_takes(value):
         (GOOD * np.nan, "images must be finite, got NaN"),
         (GOOD * 3, r"images must lie in \[0, 1\], got values from 1.5 to 1.5"),
         (GOOD - 1, r"images must lie in \[0, 1\], got values from -0.5 to -0.5"),
+        ([[0.5], [0.5, 0.5]], "images must be .* got uneven lists"),
         (GOOD * np.inf, r"images must lie in \[0, 1\], got values from inf to inf"),
     ],
 )
 def test_images_refuses(value, message):
     with pytest.raises(InputError, match=message):
-        checks.images("images", value)
+        checks.as_images("images", value)
 
 
 def test_traced_images_are_checked_for_what_is_known():
     def check(images):
-        checks.images("images", images)
+        checks.as_images("images", images)
         return images
 
     assert jax.jit(check)(3 * GOOD).shape == GOOD.shape

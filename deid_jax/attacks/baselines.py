@@ -62,7 +62,7 @@ def blur(
     """Gaussian blur with standard deviation σ·H pixels, cut off at 4 σ, edges reflected."""
     import dm_pix
 
-    _check(images, initial)
+    images = _checked(images, initial)
     sigma = config.blur_sigma * images.shape[1]
     # Reflection cannot reach beyond the opposite edge.
     radius = max(1, min(round(4 * sigma), images.shape[1] - 1, images.shape[2] - 1))
@@ -81,7 +81,7 @@ def pixelate(
     initial: jax.Array | None = None,
 ) -> AttackResult:
     """Replaces each of n×n blocks with its mean colour, n = min(num_blocks, H, W)."""
-    _check(images, initial)
+    images = _checked(images, initial)
     rows = _block_of_each(images.shape[1], config.num_blocks)
     columns = _block_of_each(images.shape[2], config.num_blocks)
     means = jnp.einsum(
@@ -100,7 +100,7 @@ def mask(
     initial: jax.Array | None = None,
 ) -> AttackResult:
     """Covers the centre with a black rectangle, `mask_size` of the image's height and width."""
-    _check(images, initial)
+    images = _checked(images, initial)
     inside = [
         jnp.abs(jnp.arange(size) - (size - 1) / 2) < config.mask_size * size / 2
         for size in images.shape[1:3]
@@ -118,16 +118,16 @@ def noise(
     initial: jax.Array | None = None,
 ) -> AttackResult:
     """clip₀₁(x + n) with n ~ N(0, σ²), drawn for every pixel and channel."""
-    _check(images, initial)
+    images = _checked(images, initial)
     noisy = jnp.clip(images + config.noise_stddev * normal(images, key), 0, 1)
     judge_key = fold_in_all(per_image_keys(key, len(images)), 1)
     return finish(objective, noisy, judge_key, num_gradients=0)
 
 
-def _check(images: jax.Array, initial: jax.Array | None) -> None:
-    checks.images("images", images)
+def _checked(images: jax.Array, initial: jax.Array | None) -> jax.Array:
     if initial is not None:
         raise InputError("initial must be None: ad-hoc methods do not iterate")
+    return checks.as_images("images", images)
 
 
 def _block_of_each(size: int, num_blocks: int) -> NumpyArray:

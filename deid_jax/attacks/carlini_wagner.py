@@ -37,7 +37,7 @@ class CarliniWagnerConfig(MethodConfig):
     Attributes:
       step_size: Adam's learning rate ≥ 0, in the space of artanh.
       initial_const: c ≥ 0 of the first search.
-      confidence: κ ≥ 0, how far beyond the boundary l is pushed; 0 asks for success alone.
+      kappa: κ ≥ 0, how far beyond the boundary l is pushed; 0 asks for success alone.
       binary_search_steps: number of searches, ≥ 1, one for each c.
       num_steps: number of gradient steps of all searches together, shared among them as
         evenly as possible (with fewer steps than searches, the first ones get one step each
@@ -46,7 +46,7 @@ class CarliniWagnerConfig(MethodConfig):
 
     step_size: Setting = 0.01
     initial_const: Setting = 0.1
-    confidence: Setting = 0.0
+    kappa: Setting = 0.0
     binary_search_steps: int = static(5, at_least_one)
     num_steps: NumSteps = steps(500)
 
@@ -111,7 +111,7 @@ def carlini_wagner(
     """
     import optax
 
-    searches, kappa = config.binary_search_steps, config.confidence
+    searches, kappa = config.binary_search_steps, config.kappa
 
     def confident(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss, success = objective(images, key)

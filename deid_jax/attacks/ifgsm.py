@@ -46,7 +46,7 @@ def ifgsm(
     """
     alpha, epsilon = config.step_size, config.epsilon
 
-    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+    def update(images: jax.Array, adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
         moved = adversarial - alpha * jnp.sign(gradient)
         return jnp.clip(moved, images - epsilon, images + epsilon)
 

@@ -46,7 +46,7 @@ def ifgvm(
     """
     alpha, epsilon = config.step_size, config.epsilon
 
-    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+    def update(images: jax.Array, adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
         return jnp.clip(adversarial - alpha * gradient, images - epsilon, images + epsilon)
 
     return descend(update, objective, images, key, num_steps=config.num_steps, initial=initial)

@@ -61,8 +61,8 @@ class Ending(NamedTuple):
 # (x̂ₙ, state, n) -> (x̂ₙ₊₁ in [0, 1], state).
 Step: TypeAlias = Callable[[Iterate, PyTree, jax.Array], tuple[jax.Array, PyTree]]
 Conclude: TypeAlias = Callable[[Ending], AttackResult]
-# (x̂ₙ, ∇l(x̂ₙ)) -> x̂ₙ₊₁ before clipping to [0, 1].
-UpdateRule: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+# (x, x̂ₙ, ∇l(x̂ₙ)) -> x̂ₙ₊₁ before clipping to [0, 1].
+UpdateRule: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # (x, key[B]) -> x̂₀ − x, before clipping to [0, 1].
 Draw: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -149,12 +149,10 @@ def iterate(
     Raises:
       InputError: `images` or `initial` is not a batch of images, or their shapes differ.
     """
-    checks.images("images", images)
-    start = images = jnp.asarray(images)
+    start = images = checks.as_images("images", images)
     keys = per_image_keys(key, len(images))
     if initial is not None:
-        checks.images("initial", initial)
-        start = jnp.asarray(initial, images.dtype)
+        start = checks.as_images("initial", initial).astype(images.dtype)
         if start.shape != images.shape:
             raise InputError(
                 f"initial must have the images' shape {images.shape}, got {start.shape}"
@@ -214,23 +212,27 @@ def descend(
     initial: jax.Array | None = None,
     draw: Draw | None = None,
 ) -> AttackResult:
-    """x̂ₙ₊₁ = clip₀₁(update(x̂ₙ, ∇l(x̂ₙ))), `num_steps` times from x̂₀.
+    """x̂ₙ₊₁ = clip₀₁(update(x, x̂ₙ, ∇l(x̂ₙ))), `num_steps` times from x̂₀.
 
     Zero steps return `initial`, or the images, bit for bit. For arguments and errors see
     `iterate`.
     """
 
-    def step(here: Iterate, state: PyTree, number: jax.Array) -> tuple[jax.Array, PyTree]:
-        return jnp.clip(update(here.images, here.gradient), 0, 1), state
+    def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
+        given = images if initial is None else start
 
-    def conclude(end: Ending) -> AttackResult:
-        if draw is not None:
-            given = images if initial is None else jnp.asarray(initial, end.images.dtype)
-            end = end._replace(images=jnp.where(end.steps_done == 0, given, end.images))
-        return finished_by(objective)(end)
+        def step(here: Iterate, state: PyTree, number: jax.Array) -> tuple[jax.Array, PyTree]:
+            return jnp.clip(update(images, here.images, here.gradient), 0, 1), state
+
+        def conclude(end: Ending) -> AttackResult:
+            if draw is not None:
+                end = end._replace(images=jnp.where(end.steps_done == 0, given, end.images))
+            return finished_by(objective)(end)
+
+        return Rule(step, conclude)
 
     return iterate(
-        lambda images, start, num_steps: Rule(step, conclude),
+        rule,
         objective,
         images,
         key,

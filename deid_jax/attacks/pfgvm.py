@@ -67,7 +67,7 @@ def pfgvm(
     """
     alpha, penalty = config.step_size, config.penalty_weight
 
-    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+    def update(images: jax.Array, adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
         return adversarial - alpha * (gradient + penalty * (adversarial - images))
 
     return descend(update, objective, images, key, num_steps=config.num_steps, initial=initial)

@@ -7,6 +7,7 @@ Adversarial Attacks", ICLR 2018.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def pgd(
 
         return config.epsilon * jax.vmap(one)(key)
 
-    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+    def update(images: jax.Array, adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
         moved = adversarial - config.step_size * jnp.sign(gradient)
         return jnp.clip(moved, images - config.epsilon, images + config.epsilon)
 
@@ -106,12 +107,12 @@ def pgd_l2(
         def share(key: jax.Array) -> jax.Array:
             # In d dimensions a fraction u^d of the ball's volume is within u times its radius.
             volume = jax.random.uniform(key, (), images.dtype)
-            return volume ** (1 / images[0].size)
+            return volume ** (1 / math.prod(images.shape[1:]))
 
         directions = unit(normal(images, fold_in_all(key, 0)))
         return directions * per_image(config.epsilon * jax.vmap(share)(fold_in_all(key, 1)))
 
-    def update(adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
+    def update(images: jax.Array, adversarial: jax.Array, gradient: jax.Array) -> jax.Array:
         change = adversarial - config.step_size * unit(gradient) - images
         return images + projected(change, jnp.full(len(images), config.epsilon, change.dtype))
 

@@ -145,6 +145,21 @@ class FaceDataset:
             examples=None if self.examples is None else self.examples.take(chosen),
         )
 
+    def is_readable(self, index: int) -> bool:
+        """Whether an image is not left out; it is read if `skip_unreadable` is on."""
+        return not self.skip_unreadable or bool(self._pixels(index))
+
+    def readable(self) -> "FaceDataset":
+        """The images that are not left out; reads all of them if `skip_unreadable` is on.
+
+        Raises:
+          InputError: there are none.
+        """
+        positions = [index for index in range(len(self)) if self.is_readable(index)]
+        if not positions:
+            raise InputError("no image could be read")
+        return self.take(positions)
+
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of everything that decides names, labels and pixels.
 

@@ -148,7 +148,7 @@ def _original(examples: StoredExamples, image_size: int) -> _Contents:
     for field in ("splits", "alternative_file_formats", "data_source_accesses"):
         info.ClearField(field)
     info.file_format = prepared.FORMAT
-    info.description = f"A de-identified copy: the pictures differ.\n\n{info.description}"
+    info.description = f"A de-identified copy: the images differ.\n\n{info.description}"
     features = dict(builder.info.features.items())
     shape = (image_size, image_size, 3)
     image = features["image"]
@@ -200,7 +200,7 @@ def _new(dataset: FaceDataset) -> _Contents:
     info = dataset_info_pb2.DatasetInfo(
         name=dataset.name,
         version=VERSION,
-        description=f"De-identified pictures of the data set {dataset.name}.",
+        description=f"De-identified images of the data set {dataset.name}.",
         file_format=prepared.FORMAT,
     )
     return _Contents(

@@ -25,7 +25,7 @@ from deid_jax.runs import Store
 from deid_jax.types import Batch, Json
 
 Records: TypeAlias = list[ImageRecord]
-# The key under which a piece is stored: method, span and settings.
+# The key under which a piece is stored: method, rounding, span and settings.
 PieceKey: TypeAlias = dict[str, object]
 
 # A span at some settings, and the program for it.
@@ -205,7 +205,8 @@ class _Call:
                 yield point, (key, place)
 
     def _keys(self, span: range, chosen: Sequence[Settings]) -> list[PieceKey]:
-        program = [self.group.method, self.group.statics, self.group.num_steps]
+        group, quantize = self.group, self.evaluation.program.quantize
+        program = [group.method, group.statics, group.num_steps, quantize]
         where = {"first": span.start, "images": len(span)}
         return [{"program": program, **where, "leaves": leaves} for leaves in chosen]
 

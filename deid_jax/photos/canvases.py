@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from deid_jax.photos.alignment import inverse_of, fit_similarity
 from deid_jax.models.templates import ARCFACE
+from deid_jax.photos.alignment import fit_similarity, inverse_of
 from deid_jax.types import NumpyArray
 
 SIZE = 192

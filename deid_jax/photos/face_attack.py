@@ -20,11 +20,11 @@ import numpy as np
 
 from deid_jax.arrays import Bracket, fold_in_all, per_image
 from deid_jax.attacks.mifgvm import MIFGVMConfig, mifgvm
+from deid_jax.models.templates import Alignment
 from deid_jax.objectives.embeddings import dodge, ensemble, expectation
 from deid_jax.photos.alignment import fit_similarity
 from deid_jax.photos.canvases import Canvas
 from deid_jax.photos.verifiers import Verifier
-from deid_jax.models.templates import Alignment
 from deid_jax.transfer import Surrogates
 from deid_jax.transforms.alignments import Misalignment, cut
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS
@@ -138,7 +138,7 @@ class Canvases:
         return jnp.clip(self.images + perturbation, 0, 1)
 
     def weighted(self, perturbation: jax.Array) -> jax.Array:
-        """w δ."""
+        """W δ."""
         grey = per_image(jnp.asarray(self.grey))
         mean = perturbation.mean(axis=3, keepdims=True)
         return self.weights * jnp.where(grey, mean, perturbation)

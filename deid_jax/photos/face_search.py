@@ -20,7 +20,8 @@ import numpy as np
 from deid_jax.devices import sharding
 from deid_jax.errors import InputError
 from deid_jax.models.centerface import STRIDE, CenterFace, centerface_variables
-from deid_jax.photos.alignment import TEMPLATE, aligned_crop, fit_similarity
+from deid_jax.models.templates import ARCFACE, Alignment
+from deid_jax.photos.alignment import aligned_crop, fit_similarity
 from deid_jax.photos.faces import Face, by_size
 from deid_jax.recognisers.onnx_files import read_initialisers
 from deid_jax.types import NumpyArray, Variables
@@ -42,6 +43,7 @@ _SURE = 0.5
 _SAME = 0.3
 # Single faces are looked at in squares of this many pixels, at this size, so many at a time.
 _SQUARE, _SIZE, _BATCH = 128, 64, 4
+_LOOK = Alignment((), _SQUARE, _SQUARE)
 _TURNS = tuple(math.pi / 2 * quarter for quarter in range(4))
 
 
@@ -169,7 +171,7 @@ class FaceSearch:
             batch = looks[start : start + _BATCH]
             squares = np.zeros((_BATCH, _SQUARE, _SQUARE, 3), np.uint8)
             for place, look in enumerate(batch):
-                crop = aligned_crop(pixels, look.matrix, _SQUARE)
+                crop = aligned_crop(pixels, look.matrix, _LOOK)
                 squares[place] = np.rint(255 * crop)
             for look, maps in zip(batch, self._maps(squares), strict=False):
                 seen = _decoded(maps)
@@ -247,7 +249,7 @@ def _joined(found: Sequence[_Seen]) -> _Seen:
 
 def _upright(seen: _Seen) -> _Look:
     """How to look at the face again, upright by its landmarks."""
-    linear = fit_similarity(seen.landmarks[0], TEMPLATE)[:, :2]
+    linear = fit_similarity(seen.landmarks[0], ARCFACE.points)[:, :2]
     turn = math.atan2(linear[1, 0], linear[0, 0])
     return _Look(seen.centres[0], math.sqrt(seen.sizes.prod()), turn)
 

@@ -3,6 +3,7 @@
 A surrogate is a recogniser that the attack is fitted on; a judge only judges.
 """
 
+import collections
 import dataclasses
 import math
 import sys
@@ -229,24 +230,27 @@ def load_verifiers(
     the size of crops.
 
     Raises:
-      InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice.
+      InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice,
+        which is refused before any is loaded.
     """
     others = [] if judges == "none" else split_list(judges, ",")
+    given = [] if surrogates is None else split_list(surrogates, ",")
+    for name, times in collections.Counter(map(name_of, (*given, *others))).items():
+        if times > 1:
+            raise InputError(f"recogniser {name} is given twice")
     embedders = [] if surrogates is not None else _default_embedders(load, others)
-    fitted = len(embedders)
-    named = [] if surrogates is None else split_list(surrogates, ",")
-    for text in (*named, *others):
+    fitted = len(embedders) + len(given)
+    for text in (*given, *others):
         try:
             embedder = load(text, SIZE)
         except InputError as error:
+            if text not in THRESHOLDS:
+                raise
             raise InputError(
-                f"{error}; without a recogniser nothing real is protected: give "
-                "--recogniser=NAME:FILE with weights of yours, or be online once for NAME"
+                f"no weights for {text}: go online once, or give --recogniser={text}:FILE "
+                f"({error})"
             ) from error
-        if embedder.name in [one.name for one in embedders]:
-            raise InputError(f"recogniser {embedder.name} is given twice")
         embedders.append(embedder)
-    fitted += len(named)
     for embedder in embedders:
         comparable_of(embedder, probes(embedder.alignment))  # Refuses blind ones.
     return tuple(

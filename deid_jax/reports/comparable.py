@@ -70,7 +70,7 @@ def _facts(run: FinishedRun) -> Iterator[_Fact]:
         yield _Fact("dataset", "", point.dataset)
         yield _Fact("split", "", point.split)
         yield _Fact("num_images", "", point.metrics.num_images)
-        yield _Fact("pictures", "", frozenset(r.image for r in point.records) or None)
+        yield _Fact("images", "", frozenset(r.image for r in point.records) or None)
         for name, value in _facts_of_settings(run.description, point.method):
             yield _Fact(name, "", value)
         recogniser = section(run.description, "recogniser")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deid_jax.reports import plotting
+from deid_jax.reports.tables import percent
 from deid_jax.reports.trial_statistics import Distances, largest_success, success_curve
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def draw_success_curves(panels: Mapping[str, Sequence[Series]], *, title: str) -
                 label=series.name,
             )
         _dress(axis, name, (left, 1.1 * limit))
-    axes[0].set_ylabel("share of pictures with success up to this L2")
+    axes[0].set_ylabel("share of images with success up to this L2")
     handles = {
         label: handle
         for axis in axes
@@ -91,7 +92,7 @@ def _dress(axis: "Axes", name: str, span: tuple[float, float]) -> None:
     plotting.set_ticks(axis.xaxis, ticks, [f"{tick:.6g}" for tick in ticks])
     shares = np.linspace(0, 1, 6)
     axis.set_ylim(0, 1.02)
-    axis.set_yticks(shares, [f"{share:.0%}" for share in shares])
+    axis.set_yticks(shares, [percent(share, 0) for share in shares])
     axis.grid(color=plotting.GRID)
     axis.set_title(name, fontsize=10)
-    axis.set_xlabel("L2 of the 8-bit picture (pixels of 0 to 1)")
+    axis.set_xlabel("L2 of the 8-bit image (pixels of 0 to 1)")

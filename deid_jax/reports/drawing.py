@@ -2,6 +2,7 @@
 
 import functools
 import unicodedata
+from pathlib import Path
 
 from PIL import ImageDraw, ImageFont
 
@@ -35,11 +36,16 @@ def write_line(
 
 
 def _drawable(text: str) -> str:
-    """The text in ASCII, which is all the font has: no accents, "?" for other characters."""
-    plain = [c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)]
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in plain)
+    """The text on one line, with "?" for control characters."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(c if c.isprintable() else "?" for c in composed)
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's own font, which has Latin, Greek and Cyrillic letters and ×."""
+    import matplotlib
+
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size
+    )

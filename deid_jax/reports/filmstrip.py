@@ -13,9 +13,11 @@ from PIL import Image, ImageDraw
 
 from deid_jax.pixels import Pixels
 from deid_jax.reports.drawing import GAP, HEADING, INK, LINE, PAPER, WRONG, write_line
+from deid_jax.reports.tables import percent
 
 _FRAME = 136
 _CAPTION = 2 * LINE + 8
+_RED = "red: misclassified"
 _MILLISECONDS = 160
 _LAST_MILLISECONDS = 2500
 
@@ -54,16 +56,18 @@ def draw_filmstrip(films: Sequence[Film], steps: Sequence[int]) -> Pixels:
     """Draws the filmstrip: a row per image, a column per number of steps, the original last."""
     columns = len(steps) + 1
     row_height = _FRAME + _CAPTION
-    size = (columns * (_FRAME + GAP) + 3 * GAP, GAP + HEADING + len(films) * row_height)
+    above = GAP + 2 * HEADING
+    size = (columns * (_FRAME + GAP) + 3 * GAP, above + len(films) * row_height)
     strip = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(strip)
+    write_line(pen, (GAP, GAP), f"predicted person; {_RED}", width=size[0] - 2 * GAP)
     lefts = [GAP + column * (_FRAME + GAP) for column in range(columns)]
     lefts[-1] += GAP
     headings = [*(f"{n} step{'s' * (n != 1)}" for n in steps), "original"]
     for left, heading in zip(lefts, headings, strict=True):
-        write_line(pen, (left, GAP), heading, size=15, width=_FRAME)
+        write_line(pen, (left, GAP + HEADING), heading, size=14, width=_FRAME)
     for row, film in enumerate(films):
-        top = GAP + HEADING + row * row_height
+        top = above + row * row_height
         for left, frame in zip(lefts, [*film.frames, film.original], strict=True):
             _draw_frame(strip, film.person, frame, (left, top))
     return np.asarray(strip)
@@ -76,7 +80,8 @@ def draw_animation(films: Sequence[Film], steps: Sequence[int]) -> bytes:
     for moment, number in enumerate(steps):
         image = Image.new("RGB", size, PAPER)
         pen = ImageDraw.Draw(image)
-        write_line(pen, (GAP, GAP), f"step {number} of {steps[-1]}", size=15, width=size[0])
+        heading = f"step {number} of {steps[-1]}; {_RED}"
+        write_line(pen, (GAP, GAP), heading, size=14, width=size[0])
         for column, film in enumerate(films):
             corner = (GAP + column * (_FRAME + GAP), GAP + HEADING)
             _draw_frame(image, film.person, film.frames[moment], corner)
@@ -102,5 +107,5 @@ def _draw_frame(
     canvas.paste(image, corner)
     ink = INK if frame.prediction == person else WRONG
     write_line(pen, (left, top + _FRAME + 3), frame.prediction, ink=ink, width=_FRAME)
-    text = f"{frame.probability:.0%}"
+    text = percent(frame.probability, 0)
     write_line(pen, (left, top + _FRAME + 3 + LINE), text, ink=ink, width=_FRAME)

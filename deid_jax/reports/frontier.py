@@ -17,6 +17,7 @@ from deid_jax.reports import plotting
 from deid_jax.reports.comparison import MIN_MR
 from deid_jax.reports.measured import KINDS, MeasuredPoint, choose, known_first
 from deid_jax.reports.report import title_of_method
+from deid_jax.reports.tables import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +29,7 @@ _COLOURS = (
     *("#661100", "#6699CC", "#DDCC77"),
 )
 _MARKERS = "osD^vPXp<>hd8sDo"
+_FLOAT_MARKER = "x"
 # To separate 99 % from 99.5 %, MR is drawn as the distance to just above 100 %, on a log scale.
 _ABOVE = 0.003
 _RATES = (0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 1)
@@ -47,10 +49,12 @@ def draw_frontier(points: Sequence[MeasuredPoint]) -> bytes:
             _draw_axes(axis, own, metric)
         row[0].set_ylabel(f"{model}: misclassified (MR)")
     handles = _legend(known_first((point.method for point in points), METHODS))
+    if choose(points, "uint8", min(MIN_MR)) is None:
+        handles.pop()  # The ring's.
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     first = points[0]
     figure.suptitle(
-        f"Distortion against misclassification: {first.metrics.num_images} pictures of "
+        f"Distortion against misclassification: {first.metrics.num_images} images of "
         f"{first.dataset}, split {first.split}"
     )
     return plotting.png_of(figure)
@@ -61,8 +65,8 @@ def _legend(methods: Sequence[str]) -> list["Line2D"]:
 
     styles = [(title_of_method(method), *_style(method)) for method in methods]
     kept, measured, ring = (Line2D([], [], color="0.4", marker="o") for _ in range(3))
-    kept.set(label="8-bit picture")
-    measured.set(label="float", linestyle="--", fillstyle="none")
+    kept.set(label="8-bit image")
+    measured.set(label="float", linestyle="--", marker=_FLOAT_MARKER)
     ring.set(label="least L2 at MR ≥ 99, 99.5 %", linestyle="", fillstyle="none")
     ring.set(color="black", markersize=11)
     return [
@@ -102,9 +106,8 @@ def _draw_method(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> 
         axis.plot(
             *zip(*places, strict=True),
             linestyle="",
-            marker=marker,
-            markersize=5 if is_kept else 8,
-            fillstyle="full" if is_kept else "none",
+            marker=marker if is_kept else _FLOAT_MARKER,
+            markersize=5,
             color=colour,
             clip_on=False,
             zorder=zorder,
@@ -137,14 +140,14 @@ def _draw_axes(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> No
         ),
     )
     axis.set_ylim(0, 1)
-    rates = [f"{rate:.1%}".replace(".0", "") for rate in _RATES]
+    rates = [percent(rate).replace(".0", "") for rate in _RATES]
     plotting.set_ticks(axis.yaxis, _RATES, rates)
     axis.grid(color=plotting.GRID)
     clean = points[0].metrics.clean_error
     if clean:
         axis.axhline(clean, color="0.5", linewidth=0.9, linestyle=":", zorder=1)
         axis.annotate(
-            f"clean error {clean:.1%}",
+            f"clean error {percent(clean)}",
             (1, clean),
             xycoords=axis.get_yaxis_transform(),
             ha="right",
@@ -158,7 +161,11 @@ def _draw_axes(axis: "Axes", points: Sequence[MeasuredPoint], metric: str) -> No
     axis.set_xlim(low, high)
     shown = plotting.round_ticks(low, high, (plotting.HALVES, plotting.FINE), least=3)
     similarity = metric == "mssim"
-    labels = [f"{1 - tick if similarity else tick:.6g}" for tick in shown]
+    labels = [f"{tick:.6g}" for tick in shown]
+    if similarity:
+        labels = [
+            np.format_float_positional(1 - tick, precision=6, min_digits=2) for tick in shown
+        ]
     plotting.set_ticks(axis.xaxis, shown, labels)
     axis.set_xlabel(
         "MSSIM, structural similarity (1 = unchanged)"

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _RED, _BLUE, _GREEN = plotting.COLOURS[:3]
 _LABELS = {
-    "images": "pictures",
+    "images": "images",
     "steps": "steps of the attack",
-    "pixels": "pixels of a picture",
+    "pixels": "pixels of an image",
 }
 _MIB = 2**20
 
@@ -157,7 +157,7 @@ def _draw_memory(axis: "Axes", batch: Curve, images: Curve) -> None:
     for curve, colour, kind in kinds:
         values = [None if value is None else value / _MIB for value in curve.peak_bytes]
         ratio = curve.memory_ratio
-        label = f"against pictures {kind}" + (f": × {ratio:.2f}" if ratio else "")
+        label = f"against images {kind}" + (f": × {ratio:.2f}" if ratio else "")
         _draw_points(axis, curve.x, values, look=(colour, "-"), label=label)
         highest = max(highest, *(value or 0.0 for value in values))
     _dress_x(axis, (*batch.x, *images.x), lambda counts: _ticks(counts[0], counts[-1]))
@@ -165,7 +165,7 @@ def _draw_memory(axis: "Axes", batch: Curve, images: Curve) -> None:
         # The axis starts at zero, so that a flat curve looks flat.
         axis.set_ylim(0, 1.35 * highest)
         axis.yaxis.set_major_formatter("{x:,.0f}")
-    _finish(axis, "pictures: in a batch, or in all", "peak memory (MiB)")
+    _finish(axis, "images: in a batch, or in all", "peak memory (MiB)")
 
 
 def _draw_points(

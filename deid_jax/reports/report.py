@@ -21,22 +21,22 @@ from deid_jax.reports.comparison import (
 )
 from deid_jax.reports.finished_runs import AttributesTable
 from deid_jax.reports.measured import FinishedRun, MeasuredPoint, known_first
+from deid_jax.reports.tables import percent
 
 TITLE = "De-identification methods side by side"
-# The paper's names of L2, MSSIM and MR.
-HEADINGS = ("L2", "SI", "MR")
-_KINDS = {"uint8": "8-bit pictures", "float": "Float results"}
+HEADINGS = ("L2", "MSSIM", "MR")
+_KINDS = {"uint8": "8-bit images", "float": "Float results"}
 _SYMBOLS = {"step_size": "α {}", "penalty_weight": "λ {}", "epsilon": "ε {}"}
 _SYMBOLS |= {"num_steps": "{} steps"}
 _NOTHING = "–"
 _METRICS = (
-    "L2 is the mean of ‖x̂ − x‖₂ with pixels in [0, 1], SI the mean SSIM, MR the share of "
-    "pictures that the recogniser misnames; the clean error is that share before anything is "
-    "done, and part of MR."
+    "L2 is the mean of ‖x̂ − x‖₂ with pixels in [0, 1], MSSIM the mean SSIM (the paper's SI), "
+    "MR the share of misclassified images; the clean error is that share before the attack, "
+    "and part of MR."
 )
 _GAINS = (
-    f" Gains of {METHODS[OURS].title}: (other − ours)/other in L2, (ours − other)/other in SI "
-    "and MR."
+    f" Gains of {METHODS[OURS].title}: (other − ours)/other in L2, (ours − other)/other in "
+    "MSSIM and MR."
 )
 
 
@@ -111,12 +111,6 @@ def _number(value: float | str) -> str:
     return short if float(short) == value else f"{value:.12g}"
 
 
-def percent(fraction: float) -> str:
-    """A fraction in per cent, with one decimal."""
-    # Adding 0 turns -0 into 0.
-    return f"{round(100 * fraction, 1) + 0:.1f} %"
-
-
 def rows_of(table: ComparisonTable) -> list[TableRow]:
     """A table's rows as text: one per method, then one per gain that any model has."""
     rows = []
@@ -181,7 +175,7 @@ def _measured(shared: SharedFacts) -> str:
 
     folder = facts.get("data_dir", "none")
     where = f"{facts['dataset']}" + (f" ({folder})" if folder != "none" else "")
-    images = [f"{facts['num_images']} pictures of {where}", f"split {facts['split']}"]
+    images = [f"{facts['num_images']} images of {where}", f"split {facts['split']}"]
     images += known("image_size", "{} px") + known("crop", "crop {}") + known("seed", "seed {}")
     attacks = known("target", "attacks: target {}") + known("init", "init {}")
     attacks += known("precision", "{}") if facts.get("precision") != "float32" else []
@@ -204,12 +198,12 @@ def _clean_errors(points: Sequence[MeasuredPoint]) -> str:
 
 def _about_intervals(report: ComparisonReport) -> str:
     means = (
-        f"for L2, SI and their gains percentile bootstrap over pictures ({RESAMPLES} "
+        f"for L2, MSSIM and their gains percentile bootstrap over images ({RESAMPLES} "
         f"resamples, seed {report.seed}; gains in pairs, where both methods have a "
         "per_image.csv)"
     )
     if not any(point.records for point in report.points):
-        means = "none for L2 and SI, as no run has a per_image.csv"
+        means = "none for L2 and MSSIM, as no run has a per_image.csv"
     return f"{_number(100 * report.confidence)} % intervals: Wilson's for MR; {means}."
 
 
@@ -226,7 +220,7 @@ def _about_choice(report: ComparisonReport) -> list[str]:
     )
     return [
         "Every method stands at the setting of least L2 whose MR, on the table's kind of "
-        "picture, reaches the table's. The setting is chosen on the pictures that are shown, "
+        "image, reaches the table's. The setting is chosen on the images that are shown, "
         f"which the intervals do not cover. Settings tried against {numbers}."
     ]
 

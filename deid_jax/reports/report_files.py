@@ -19,13 +19,13 @@ from deid_jax.reports.report import (
     TITLE,
     ComparisonReport,
     lead,
-    percent,
     rows_of,
     settings_of,
     title_of,
     title_of_method,
 )
 from deid_jax.reports.sheet import as_webp
+from deid_jax.reports.tables import percent
 from deid_jax.runs import package_versions
 from deid_jax.runs.reading import section
 from deid_jax.types import Json

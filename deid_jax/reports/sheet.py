@@ -1,5 +1,6 @@
 """The sheet of a run: original | de-identified | perturbation ×k, one row per image.
 
+Predictions of another than the true person are red.
 Images are uint8[H, W, 3].
 """
 
@@ -13,6 +14,9 @@ from PIL import Image, ImageDraw
 
 from deid_jax.pixels import Pixels
 from deid_jax.reports.drawing import GAP, HEADING, INK, LINE, PAPER, TILE, WRONG, write_line
+from deid_jax.reports.measured import MeasuredPoint
+from deid_jax.reports.report import settings_of, title_of_method
+from deid_jax.reports.tables import percent
 
 _CAPTION = 2 * LINE + 10
 
@@ -52,23 +56,34 @@ def amplified(row: SheetRow, factor: int) -> Pixels:
     return np.clip(np.round(127.5 + factor * row.perturbation), 0, 255).astype(np.uint8)
 
 
-def draw_sheet(rows: Sequence[SheetRow], *, method: str) -> Pixels:
-    """Draws the sheet of at least one row; the heading names the method."""
+def sheet_caption(point: MeasuredPoint) -> str:
+    """One line for a sheet; the settings, which may be many, come last."""
+    means = point.metrics.uint8_result
+    return (
+        f"{title_of_method(point.method)} against {point.model}, split {point.split}: MR "
+        f"{percent(means.mr)} (red: misclassified), L2 {means.l2:.2f}; {settings_of(point)}"
+    )
+
+
+def draw_sheet(rows: Sequence[SheetRow], *, caption: str) -> Pixels:
+    """Draws the sheet of at least one row, below one line of text."""
     factor = amplification(rows)
-    headings = ("original", f"de-identified ({method})", f"perturbation x{factor}")
+    headings = ("original", "de-identified", f"perturbation ×{factor}")
     blocks = 1 if len(rows) <= 4 else 2
     per_block = -(-len(rows) // blocks)
     block_width = 3 * (TILE + GAP) + GAP
     row_height = TILE + _CAPTION
-    size = (blocks * block_width + GAP, GAP + HEADING + per_block * row_height)
+    above = GAP + 2 * HEADING
+    size = (blocks * block_width + GAP, above + per_block * row_height)
     sheet = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(sheet)
+    write_line(pen, (2 * GAP, GAP), caption, width=size[0] - 3 * GAP)
     for number, row in enumerate(rows):
         block, line = divmod(number, per_block)
-        left, top = 2 * GAP + block * block_width, GAP + HEADING + line * row_height
+        left, top = 2 * GAP + block * block_width, above + line * row_height
         if line == 0:
             for column, heading in enumerate(headings):
-                write_line(pen, (left + column * (TILE + GAP), GAP), heading, size=15)
+                write_line(pen, (left + column * (TILE + GAP), top - HEADING), heading, size=14)
         _draw_row(sheet, row, (left, top), factor)
     return np.asarray(sheet)
 
@@ -85,7 +100,7 @@ def _draw_row(sheet: Image.Image, row: SheetRow, corner: tuple[int, int], factor
     for column, (name, probability) in enumerate((row.before, row.after)):
         place = (left + column * (TILE + GAP), below + LINE)
         ink = INK if name == row.true_name else WRONG
-        write_line(pen, place, f"named {name}", f" {probability:.0%}", ink=ink)
+        write_line(pen, place, f"predicted {name}", f" {percent(probability, 0)}", ink=ink)
 
 
 def as_webp(png: bytes) -> bytes:

@@ -25,7 +25,7 @@ class PerturbationBudget:
             return f"{self.psnr:g} dB"
         if self.epsilon is not None:
             return f"ε = {255 * self.epsilon:.3g}/255"
-        return "least change"
+        return "least perturbation"
 
 
 @dataclasses.dataclass(frozen=True)

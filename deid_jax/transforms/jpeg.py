@@ -66,8 +66,7 @@ def jpeg(images: jax.Array, quality: int | jax.Array) -> jax.Array:
     Raises:
       InputError: `images` is not a batch of colour images, or `quality` is out of range.
     """
-    checks.images("images", images)
-    images = jnp.asarray(images)
+    images = checks.as_images("images", images)
     if images.shape[3] != 3:
         raise InputError(f"images must have 3 channels, got {images.shape[3]}")
     if not isinstance(quality, jax.core.Tracer) and not np.all(

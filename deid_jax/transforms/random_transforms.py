@@ -192,8 +192,7 @@ def _check_probability(name: str, value: float) -> None:
 
 
 def _keys(images: jax.Array, key: jax.Array) -> jax.Array:
-    checks.images("images", images)
-    return per_image_keys(key, len(images))
+    return per_image_keys(key, len(checks.as_images("images", images)))
 
 
 def _uniform(keys: jax.Array, count: int) -> jax.Array:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from deid_jax.reports.tables import percent
 from experiments._benchmark.results import BenchmarkResult, CaseResult, Times
 from experiments._common import terminal
 
@@ -45,7 +46,7 @@ def _throughputs(rows: Sequence[CaseResult], rate: float) -> Table:
         table.add_column("fastest torch")
     for row in rows:
         cells = [f"{row.forward_gflop:.2f}", f"{row.gflops:.0f}"]
-        cells.append(f"{row.share_of_matrix_product:.0%}")
+        cells.append(percent(row.share_of_matrix_product, 0))
         variant = row.times.peers["torch"].variant if with_torch else None
         table.add_row(str(row.case), *cells, *([variant] if variant else []))
     return table

@@ -13,6 +13,7 @@ import jax
 
 from deid_jax import recognisers
 from deid_jax.data import FaceDataset, load_dataset
+from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.models.templates import ARCFACE
 from deid_jax.recognisers import (
@@ -28,8 +29,9 @@ from deid_jax.recognisers.cutting import in_frame
 from deid_jax.recognisers.embedders import Embedder, load_embedder
 from deid_jax.recognisers.gallery_classifier import OUTPUTS, from_embedder
 from deid_jax.recognisers.vggface_files import Pretrained
+from deid_jax.reports.tables import percent
 from experiments._common.data_settings import EvaluationSettings
-from experiments._common.terminal import progress_bar
+from experiments._common.terminal import counted, progress_bar
 
 
 def load_split(settings: EvaluationSettings, group: Group = ALONE) -> FaceDataset:
@@ -98,11 +100,7 @@ def _train_default(
     data = recognisers.load_training_data(
         settings.dataset, settings.options("train"), test=test
     )
-    recogniser, _ = fit_with_bar(
-        settings.model, data, config, path, group=group, model_parallel=model_parallel
-    )
-    if group.is_first:
-        print(accuracy_line(recogniser), file=sys.stderr)
+    fit_with_bar(settings.model, data, config, path, group=group, model_parallel=model_parallel)
 
 
 def _user_supplied(
@@ -140,7 +138,7 @@ def fit_with_bar(
             first_call = False
             text = f"epoch {len(history) + 1}"
             if history:
-                text += f", held-out accuracy {history[-1].test_accuracy:.1%}"
+                text += f", test accuracy {percent(history[-1].test_accuracy)}"
             update(done, total, text)
 
         return recognisers.fit(
@@ -172,6 +170,14 @@ def fetch_weights_with_bar(name: str, sha256: str | None) -> Path:
         return weights.fetch(name, sha256=sha256, progress=update)
 
 
+def without_unreadable(faces: FaceDataset) -> FaceDataset:
+    """The images that are not left out as unreadable; prints how many are."""
+    with quiet_pillow():
+        readable = faces.readable()
+    say_left_out(len(faces) - len(readable))
+    return readable
+
+
 def say_skipped(faces: FaceDataset) -> None:
     """Prints how many images of a data set could not be read, if already known."""
     count = faces.provenance.get("num_unreadable")
@@ -182,16 +188,16 @@ def say_skipped(faces: FaceDataset) -> None:
 def say_left_out(count: int) -> None:
     """Prints that images could not be read, if there are any."""
     if count:
-        images = "image" if count == 1 else "images"
-        print(f"left out {count} unreadable {images}", file=sys.stderr)
+        print(f"left out {counted(count, 'unreadable image')}", file=sys.stderr)
 
 
 def accuracy_line(recogniser: Recogniser) -> str:
     """A sentence that states a recogniser's accuracy."""
     accuracy = ", ".join(
-        f"{share:.1%} on the {split} split" for split, share in recogniser.info.accuracy.items()
+        f"{percent(share)} on the {split} split"
+        for split, share in recogniser.info.accuracy.items()
     )
-    return f"{recogniser.info.model} predicts rightly {accuracy}."
+    return f"{recogniser.info.model}: accuracy {accuracy}"
 
 
 def profiled(profile_dir: str | None) -> contextlib.AbstractContextManager[None]:

@@ -1,6 +1,7 @@
 """Settings of methods: flags shared by several methods, and those of single methods."""
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 
 from deid_jax.attacks import ATTACKS, METHODS
@@ -26,7 +27,7 @@ MEANINGS = {
     "init_epsilon": "ε₀, the size in L2 of the first perturbation.",
     "gamma": "γ, the share by which the allowed size grows or shrinks, below 1.",
     "initial_const": "c of the first search: the weight of success against the perturbation.",
-    "confidence": "κ, the margin beyond the decision boundary, in logits.",
+    "kappa": "κ, the margin beyond the decision boundary, in logits.",
     "binary_search_steps": "Number of searches for c, which share num_steps.",
     "blur_sigma": "Standard deviation of the blur, a fraction of the image's height.",
     "num_blocks": "Number of blocks across and down the image.",
@@ -37,19 +38,24 @@ MEANINGS = {
 
 def method_flags() -> dict[str, Flag]:
     """One flag per setting of any method; without it the method's default applies."""
-    found: dict[str, Flag] = {}
+    fields: dict[str, dict[str, dataclasses.Field[Config]]] = {}
     for name, method in METHODS.items():
         for field in dataclasses.fields(method.config):
-            if field.name == "quantize":  # A flag that all methods share.
-                continue
-            default = f"{name} {number_or_name(field.default)}"
-            if field.name in found:
-                text = f"{found[field.name].help.removesuffix('.')}, {default}."
-            else:
-                text = f"{MEANINGS.get(field.name, '')} Default: {default}.".strip()
-            choices = field.metadata.get("choices")
-            found[field.name] = Flag(type(field.default), None, text, choices)
-    return found
+            if field.name != "quantize":  # A flag that all methods share.
+                fields.setdefault(field.name, {})[name] = field
+    return {name: _flag(name, own) for name, own in fields.items()}
+
+
+def _flag(name: str, fields: Mapping[str, "dataclasses.Field[Config]"]) -> Flag:
+    """A setting's flag: the commonest default comes first, then the methods that differ."""
+    defaults = {method: number_or_name(field.default) for method, field in fields.items()}
+    common = statistics.mode(defaults.values())
+    differing = [f"{method} {value}" for method, value in defaults.items() if value != common]
+    agreeing = [method for method, value in defaults.items() if value == common]
+    usual = common if len(defaults) == len(ATTACKS) else f"{common} ({', '.join(agreeing)})"
+    text = f"{MEANINGS.get(name, '')} Default: {'; '.join([usual, *differing])}.".strip()
+    field = next(iter(fields.values()))
+    return Flag(type(field.default), None, text, field.metadata.get("choices"))
 
 
 def number_or_name(value: object) -> str:

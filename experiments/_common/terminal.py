@@ -54,6 +54,11 @@ def progress_bar(description: str, *, at_once: bool = True) -> Iterator[Update]:
         yield update
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 file", "2 files"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def console() -> "Console":
     """Where tables go: as wide as the terminal, or 120 columns elsewhere."""
     from rich.console import Console

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from deid_jax.evaluation.records import Row
-from deid_jax.reports import trial_statistics
+from deid_jax.reports import tables, trial_statistics
 from experiments._compare.trials import Trial
 
 # The success rate that a peer must reach to count as the best.
@@ -194,10 +194,10 @@ def _number(value: float, form: str) -> str:
 
 def _percent(rate: float) -> str:
     """A rate as text, which is never 100 % for less than all or 0 % for some."""
-    text = f"{100 * rate:.1f}".removesuffix(".0")
-    if (text == "100" and rate < 1) or (text == "0" and rate > 0):
-        text = "> 99.9" if rate > 0.5 else "< 0.1"
-    return f"{text} %"
+    text = tables.percent(rate)
+    if (text == "100.0 %" and rate < 1) or (text == "0.0 %" and rate > 0):
+        return "> 99.9 %" if rate > 0.5 else "< 0.1 %"
+    return text
 
 
 def _distance(rate: float, mean: float, median: float) -> str:
@@ -221,8 +221,8 @@ def _ratios(row: TrialSummary) -> str:
 # Heading, meaning, cell.
 _TABLES: tuple[tuple[str, str, Callable[[TrialSummary], str]], ...] = (
     (
-        "L2 and success, 8-bit pictures",
-        "Mean (median) L2 over the successful pictures, and the share of those.",
+        "L2 and success, 8-bit images",
+        "Mean (median) L2 over the successful images, and the share of those.",
         lambda row: _distance(row.success_rate_uint8, row.l2_mean_uint8, row.l2_median_uint8),
     ),
     (
@@ -233,37 +233,37 @@ _TABLES: tuple[tuple[str, str, Callable[[TrialSummary], str]], ...] = (
     ),
     (
         "MSSIM",
-        "Mean structural similarity of the successful 8-bit pictures; 1 = unchanged.",
+        "Mean structural similarity of the successful 8-bit images; 1 = unchanged.",
         lambda row: _number(row.mssim_uint8, "{:.4f}"),
     ),
     (
         "Misclassified",
-        "MR, the share of 8-bit pictures that the recogniser misnames.",
+        "MR, the share of misclassified 8-bit images.",
         lambda row: _percent(row.mr_uint8),
     ),
     (
         "Area under success against distortion",
-        "Of the 8-bit pictures, up to L2 = {auc_limit:.3f}, twice the largest success of "
+        "Of the 8-bit images, up to L2 = {auc_limit:.3f}, twice the largest success of "
         "{reference} at the largest number of gradients; 1 is best.",
         lambda row: f"{row.auc_uint8:.4f}",
     ),
     (
         "Against {reference}",
         "Median of a row's L2 (of a peer before rounding) less that of {reference}'s 8-bit "
-        "picture (positive: {reference} is nearer), and p of Wilcoxon's signed-rank test, "
+        "image (positive: {reference} is nearer), and p of Wilcoxon's signed-rank test, "
         "two-sided. A failure is further than any success.",
         _against,
     ),
     (
         "Ratio to the best peer",
-        "Mean (median) L2 of the 8-bit pictures over that of a peer's successful float results "
+        "Mean (median) L2 of the 8-bit images over that of a peer's successful float results "
         "at the largest number of gradients: the peer with 99 % success and the least mean "
-        "({best_peer}). Only where all of a row's pictures succeed.",
+        "({best_peer}). Only where all of a row's images succeed.",
         _ratios,
     ),
     (
         "Spent",
-        "Gradients + further forward passes per picture: ours as reported, peers' as counted.",
+        "Gradients + further forward passes per image: ours as reported, peers' as counted.",
         lambda row: f"{row.num_gradients:.4g} + {row.num_forwards:.4g}",
     ),
 )
@@ -301,8 +301,8 @@ def compare_markdown(
 
 def _goal(target: str) -> str:
     if target == "none":
-        return "Untargeted (none): misnamed, as whomever"
-    return f"Targeted ({target}): named as the target"
+        return "Untargeted (none): misclassified"
+    return f"Targeted ({target}): predicted as the target"
 
 
 def _table(

@@ -136,20 +136,6 @@ class CasiaTwin(nn.Module):
         return self.linear1(self.linear7(self.conv2(x))).flatten(1)
 
 
-def with_published_weights(
-    variant: str, arrays: Mapping[str, npt.NDArray[np.float32]]
-) -> nn.Module:
-    """The network in evaluation mode, with weights loaded by name from an .npz file."""
-    network = {"ms1m": Ms1mTwin, "casia": CasiaTwin}[variant]()
-    found = network.load_state_dict(
-        {name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False
-    )
-    missing = [name for name in found.missing_keys if not name.endswith("batches_tracked")]
-    assert not missing, missing
-    assert not found.unexpected_keys, found.unexpected_keys
-    return network.eval().requires_grad_(False)
-
-
 def mobilefacenet_twin(variables: Variables) -> nn.Module:
     """The network with the weights of a Flax model, in which every BatchNorm is folded."""
     parameters = variables["params"]

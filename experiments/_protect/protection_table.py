@@ -8,9 +8,16 @@ from rich.console import Console
 from rich.table import Table
 
 from deid_jax.photos import FaceReport, FileRecord, Protector
-from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, TrackReport, VideoFigures
+from deid_jax.photos.file_records import (
+    NO_FACE,
+    NOT_PROTECTED,
+    PROTECTED,
+    TrackReport,
+    VideoFigures,
+)
 from deid_jax.photos.files import printable
 from deid_jax.photos.manifest import NAME
+from experiments._common.terminal import counted
 
 _SHOWN = 40
 _ENCODING = ", of videos before encoding"
@@ -33,12 +40,16 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
         console.print(_table(shown, len(verifiers)))
     faces = [face for record in records for face in record.faces]
     videos = [r for r in records if isinstance(r.figures, VideoFigures)]
-    console.print(
-        f"{sum(face.protected for face in faces)} of {len(faces)} faces in "
-        f"{len(records)} files are protected against these recognisers (cap: "
-        f"{protector.strength.psnrs[-1]:g} dB{_ENCODING * bool(videos)}); "
-        f"{len(failed)} files are not."
-    )
+    if faces:
+        num_protected = sum(face.protected for face in faces)
+        console.print(
+            f"Protected against these recognisers (cap: {protector.strength.psnrs[-1]:g} dB"
+            f"{_ENCODING * bool(videos)}): {num_protected} of {counted(len(faces), 'face')}, "
+            f"{len(records) - len(failed)} of {counted(len(records), 'file')}."
+        )
+    blank = sum(record.status == NO_FACE for record in records)
+    if blank:
+        console.print(f"{NO_FACE} in {counted(blank, 'file')}".capitalize() + ".")
     for record in videos:
         assert isinstance(record.figures, VideoFigures)
         console.print(
@@ -49,8 +60,8 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
         )
     left = sum(record.figures.faces_left for record in records if record.figures is not None)
     if left:
-        console.print(f"{left} other faces were found, not chosen by --faces, and left as is.")
-    if all(one.is_surrogate for one in verifiers):
+        console.print(f"Not chosen by --faces, and left as is: {counted(left, 'other face')}.")
+    if faces and all(one.is_surrogate for one in verifiers):
         console.print(
             "The attack knew all of these recognisers; unseen ones were not tested. --judge "
             "adds some."

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from deid_jax.attacks import ATTACKS, LeastPerturbation, of_kind
 from deid_jax.data import FaceDataset
+from deid_jax.reports.tables import percent
 from deid_jax.transfer import TransferEvaluation, TransferPlan, TransferRun, TransferTables
 from deid_jax.transfer.judges import BY_NAME, GALLERY, OTHERS
 from deid_jax.transfer.transfer_tables import AVERAGES, TransferRow
@@ -18,14 +19,14 @@ _WHO = """\
 Somebody publishes photos of a person. A stranger has other, ordinary photos of that person,
 with the name, and a face recogniser. The stranger shows it a published photo and asks whether
 this is the same person, or who of all known people it is. Before publishing, the photos were
-changed a little, so that people hardly see it and the recogniser answers wrongly.
+perturbed, so little that people hardly see it and the recogniser answers wrongly.
 
-Who changed the photos knew some recognisers and tried the change on these ("fitted on"). The
+Who protected them knew some recognisers and fitted the perturbation on these ("fitted on"). The
 stranger's may be one of them (marked *), or one that was never looked at: that is what counts,
 since nobody knows what a stranger uses.
 
 The published photos, the stranger's (the "galleries") and those to fit with (the "probes") are
-different pictures of the same people, and who changed the photos never had the stranger's. The
+different photos of the same people, and who protected them never had the stranger's. The
 probes have two more uses, for want of further photos: unchanged, they set the thresholds that
 the stranger goes by, and classifiers, where there are any, learned from them beside the
 galleries. So what the protector had to fit with is known to the other side, too.
@@ -33,16 +34,16 @@ galleries. So what the protector had to fit with is known to the other side, too
 A recogniser gives a score to how alike two faces are, and says "the same person" from a
 threshold on. The threshold is set on unchanged photos, by how often it may be wrong: at a false
 accept rate (FAR) of 1 %, one of a hundred photos of other people is taken for the person; at
-0.1 %, one of a thousand. A photo counts as protected where its score is below. Who changes the
+0.1 %, one of a thousand. A photo counts as protected where its score is below. Who protects
 photos does not know the stranger's threshold, and guesses it from the probes alone. Recognisers
 miss some unchanged photos, too: the rows "unprotected" say how many, and only what lies above
-them is the work of the change.
+them is the work of the perturbation.
 
-These are measurements on the recognisers and the people named here. Other recognisers, larger
-ones above all, later ones, and other photos of the same person give other figures. Where nine
-of ten photos are protected, the tenth still tells who it is. What is published stays published,
-and tomorrow's recogniser may read what today's cannot. A person who looks at the photo still
-knows who it is.
+These are measurements on the recognisers and the people of these photos. Other recognisers,
+larger ones above all, later ones, and other photos of the same person give other figures. Where
+nine of ten photos are protected, the tenth still tells who it is. What is published stays
+published, and tomorrow's recogniser may read what today's cannot. A person who looks at the
+photo still knows who it is.
 """
 
 
@@ -79,7 +80,7 @@ def markdown(report: TransferReport) -> str:
         _runs_by(compared, plan.judges, _with_interval)
         if compared
         else "Not measured: of at least one person only one photo is protected.",
-        "## Named among all",
+        "## Ranked among all persons",
         "Share of photos whose person comes first (in brackets: is among the first five) of "
         f"the {len(report.dataset.persons)} persons whom the stranger knows.",
         _runs_by(_unprocessed(rows, far), plan.judges, _ranks),
@@ -92,7 +93,7 @@ def markdown(report: TransferReport) -> str:
         *_adaptive(rows, plan, far),
         "## How visible",
         "Pixels have a range of 1 in L2; PSNR in dB. Lower L2, higher PSNR and SSIM nearer to "
-        "1 are less change.",
+        "1 are a smaller perturbation.",
         _distortion(rows),
         *_least(report),
     ]
@@ -172,10 +173,6 @@ def _rate(far: float) -> str:
     return f"{100 * far:g} %"
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
 def _mark(row: TransferRow) -> str:
     return " *" if row.judge in row.run.fit else ""
 
@@ -186,11 +183,11 @@ def _with_interval(row: TransferRow) -> str:
     if rates.person_low is not None and rates.person_high is not None:
         by_person = rates.person_low, rates.person_high
         low, high = max((low, high), by_person, key=lambda ends: ends[1] - ends[0])
-    return f"{_percent(rates.protected)}{_mark(row)} [{100 * low:.0f}–{100 * high:.0f}]"
+    return f"{percent(rates.protected)}{_mark(row)} [{100 * low:.0f}–{100 * high:.0f}]"
 
 
 def _ranks(row: TransferRow) -> str:
-    return f"{_percent(row.rates.rank1)}{_mark(row)} ({_percent(row.rates.rank5)})"
+    return f"{percent(row.rates.rank1)}{_mark(row)} ({percent(row.rates.rank5)})"
 
 
 def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -201,7 +198,7 @@ def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def _clean_table(report: TransferReport) -> str:
     """A table of the recognisers' accuracy, and the share of clean images that they miss."""
     plan = report.evaluation.plan
-    head = ["recogniser", "same/different accuracy", "AUC", "named first"]
+    head = ["recogniser", "same/different accuracy", "AUC", "ranked first"]
     for far in map(_rate, plan.fars):
         head += [f"threshold at FAR {far}", f"unchanged photos missed at FAR {far}"]
     clean = [row for row in report.tables.rows if row.run.method == "none"]
@@ -211,9 +208,9 @@ def _clean_table(report: TransferReport) -> str:
         (first, *_) = own = [
             row for far in plan.fars for row in _unprocessed(clean, far) if row.judge == name
         ]
-        cells = [name, f"{judge.accuracy:.3f}", f"{judge.auc:.4f}", _percent(first.rates.rank1)]
+        cells = [name, f"{judge.accuracy:.3f}", f"{judge.auc:.4f}", percent(first.rates.rank1)]
         for row in own:
-            cells += [f"{row.rates.threshold:.3f}", _percent(row.rates.protected)]
+            cells += [f"{row.rates.threshold:.3f}", percent(row.rates.protected)]
         body.append(cells)
     return _lines(head, body)
 
@@ -239,10 +236,10 @@ def _classified(report: TransferReport) -> list[str]:
     if not names:
         return []
     return [
-        "## Named wrongly by classifiers",
+        "## Misclassified by classifiers",
         f"They learned these {len(report.dataset.persons)} persons from the stranger's "
-        "galleries and the probes, and nobody fitted the change on them. What they name "
-        'wrongly while it is unchanged ("unprotected") is their own error.',
+        "galleries and the probes, and nobody fitted the perturbation on them. What they "
+        'misclassify while it is unchanged ("unprotected") is their own error.',
         _runs_by(_unprocessed(report.tables.rows, None, BY_NAME), names, _with_interval),
     ]
 
@@ -266,12 +263,12 @@ def _survival(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> li
         body = []
         for run, own in _by_run(row for row in _at(rows, far) if row.judge == judge).items():
             by_kind = {row.processing: row for row in own}
-            cells = [f"{_percent(by_kind['none'].rates.protected)}{_mark(own[0])}"]
+            cells = [f"{percent(by_kind['none'].rates.protected)}{_mark(own[0])}"]
             for rates in (by_kind[kind].rates for kind in kinds):
-                kept = "–" if rates.kept is None else f"{100 * rates.kept:.0f} %"
+                kept = percent(rates.kept, 0)
                 # The few images that ad-hoc methods protect are mostly missed even when clean.
                 kept = f" ({kept})" if run.method in ATTACKS else ""
-                cells.append(_percent(rates.protected) + kept)
+                cells.append(percent(rates.protected) + kept)
             body.append([*_named(run), *cells])
         tables += [f"### Judged by {judge}", _lines([*_HEAD, "unprocessed", *kinds], body)]
     return tables or ["Not measured: no processing was asked for."]
@@ -290,12 +287,12 @@ def _adaptive(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> li
     body = []
     for row in adapted:
         shares = [_with_interval(before[row.judge, row.run]), _with_interval(row)]
-        shares += [_percent(row.rates.unprotected), str(row.rates.num_images)]
+        shares += [percent(row.rates.unprotected), str(row.rates.num_images)]
         body.append([*_named(row.run), row.judge, row.opponent, *shares])
     parts = [
         f"## Opponents who adapt, at FAR {_rate(far)}",
         'What they miss of the same photos unchanged ("unprotected") is not the work of the '
-        "change.",
+        "perturbation.",
     ]
     if plan.average > 1:
         parts.append(
@@ -346,13 +343,13 @@ def _least(report: TransferReport) -> list[str]:
         psnrs, protected = (np.array(column) for column in zip(*own, strict=True))
         shares = [float(np.mean(protected & (psnrs >= psnr))) for psnr in (0, *plan.psnrs)]
         mark = " *" if judge in run.fit else ""
-        body.append([*_named(run), f"{judge}{mark}", *map(_percent, shares)])
+        body.append([*_named(run), f"{judge}{mark}", *map(percent, shares)])
     head = [*_HEAD, "recogniser", "protected"]
     head += [f"and at ≥ {psnr:g} dB" for psnr in plan.psnrs]
     return [
-        f"### Least changes: protected and within a budget, at FAR {_rate(far)}",
-        "A mean PSNR hides the photos that changed more. So these, of least changes without a "
-        "budget, are the shares of photos that are protected and at no less "
-        "than a PSNR, both at once (* fitted on).",
+        f"### Least perturbations: protected and within a budget, at FAR {_rate(far)}",
+        "A mean PSNR hides the photos that are perturbed more. These are, for "
+        "least-perturbation attacks without a budget, the shares of photos that are both "
+        "protected and at no less than a PSNR (* fitted on).",
         _lines(head, body),
     ]

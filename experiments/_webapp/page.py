@@ -114,7 +114,7 @@ def style() -> Style:
 _PREVIEWS = {
     "before": "Before",
     "after": "After, as the file shows it",
-    "difference": f"Difference, {AMPLIFICATION} times (grey: unchanged)",
+    "difference": f"Perturbation, {AMPLIFICATION} times (grey: unchanged)",
 }
 # Shown by the browser: only one photo is processed at a time, across all tabs.
 _WAITING = f"() => `{said('Waiting for its turn …')}`"

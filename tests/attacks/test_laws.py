@@ -126,6 +126,17 @@ class TestEveryMethod:
         with pytest.raises(InputError, match=message):
             METHODS[name].function(swaying, images, config_of(name), KEYS[:1])
 
+    def test_whatever_numpy_reads_is_taken(self, name):
+        expected = METHODS[name].function(swaying, IMAGES, config_of(name), KEYS).images
+        for images in (np.asarray(IMAGES, np.float64), IMAGES.tolist()):
+            found = METHODS[name].function(swaying, images, config_of(name), KEYS).images
+            np.testing.assert_array_equal(found, expected)
+
+    def test_no_images_give_no_results(self, name):
+        result = run(name, IMAGES[:0], KEYS[:0])
+        assert result.images.shape == (0, *IMAGES.shape[1:])
+        assert {len(entry) for entry in result} == {0}
+
 
 @pytest.mark.parametrize("name", ATTACKS)
 class TestEveryAttack:

@@ -136,7 +136,7 @@ def test_confidence_pushes_beyond_the_boundary():
     images, logits_fn, labels, _ = _linear(targeted=True)
     objective = OBJECTIVES["margin"](logits_fn, labels, targeted=True)
     for kappa in (0.0, 2.0):
-        config = CarliniWagnerConfig(confidence=kappa, num_steps=600)
+        config = CarliniWagnerConfig(kappa=kappa, num_steps=600)
         result = jax.jit(functools.partial(carlini_wagner, objective))(images, config, KEYS)
         assert np.all(result.loss <= -kappa)
         assert np.all(result.loss > -kappa - 0.5)
@@ -181,7 +181,7 @@ def _foolbox_attack(name):
         "ddn": (foolbox.attacks.DDNAttack(steps=STEPS), {"num_steps": STEPS}),
         "fmn": (Projected(steps=STEPS), {"num_steps": STEPS}),
         "cw": (cw(), settings),
-        "cw confident": (cw(confidence=0.3), settings | {"confidence": 0.3}),
+        "cw confident": (cw(confidence=0.3), settings | {"kappa": 0.3}),
     }[name]
 
 

@@ -6,6 +6,7 @@ import pytest
 from deid_jax.data.dataset import FaceDataset
 from deid_jax.errors import InputError
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
+from deid_jax.reports.tables import images_to_show
 from tests.helpers import refused
 
 
@@ -103,6 +104,24 @@ def test_fingerprint_of_a_set_with_unreadable_pictures():
         _faces(read=read).fingerprint()
     found = _faces(read=read, skip_unreadable=True).fingerprint()
     assert found == _faces(read=read, skip_unreadable=True).fingerprint() != whole.fingerprint()
+
+
+def test_unreadable_pictures_are_left_out_and_not_shown():
+    def read(index):
+        if index in (0, 3):
+            raise InputError("damaged")
+        return _faces().read(index)
+
+    assert _faces(read=read).readable().image_names == _faces().image_names
+    faces = _faces(read=read, skip_unreadable=True)
+    left = faces.readable()
+    assert left.image_names == tuple(faces.image_names[i] for i in (1, 2, 4, 5))
+    np.testing.assert_array_equal(left.read(0), _faces().read(1))
+    # One of ada's two and one of bob's two; all, where there are no more.
+    assert images_to_show(faces, 2) == [1, 2]
+    assert images_to_show(faces, 8) == [1, 2, 4, 5]
+    with refused("no image could be read"):
+        faces.take([0, 3]).readable()
 
 
 def test_names_that_are_no_unicode_have_a_fingerprint():

@@ -99,7 +99,7 @@ def test_what_describes_the_copy(tmp_path, original):
     assert after.full_name == before.full_name == "faces/3.2.1"
     assert after.splits["train"].shard_lengths == [8, 8, 4]
     assert after.splits["test"].shard_lengths == [4, 6]
-    assert after.description == "A de-identified copy: the pictures differ.\n\nFaces."
+    assert after.description == "A de-identified copy: the images differ.\n\nFaces."
     assert after.features["image"].shape == (copying.SIZE, copying.SIZE, 3)
     assert after.features["image"].encoding_format == "png"
     assert after.features["label"].names == list(PEOPLE)

@@ -11,7 +11,8 @@ from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
 from deid_jax.evaluation import grid, summary, sweep, sweeping
 from deid_jax.evaluation.batch import run_batch_many
-from deid_jax.runs import FolderStore
+from deid_jax.evaluation.grids import by_program
+from deid_jax.runs import FolderStore, Store
 from tests.helpers import let_batches_above_run_out_of_memory, num_compiled, random_images
 
 LAMBDAS = [0.0, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5]
@@ -244,3 +245,18 @@ def test_processes_of_unequal_memory_leave_nothing_undone(evaluation, whole, tmp
     assert ends[0] == []
     for ours, theirs in zip(ends[1], whole, strict=True):
         assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("method", ["noise", "apfgvm"])
+def test_pieces_of_another_rounding_are_others(evaluation_of, method):
+    """None is the method's own, whether it is a setting of its config or not."""
+    points = grid(method, METHODS[method].grid, {})
+    (group,) = by_program(method, points)
+
+    def keys(quantize):
+        evaluation = evaluation_of(method, quantize=quantize)
+        call = sweeping._Call(evaluation, None, group, 1, 4, Store())
+        return call._keys(range(4), points)
+
+    own = METHODS[method].quantizes
+    assert keys(None) == keys(own) != keys(not own)

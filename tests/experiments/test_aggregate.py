@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.reports import frontier
 from deid_jax.reports.comparison import Estimate
 from experiments import aggregate
 from tests.experiments.conftest import COMMON, finish, listing, process
-from tests.reports.runs_helpers import read_csv, write_attack, write_csv, write_sweep
+from tests.reports.runs_helpers import read_csv, write_attack, write_sweep
 
 OUTPUTS = ["config.json", "report.html", "table.csv", "table.md"]
 PICTURE_PNG = b"\x89PNG\r\n\x1a\nthe frontier"
@@ -46,7 +45,7 @@ def drawn(monkeypatch):
         asked.append(list(points))
         return PICTURE_PNG
 
-    monkeypatch.setattr(frontier, "draw_frontier", draw)
+    monkeypatch.setattr(aggregate, "draw_frontier", draw)
     return asked
 
 
@@ -92,7 +91,7 @@ def figures_in(cells):
 def test_the_papers_figures_give_the_papers_gains(workplace, drawn, capsys, is_bare):
     for (method, model), (l2, mssim, mr) in PAPER.items():
         folder = workplace / "runs" / f"{model}-{method}"
-        figures = {"l2": l2, "mssim": mssim, "mr": mr / 100, "n": 900, "split": "all"}
+        figures = {"l2": l2, "mssim": mssim, "mr": mr / 100, "n": 1000, "split": "all"}
         write_attack(folder, method, model, **figures)
         path = folder / "metrics.json"
         entries = json.loads(path.read_text())
@@ -121,11 +120,11 @@ def test_the_papers_figures_give_the_papers_gains(workplace, drawn, capsys, is_b
     assert err == ""
     assert "36.3 %" in out
     assert max(map(len, out.splitlines())) <= 80
-    wilson = 0.9955555, 0.9886, 0.9983  # 896 of 900, by the closed form.
+    wilson = 0.98977, 0.99845  # 996 of 1000, by the closed form.
     row = rows_of()[0]
     assert (row["method"], row["mr"]) == ("pfgvm", "0.996")
-    assert float(row["mr_low"]) == pytest.approx(wilson[1], abs=1e-4)
-    assert float(row["mr_high"]) == pytest.approx(wilson[2], abs=1e-4)
+    assert float(row["mr_low"]) == pytest.approx(wilson[0], abs=1e-4)
+    assert float(row["mr_high"]) == pytest.approx(wilson[1], abs=1e-4)
     assert (row["l2_low"] == "") == is_bare
 
 
@@ -133,11 +132,11 @@ def test_attack_runs_as_they_were_run(runs, workplace, drawn, capsys):
     assert aggregate_main() == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "8-bit pictures, as run" in out
+    assert "8-bit images, as run" in out
     assert out.endswith("Runs: 2, points: 2. Tables and report: out\n")
     assert sorted(path.name for path in (workplace / "out").iterdir()) == OUTPUTS
     text = (workplace / "out/table.md").read_text("utf-8")
-    assert "20 pictures of folder (faces), split test, 64 px, crop auto, seed 0" in text
+    assert "20 images of folder (faces), split test, 64 px, crop auto, seed 0" in text
     assert "Not recorded" not in text
     table = tables_of(text)[0]
     assert re.fullmatch(r"2\.00 \[\d\.\d\d, \d\.\d\d\]", table["P-FGVM"][0])
@@ -157,12 +156,12 @@ def test_sweeps_stand_at_matched_rates(workplace, drawn, capsys):
     write_sweep(workplace / "sweep", SWEPT)
     write_attack(workplace / "blur", "blur", n=50, mr=0.7, config={"blur_sigma": 0.1})
     assert aggregate_main(runs="sweep,blur") == 0
-    assert "8-bit pictures, at MR ≥ 99 %" in capsys.readouterr().out
+    assert "8-bit images, at MR ≥ 99 %" in capsys.readouterr().out
     text = (workplace / "out/table.md").read_text("utf-8")
     headings = re.findall("^## (.*)$", text, re.M)
     assert headings == [
         f"{kind}, at MR ≥ {rate} %"
-        for kind in ("8-bit pictures", "Float results")
+        for kind in ("8-bit images", "Float results")
         for rate in ("99", "99.5")
     ]
     table = tables_of(text)[0]
@@ -196,13 +195,10 @@ def test_rates_may_be_chosen(workplace, drawn):
 
 def test_the_tables_kind_decides_which_setting_is_chosen(workplace, drawn):
     points = [
-        ("pfgvm", {"penalty_weight": 1.0}, {"l2": 1.0, "mr": 1.0}),
+        ("pfgvm", {"penalty_weight": 1.0}, {"l2": 1.0, "mr": 1.0, "uint8_mr": 0.5}),
         ("pfgvm", {"penalty_weight": 0.5}, {"l2": 2.0, "mr": 1.0}),
     ]
     write_sweep(workplace / "sweep", points)
-    rows = rows_of("sweep/sweep.csv")
-    rows[0]["mr_uint8"] = "0.5"
-    write_csv(workplace / "sweep/sweep.csv", rows)
     assert aggregate_main("--min_mr=0.9", runs="sweep") == 0
     assert [(row["kind"], row["penalty_weight"]) for row in rows_of()] == [
         ("uint8", "0.5"),
@@ -259,7 +255,7 @@ def test_run_returns_the_tables_and_needs_only_metrics(runs, workplace, drawn):
     assert real.entries["pfgvm", "model_a"].estimates.l2 == Estimate(2.0)
     assert real.gains["ifgvm", "model_a"].l2 == Estimate(0.5)
     text = (workplace / "out/table.md").read_text("utf-8")
-    assert "pictures, image_size, seed, quantize, crop, data_dir" in text
+    assert "images, image_size, seed, quantize, crop, data_dir" in text
     assert "(in runs/ours)." in text
 
 
@@ -300,11 +296,11 @@ def test_what_the_other_commands_write_is_read(trained, faces, workplace, capsys
         process("aggregate", "--runs=runs", "--min_mr=0.1", cwd=workplace)
     )
     assert (status, err) == (0, "")
-    assert "8-bit pictures, at MR ≥ 10 %" in out
+    assert "8-bit images, at MR ≥ 10 %" in out
     folder = workplace / "runs/aggregate"
     assert sorted(path.name for path in folder.iterdir()) == OUTPUTS
     text = (folder / "table.md").read_text("utf-8")
-    assert "18 pictures of folder (faces), split all, 16 px, crop auto, seed 0" in text
+    assert "18 images of folder (faces), split all, 16 px, crop auto, seed 0" in text
     assert "Not recorded" not in text
     swept = rows_of("runs/sweep/sweep.csv")
     figures = json.loads((workplace / "runs/blur/metrics.json").read_text())

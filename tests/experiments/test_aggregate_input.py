@@ -69,7 +69,7 @@ def test_runs_must_be_given(workplace, capsys):
     [
         ({"split": "all"}, 'split is "test" and "all"'),
         ({"dataset": "celeba"}, 'dataset is "folder" and "celeba"'),
-        ({"n": 21}, "num_images is 20 and 21"),
+        ({"n": 30}, "num_images is 20 and 30"),
     ],
 )
 def test_other_measurements_are_refused(runs, workplace, capsys, changes, message):
@@ -190,6 +190,19 @@ def _drop(name):
 def test_records_that_do_not_belong_are_refused(runs, workplace, capsys, edit, message):
     edit_rows(runs / "ours/per_image.csv", edit)
     refused(workplace, capsys, f"error: runs/ours/per_image.csv{message}")
+
+
+OF_BOTH_KINDS = ("l2", "linf", "mssim", "mr", "target_rate")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*OF_BOTH_KINDS, *(f"{name}_uint8" for name in OF_BOTH_KINDS), "clean_error"],
+)
+def test_means_that_are_not_those_of_the_records_are_refused(runs, workplace, capsys, name):
+    path = runs / "ours/metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 0.4}))
+    refused(workplace, capsys, f"does not belong: its mean {name} is")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
 pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
 
-from experiments._peers import fixed_steps, mobilefacenet_twin, twins  # noqa: E402
+from experiments._peers import fixed_steps, twins  # noqa: E402
+from tests.models import published_twins  # noqa: E402
 
 LIBRARIES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "art": "art.attacks.evasion"}
 
@@ -204,7 +205,7 @@ def test_mobilefacenet_is_the_one_of_the_published_layout(variant):
     arrays = random_arrays(variant)
     _, variables = mobilefacenet.convert(arrays)
     folded = twins.twin(f"mobilefacenet_{variant}", variables).double()
-    published = mobilefacenet_twin.with_published_weights(variant, arrays).double()
+    published = published_twins.with_published_weights(variant, arrays).double()
     random = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 112, 112, generator=random, dtype=torch.float64)
     weights = torch.rand(2, 128, generator=random, dtype=torch.float64)
@@ -223,7 +224,7 @@ def test_mobilefacenet_is_the_one_of_the_published_layout(variant):
 def test_multiply_adds_are_those_pytorch_counts(variant):
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = mobilefacenet_twin.with_published_weights(variant, random_arrays(variant))
+    network = published_twins.with_published_weights(variant, random_arrays(variant))
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, 112, 112))
     assert 3e8 < counter.get_total_flops() < 6e8

@@ -205,11 +205,11 @@ def test_progress_bar_fits_80_columns_on_a_terminal(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
     with terminal.progress_bar("training model_a") as update:
-        update(14, 480, "epoch 2, held-out accuracy 66.7%")
+        update(14, 480, "epoch 2, test accuracy 66.7 %")
     out, err = capsys.readouterr()
     assert out == ""
     assert "14/480" in err
-    assert "epoch 2, held-out accuracy 66.7%" in err
+    assert "epoch 2, test accuracy 66.7 %" in err
     lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err))
     assert max(map(len, lines)) <= 80
 

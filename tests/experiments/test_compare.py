@@ -150,7 +150,7 @@ def test_summaries_of_failures_hold_no_nan():
     assert (row["success_rate"], row["l2_mean"], row["mssim_uint8"]) == (0, "", "")
     assert (row["auc_uint8"], row["best_peer"], row["ratio_to_best_peer"]) == (0, "", "")
     text = compare_tables.compare_markdown([summary], "heading", [])
-    assert "| ours | 0 % |" in text
+    assert "| ours | 0.0 % |" in text
     assert "here none" in text
     trials = [trial("ours", [None, 1.0]), trial("peer", [1.0, None])]
     rows = [row.to_row() for row in summaries_of(trials, "model_a", "ours")]
@@ -187,15 +187,15 @@ def test_markdown_has_a_table_per_target_and_statistic():
     )
     assert text.count("\n## ") == 1
     assert text.count("\n| method | 2 | 4 |\n|---|---|---|\n") == text.count("\n### ") == 8
-    assert "| ours | 2.000 (2.000) 100 % | 1.250 (1.250) 100 % |" in text
-    assert "| peer | 1.000 (1.000) 50 % | 1.500 (1.500) 100 % |" in text
+    assert "| ours | 2.000 (2.000) 100.0 % | 1.250 (1.250) 100.0 % |" in text
+    assert "| peer | 1.000 (1.000) 50.0 % | 1.500 (1.500) 100.0 % |" in text
     assert "| ours | — | — |" in text
     assert "What.\n\n- a\n- b\n\n## Targeted (random)" in text
 
 
 @pytest.mark.parametrize(
     ("rate", "text"),
-    [(1, "100 %"), (0, "0 %"), (0.5, "50 %"), (0.99999, "> 99.9 %"), (1e-5, "< 0.1 %")],
+    [(1, "100.0 %"), (0, "0.0 %"), (0.5, "50.0 %"), (0.99999, "> 99.9 %"), (1e-5, "< 0.1 %")],
 )
 def test_all_and_none_are_said_of_all_and_none(rate, text):
     assert compare_tables._percent(rate) == text

@@ -46,7 +46,7 @@ def test_one_who_is_never_fooled_is_told_and_tried_to_the_cap(photo, tmp_path, c
     assert "not protected" in out
     assert f"2: {CONSTANT}, not known to the attack" in out
     assert "unseen ones were not tested" not in " ".join(out.split())
-    assert err == f"1 of 1 files are not protected: see {output}/manifest.jsonl\n"
+    assert err == f"not protected: 1 of 1 file; see {output}/manifest.jsonl\n"
     (record,) = records_of(output).values()
     assert record["status"] == "not protected"
     assert record["reason"] == "a recogniser still knows a face"
@@ -120,7 +120,7 @@ def test_faces_that_are_found(photo, tmp_path, detector, which, boxes, capsys):
     assert [tuple(face["box"]) for face in record["faces"]] == boxes
     left = len(detector) - len(boxes)
     assert record["faces_left"] == left
-    told = "1 other faces were found, not chosen by --faces" in capsys.readouterr().out
+    told = "Not chosen by --faces, and left as is: 1 other face." in capsys.readouterr().out
     assert told is bool(left)
     changed = _changed(photo, tmp_path / "out")
     for box in (LARGER, SMALLER):
@@ -220,8 +220,8 @@ def test_photo_without_a_face_is_listed_and_not_written(tmp_path, capsys):
         assert name in ("0.png", "1.png")
     out, err = capsys.readouterr()
     assert out.count("no face was found: nothing was written") == 2
-    assert "0 of 0 faces in 2 files are protected" in out
-    assert err.startswith("2 of 2 files are not protected: see ")
+    assert "No face found in 2 files." in out
+    assert err.startswith("not protected: 2 of 2 files; see ")
 
 
 def test_face_that_the_detector_finds(tmp_path):

@@ -306,5 +306,5 @@ def test_as_a_process(source, output):
     command = [sys.executable, "-m", "experiments.protect", *arguments(source, output)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 1
-    assert ended.stderr == f"1 of 5 files are not protected: see {output}/{NAME}\n"
+    assert ended.stderr == f"not protected: 1 of 5 files; see {output}/{NAME}\n"
     assert "4 of 4 faces in 5 files are protected" in ended.stdout

@@ -46,12 +46,18 @@ if importlib.util.find_spec("cv2") is None:
         (["--boxes=none.csv", "--faces=all"], "boxes file none.csv cannot be read"),
         (["--aligned"], "faces by boxes, boxes and aligned exclude each other"),
         (["--detector=none.onnx", "--faces=all"], NO_YUNET),
+        (["--detector=none.onnx"], "--detector=none.onnx means nothing: the faces are given"),
+        (["--detector=none.onnx", "--gallery=mine"], NO_YUNET),
+        (
+            ["--detector=none.onnx", "--gallery=mine", "--faces=all", "--aligned"],
+            "--detector=none.onnx means nothing: the faces are given",
+        ),
         (["--gallery=none"], "gallery none is not a folder"),
         (["--gallery=mine"], "gallery mine: no face was found in person_0/"),
         (["--gallery=bad"], "gallery bad: a.jpg is damaged or no image of"),
         (["--recogniser=vgg17"], "recogniser must be NAME or NAME:FILE"),
         (["--recogniser=mobilefacenet_ms1m:none.npz"], "none.npz"),
-        (["--recogniser=mobilefacenet_ms1m:in/a.png"], "without a recogniser nothing real is"),
+        (["--recogniser=mobilefacenet_ms1m:in/a.png"], "in/a.png"),
         ([f"--recogniser={OWN}:missing"], "missing"),
         ([f"--recogniser={OWN}:number"], f"{OWN}:number"),
         ([f"--recogniser={OWN}:scalar"], f"{OWN}:scalar"),
@@ -59,6 +65,10 @@ if importlib.util.find_spec("cv2") is None:
         ([f"--recogniser={OWN}:broken"], "embeddings must be finite and not 0"),
         ([f"--recogniser={ONE},{ONE}"], f"recogniser {ONE} is given twice"),
         ([f"--judge={ONE}"], f"recogniser {ONE} is given twice"),
+        (
+            ["--recogniser=mobilefacenet_ms1m:none.npz", "--judge=mobilefacenet_ms1m"],
+            "recogniser mobilefacenet_ms1m is given twice",
+        ),
         (["--judge="], "--judge is empty"),
         (["stray"], "unexpected argument 'stray'"),
     ],
@@ -107,9 +117,9 @@ def test_names_without_weights_end_in_one_line(
     # Beside it stands only whose weights they would have been.
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert err.endswith(f"{line}\n") and out == ""
-    assert line.endswith(
-        "; without a recogniser nothing real is protected: give "
-        "--recogniser=NAME:FILE with weights of yours, or be online once for NAME"
+    assert line.startswith(
+        "error: no weights for mobilefacenet_ms1m: go online once, or give "
+        "--recogniser=mobilefacenet_ms1m:FILE (cannot download https://"
     )
     assert listing(workplace) == before
 

@@ -7,7 +7,13 @@ import re
 import pytest
 
 from deid_jax.photos import FaceReport, FaceVerdict, FileRecord
-from deid_jax.photos.file_records import PhotoFigures, TrackReport, TrackVerdict, VideoFigures
+from deid_jax.photos.file_records import (
+    NO_FACE,
+    PhotoFigures,
+    TrackReport,
+    TrackVerdict,
+    VideoFigures,
+)
 from experiments._protect.protection_table import print_protection
 from tests.experiments.protect_helpers import (
     SECOND,
@@ -54,14 +60,21 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     assert "bad\\n.png" in out and "it is\\x1b[31m empty" in out
     assert "good" not in out and "same" not in out
     text = " ".join(out.split())
-    assert "40 of 40 faces in 41 files are protected against these recognisers" in text
-    assert "(cap: 38 dB); 1 files are not." in text
+    said = "Protected against these recognisers (cap: 38 dB): 40 of 40 faces, 40 of 41 files."
+    assert said in text
     assert "2: two, not known to the attack; matches faces from a similarity of 0.25 on" in text
     assert "unseen ones were not tested" not in text
     print_protection(records[1:], protector(), tmp_path)
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
     assert "unseen ones were not tested" in " ".join(out.split())
+
+
+def test_without_a_face_nothing_is_said_of_recognisers(capsys, tmp_path):
+    print_protection([FileRecord("a.png", NO_FACE, None)], protector(verifier()), tmp_path)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "No face found in 1 file." in text
+    assert "Protected against" not in text and "unseen ones" not in text
 
 
 def test_frames_without_a_face_are_told_of(capsys, tmp_path):
@@ -74,4 +87,4 @@ def test_frames_without_a_face_are_told_of(capsys, tmp_path):
     text = " ".join(capsys.readouterr().out.split())
     assert "a.mp4: faces were found in 7 of 40 frames; the others are unchanged." in text
     assert "(cap: 38 dB, of videos before encoding)" in text
-    assert "2 other faces were found, not chosen by --faces, and left as is." in text
+    assert "Not chosen by --faces, and left as is: 2 other faces." in text

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 import time
@@ -7,11 +8,15 @@ import pytest
 from PIL import Image
 
 from deid_jax.attacks import METHODS
+from deid_jax.devices.processes import ALONE
 from deid_jax.reports import finished_runs
-from experiments import attack, sweep
+from deid_jax.reports.measured import MeasuredPoint
+from deid_jax.runs import RunFolder
+from experiments import aggregate, attack, sweep
 from experiments._common.flags import parse_flags
 from tests.experiments.conftest import assert_refused, finish, listing, process
-from tests.reports.runs_helpers import read_csv
+from tests.helpers import noise_faces
+from tests.reports.runs_helpers import images, means, read_csv
 
 TIMING = {"seconds", "images_per_second", "compile_seconds", "attack_seconds", "config"}
 QUICK = "--num_steps=3"
@@ -97,6 +102,53 @@ def test_setting_that_is_given_is_not_swept_by_default():
     grids = sweep.SweepSettings(method="pfgvm,ifgvm", method_settings=settings).grids()
     assert [(p["epsilon"], p["num_steps"]) for p in grids["ifgvm"]] == [(0.05, 7)]
     assert len(grids["pfgvm"]) > 1
+
+
+def test_no_setting_shares_its_name_with_a_column():
+    point = MeasuredPoint("", "", "", "", {}, means())
+    columns = {*images(means())[0].to_row(), *sweep._row(point, [point], 1)}
+    for method in METHODS.values():
+        assert not columns & {*method.settings()}
+
+
+def test_every_methods_settings_are_read_again(workplace, monkeypatch):
+    """Two points of each method, with all its settings, through aggregate."""
+    for module in (sweep, aggregate):
+        monkeypatch.setattr(module, "draw_frontier", lambda points: b"")
+    measured = means(n=10)
+    points = [
+        MeasuredPoint(name, "model_a", "folder", "test", own | {first: value}, measured)
+        for name, method in METHODS.items()
+        for own in [dataclasses.asdict(method.config())]
+        for first, values in method.grid.items()
+        for value in values[:2]
+    ]
+    folder = RunFolder(workplace / "out", ["sweep.csv", "per_image.csv", "frontier.png"])
+    settings = sweep.SweepSettings()
+    with folder:
+        sweeper = sweep._Sweeper(settings, None, noise_faces(), folder, ALONE)
+        sweeper.write_tables(points, [images(measured, n) for n in range(len(points))])
+    assert aggregate.main(["--runs=out", "--output_dir=compared"]) == 0
+    found = finished_runs.read_run(workplace / "out").points
+    assert [point.method for point in found] == [point.method for point in points]
+    for point, own in zip(found, points, strict=True):
+        assert point.records == images(measured, points.index(own))
+        # Flags have the form that they have in CSV.
+        assert point.settings == {
+            name: str(value) if isinstance(value, bool) else value
+            for name, value in own.settings.items()
+        }
+
+
+def test_defaults_that_are_spelled_out_change_nothing():
+    def facts(**changes):
+        settings = sweep.SweepSettings(**changes)
+        return sweep._Sweeper(settings, None, noise_faces(), None, ALONE).facts({})
+
+    spelled_out = {"target": "random", "init": "image", "precision": "float32"}
+    assert facts() == facts(**spelled_out, batch_size=3)
+    for changes in ({"target": "none"}, {"init": "noise"}, {"precision": "bf16"}, {"seed": 1}):
+        assert facts() != facts(**changes)
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def key_of(row):
     """The report's cells that name a run."""
     if row["method"] == "none":
         return ["unprotected", "–", "–", "–"]
-    budget = "least change"
+    budget = "least perturbation"
     if row["psnr"]:
         budget = f"{float(row['psnr']):g} dB"
     if row["epsilon"]:
@@ -96,7 +96,7 @@ def _check_cells(heading, values, rows, lines):
             assert missed == percent(row["protected"])
         assert values["AUC"] == f"{float(row['auc']):.4f}"
         assert values["same/different accuracy"] == f"{float(row['accuracy']):.3f}"
-        assert values["named first"] == percent(row["rank1"])
+        assert values["ranked first"] == percent(row["rank1"])
         return
     named = [values[name] for name in ("method", "foresees", "fitted on", "budget")]
     own = [row for row in rows if key_of(row) == named]

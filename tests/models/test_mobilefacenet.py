@@ -73,7 +73,7 @@ def _both(network, images, weights):
 def _compare_with_pytorch(variant, arrays, images):
     """Rounding moves a few activations across their kink, where the gradient jumps."""
     torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
-    from experiments._peers.mobilefacenet_twin import with_published_weights
+    from tests.models.published_twins import with_published_weights
 
     weights = np.random.default_rng(5).normal(size=(len(images), 128)).astype(np.float32)
     embeddings, gradient = _both(convert(arrays), images, weights)

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from deid_jax.photos.canvases import SIZE, Canvas
 from deid_jax.models.templates import ARCFACE
+from deid_jax.photos.canvases import SIZE, Canvas
 
 
 def placed(eye_distance, middle, degrees=0.0):

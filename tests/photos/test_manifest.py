@@ -216,7 +216,8 @@ TRACK = TrackReport(
             TRACK,
             VideoFigures(0, 20, 30, 12, 9),
             '{"box": [1.23, 2.0, 30.0, 4.0], "score": 0.8765, "first_frame": 0, '
-            '"last_frame": 8, "num_frames": 9, "protected": true, "strength_db": 40.0, "psnr": 39.988, '
+            '"last_frame": 8, "num_frames": 9, "protected": true, "strength_db": 40.0, '
+            '"psnr": 39.988, '
             '"mean_psnr": 41.1, "verdicts": [{"recogniser": "one", "fitted": true, '
             '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
             '"fooled_frames": 1.0}]}',

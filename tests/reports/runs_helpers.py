@@ -51,14 +51,15 @@ def means(*, l2=2.0, mssim=0.95, mr=1.0, uint8_mr=None, n=40, clean_error=0.1, w
 
 
 def images(metrics, seed=0):
-    """Records whose mean L2 and MSSIM are the metrics."""
+    """Records whose means are the metrics; shares must be whole numbers of images."""
     n = metrics.num_images
     noise = np.random.default_rng(seed).gamma(2, size=n)
     noise /= noise.mean()
 
-    def of(mean, factor):
+    def of(mean, i):
+        factor, fooled = float(noise[i]), i < round(mean.mr * n)
         similarity = mean.mssim * (0.5 + 0.5 * factor)
-        return ImageMetrics("x", 0.5, True, None, mean.l2 * factor, 0.03, similarity)
+        return ImageMetrics("x", 0.5, fooled, None, mean.l2 * factor, mean.linf, similarity)
 
     return [
         ImageRecord(
@@ -67,9 +68,9 @@ def images(metrics, seed=0):
             target=None,
             clean_prediction="x",
             clean_confidence=0.5,
-            clean_misclassified=False,
-            float_result=of(metrics.float_result, float(noise[i])),
-            uint8_result=of(metrics.uint8_result, float(noise[i])),
+            clean_misclassified=i < round((metrics.clean_error or 0) * n),
+            float_result=of(metrics.float_result, i),
+            uint8_result=of(metrics.uint8_result, i),
             loss=0.0,
             num_gradients=50,
             num_forwards=1,

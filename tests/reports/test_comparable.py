@@ -95,7 +95,7 @@ def test_unrecorded_facts_pass_and_are_listed():
     shared = check_comparable([silent, finished(point(seed=1))])
     assert shared.known["image_size"] == 64
     assert set(shared.unrecorded["ifgvm"]) == {
-        "pictures", "image_size", "seed", "quantize", "crop", "data_dir", "persons_seed",
+        "images", "image_size", "seed", "quantize", "crop", "data_dir", "persons_seed",
         "target", "init", "precision", "recogniser's seed", "recogniser's training",
         "recogniser's accuracy", "recogniser's split", "recogniser's weights",
     }  # fmt: skip

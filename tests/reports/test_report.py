@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from deid_jax.reports import report, report_files
+from deid_jax.reports import report, report_files, tables
 from deid_jax.reports.comparable import check_comparable
 from deid_jax.reports.comparison import tables_of
 from deid_jax.reports.finished_runs import AttributesTable
@@ -96,21 +96,21 @@ def test_markdown_lines_up_and_says_what_it_compares():
     text = report_files.report_markdown(make(points, seed=3))
     assert text.startswith(f"# {report.TITLE}\n\n")
     assert (
-        "40 pictures of folder (faces), split test, 64 px, crop auto, seed 0; attacks: target "
+        "40 images of folder (faces), split test, 64 px, crop auto, seed 0; attacks: target "
         "random, init image; clean error: model_a 10.0 %." in text
     )
-    assert "95 % intervals: Wilson's for MR; for L2, SI" in text
+    assert "95 % intervals: Wilson's for MR; for L2, MSSIM" in text
     assert "(9999 resamples, seed 3;" in text
     assert "Not recorded" not in text
     assert "least L2" not in text
     assert re.findall("^## (.*)$", text, re.M) == [
-        "8-bit pictures, as run",
+        "8-bit images, as run",
         "Float results, as run",
     ]
     lines = table_lines(text, 1)
     assert len({len(line) for line in lines}) == 1
     header, _, ours, other, gain = map(cells_of, lines)
-    assert header[1:] == ["model_a: L2", "model_a: SI", "model_a: MR", "model_a: settings"]
+    assert header[1:] == ["model_a: L2", "model_a: MSSIM", "model_a: MR", "model_a: settings"]
     assert ours[0] == "P-FGVM"
     assert re.fullmatch(r"1\.50 \[1\.\d\d, 1\.\d\d\]", ours[1])
     assert re.fullmatch(r"0\.900 \[0\.8\d\d, 0\.9\d\d\]", ours[2])
@@ -124,7 +124,7 @@ def test_markdown_lines_up_and_says_what_it_compares():
 
 def test_figures_without_records_have_no_brackets_but_mr():
     text = report_files.report_markdown(make([point(l2=1.5)]))
-    assert "none for L2 and SI, as no run has a per_image.csv" in text
+    assert "none for L2 and MSSIM, as no run has a per_image.csv" in text
     cells = cells_of(table_lines(text, 1)[2])
     assert cells[1:3] == ["1.50", "0.950"]
     assert cells[3] == "100.0 % [91.2, 100.0]"
@@ -141,7 +141,7 @@ def test_unreached_rates_and_methods_that_were_not_run_are_said():
     text = report_files.report_markdown(make(points, min_mr=(0.99, 0.995)))
     assert re.findall("^## (.*)$", text, re.M) == [
         f"{kind}, at MR ≥ {rate} %"
-        for kind in ("8-bit pictures", "Float results")
+        for kind in ("8-bit images", "Float results")
         for rate in ("99", "99.5")
     ]
     assert "Settings tried against model_a: P-FGVM 2, blur 1; vgg16: I-FGVM 1." in text
@@ -156,7 +156,7 @@ def test_what_was_not_recorded_is_named_with_its_runs():
     points = [point(source="runs/a"), point("ifgvm", source="runs/b")]
     text = report_files.report_markdown(make(points, description={}))
     assert (
-        "Not recorded, and so not checked to be the same: pictures, image_size, seed, "
+        "Not recorded, and so not checked to be the same: images, image_size, seed, "
         "quantize, crop, data_dir, persons_seed, target, init, precision, recogniser "
         "(in runs/a, runs/b)." in text
     )
@@ -198,7 +198,7 @@ def test_settings_are_told_exactly(settings, text):
     [(0.363, "36.3 %"), (-0.0001, "0.0 %"), (-0.0123, "-1.2 %"), (1, "100.0 %")],
 )
 def test_rates_are_per_cent_with_one_decimal(fraction, text):
-    assert report.percent(fraction) == text
+    assert tables.percent(fraction) == text
 
 
 def test_records_are_tidy():
@@ -271,7 +271,7 @@ def test_page_has_the_figures_of_the_tables():
         *(f"{cell.text} | {cell.interval}" for cell in ours),
         "5 steps",
     ] in page.rows
-    assert "8-bit pictures, as run" in page.text
+    assert "8-bit images, as run" in page.text
     assert any(row and row[0] == "gain over I-FGVM" for row in page.rows)
     every = [row for row in page.rows if row and row[-1] == "ifgvm"]
     assert every == [
@@ -333,6 +333,6 @@ def test_terminal_table_fits_80_columns_with_any_number_of_models():
     console.print(report_files.for_terminal(make(points).tables[0]))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
-    for words in ("P-FGVM", "vgg16", "[bold]x", "97.5 %", "12.31", "α 0.002", "8-bit pictures"):
+    for words in ("P-FGVM", "vgg16", "[bold]x", "97.5 %", "12.31", "α 0.002", "8-bit images"):
         assert words in text
     assert len(re.findall("gain over", text)) == 3

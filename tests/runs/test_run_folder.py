@@ -204,5 +204,5 @@ def test_table_shows_every_figure_in_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(metrics_table(metrics))
     text = console.export_text()
-    for words in ("3.380", "3.390", "0.0300", "0.9860", "99.6%", "12.5%", "–", "8-bit file"):
+    for words in ("3.380", "3.390", "0.0300", "0.9860", "99.6 %", "12.5 %", "–", "8-bit file"):
         assert words in text

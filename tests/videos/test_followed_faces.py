@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from deid_jax.photos import Face, Strength
+from deid_jax.photos.face_search import load_search
 from deid_jax.videos import video
 from deid_jax.videos.followed_faces import FollowedFace, VideoAttack, VideoJudge
 from deid_jax.videos.tracks import Track
