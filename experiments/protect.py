@@ -98,12 +98,9 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         told = list((known or {}).values()) + ([] if isinstance(which, str) else [which])
         pointed = all(face.landmarks is not None for faces in told for face in faces)
         # Where all landmarks are known, only a gallery of whole photos is searched.
-        known_places = self.aligned or (bool(told) and pointed)
-        if known_places and (self.aligned or self.gallery is None):
-            if self.detector != ProtectorSettings.detector:
-                raise InputError(
-                    f"--detector={self.detector} means nothing: the faces are given"
-                )
+        searches = not self.aligned and (not told or not pointed or self.gallery is not None)
+        if self.detector != ProtectorSettings.detector and not searches:
+            raise InputError(f"--detector={self.detector} means nothing: the faces are given")
         if self.aligned:
             return FaceChoice(which, detector=aligned_face)
         if not any(given):

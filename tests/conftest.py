@@ -1,5 +1,6 @@
 """Shared strictness: no rank promotion, no slow unmarked test, no skip where CI forbids it."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -42,11 +43,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module")
 def light_attack():
     """Faces are attacked with transformations that compile fast."""
-    from deid_jax.photos import crop_attack
-    from deid_jax.transfer import SurrogateAttack
+    from deid_jax.photos import face_attack
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crop_attack, "ATTACK", SurrogateAttack(foreseen=("noise", "flip")))
+        light = dataclasses.replace(face_attack.ATTACK, processing="noise")
+        patch.setattr(face_attack, "ATTACK", light)
         yield
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from deid_jax.models.templates import ARCFACE
-from deid_jax.photos.alignment import fit_similarity, inverse_of
+from deid_jax.photos.alignment import fit_similarity, inverse_of, landmarks_of
+from deid_jax.photos.faces import Face
 from deid_jax.types import NumpyArray
 
 SIZE = 192
@@ -33,21 +34,26 @@ class Canvas(NamedTuple):
       left: column of the photo at which the canvas begins; it may lie outside of the photo.
       top: row of the photo.
       length: of its sides in pixels of the photo, at least S.
+      height: of the photo.
+      width: of the photo.
       landmarks: float64[5, 2], in pixels of the canvas.
     """
 
     left: int
     top: int
     length: int
+    height: int
+    width: int
     landmarks: NumpyArray
 
     @classmethod
-    def around(cls, landmarks: NumpyArray) -> "Canvas":
-        """The smallest canvas that holds what a perturbation may touch.
+    def around(cls, face: Face, pixels: NumpyArray) -> "Canvas":
+        """The smallest canvas of a photo, uint8[H, W, 3], that holds what may be touched.
 
         Raises:
-          InputError: the landmarks, float64[5, 2] in pixels of the photo, coincide.
+          InputError: the face's landmarks coincide.
         """
+        landmarks = landmarks_of(face)
         left, top, right, bottom = _TOUCHED
         ends = np.array([[left, top], [right, top], [left, bottom], [right, bottom]])
         back = inverse_of(fit_similarity(landmarks, ARCFACE.points))
@@ -56,64 +62,78 @@ class Canvas(NamedTuple):
         middle = (corners.min(0) + corners.max(0)) / 2
         first = np.rint(middle - (length - 1) / 2).astype(int)
         points = (landmarks - first + 0.5) * (SIZE / length) - 0.5
-        return cls(int(first[0]), int(first[1]), length, points)
+        height, width = pixels.shape[:2]
+        return cls(int(first[0]), int(first[1]), length, height, width, points)
 
     @property
     def ratio(self) -> float:
         """Pixels of the photo per pixel of the canvas, along one axis."""
         return self.length / SIZE
 
-    @property
-    def face_area(self) -> float:
-        """The area of ArcFace's crop in pixels of the canvas, over which PSNR is measured."""
+    def area(self) -> float:
+        """Of ArcFace's crop, as far as the photo shows it, in pixels of the canvas.
+
+        PSNR is measured over this area.
+        """
         linear = fit_similarity(self.landmarks, ARCFACE.points)[:, :2]
-        return ARCFACE.height * ARCFACE.width / float(np.linalg.det(linear))
+        whole = ARCFACE.height * ARCFACE.width / float(np.linalg.det(linear))
+        return whole * float(self.weights().sum() / self._fading().sum())
 
     def shown(self, pixels: NumpyArray) -> NumpyArray:
-        """float32[S, S, 3] in [0, 1] of a photo uint8[H, W, 3]; black outside of the photo."""
+        """float32[S, S, 3] in [0, 1] of the photo uint8[H, W, 3]; black outside of it."""
         whole = np.zeros((self.length, self.length, 3), np.uint8)
-        inside, canvas = self._spans(pixels.shape)
+        inside, canvas = self._spans()
         whole[canvas] = pixels[inside]
         image = Image.fromarray(whole).resize((SIZE, SIZE), _BICUBIC)
         return np.asarray(image, np.float32) / 255
 
-    def weights(self, shape: tuple[int, ...]) -> NumpyArray:
-        """float32[S, S, 1] in [0, 1]: zero where a photo's pixels must not change.
+    def weights(self) -> NumpyArray:
+        """float32[S, S, 1] in [0, 1]: zero where the photo's pixels must not change.
 
-        `shape` is the photo's. Within `_TAPER` of the border of what may be touched the weights
-        fall as a half cosine.
+        Within `_TAPER` of the border of what may be touched they fall as a half cosine.
         """
+        weights = self._fading()
+        for axis, first, count in ((0, self.top, self.height), (1, self.left, self.width)):
+            place = first + (np.arange(SIZE) + 0.5) * self.ratio
+            weights *= np.expand_dims((place > 0) & (place < count), 1 - axis)
+        return weights[..., None].astype(np.float32)
+
+    def _fading(self) -> NumpyArray:
         matrix = fit_similarity(self.landmarks, ARCFACE.points)
         line = np.arange(SIZE)
         points = np.stack(np.meshgrid(line, line), axis=-1) @ matrix[:, :2].T + matrix[:, 2]
         low, high = np.array(_TOUCHED[:2]), np.array(_TOUCHED[2:])
         depth = np.clip(np.minimum(points - low, high - points) / _TAPER, 0, 1)
-        weights = np.prod((1 - np.cos(np.pi * depth)) / 2, axis=-1)
-        for axis, first, count in ((0, self.top, shape[0]), (1, self.left, shape[1])):
-            place = first + (line + 0.5) * self.ratio
-            inside = (place > 0) & (place < count)
-            weights *= np.expand_dims(inside, 1 - axis)
-        return weights[..., None].astype(np.float32)
+        return np.prod((1 - np.cos(np.pi * depth)) / 2, axis=-1)
 
-    def spread(
-        self, perturbation: NumpyArray, shape: tuple[int, ...]
-    ) -> tuple[tuple[Span, Span], NumpyArray]:
-        """A perturbation float32[S, S, 3] in pixels of a photo of that shape.
+    def spread(self, perturbation: NumpyArray) -> tuple[tuple[Span, Span], NumpyArray]:
+        """A perturbation float32[S, S, C] in pixels of the photo.
 
-        Returns the photo's rows and columns, and float32[h, w, 3] for them.
+        Returns the photo's rows and columns, and float32[h, w, C] for them.
         """
         size = (self.length, self.length)
         channels = [
             np.asarray(Image.fromarray(channel).resize(size, _BICUBIC))
             for channel in np.ascontiguousarray(np.moveaxis(perturbation, 2, 0))
         ]
-        inside, canvas = self._spans(shape)
+        inside, canvas = self._spans()
         return inside, np.stack(channels, axis=2)[canvas]
 
-    def _spans(self, shape: tuple[int, ...]) -> tuple[tuple[Span, Span], tuple[Span, Span]]:
+    def error(self, before: NumpyArray, after: NumpyArray) -> float:
+        """Mean squared error of photos uint8[H, W, 3], for a range of 1.
+
+        It is the sum over all pixels that may be touched, divided by `area`.
+        """
+        inside, weights = self.spread(self.weights())
+        difference = after[inside].astype(np.int16) - before[inside]
+        squares = np.square(difference, dtype=np.int32).sum(axis=2)
+        total = squares.sum(where=weights[..., 0] > 0, dtype=np.float64)
+        return float(total / (3 * 255**2 * max(self.area(), 1.0) * self.ratio**2))
+
+    def _spans(self) -> tuple[tuple[Span, Span], tuple[Span, Span]]:
         """Rows and columns that photo and canvas share, in pixels of the photo, of each."""
         photo, canvas = [], []
-        for first, count in ((self.top, shape[0]), (self.left, shape[1])):
+        for first, count in ((self.top, self.height), (self.left, self.width)):
             start = min(max(first, 0), count)
             stop = max(min(first + self.length, count), start)
             photo.append(slice(start, stop))

@@ -1,12 +1,12 @@
 """The attack on faces in photos, fitted on what every recogniser sees of them.
 
-The attack optimises the perturbation δ of a face's canvas c. Every surrogate f cuts its own crop
-A_f out of the canvas, by its own template and size, and a little differently in every step:
+The attack optimises the perturbation δ of a face's canvas c. Every surrogate f cuts its own
+crop A_f out of the canvas, by its own template, and a little differently in every step:
 
   min E_{t,A} max_f s_f( f(A_f(t(c + w δ))), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
 
-with weights w of the canvas's pixels, similarities s_f, thresholds τ_f, random transformations t
-that imitate the processing of photos, and e_f the embedding to move away from. The maximum is
+with weights w of the canvas's pixels, similarities s_f, thresholds τ_f, random transformations
+t that imitate the processing of photos, and e_f the embedding to move away from. The maximum is
 smooth (`objectives.embeddings.ensemble`), so that every surrogate counts.
 """
 
@@ -42,14 +42,14 @@ _STEP = 1 / 3
 
 @dataclasses.dataclass(frozen=True)
 class FaceAttack:
-    """What is foreseen of other people's programs; it decides the compiled program.
+    """How the attack foresees other people's programs; it decides the compiled program.
 
     Attributes:
       misalignment: of crops, drawn anew for every surrogate and step.
       processing: a key of `TRANSFORMATIONS`, for whole canvases.
     """
 
-    misalignment: Misalignment = Misalignment()
+    misalignment: Misalignment
     processing: str = "processing"
 
     def objective(
@@ -63,7 +63,8 @@ class FaceAttack:
 
             def one(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
                 own = fold_in_all(key, number)
-                maps = self.misalignment.drawn(canvases.maps[number], own, height, width)
+                known = jnp.asarray(canvases.maps[number])
+                maps = self.misalignment.drawn(known, own, height, width)
 
                 def embed(images: jax.Array) -> jax.Array:
                     crops = cut(images, maps, height, width)
@@ -87,6 +88,10 @@ class FaceAttack:
         return objective
 
 
+# The perturbation should survive other detectors, JPEG and resizing.
+ATTACK = FaceAttack(Misalignment())
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Canvases:
@@ -94,9 +99,9 @@ class Canvases:
 
     Attributes:
       images: float32[N, S, S, 3] in [0, 1].
-      weights: float32[N, S, S, 1] in [0, 1], see `Canvas.weights`.
+      weights: float32[N, S, S, 1] in [0, 1], of `Canvas.weights`.
       maps: float32[N, 2, 3] for each surrogate, from the canvas to its crop.
-      areas: float32[N], see `Canvas.face_area`.
+      areas: float32[N], of `Canvas.area`.
       grey: bool[N], whether the photo is grey; the perturbation is then grey as well.
     """
 
@@ -109,28 +114,29 @@ class Canvases:
     @classmethod
     def of(
         cls,
+        surrogates: Sequence[Verifier],
         pixels: NumpyArray,
-        faces: Sequence[Canvas],
-        alignments: Sequence[Alignment],
+        canvases: Sequence[Canvas],
         *,
         grey: bool,
     ) -> "Canvases":
-        """Those of a photo's faces, uint8[H, W, 3], for surrogates with these alignments."""
+        """Those of the faces of a photo uint8[H, W, 3]."""
         maps = [
-            [fit_similarity(face.landmarks, alignment.points) for face in faces]
-            for alignment in alignments
+            [fit_similarity(one.landmarks, own.embedder.alignment.points) for one in canvases]
+            for own in surrogates
         ]
         return cls(
-            images=np.stack([face.shown(pixels) for face in faces]),
-            weights=np.stack([face.weights(pixels.shape) for face in faces]),
+            images=np.stack([one.shown(pixels) for one in canvases]),
+            weights=np.stack([one.weights() for one in canvases]),
             maps=tuple(np.stack(own).astype(np.float32) for own in maps),
-            areas=np.array([face.face_area for face in faces], np.float32),
-            grey=np.full(len(faces), grey),
+            areas=np.array([one.area() for one in canvases], np.float32),
+            grey=np.full(len(canvases), grey),
         )
 
     def take(self, places: Sequence[int] | NumpyArray) -> "Canvases":
         """The canvases at the given positions."""
-        return jax.tree.map(lambda part: part[places], self)
+        taken: Canvases = jax.tree.map(lambda part: part[places], self)
+        return taken
 
     def shown(self, images: jax.Array) -> jax.Array:
         """clip₀₁(c + w δ) of images c + δ; δ is grey in grey photos."""
@@ -141,7 +147,7 @@ class Canvases:
         """W δ."""
         grey = per_image(jnp.asarray(self.grey))
         mean = perturbation.mean(axis=3, keepdims=True)
-        return self.weights * jnp.where(grey, mean, perturbation)
+        return jnp.asarray(self.weights) * jnp.where(grey, mean, perturbation)
 
 
 @functools.partial(jax.jit, static_argnames=("attack", "alignments", "num_steps", "reach"))
@@ -208,7 +214,7 @@ def perturbations(
             jnp.float32(psnr),
             keys[places],
             None if initial is None else initial[places],
-            attack=FaceAttack(),
+            attack=ATTACK,
             alignments=alignments,
             num_steps=num_steps,
             reach=reach,
@@ -224,24 +230,24 @@ def add(
     *,
     grey: bool,
 ) -> NumpyArray:
-    """Adds the perturbation of every face to the photo: uint8[H, W, 3].
+    """Adds the perturbation of every face, float32[S, S, 3], to the photo: uint8[H, W, 3].
 
-    Each perturbation, float32[S, S, 3] of a canvas, is scaled to its PSNR in dB, or as close to
-    it as clipping and a scale of at most eight allow. Other pixels do not change.
+    Each is scaled to its PSNR in dB, or as close to it as clipping and a scale of at most eight
+    allow. Other pixels do not change.
     """
     changed = pixels.copy()
     for (canvas, perturbation), psnr in zip(faces, psnrs, strict=True):
-        weighted = perturbation * canvas.weights(pixels.shape)
+        weighted = perturbation * canvas.weights()
         if grey:
             weighted = np.repeat(weighted.mean(axis=2, keepdims=True), 3, axis=2)
-        inside, own = canvas.spread(weighted, pixels.shape)
-        most = 255**2 * 10 ** (-psnr / 10) * 3 * canvas.face_area * canvas.ratio**2
+        inside, own = canvas.spread(weighted)
+        most = 255**2 * 10 ** (-psnr / 10) * 3 * canvas.area() * canvas.ratio**2
         changed[inside] = _scaled(changed[inside], own, most)
     return changed
 
 
 def _scaled(before: NumpyArray, perturbation: NumpyArray, most: float) -> NumpyArray:
-    """round(x + 255 t δ) with the largest t ≤ 8 whose sum of squared errors is within `most`."""
+    """round(x + 255 t δ) with the largest t ≤ 8 whose squared errors sum to at most `most`."""
 
     def at(share: float) -> NumpyArray:
         moved = np.rint(before + np.float32(255 * share) * perturbation)

@@ -19,9 +19,9 @@ import numpy as np
 from deid_jax.checks import count
 from deid_jax.errors import InputError
 from deid_jax.metrics import mssim
-from deid_jax.photos import crop_attack, files
-from deid_jax.photos.alignment import crop_matrix, error_within, support
-from deid_jax.photos.crop_attack import Crops
+from deid_jax.photos import face_attack, files
+from deid_jax.photos.canvases import Canvas
+from deid_jax.photos.face_attack import Canvases
 from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.file_records import FaceReport
 from deid_jax.photos.files import Photo
@@ -129,7 +129,9 @@ class _PhotoAttack:
         self._photo = photo
         self._faces = faces
         self._encoder = _Encoder(photo, faces, protector.strength.psnrs[-1])
-        self._crops = Crops.of(protector.surrogates, photo.pixels, faces, grey=photo.grey)
+        self._canvases = Canvases.of(
+            protector.surrogates, photo.pixels, self._encoder.canvases, grey=photo.grey
+        )
         self._references = [
             [one.references(sign) for one, sign in zip(protector.verifiers, signs, strict=True)]
             for signs in signs_of(protector.verifiers, photo.pixels, faces)
@@ -153,11 +155,15 @@ class _PhotoAttack:
             verdicts = judge(
                 pixels, self._faces, self._references, protector.verifiers, protector.detector
             )
-            matched = np.array([not all(one.fooled for one in own) for own in verdicts])
+            # A judge must not steer the attack.
+            matched = np.array(
+                [not all(one.fooled for one in own if one.fitted) for own in verdicts]
+            )
             todo = np.flatnonzero(matched & (level + 1 < len(psnrs)))
             level[todo] += 1
         errors = self._encoder.errors(pixels).tolist()
-        shown = crops_of(pixels, self._faces)
+        before, after = (crops_of(image, self._faces) for image in (self._photo.pixels, pixels))
+        ssims = mssim(jnp.asarray(after), jnp.asarray(before)).tolist()
         reports = tuple(
             FaceReport(
                 box=face.box,
@@ -165,17 +171,11 @@ class _PhotoAttack:
                 protected=all(verdict.fooled for verdict in own),
                 strength_db=psnr,
                 psnr=-10 * math.log10(error) if error > 0 else math.inf,
-                ssim=float(mssim(jnp.asarray(after[None]), jnp.asarray(before[None]))[0]),
+                ssim=ssim,
                 verdicts=own,
             )
-            for face, own, psnr, error, after, before in zip(
-                self._faces,
-                verdicts,
-                tried.tolist(),
-                errors,
-                shown,
-                self._crops.images,
-                strict=True,
+            for face, own, psnr, error, ssim in zip(
+                self._faces, verdicts, tried.tolist(), errors, ssims, strict=True
             )
         )
         return ProtectedPhoto(data, pixels, self._encoder.quality, reports)
@@ -183,9 +183,9 @@ class _PhotoAttack:
     def _perturb(self, faces: NumpyArray, level: int) -> None:
         """Finds the perturbations of faces, starting from those of the previous level."""
         strength = self._protector.strength
-        found = crop_attack.perturbations(
+        found = face_attack.perturbations(
             self._protector.verifiers,
-            self._crops.take(faces),
+            self._canvases.take(faces),
             [self._references[face] for face in faces],
             np.stack([self._found[face] for face in faces]) if level else None,
             psnr=strength.psnrs[level],
@@ -204,9 +204,7 @@ class _Encoder:
 
     def __init__(self, photo: Photo, faces: Sequence[Face], cap: float):
         self._photo = photo
-        self.matrices = [crop_matrix(face) for face in faces]
-        shape = photo.pixels.shape[:2]
-        self._supports = [support(matrix, shape) for matrix in self.matrices]
+        self.canvases = [Canvas.around(face, photo.pixels) for face in faces]
         # None for lossless formats.
         self.quality: int | None = None
         self._losses: NumpyArray = np.zeros(len(faces))
@@ -222,7 +220,7 @@ class _Encoder:
     def errors(self, shown: NumpyArray) -> NumpyArray:
         """Mean squared error of the pixels that each face may touch, for a range of 1."""
         before = self._photo.pixels
-        return np.array([error_within(where, before, shown) for where in self._supports])
+        return np.array([canvas.error(before, shown) for canvas in self.canvases])
 
     def encode(
         self, perturbations: Sequence[NumpyArray], psnrs: NumpyArray, keep_metadata: bool
@@ -237,9 +235,8 @@ class _Encoder:
         own = np.maximum(allowed - self._losses, allowed / 4)
         for _ in range(_CORRECTIONS):
             budgets = -10 * np.log10(own)
-            pixels = crop_attack.add(
-                photo.pixels, perturbations, self.matrices, budgets, grey=photo.grey
-            )
+            faces = zip(self.canvases, perturbations, strict=True)
+            pixels = face_attack.add(photo.pixels, faces, budgets, grey=photo.grey)
             data = files.encode_photo(
                 photo, pixels, keep_metadata=keep_metadata, quality=self.quality
             )

@@ -16,7 +16,7 @@ from deid_jax.errors import InputError
 from deid_jax.metrics import verification
 from deid_jax.metrics.verification import Distance
 from deid_jax.models.templates import ARCFACE, Alignment
-from deid_jax.photos.alignment import SIZE, aligned_crop, crop_matrix
+from deid_jax.photos.alignment import aligned_crop, crop_matrix
 from deid_jax.photos.faces import Face
 from deid_jax.recognisers.embedders import Embedder, name_of, split_list
 from deid_jax.types import NumpyArray
@@ -242,7 +242,7 @@ def load_verifiers(
     fitted = len(embedders) + len(given)
     for text in (*given, *others):
         try:
-            embedder = load(text, SIZE)
+            embedder = load(text, ARCFACE.height)
         except InputError as error:
             if text not in THRESHOLDS:
                 raise
@@ -270,7 +270,7 @@ def _default_embedders(
     missing: dict[str, InputError] = {}
     for name in names:
         try:
-            found.append(load(name, SIZE))
+            found.append(load(name, ARCFACE.height))
         except InputError as error:
             missing[name] = error
     if not found:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deid_jax.photos import crop_attack
-from deid_jax.photos.alignment import crop_matrix, error_within, support
-from deid_jax.photos.crop_attack import Crops
-from deid_jax.photos.faces import Detector
+from deid_jax.photos import face_attack
+from deid_jax.photos.canvases import Canvas
+from deid_jax.photos.face_attack import Canvases
+from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import views
 from deid_jax.photos.verifiers import FaceCrops, Verifier, largest_similarities, own_crops
@@ -115,23 +115,19 @@ class VideoAttack:
         if not kept:
             return None
         own = [own[place] for place in kept]
-        faces = [one.track.at(number) for one in own]
-        matrices = [crop_matrix(face) for face in faces]
+        places = [Canvas.around(one.track.at(number), pixels) for one in own]
         grey = _is_grey(pixels)
-        crops = Crops.of(self._protector.surrogates, pixels, faces, grey=grey)
+        canvases = Canvases.of(self._protector.surrogates, pixels, places, grey=grey)
         few = min(NEXT_STEPS, self._strength.num_steps)
         most = self._strength.num_steps
         steps = [most if one.perturbation is None else few for one in own]
         todo = list(range(len(own)))
         while todo:
-            self._step(number, own, crops, steps, todo)
-            changed = crop_attack.add(
-                pixels,
-                [one.perturbation for one in own if one.perturbation is not None],
-                matrices,
-                [self._strength.psnrs[one.level] for one in own],
-                grey=grey,
-            )
+            self._step(number, own, canvases, steps, todo)
+            found = [one.perturbation for one in own if one.perturbation is not None]
+            psnrs = [self._strength.psnrs[one.level] for one in own]
+            faces = zip(places, found, strict=True)
+            changed = face_attack.add(pixels, faces, psnrs, grey=grey)
             matched = self._still_matched(number, own, changed)
             todo = [n for n in matched if self._harder(own[n], steps, n)]
         return changed
@@ -182,7 +178,7 @@ class VideoAttack:
         self,
         number: int,
         own: Sequence[FollowedFace],
-        crops: Crops,
+        canvases: Canvases,
         steps: Sequence[int],
         todo: Sequence[int],
     ) -> None:
@@ -192,9 +188,9 @@ class VideoAttack:
             places = [n for n in todo if kinds[n] == (level, num_steps, new)]
             faces = [own[n] for n in places]
             keys = [jax.random.fold_in(self._key, one.number) for one in faces]
-            found = crop_attack.perturbations(
+            found = face_attack.perturbations(
                 self._protector.verifiers,
-                crops.take(places),
+                canvases.take(places),
                 [one.references for one in faces],
                 None if new else np.stack([np.asarray(one.perturbation) for one in faces]),
                 psnr=self._strength.psnrs[level],
@@ -236,7 +232,7 @@ class VideoJudge:
         found = self.detector(after) if number % self.every == 0 else []
         places = views([one.track.at(number) for one in own], found)
         for one, aligned in zip(own, places, strict=True):
-            psnr = _psnr(before, after, crop_matrix(aligned[0]))
+            psnr = _psnr(before, after, aligned[0])
             one.lowest_psnr = min(one.lowest_psnr, psnr)
             one.sum_psnr += psnr
             self.waiting.append((one, number, own_crops(self.verifiers, after, aligned)))
@@ -255,7 +251,7 @@ class VideoJudge:
         self.waiting.clear()
 
 
-def _psnr(before: NumpyArray, after: NumpyArray, matrix: NumpyArray) -> float:
-    """PSNR in dB over the pixels that a face's perturbation may touch."""
-    error = error_within(support(matrix, before.shape[:2]), before, after)
+def _psnr(before: NumpyArray, after: NumpyArray, face: Face) -> float:
+    """PSNR in dB over the face's area."""
+    error = Canvas.around(face, before).error(before, after)
     return -10 * math.log10(error) if error > 0 else 100.0

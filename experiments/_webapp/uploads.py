@@ -16,7 +16,7 @@ import numpy as np
 
 from deid_jax.errors import InputError, one_line
 from deid_jax.photos import STRENGTHS, FaceReport, ProtectedPhoto, Protector, Strength, files
-from deid_jax.photos.alignment import Span
+from deid_jax.photos.canvases import Span
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 
