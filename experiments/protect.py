@@ -73,11 +73,15 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     )
     strength: str = setting(
         "medium",
-        "How visible the perturbation may be; PSNR of the face in dB from the first try to the "
-        "cap: "
-        + "; ".join(f"{name} {', '.join(map(str, p))}" for name, p in STRENGTHS.items())
+        "How visible the perturbation is; PSNR of the face in dB: "
+        + ", ".join(f"{name} {psnr:g}" for name, psnr in STRENGTHS.items())
         + ".",
         choices=tuple(STRENGTHS),
+    )
+    least: bool = setting(
+        False,
+        "Stop at the least perturbation that fools the recognisers by a margin. Strangers' "
+        "recognisers are then fooled less often.",
     )
     keep_metadata: bool = setting(
         False,
@@ -168,7 +172,7 @@ def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
         verifiers,
         jax.random.key(settings.seed),
         detector=None if settings.aligned else choice.detector,
-        strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
+        strength=Strength.of(settings.strength, settings.num_steps, least=settings.least),
         keep_metadata=settings.keep_metadata,
     )
 

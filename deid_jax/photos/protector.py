@@ -1,8 +1,8 @@
 """Protects the faces of one photo, and judges the encoded file.
 
-The strength is raised face by face until every recogniser is fooled in the encoded file or the
-cap is reached. If a recogniser still matches a face at the cap, the strongest try is kept and
-the face is reported as not protected.
+The whole budget is spent: what only just fools the surrogates seldom fools other recognisers.
+With several budgets the next one is tried face by face while a surrogate still matches. If one
+still matches a face at the last, that try is kept and the face is reported as not protected.
 """
 
 import dataclasses
@@ -29,12 +29,11 @@ from deid_jax.photos.verdicts import judge
 from deid_jax.photos.verifiers import Verifier, crops_of, signs_of
 from deid_jax.types import NumpyArray
 
-# PSNR in dB: the first try, further tries if it does not suffice, and the cap.
-STRENGTHS = {
-    "light": (44.0, 43.0, 42.0, 41.0),
-    "medium": (42.0, 41.0, 40.0, 39.0, 38.0),
-    "strong": (40.0, 39.0, 38.0),
-}
+# The budget: PSNR in dB.
+STRENGTHS = {"light": 42.0, "medium": 40.0, "strong": 38.0}
+# In search of the least perturbation: the first try, the step to the next, and how far below its
+# threshold a surrogate's similarity must be.
+_FIRST, _LOWER, _MARGIN = 46.0, 2.0, 0.1
 # Used if encoding at the photo's own quality would cost too much of the budget.
 _FINE_QUALITY = 97
 # How often perturbations may be shrunk to make room for errors from encoding and other faces.
@@ -43,15 +42,26 @@ _CORRECTIONS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """The budgets of the tries.
+    """The budgets of one or several tries.
 
     Attributes:
       psnrs: in dB over the face's pixels in the file, from the least visible to the cap.
       num_steps: gradient steps of the first try; later tries continue with half as many.
+      margin: how far a surrogate's similarity must be below its threshold, else the next budget
+        is tried.
     """
 
-    psnrs: tuple[float, ...] = STRENGTHS["medium"]
+    psnrs: tuple[float, ...] = (STRENGTHS["medium"],)
     num_steps: int = 30
+    margin: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, num_steps: int, *, least: bool = False) -> "Strength":
+        """The whole budget of a key of `STRENGTHS`, or the least perturbation within it."""
+        cap = STRENGTHS[name]
+        if not least:
+            return cls((cap,), num_steps)
+        return cls(tuple(np.arange(_FIRST, cap - 0.1, -_LOWER).tolist()), num_steps, _MARGIN)
 
     def __post_init__(self) -> None:
         falling = all(more > less for more, less in itertools.pairwise(self.psnrs))
@@ -156,9 +166,8 @@ class _PhotoAttack:
                 pixels, self._faces, self._references, protector.verifiers, protector.detector
             )
             # A judge must not steer the attack.
-            matched = np.array(
-                [not all(one.fooled for one in own if one.fitted) for own in verdicts]
-            )
+            margins = [min(one.margin for one in own if one.fitted) for own in verdicts]
+            matched = np.array(margins) <= protector.strength.margin
             todo = np.flatnonzero(matched & (level + 1 < len(psnrs)))
             level[todo] += 1
         errors = self._encoder.errors(pixels).tolist()

@@ -25,11 +25,8 @@ def rms_levels(psnr: float) -> float:
 
 def strength_label(name: str) -> str:
     """The label that explains a strength."""
-    first, *_, last = STRENGTHS[name]
-    return (
-        f"{name}: {rms_levels(first):.1f} levels of 255, if need be up to "
-        f"{rms_levels(last):.1f} (PSNR {first:g} to {last:g} dB)"
-    )
+    psnr = STRENGTHS[name]
+    return f"{name}: {rms_levels(psnr):.1f} levels of 255 (PSNR {psnr:g} dB)"
 
 
 def verifiers_html(verifiers: Sequence[Verifier]) -> str:

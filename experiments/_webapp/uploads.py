@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from deid_jax.errors import InputError, one_line
-from deid_jax.photos import STRENGTHS, FaceReport, ProtectedPhoto, Protector, Strength, files
+from deid_jax.photos import FaceReport, ProtectedPhoto, Protector, Strength, files
 from deid_jax.photos.canvases import Span
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
@@ -67,7 +67,7 @@ def outcome_of(
     `strength`, a key of `STRENGTHS`, replaces the protector's.
     """
     name = Path(path).name
-    chosen = Strength(STRENGTHS[strength], protector.strength.num_steps)
+    chosen = Strength.of(strength, protector.strength.num_steps)
     protector = dataclasses.replace(protector, strength=chosen)
     try:
         try:
