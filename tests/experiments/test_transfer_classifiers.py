@@ -90,7 +90,7 @@ def test_report_and_table_have_them_beside_their_own_error(pictures, tmp_path, c
     assert float(clean["accuracy"]) == pytest.approx(1 - float(clean["protected"]))
     assert {row["fit"] for row in found} == {"", ONE}
     text = (folder / "transfer.md").read_text("utf-8")
-    section = text[text.index("## Named wrongly by classifiers") :].partition("\n## ")[0]
+    section = text[text.index("## Misclassified by classifiers") :].partition("\n## ")[0]
     assert "from the stranger's galleries and the probes" in section
     for row in chosen(found, transformation="none"):
         assert f"{100 * float(row['protected']):.1f} %" in section

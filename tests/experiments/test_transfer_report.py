@@ -18,7 +18,7 @@ from tests.experiments.transfer_helpers import (
 # Whole commands.
 pytestmark = pytest.mark.slow
 
-# Of least changes the mean PSNR is above the first, most photos' are below.
+# Of least perturbations the mean PSNR is above the first, most photos' are below.
 PSNRS = (18, 24)
 
 
@@ -65,12 +65,12 @@ def test_every_number_of_the_report_is_in_the_table(folder, rows, lines):
         "Protected, at FAR 10 %": 11,
         "Protected, at FAR 5 %": 11,
         "Compared with other protected photos, at FAR 10 %": 11,
-        "Named among all": 11,
+        "Ranked among all persons": 11,
         f"Judged by {ONE}": 11,
         f"Judged by {TWO}": 11,
         "Opponents who adapt, at FAR 10 %": 20,
         "How visible": 10,
-        "Least changes: protected and within a budget, at FAR 10 %": 2,
+        "Least perturbations: protected and within a budget, at FAR 10 %": 2,
     }
     for heading, (head, body) in tables.items():
         for cells in body:
@@ -101,7 +101,7 @@ def _check_cells(heading, values, rows, lines):
     named = [values[name] for name in ("method", "foresees", "fitted on", "budget")]
     own = [row for row in rows if key_of(row) == named]
     assert own, named
-    if heading.startswith("Least changes"):
+    if heading.startswith("Least perturbations"):
         _check_least(named, values, lines)
         return
     if heading == "How visible":
@@ -135,7 +135,7 @@ def _check_cells(heading, values, rows, lines):
     own = chosen(own, transformation="none")
     for test in (ONE, TWO):
         of_test = chosen(own, test=test)
-        if heading == "Named among all":
+        if heading == "Ranked among all persons":
             (row,) = chosen(of_test, far="0.1", compared="gallery")
             expected = f"{percent(row['rank1'])}{star(row)} ({percent(row['rank5'])})"
         else:
@@ -180,7 +180,7 @@ def test_report_says_what_it_means_and_promises_nothing(folder):
     for words in (
         "false\naccept rate (FAR) of 1 %",
         "never looked at",
-        "still\nknows who it is",
+        "still knows who it is",
         # Who has which photos, and what the intervals cover.
         "they set the thresholds that\nthe stranger goes by",
         "guesses it from the probes alone",

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from deid_jax.attacks import METHODS
@@ -50,6 +51,19 @@ def test_every_method_is_drawn_in_its_colour():
         colour = frontier._style(name)[0]
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.sum(np.all(picture == rgb, axis=1)) > 50, name
+
+
+@pytest.mark.parametrize(("mr", "has_ring"), [(0.98, False), (0.99, True)])
+def test_legend_explains_rings_where_there_are_any(monkeypatch, mr, has_ring):
+    labels = []
+    monkeypatch.setattr(
+        Figure,
+        "legend",
+        lambda self, handles, **_: labels.extend(h.get_label() for h in handles),
+    )
+    draw_frontier([point("pfgvm", 1.0, mr)])
+    assert labels[:3] == ["P-FGVM", "8-bit image", "float"]
+    assert ("least L2 at MR ≥ 99, 99.5 %" in labels) == has_ring
 
 
 @pytest.mark.slow
