@@ -38,7 +38,7 @@ from deid_jax.photos import (
 )
 from deid_jax.photos.alignment import aligned_face
 from deid_jax.photos.faces import parse_faces, read_faces
-from deid_jax.photos.file_records import PROTECTED
+from deid_jax.photos.file_records import PROTECTED, UNJUDGED
 from deid_jax.photos.manifest import NAME, sha256_of
 from deid_jax.videos import FileProtector, content, folders, listed, with_gallery
 from experiments._common import cli, process_settings, terminal
@@ -134,7 +134,8 @@ def run(settings: ProtectSettings) -> list[FileRecord]:
         work, records = _protect(settings, group)
         if group.is_first:
             print_protection(records, work.protector, work.output)
-        short = group.agree(sum(record.status != PROTECTED for record in records))
+        good = (PROTECTED, UNJUDGED)
+        short = group.agree(sum(record.status not in good for record in records))
         total = group.agree(len(records))
     if short:
         raise cli.ShortfallError(

@@ -87,6 +87,11 @@ class Canvas(NamedTuple):
         image = Image.fromarray(whole).resize((SIZE, SIZE), _BICUBIC)
         return np.asarray(image, np.float32) / 255
 
+    def part(self, pixels: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
+        """The photo's pixels below the canvas, uint8[h, w, 3], and their first, float64[2]."""
+        inside, _ = self._spans()
+        return pixels[inside], np.array([inside[1].start, inside[0].start], np.float64)
+
     def weights(self) -> NumpyArray:
         """float32[S, S, 1] in [0, 1]: zero where the photo's pixels must not change.
 

@@ -7,6 +7,7 @@ to the digits that their fields declare.
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deid_jax.photos.faces import Box
@@ -15,7 +16,10 @@ from deid_jax.types import Json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-PROTECTED, NOT_PROTECTED = "protected", "not protected"
+# Of faces and files. A face is protected if every recogniser misses it and one or more of them
+# are judges. If nobody judged, it is unjudged: it only fools the recognisers it was made for.
+PROTECTED, UNJUDGED, NOT_PROTECTED = "protected", "unjudged", "not protected"
+# Of files alone.
 NO_FACE, UNREADABLE = "no face found", "unreadable"
 
 
@@ -60,9 +64,10 @@ class TrackVerdict(FaceVerdict):
 
 @dataclasses.dataclass(frozen=True)
 class FaceReport:
-    """One face of a protected photo; protected if every recogniser is fooled.
+    """One face of a protected photo.
 
     Attributes:
+      status: what the verdicts say, see `status_of`.
       score: how surely it was found, see `Face`.
       strength_db: the budget of the last try, as PSNR.
       psnr: of the pixels that the perturbation may touch, in the decoded file.
@@ -71,7 +76,7 @@ class FaceReport:
 
     box: Box
     score: float
-    protected: bool
+    status: str
     strength_db: float
     psnr: float
     ssim: float
@@ -94,11 +99,24 @@ class TrackReport:
     first_frame: int
     last_frame: int
     num_frames: int
-    protected: bool
+    status: str
     strength_db: float
     psnr: float
     mean_psnr: float
     verdicts: tuple[TrackVerdict, ...]
+
+
+def status_of(verdicts: Sequence[FaceVerdict]) -> str:
+    """`PROTECTED`, `UNJUDGED` or `NOT_PROTECTED`, by the verdicts on one face."""
+    if not all(verdict.fooled for verdict in verdicts):
+        return NOT_PROTECTED
+    return UNJUDGED if all(verdict.fitted for verdict in verdicts) else PROTECTED
+
+
+def worst_of(faces: Sequence[FaceReport | TrackReport]) -> str:
+    """The worst status of one or more faces."""
+    order = (NOT_PROTECTED, UNJUDGED, PROTECTED)
+    return min((face.status for face in faces), key=order.index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +146,7 @@ class FileRecord:
 
     Attributes:
       file: its name below the input folder.
-      status: one of the four above.
+      status: one of the five above.
       reason: why it is not protected; None if it is.
       output: its name below the output folder; None if nothing was written.
       source_sha256: of its content; empty if it could not be read.

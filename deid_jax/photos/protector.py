@@ -23,7 +23,7 @@ from deid_jax.photos import face_attack, files
 from deid_jax.photos.canvases import Canvas
 from deid_jax.photos.face_attack import Canvases
 from deid_jax.photos.faces import Detector, Face
-from deid_jax.photos.file_records import FaceReport
+from deid_jax.photos.file_records import FaceReport, status_of, worst_of
 from deid_jax.photos.files import Photo
 from deid_jax.photos.verdicts import judge
 from deid_jax.photos.verifiers import Verifier, crops_of, signs_of
@@ -31,8 +31,8 @@ from deid_jax.types import NumpyArray
 
 # The budget: PSNR in dB.
 STRENGTHS = {"light": 42.0, "medium": 40.0, "strong": 38.0}
-# In search of the least perturbation: the first try, the step to the next, and how far below its
-# threshold a surrogate's similarity must be.
+# In search of the least perturbation: the first try, the step to the next, and how far a
+# surrogate's similarity must be below its threshold.
 _FIRST, _LOWER, _MARGIN = 46.0, 2.0, 0.1
 # Used if encoding at the photo's own quality would cost too much of the budget.
 _FINE_QUALITY = 97
@@ -82,9 +82,9 @@ class ProtectedPhoto(NamedTuple):
     faces: tuple[FaceReport, ...]
 
     @property
-    def protected(self) -> bool:
-        """Whether every recogniser is fooled on every face."""
-        return all(face.protected for face in self.faces)
+    def status(self) -> str:
+        """The worst status of a face."""
+        return worst_of(self.faces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _PhotoAttack:
             FaceReport(
                 box=face.box,
                 score=face.score,
-                protected=all(verdict.fooled for verdict in own),
+                status=status_of(own),
                 strength_db=psnr,
                 psnr=-10 * math.log10(error) if error > 0 else math.inf,
                 ssim=ssim,

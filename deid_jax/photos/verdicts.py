@@ -1,19 +1,32 @@
 """Verdicts: whether recognisers still match the faces of a written photo.
 
-The written file is decoded. Each recogniser judges each face in its own crop, as it was aligned
-when perturbed, and as by the box that the detector finds in the protected photo. The largest
-similarity counts, to the original face and to other photos of the person.
+The written file is decoded. Each recogniser judges each face in its own crop: by the landmarks
+that the detector finds in the written file, by those of the original, by such as others might
+find, and after compression. The largest similarity of all counts, to the original face and to
+other photos of the person.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from deid_jax.photos.alignment import landmarks_of
+from deid_jax.photos.canvases import Canvas
 from deid_jax.photos.faces import Detector, Face, overlap
 from deid_jax.photos.file_records import FaceVerdict
 from deid_jax.photos.verifiers import Verifier, largest_similarities, own_crops
+from deid_jax.transforms.processing import PROCESSING
 from deid_jax.types import NumpyArray
 
+# Other detectors' landmarks: turned in degrees, scaled, and shifted in distances of the eyes.
+_MISALIGNED = (
+    (4.0, 1.0, 0.0, 0.0),
+    (-4.0, 1.0, 0.0, 0.0),
+    (0.0, 1.1, 0.0, 0.0),
+    (0.0, 0.92, 0.0, 0.0),
+    (0.0, 1.0, 0.08, 0.08),
+)
 # Boxes with a larger intersection over union belong to the same face.
 _SAME = 0.3
 
@@ -35,21 +48,59 @@ def judge(
     verifiers: Sequence[Verifier],
     detector: Detector | None = None,
 ) -> list[tuple[FaceVerdict, ...]]:
-    """The verdicts on every face, one for each recogniser.
+    """The verdicts on every face, one for each recogniser: by its worst view.
 
     Args:
       pixels: uint8[H, W, 3], the decoded file.
       faces: where the faces were before they were perturbed.
       references: for each face and each recogniser, `Verifier.references`.
       verifiers: surrogates and judges.
-      detector: detects faces again; None judges only the original crops.
+      detector: detects faces again; None judges only by the original landmarks.
     """
-    aligned = views(faces, detector(pixels) if detector is not None else ())
-    crops = [own_crops(verifiers, pixels, own) for own in aligned]
+    crops = [
+        _all_crops(verifiers, pixels, own)
+        for own in views(faces, detector(pixels) if detector is not None else ())
+    ]
     return [
         tuple(verdict_of(*pair) for pair in zip(verifiers, row.tolist(), strict=True))
         for row in largest_similarities(verifiers, references, crops)
     ]
+
+
+def _all_crops(
+    verifiers: Sequence[Verifier], pixels: NumpyArray, aligned: Sequence[Face]
+) -> list[NumpyArray]:
+    """What each recogniser may see of a face: float32[n, h, w, 3]."""
+    last = aligned[-1]
+    landmarks = landmarks_of(last)
+    others = [Face(last.box, moved(landmarks, *one)) for one in _MISALIGNED]
+    part, corner = Canvas.around(last, pixels).part(pixels)
+    (compressed,) = PROCESSING["jpeg75"](part[None])
+    there = Face(last.box, landmarks - corner)
+    return [
+        np.concatenate(parts)
+        for parts in zip(
+            own_crops(verifiers, pixels, [*aligned, *others]),
+            own_crops(verifiers, compressed, [there]),
+            strict=True,
+        )
+    ]
+
+
+def moved(
+    landmarks: NumpyArray, turn: float, scale: float, right: float, down: float
+) -> NumpyArray:
+    """Landmarks turned in degrees and scaled about their middle, then shifted.
+
+    Shifts are relative to the distance between the eyes.
+    """
+    middle = landmarks.mean(0)
+    angle = math.radians(turn)
+    matrix = scale * np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    )
+    size = float(np.linalg.norm(landmarks[1] - landmarks[0]))
+    return middle + (landmarks - middle) @ matrix.T + size * np.array([right, down])
 
 
 def verdict_of(verifier: Verifier, similarity: float) -> FaceVerdict:

@@ -218,7 +218,7 @@ def _threshold(embedder: Embedder, value: str | float) -> float:
 
 def load_verifiers(
     surrogates: str | None,
-    judges: str,
+    judges: str | None,
     threshold: str | None,
     load: Callable[[str, int], Embedder],
 ) -> tuple[Verifier, ...]:
@@ -226,20 +226,22 @@ def load_verifiers(
 
     Both are lists separated by commas, see `recognisers.embedders`; judges may be `none`.
     Without surrogates, those of `DEFAULTS` that can be had are loaded, and a line on standard
-    error names the others. Thresholds are those of `thresholds_of`. `load` is given a name and
-    the size of crops.
+    error names the others; if all can be had and no judges are given, the last one judges.
+    Thresholds are those of `thresholds_of`. `load` is given a name and the size of crops.
 
     Raises:
       InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice,
         which is refused before any is loaded.
     """
-    others = [] if judges == "none" else split_list(judges, ",")
+    others = [] if judges in (None, "none") else split_list(str(judges), ",")
     given = [] if surrogates is None else split_list(surrogates, ",")
     for name, times in collections.Counter(map(name_of, (*given, *others))).items():
         if times > 1:
             raise InputError(f"recogniser {name} is given twice")
     embedders = [] if surrogates is not None else _default_embedders(load, others)
     fitted = len(embedders) + len(given)
+    if judges is None and len(embedders) == len(DEFAULTS):
+        fitted -= 1
     for text in (*given, *others):
         try:
             embedder = load(text, ARCFACE.height)

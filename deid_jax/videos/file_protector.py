@@ -18,6 +18,7 @@ from deid_jax.photos.file_records import (
     NO_FACE,
     NOT_PROTECTED,
     PROTECTED,
+    UNJUDGED,
     UNREADABLE,
     FileRecord,
     PhotoFigures,
@@ -34,6 +35,11 @@ from deid_jax.videos.video import VideoJob, VideoReport
 # Shows the progress of a file that takes a long time.
 Say = Callable[[str], None]
 _NO_FACE = "no face was found: nothing was written"
+_REASONS = {
+    PROTECTED: None,
+    UNJUDGED: "fools the recognisers it was made for; nobody else looked",
+    NOT_PROTECTED: "a recogniser still matches a face",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +150,8 @@ class FileProtector:
     ) -> FileRecord:
         return FileRecord(
             file=name,
-            status=PROTECTED if done.protected else NOT_PROTECTED,
-            reason=None if done.protected else "a recogniser still knows a face",
+            status=done.status,
+            reason=_REASONS[done.status],
             output=name,
             source_sha256=digest,
             output_sha256=sha256_of_file(self.output / name),

@@ -19,7 +19,13 @@ import numpy as np
 
 from deid_jax.errors import InputError
 from deid_jax.photos.faces import Detector
-from deid_jax.photos.file_records import TrackReport, TrackVerdict
+from deid_jax.photos.file_records import (
+    NOT_PROTECTED,
+    TrackReport,
+    TrackVerdict,
+    status_of,
+    worst_of,
+)
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import verdict_of
 from deid_jax.photos.verifiers import Verifier, signs_of
@@ -58,9 +64,9 @@ class VideoReport:
     faces: tuple[TrackReport, ...] = ()
 
     @property
-    def protected(self) -> bool:
-        """Whether there is a face, and all faces fool every recogniser in every frame."""
-        return bool(self.faces) and all(face.protected for face in self.faces)
+    def status(self) -> str:
+        """The worst status of a face, in every frame."""
+        return worst_of(self.faces) if self.faces else NOT_PROTECTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +181,7 @@ class VideoJob:
             first_frame=one.first,
             last_frame=one.last,
             num_frames=one.num_frames,
-            protected=all(verdict.fooled for verdict in verdicts),
+            status=status_of(verdicts),
             strength_db=self.protector.strength.psnrs[one.level],
             psnr=one.lowest_psnr,
             mean_psnr=one.sum_psnr / one.num_frames,

@@ -12,6 +12,7 @@ from deid_jax.photos.file_records import (
     NO_FACE,
     NOT_PROTECTED,
     PROTECTED,
+    UNJUDGED,
     TrackReport,
     VideoFigures,
 )
@@ -26,7 +27,7 @@ _ENCODING = ", of videos before encoding"
 def print_protection(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
     """Prints the totals and every face, or only the failures if there are many files."""
     console = Console(highlight=False, markup=False)
-    failed = [record for record in records if record.status != PROTECTED]
+    failed = [record for record in records if record.status not in (PROTECTED, UNJUDGED)]
     verifiers = protector.verifiers
     for number, one in enumerate(verifiers, 1):
         unseen = "" if one.is_surrogate else ", not known to the attack"
@@ -41,12 +42,16 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
     faces = [face for record in records for face in record.faces]
     videos = [r for r in records if isinstance(r.figures, VideoFigures)]
     if faces:
-        num_protected = sum(face.protected for face in faces)
+        judged = not all(one.is_surrogate for one in verifiers)
+        good = sum(face.status != NOT_PROTECTED for face in faces)
         console.print(
-            f"Protected against these recognisers (cap: {protector.strength.psnrs[-1]:g} dB"
-            f"{_ENCODING * bool(videos)}): {num_protected} of {counted(len(faces), 'face')}, "
+            f"{'Protected' if judged else 'Fool the recognisers they were made for'} "
+            f"(at {protector.strength.psnrs[-1]:g} dB{_ENCODING * bool(videos)}): "
+            f"{good} of {counted(len(faces), 'face')}, "
             f"{len(records) - len(failed)} of {counted(len(records), 'file')}."
         )
+        if not judged:
+            console.print("Nobody else looked: --judge adds recognisers that only judge.")
     blank = sum(record.status == NO_FACE for record in records)
     if blank:
         console.print(f"{NO_FACE} in {counted(blank, 'file')}".capitalize() + ".")
@@ -61,11 +66,6 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
     left = sum(record.figures.faces_left for record in records if record.figures is not None)
     if left:
         console.print(f"Not chosen by --faces, and left as is: {counted(left, 'other face')}.")
-    if faces and all(one.is_surrogate for one in verifiers):
-        console.print(
-            "The attack knew all of these recognisers; unseen ones were not tested. --judge "
-            "adds some."
-        )
     console.print(f"Files and {NAME}: {output}")
 
 
@@ -96,4 +96,4 @@ def _cells(face: FaceReport | TrackReport) -> list[str]:
         ssim = f"{face.ssim:.3f}"
     similarities = [f"{verdict.similarity:.2f}" for verdict in face.verdicts]
     psnr = f"{face.psnr:.1f}".replace("inf", "∞")
-    return [place, psnr, ssim, *similarities, PROTECTED if face.protected else NOT_PROTECTED]
+    return [place, psnr, ssim, *similarities, face.status]

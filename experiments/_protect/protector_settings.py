@@ -21,10 +21,11 @@ class ProtectorSettings:
         f"several together fools unseen ones more often. Default: {', '.join(DEFAULTS)}, as "
         "far as they can be had.",
     )
-    judge: str = setting(
-        "none",
-        "Further recognisers, separated by commas, that only judge: the attack does not know "
-        "them, so their verdict is closer to a stranger's.",
+    judge: str | None = setting(
+        None,
+        "Recognisers, separated by commas, that only judge: the attack does not know them, so "
+        "their verdict is closer to a stranger's; or none. Default: the last of the default "
+        "recognisers, if all of them can be had.",
     )
     threshold: str | None = setting(
         None,

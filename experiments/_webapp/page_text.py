@@ -89,7 +89,7 @@ def _change(psnr: float) -> str:
 
 def summary_html(outcome: UploadOutcome) -> str:
     """The coloured summary line of a photo."""
-    return said(summary_line(outcome), outcome.protected)
+    return said(summary_line(outcome), outcome.fools_all)
 
 
 def said(text: str, right: bool | None = None) -> str:
@@ -109,7 +109,7 @@ def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
     """The totals of several photos, and a line about each that is not protected."""
     if len(outcomes) == 1:
         return summary_html(outcomes[0])
-    wrong = [summary_html(outcome) for outcome in outcomes if not outcome.protected]
+    wrong = [summary_html(outcome) for outcome in outcomes if not outcome.fools_all]
     number = len(outcomes) - len(wrong)
     head = f"{number} of {len(outcomes)} photos: all faces found fool all recognisers asked."
     return "".join([said(head, not wrong), *wrong])

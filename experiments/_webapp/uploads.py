@@ -17,6 +17,7 @@ import numpy as np
 from deid_jax.errors import InputError, one_line
 from deid_jax.photos import FaceReport, ProtectedPhoto, Protector, Strength, files
 from deid_jax.photos.canvases import Span
+from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, worst_of
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 
@@ -45,9 +46,9 @@ class UploadOutcome:
     faces: tuple[FaceReport, ...] = ()
 
     @property
-    def protected(self) -> bool:
-        """Whether no recogniser matches any face any more."""
-        return self.message is None and all(face.protected for face in self.faces)
+    def fools_all(self) -> bool:
+        """Whether no recogniser that was asked matches any face any more."""
+        return self.message is None and worst_of(self.faces) != NOT_PROTECTED
 
 
 def refusal(paths: Sequence[str | Path]) -> str | None:
@@ -175,14 +176,19 @@ def summary_line(outcome: UploadOutcome) -> str:
     """One line about a photo."""
     if outcome.message is not None:
         return outcome.message
-    matched = sum(not face.protected for face in outcome.faces)
+    matched = sum(face.status == NOT_PROTECTED for face in outcome.faces)
     number = len(outcome.faces)
     faces = "1 face" if number == 1 else f"{number} faces"
-    if not matched:
+    if not matched and worst_of(outcome.faces) == PROTECTED:
         return f"{outcome.name}: {faces} found, not matched by any recogniser asked."
+    if not matched:
+        return (
+            f"{outcome.name}: {faces} found, not matched by the recognisers that it was made "
+            "to fool. Nobody else looked."
+        )
     return (
         f"{outcome.name}: not protected. {faces} found, of which a recogniser still matches "
-        f"{matched} at the strongest perturbation allowed."
+        f"{matched}."
     )
 
 
