@@ -15,6 +15,7 @@ from deid_jax.data.images import CROPS
 from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
 from deid_jax.photos.alignment import crop_matrix
+from deid_jax.photos.face_search import load_search
 from deid_jax.photos.verifiers import THRESHOLDS, crops_of, directions
 from deid_jax.recognisers.embedders import load_embedder
 from experiments import (

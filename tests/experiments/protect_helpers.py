@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from deid_jax.photos import Protector, Strength, Verifier
-from deid_jax.photos.alignment import support
+from deid_jax.photos.alignment import crop_matrix, support
 from deid_jax.photos.verifiers import crops_of
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect
@@ -185,6 +185,14 @@ def square(box=BOX):
     centre = np.array([left + 0.5 * width, top + 0.576 * box[3]])
     low, high = centre + (-0.5 - middle) * scale, centre + (111.5 - middle) * scale
     return (*low, *high)
+
+
+def square_of(face):
+    """(left, top, right, bottom) of what may change for a face with landmarks."""
+    matrix = crop_matrix(face)
+    corners = np.array([[x, y] for x in (-0.5, 111.5) for y in (-0.5, 111.5)])
+    there = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    return (*there.min(0), *there.max(0))
 
 
 def may_change(shape, *squares, block=1, margin=0):

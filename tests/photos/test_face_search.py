@@ -18,14 +18,17 @@ APART = np.linalg.norm(EYES[1] - EYES[0])
 
 
 @pytest.fixture(scope="module")
-def search():
-    return face_search.load_search()
-
-
-@pytest.fixture(scope="module")
 def astronaut():
     found = skimage.data.astronaut()
     assert found.shape == (512, 512, 3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def search(astronaut):
+    """Its programs for photos of up to 512 pixels are compiled."""
+    found = face_search.load_search()
+    found(astronaut)
     return found
 
 

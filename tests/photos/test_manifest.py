@@ -207,7 +207,8 @@ TRACK = TrackReport(
             FACE,
             PhotoFigures(1, 20, 30, None),
             '{"box": [1.23, 2.0, 30.0, 4.0], "score": 0.8765, "protected": true, '
-            '"strength_db": 40.0, "psnr": null, "ssim": 0.98765, "verdicts": [{"recogniser": "one", "fitted": true, '
+            '"strength_db": 40.0, "psnr": null, "ssim": 0.98765, '
+            '"verdicts": [{"recogniser": "one", "fitted": true, '
             '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}]}',
             '"faces_left": 1, "height": 20, "width": 30, "quality": null',
         ),
@@ -215,7 +216,8 @@ TRACK = TrackReport(
             TRACK,
             VideoFigures(0, 20, 30, 12, 9),
             '{"box": [1.23, 2.0, 30.0, 4.0], "score": 0.8765, "first_frame": 0, '
-            '"last_frame": 8, "num_frames": 9, "protected": true, "strength_db": 40.0, "psnr": 39.988, '
+            '"last_frame": 8, "num_frames": 9, "protected": true, "strength_db": 40.0, '
+            '"psnr": 39.988, '
             '"mean_psnr": 41.1, "verdicts": [{"recogniser": "one", "fitted": true, '
             '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
             '"fooled_frames": 1.0}]}',
