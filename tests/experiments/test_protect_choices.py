@@ -226,6 +226,7 @@ def test_photo_without_a_face_is_listed_and_not_written(tmp_path, capsys):
     assert err.startswith("2 of 2 files are not protected: see ")
 
 
+@pytest.mark.slow
 def test_face_that_the_detector_finds(tmp_path):
     """The astronaut of scikit-image, of whom the rocket behind her is no part."""
     from skimage import data
