@@ -114,9 +114,9 @@ def test_tiles_cover_every_face_that_the_coarser_scale_misses():
         ends = [start + size for start, size in tiles]
         assert tiles[0][0] == 0 and ends[-1] >= length
         assert all(b - a <= size - 127 for (a, size), (b, _) in itertools.pairwise(tiles))
-    for shape in ((50, 60), (700, 1000), (4000, 6000), (1000, 30000)):
+    for shape in ((50, 60), (700, 1000), (900, 1000), (4000, 6000), (1000, 30000)):
         scales = face_search._scales(shape)
-        assert scales[0] == min(1, max(0.5, 1024 / max(shape)))
+        assert scales[0] == min(1, max(0.5, min(1024 / max(shape), 768 / min(shape))))
         assert all(0.25 <= b / a <= 1 for a, b in itertools.pairwise(scales))
         assert scales[-1] * max(shape) <= 512
 
