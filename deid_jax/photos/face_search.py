@@ -26,8 +26,9 @@ from deid_jax.photos.faces import Face, by_size
 from deid_jax.recognisers.onnx_files import read_initialisers
 from deid_jax.types import NumpyArray, Variables
 
-# Photos are reduced to this longest side, but by no more than this factor.
-_LONGEST, _FINEST = 1024, 0.5
+# Photos are reduced to fit these longer and shorter sides, but at first by no more than this
+# factor.
+_LONGEST, _SHORTER, _FINEST = 1024, 768, 0.5
 # The next scale is coarser by this factor, so that the sizes that the network sees overlap.
 _COARSER = 4
 # Tiles overlap by this many pixels; their sides are multiples of the other number, so that few
@@ -202,9 +203,10 @@ def _network(variables: Variables, images: jax.Array) -> jax.Array:
 def _scales(shape: Sequence[int]) -> list[float]:
     """The scales at which a photo is looked at, the finest first."""
     longest = max(shape[:2])
-    scales = [min(1.0, max(_FINEST, _LONGEST / longest))]
-    while scales[-1] * longest > _LONGEST:
-        scales.append(max(scales[-1] / _COARSER, _LONGEST / longest))
+    whole = min(_LONGEST / longest, _SHORTER / min(shape[:2]))
+    scales = [min(1.0, max(_FINEST, whole))]
+    while scales[-1] > whole:
+        scales.append(max(scales[-1] / _COARSER, whole))
     # Faces that fill the largest tile are too large for the network.
     if scales[-1] * longest > _LONGEST / 2:
         scales.append(scales[-1] / _COARSER)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from deid_jax.photos import STRENGTHS, Face
 from deid_jax.photos.alignment import crop_matrix
+from deid_jax.photos.face_search import load_search
 from experiments import protect
 from tests.experiments.protect_helpers import (
     CONSTANT,
@@ -21,6 +22,7 @@ from tests.experiments.protect_helpers import (
     run,
     shown,
     square,
+    square_of,
 )
 
 pytestmark = pytest.mark.usefixtures("light_attack")
@@ -224,6 +226,7 @@ def test_photo_without_a_face_is_listed_and_not_written(tmp_path, capsys):
     assert err.startswith("not protected: 2 of 2 files; see ")
 
 
+@pytest.mark.slow
 def test_face_that_the_detector_finds(tmp_path):
     """The astronaut of scikit-image, of whom the rocket behind her is no part."""
     from skimage import data
@@ -239,7 +242,10 @@ def test_face_that_the_detector_finds(tmp_path):
     for x, y in ((206, 105), (243, 105), (226, 145)):
         assert left < x < left + width and top < y < top + height
     changed = _changed(source, output)
-    assert not np.any(changed & ~may_change(changed.shape, square(face["box"])))
+    (found,) = load_search()(data.astronaut())
+    np.testing.assert_allclose(face["box"], found.box, atol=0.01)
+    assert face["score"] == pytest.approx(found.score, abs=1e-4)
+    assert not np.any(changed & ~may_change(changed.shape, square_of(found)))
 
 
 def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector, capsys):

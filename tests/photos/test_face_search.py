@@ -18,14 +18,17 @@ APART = np.linalg.norm(EYES[1] - EYES[0])
 
 
 @pytest.fixture(scope="module")
-def search():
-    return face_search.load_search()
-
-
-@pytest.fixture(scope="module")
 def astronaut():
     found = skimage.data.astronaut()
     assert found.shape == (512, 512, 3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def search(astronaut):
+    """Its programs for photos of up to 512 pixels are compiled."""
+    found = face_search.load_search()
+    found(astronaut)
     return found
 
 
@@ -70,6 +73,7 @@ def test_faces_small_and_large(search, astronaut, apart):
     np.testing.assert_allclose(face.landmarks[:2], eyes, atol=0.15 * apart)
 
 
+@pytest.mark.slow
 def test_a_small_face_in_a_panorama(search, astronaut):
     pixels = np.full((500, 3000, 3), 90, np.uint8)
     place = np.array([1350, 230])
@@ -89,7 +93,7 @@ def test_each_of_several_faces_is_found_once_the_largest_first(search, astronaut
     np.testing.assert_allclose(small.landmarks[:2], 199 - half, atol=2.5)
 
 
-@pytest.mark.parametrize("name", ["coffee", "chelsea", "rocket", "hubble_deep_field", "text"])
+@pytest.mark.parametrize("name", ["coffee", "chelsea", "rocket", "hubble_deep_field"])
 def test_nobody_is_found_where_nobody_is(search, name):
     found = getattr(skimage.data, name)()[:512, :512]
     assert search(found if found.ndim == 3 else np.repeat(found[..., None], 3, 2)) == []
@@ -110,9 +114,9 @@ def test_tiles_cover_every_face_that_the_coarser_scale_misses():
         ends = [start + size for start, size in tiles]
         assert tiles[0][0] == 0 and ends[-1] >= length
         assert all(b - a <= size - 127 for (a, size), (b, _) in itertools.pairwise(tiles))
-    for shape in ((50, 60), (700, 1000), (4000, 6000), (1000, 30000)):
+    for shape in ((50, 60), (700, 1000), (900, 1000), (4000, 6000), (1000, 30000)):
         scales = face_search._scales(shape)
-        assert scales[0] == min(1, max(0.5, 1024 / max(shape)))
+        assert scales[0] == min(1, max(0.5, min(1024 / max(shape), 768 / min(shape))))
         assert all(0.25 <= b / a <= 1 for a, b in itertools.pairwise(scales))
         assert scales[-1] * max(shape) <= 512
 
