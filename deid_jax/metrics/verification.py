@@ -152,13 +152,16 @@ def impostor_scores(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.float6
     return scores[np.arange(scores.shape[1]) != labels[:, None]]
 
 
-def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
+def threshold_at_far(
+    impostor_scores: NumpyArray, far: float, counts: NumpyArray | None = None
+) -> float:
     """The smallest threshold whose false accept rate is at most `far`.
 
     min {t ∈ float64: #{s ≥ t} / n ≤ far}. With k the largest integer such that k/n ≤ far, this
     is the float64 just above the (k + 1)-th highest score. Impostors tied at that score are all
     rejected, so the actual rate may be lower than `far` but never higher. n far must be at
-    least 1, since fewer scores cannot distinguish it from 0.
+    least 1, since fewer scores cannot distinguish it from 0. `counts`, int[n], says how often
+    each score counts, once by default.
 
     Raises:
       InputError: `far` out of range, too few scores for it, or one that is not finite.
@@ -166,12 +169,18 @@ def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
     scores = _row("impostor_scores", impostor_scores)
     if not 0 < far < 1:
         raise InputError(f"far must be a number > 0 and < 1, got {far}")
-    n = len(scores)
+    n = len(scores) if counts is None else int(np.sum(counts))
     allowed = int(n * far)  # n far may be rounded up or down: 100 * 0.29 < 29
-    allowed += ((allowed + 1) / n <= far) - (allowed / n > far)
+    if n:
+        allowed += ((allowed + 1) / n <= far) - (allowed / n > far)
     if allowed < 1:
         raise InputError(f"far {far:g} needs {1 / far:.0f} impostor scores or more, got {n}")
-    highest_rejected = np.partition(scores, n - 1 - allowed)[n - 1 - allowed]
+    if counts is None:
+        highest_rejected = np.partition(scores, n - 1 - allowed)[n - 1 - allowed]
+    else:
+        order = np.argsort(scores, kind="stable")  # Fast where they are sorted already.
+        below = np.cumsum(counts[order])
+        highest_rejected = scores[order[np.searchsorted(below, n - 1 - allowed, "right")]]
     return float(np.nextafter(highest_rejected, np.inf))
 
 

@@ -238,7 +238,7 @@ def load_verifiers(
     for name, times in collections.Counter(map(name_of, (*given, *others))).items():
         if times > 1:
             raise InputError(f"recogniser {name} is given twice")
-    embedders = [] if surrogates is not None else _default_embedders(load, others)
+    embedders = [] if surrogates is not None else default_embedders(load, others)
     fitted = len(embedders) + len(given)
     if judges is None and len(embedders) == len(DEFAULTS):
         fitted -= 1
@@ -263,10 +263,14 @@ def load_verifiers(
     )
 
 
-def _default_embedders(
+def default_embedders(
     load: Callable[[str, int], Embedder], judges: Sequence[str]
 ) -> list[Embedder]:
-    """Those of `DEFAULTS` that can be had and do not judge."""
+    """Those of `DEFAULTS` that can be had and do not judge; standard error names the others.
+
+    Raises:
+      InputError: none of them can be had.
+    """
     names = [name for name in DEFAULTS if name not in map(name_of, judges)]
     found: list[Embedder] = []
     missing: dict[str, InputError] = {}

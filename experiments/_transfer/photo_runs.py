@@ -1,0 +1,343 @@
+"""Whole photos: which are protected, by which fits, and what strangers say of the files."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from deid_jax.errors import InputError
+from deid_jax.photos import Detector, Face, Protector, Strength, Verifier, parse_photo
+from deid_jax.photos.alignment import crop_matrix, scale_of
+from deid_jax.photos.handling import HANDLING
+from deid_jax.photos.named_faces import face_again, named_faces
+from deid_jax.photos.strangers import COMPARED, Comparisons, JudgedPhotos, Stranger
+from deid_jax.photos.verifiers import THRESHOLDS, comparable_of, crops_of, thresholds_of
+from deid_jax.recognisers.embedders import Embedder
+from deid_jax.types import NumpyArray
+
+Cell = str | float | bool | None
+# By kind of processing and judge, what is compared for each photo; None where no face is found.
+_Seen = dict[tuple[str, str], list[Comparisons | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoPlan:
+    """What is run: fits and judges by name, budgets in dB, keys of `HANDLING`, and rates."""
+
+    fits: tuple[tuple[str, ...], ...]
+    judges: tuple[str, ...]
+    psnrs: tuple[float, ...]
+    processing: tuple[str, ...]
+    fars: tuple[float, ...]
+    num_steps: int
+    seed: int
+
+    def runs(self) -> list["PhotoRun"]:
+        """Every fit with every budget."""
+        return [PhotoRun(fit, psnr) for fit in self.fits for psnr in self.psnrs]
+
+
+class PhotoRun(NamedTuple):
+    """A fit and its budget in dB; the photos as they are, if empty."""
+
+    fit: tuple[str, ...] = ()
+    psnr: float | None = None
+
+
+class CleanPhoto(NamedTuple):
+    """A photo of a person, "person/name", and the person's face in it."""
+
+    name: str
+    path: Path
+    face: Face
+
+    @property
+    def person(self) -> str:
+        """Whose photo it is."""
+        return person_of(self.name)
+
+
+def person_of(name: str) -> str:
+    """The person of a photo's name."""
+    return name.partition("/")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class WholePhotos:
+    """Clean photos in which the person's face was found, and what recognisers see in them.
+
+    Attributes:
+      to_protect: numbers of those that are to be protected; the others are the gallery.
+      labels: int[N], the photos' persons.
+      signs: by recogniser, comparable embeddings float64[N, D].
+      not_found: names of the photos in which the person's face was not found.
+    """
+
+    photos: list[CleanPhoto]
+    to_protect: list[int]
+    labels: NumpyArray
+    signs: dict[str, NumpyArray]
+    not_found: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoRow:
+    """A line of photos.csv: a run, judged by one stranger after one kind of processing.
+
+    Attributes:
+      psnr_mean: mean PSNR of the faces in the written files.
+      lost: share of photos in which the detector no longer finds the face.
+    """
+
+    run: PhotoRun
+    judge: str
+    processing: str
+    far: float
+    psnr_mean: float | None
+    num_photos: int
+    lost: float
+    judged: dict[str, JudgedPhotos]
+
+    def columns(self) -> dict[str, Cell]:
+        """The line's entries; None is an empty one."""
+        found: dict[str, Cell] = {
+            "fit": "+".join(self.run.fit),
+            "test": self.judge,
+            "fitted": self.judge in self.run.fit,
+            "psnr": self.run.psnr,
+            "transformation": self.processing,
+            "far": self.far,
+            "psnr_mean": self.psnr_mean,
+            "num_photos": self.num_photos,
+            "lost": self.lost,
+        }
+        for name, (rate, kept) in self.judged.items():
+            found |= {name: rate.share, f"{name}_low": rate.low, f"{name}_high": rate.high}
+            found |= {f"{name}_count": rate.number, f"{name}_kept": kept}
+        return found
+
+
+class PhotoTables(NamedTuple):
+    """The lines of photos.csv and per_photo.csv, and the strangers by name."""
+
+    rows: list[PhotoRow]
+    photos: list[dict[str, Cell]]
+    strangers: dict[str, Stranger]
+
+
+def read_photos(
+    sources: Mapping[str, Path],
+    detector: Detector,
+    embedders: Mapping[str, Embedder],
+    done: Callable[[int, int, str], None],
+) -> WholePhotos:
+    """Finds each person's face in `photos/<person>/*` and `gallery/<person>/*`.
+
+    Raises:
+      InputError: a file cannot be read, or a person has fewer than two photos.
+    """
+    listed = [
+        (part, path, f"{path.parent.name}/{path.name}")
+        for part, folder in sources.items()
+        for path in _files(part, folder)
+    ]
+    persons = sorted({person_of(name) for _, _, name in listed})
+    faces, embeddings = [], []
+    for number, (_, path, name) in enumerate(listed):
+        done(number, len(listed), "finding faces")
+        pixels = parse_photo(path.read_bytes(), name).pixels
+        faces.append(detector(pixels))
+        embeddings.append([_signs(one, pixels, faces[-1]) for one in embedders.values()])
+    labels = [persons.index(person_of(name)) for _, _, name in listed]
+    chosen = named_faces(embeddings, labels, [one.distance for one in embedders.values()])
+    known = [place for place, own in enumerate(chosen) if own is not None]
+    if not any(listed[place][0] == "photos" for place in known):
+        raise InputError(
+            f"photos {sources['photos']}: in none of them a person's face was found by the "
+            "person's other photos"
+        )
+    clean = [CleanPhoto(listed[i][2], listed[i][1], faces[i][chosen[i] or 0]) for i in known]
+    there = sorted({one.person for one in clean})
+    return WholePhotos(
+        clean,
+        [number for number, place in enumerate(known) if listed[place][0] == "photos"],
+        np.array([there.index(one.person) for one in clean]),
+        {
+            name: np.stack([embeddings[place][column][chosen[place]] for place in known])
+            for column, name in enumerate(embedders)
+        },
+        [
+            f"{part}/{name}"
+            for (part, _, name), own in zip(listed, chosen, strict=True)
+            if own is None
+        ],
+    )
+
+
+def _files(part: str, folder: Path) -> list[Path]:
+    found = [
+        path
+        for path in sorted(folder.glob("*/*"))
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    if not found:
+        raise InputError(f"{part} {folder} must hold photos as <person>/<name>")
+    return found
+
+
+def _signs(embedder: Embedder, pixels: NumpyArray, faces: Sequence[Face]) -> NumpyArray:
+    """Comparable embeddings float64[F, D] of a photo's faces; [0, 1] if there are none."""
+    if not faces:
+        return np.zeros((0, 1))
+    return comparable_of(embedder, crops_of(pixels, faces, embedder.alignment))
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoEvaluation:
+    """Everything that a run on whole photos needs."""
+
+    plan: PhotoPlan
+    whole: WholePhotos
+    embedders: Mapping[str, Embedder]
+    detector: Detector
+
+    @functools.cached_property
+    def strangers(self) -> dict[str, Stranger]:
+        """All recognisers, by name, with the clean photos and thresholds.
+
+        Raises:
+          InputError: too few impostor pairs for the first false accept rate.
+        """
+        found = {}
+        for name, one in self.embedders.items():
+            signs, labels = self.whole.signs[name], self.whole.labels
+            found[name] = Stranger.of(
+                one.distance, signs, labels, self.plan.fars, seed=self.plan.seed
+            )
+        return found
+
+    def verifiers(self, fit: Sequence[str]) -> tuple[Verifier, ...]:
+        """The surrogates of a fit.
+
+        They have the thresholds that `protect` uses, or for recognisers that it does not know
+        the stranger's.
+        """
+        embedders = [self.embedders[name] for name in fit]
+        told = []
+        for name in fit:
+            if name not in THRESHOLDS:
+                far = self.plan.fars[0]
+                value = np.median(self.strangers[name].thresholds[far, COMPARED[0]].values[0])
+                told.append(
+                    f"{name}={self.embedders[name].distance.as_similarity(float(value))}"
+                )
+        thresholds = thresholds_of(",".join(told) or None, embedders)
+        pairs = zip(embedders, thresholds, strict=True)
+        return tuple(Verifier(embedder, own, True) for embedder, own in pairs)
+
+    def measure(
+        self,
+        update: Callable[[int, int, str], None],
+        keep: Callable[[PhotoRun, str, bytes], None] | None = None,
+    ) -> PhotoTables:
+        """Judges the clean photos first, then those of every run, which `keep` is given."""
+        tables = PhotoTables([], [], {name: self.strangers[name] for name in self.plan.judges})
+        runs = [PhotoRun(), *self.plan.runs()]
+        numbers = self.whole.to_protect
+        for place, run in enumerate(runs):
+            seen: _Seen = {}
+            psnrs = []
+            protector = self._protector(run) if run.fit else None
+            for count, number in enumerate(numbers):
+                text = f"{'+'.join(run.fit)} {run.psnr:g} dB" if run.fit else "unprotected"
+                update(place * len(numbers) + count, len(runs) * len(numbers), text)
+                photo = self.whole.photos[number]
+                shown = parse_photo(photo.path.read_bytes(), photo.name)
+                pixels = shown.pixels
+                if protector is not None:
+                    done = protector.protect_photo(shown, [photo.face], photo.name)
+                    pixels = done.pixels
+                    psnrs.append(done.faces[0].psnr)
+                    if keep is not None:
+                        keep(run, photo.name, done.data)
+                self._look(seen, number, pixels)
+            self._enter(tables, run, seen, psnrs)
+        return tables
+
+    def _protector(self, run: PhotoRun) -> Protector:
+        assert run.psnr is not None
+        strength = Strength((run.psnr,), self.plan.num_steps)
+        return Protector(
+            self.verifiers(run.fit), jax.random.key(self.plan.seed), strength=strength
+        )
+
+    def _look(self, seen: _Seen, number: int, pixels: NumpyArray) -> None:
+        """Adds what every judge sees of a photo after every kind of processing."""
+        face = self.whole.photos[number].face
+        for kind in self.plan.processing:
+            handled = HANDLING[kind](pixels, scale_of(crop_matrix(face)))
+            again = face_again(face, handled.matrix, self.detector(handled.pixels))
+            for name in self.plan.judges:
+                own = None
+                if again is not None:
+                    (sign,) = _signs(self.embedders[name], handled.pixels, [again])
+                    own = self.strangers[name].compare(sign, number)
+                seen.setdefault((kind, name), []).append(own)
+
+    def _enter(
+        self, tables: PhotoTables, run: PhotoRun, seen: _Seen, psnrs: Sequence[float]
+    ) -> None:
+        """Adds the lines of a run."""
+        numbers = self.whole.to_protect
+        for (kind, name), found in seen.items():
+            stranger = tables.strangers[name]
+            for far in self.plan.fars:
+                if far in stranger.left_out:
+                    continue
+                judged = {
+                    one: stranger.judge(one, far, numbers, found, seen["none", name])
+                    for one in COMPARED
+                }
+                tables.rows.append(
+                    PhotoRow(
+                        run=run,
+                        judge=name,
+                        processing=kind,
+                        far=far,
+                        psnr_mean=float(np.mean(psnrs)) if psnrs else None,
+                        num_photos=len(numbers),
+                        lost=found.count(None) / len(found),
+                        judged=judged,
+                    )
+                )
+            for place, number in enumerate(numbers):
+                tables.photos.append(
+                    {
+                        "fit": "+".join(run.fit),
+                        "test": name,
+                        "psnr": run.psnr,
+                        "transformation": kind,
+                        "photo": self.whole.photos[number].name,
+                        "psnr_photo": psnrs[place] if psnrs else None,
+                        **self._one(stranger, number, found[place]),
+                    }
+                )
+
+    def _one(
+        self, stranger: Stranger, number: int, found: Comparisons | None
+    ) -> dict[str, Cell]:
+        """The entries of one photo: mean similarities, and shares below the first threshold."""
+        far, label = self.plan.fars[0], self.whole.labels[number]
+        cells: dict[str, Cell] = {"found": found is not None}
+        for compared in COMPARED:
+            values = np.zeros(0) if found is None else found.of(compared)
+            thresholds = stranger.thresholds[far, compared]
+            hidden = thresholds.hidden(values, np.full(len(values), label))
+            cells[compared] = float(values.mean()) if len(values) else None
+            cells[f"{compared}_hidden"] = float(hidden.mean()) if len(values) else None
+            cells[f"{compared}_threshold"] = float(thresholds.values[0][label])
+        return cells
