@@ -16,7 +16,6 @@ from deid_jax.data import FaceDataset, load_dataset
 from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import ALONE, Group
 from deid_jax.models.templates import ARCFACE
-from deid_jax.photos.verifiers import default_embedders
 from deid_jax.recognisers import (
     EpochRecord,
     Recogniser,
@@ -163,15 +162,6 @@ def load_embedder_with_bar(text: str, image_size: int) -> Embedder:
     """`embedders.load_embedder` with a progress bar while it downloads."""
     with progress_bar("weights", at_once=False) as update:
         return load_embedder(text, image_size=image_size, progress=update)
-
-
-def names_at_hand() -> list[str]:
-    """The recognisers that protect photos by default, as far as they can be had.
-
-    Raises:
-      InputError: none of them can be had.
-    """
-    return [one.name for one in default_embedders(load_embedder_with_bar, [])]
 
 
 def fetch_weights_with_bar(name: str, sha256: str | None) -> Path:

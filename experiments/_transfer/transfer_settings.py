@@ -12,7 +12,7 @@ from deid_jax.errors import InputError
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS
 from deid_jax.photos.handling import HANDLING
-from deid_jax.photos.verifiers import DEFAULTS
+from deid_jax.photos.verifiers import DEFAULTS, default_embedders
 from deid_jax.recognisers.embedders import name_of, split_list
 from deid_jax.transfer import TransferPlan
 from deid_jax.transfer.plan import OFFERED
@@ -203,13 +203,16 @@ def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]
     count("num_steps", settings.num_steps, least=1)
     count("seed", settings.seed, most=2**31 - 1)
     written: dict[str, str] = {}
-    fits = [_named(group, written) for group in split_list(settings.fit or "", ",") if group]
+    given = [] if settings.fit is None else split_list(settings.fit, ",")
+    fits = [_named(group, written) for group in given]
     judges = tuple(written)
     if settings.test is not None:
         groups = [_named(group, written) for group in split_list(settings.test, ",")]
         judges = tuple(dict.fromkeys(name for group in groups for name in group))
     if not written:
-        judges = tuple(loading.names_at_hand())
+        judges = tuple(
+            one.name for one in default_embedders(loading.load_embedder_with_bar, [])
+        )
         written = {name: name for name in judges}
     if not fits:
         fits = [tuple(one for one in judges if one != name) for name in judges]
