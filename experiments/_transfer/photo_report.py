@@ -9,6 +9,7 @@ from rich.table import Table
 from deid_jax.photos.strangers import MEAN, OTHERS, SELF, HiddenRate
 from deid_jax.reports.tables import percent
 from experiments._transfer.photo_runs import PhotoEvaluation, PhotoRow, PhotoRun, PhotoTables
+from experiments._transfer.transfer_report import far_text, markdown_table
 
 _WHO = """\
 Somebody publishes whole photos, protected on some recognisers ("fitted on"; such a judge is
@@ -50,7 +51,7 @@ def photo_markdown(tables: PhotoTables, evaluation: PhotoEvaluation) -> str:
     for far in plan.fars:
         rows = [row for row in tables.rows if row.far == far]
         if rows:
-            parts += [f"## Hidden, at FAR {100 * far:g} %", _hidden(rows)]
+            parts += [f"## Hidden, at FAR {far_text(far)}", _hidden(rows)]
         parts += [
             f"{name}: {one.left_out[far]}, so that it is left out."
             for name, one in tables.strangers.items()
@@ -60,7 +61,7 @@ def photo_markdown(tables: PhotoTables, evaluation: PhotoEvaluation) -> str:
     rows = [row for row in tables.rows if row.far == plan.fars[0]]
     if kinds:
         parts += [
-            f"## What survives, at FAR {100 * plan.fars[0]:g} %",
+            f"## What survives, at FAR {far_text(plan.fars[0])}",
             "Hidden from others / from self after the file was processed; in brackets how much "
             "is kept of what was hidden before.",
             _survival_of(rows, kinds),
@@ -73,7 +74,7 @@ def show_photos(tables: PhotoTables, evaluation: PhotoEvaluation) -> None:
     plan, whole = evaluation.plan, evaluation.whole
     console = Console(highlight=False, markup=False)
     console.print(
-        f"Hidden from others / from the same photo at FAR {100 * plan.fars[0]:g} %, in % "
+        f"Hidden from others / from the same photo at FAR {far_text(plan.fars[0])}, in % "
         "(* fitted on)"
     )
     numbers = {name: str(number) for number, name in enumerate(evaluation.embedders, 1)}
@@ -122,11 +123,6 @@ def _interval_of(rate: HiddenRate) -> str:
     return f"{percent(rate.share)} [{100 * rate.low:.0f}–{100 * rate.high:.0f}]"
 
 
-def _rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _thresholds(tables: PhotoTables, fars: Sequence[float]) -> str:
     """Each recogniser's thresholds, and who carries them."""
     body = []
@@ -137,11 +133,9 @@ def _thresholds(tables: PhotoTables, fars: Sequence[float]) -> str:
             own = one.thresholds[far, OTHERS]
             values = sorted(map(one.distance.as_similarity, own.values[0].tolist()))
             carried = [f"{own.num_pairs}", f"{own.num_persons}"]
-            body.append(
-                [name, f"{100 * far:g} %", f"{values[0]:.3f}–{values[-1]:.3f}", *carried]
-            )
+            body.append([name, far_text(far), f"{values[0]:.3f}–{values[-1]:.3f}", *carried])
     head = ["recogniser", "FAR", "thresholds", "accepted impostor pairs", "persons in them"]
-    return _rows(head, body)
+    return markdown_table(head, body)
 
 
 def _named_run(row: PhotoRow) -> list[str]:
@@ -157,7 +151,7 @@ def _hidden(rows: Sequence[PhotoRow]) -> str:
             rates = [_interval_of(row.judged[one].rate) for one in (OTHERS, SELF, MEAN)]
             body.append([*_named_run(row), *rates, percent(row.lost), mean])
     head = ["fitted on", "budget", "judge", *(f"from {one}" for one in (OTHERS, SELF, MEAN))]
-    return _rows([*head, "lost", "mean PSNR"], body)
+    return markdown_table([*head, "lost", "mean PSNR"], body)
 
 
 def _survival_of(rows: Sequence[PhotoRow], kinds: Sequence[str]) -> str:
@@ -167,7 +161,7 @@ def _survival_of(rows: Sequence[PhotoRow], kinds: Sequence[str]) -> str:
         if row.processing == "none":
             cells = [by_kind[row.run, row.judge, kind] for kind in kinds]
             body.append([*_named_run(row), *map(_survivor, cells)])
-    return _rows(["fitted on", "budget", "judge", *kinds], body)
+    return markdown_table(["fitted on", "budget", "judge", *kinds], body)
 
 
 def _survivor(row: PhotoRow) -> str:
