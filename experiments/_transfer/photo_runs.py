@@ -17,9 +17,9 @@ from deid_jax.photos.named_faces import face_again, named_faces
 from deid_jax.photos.strangers import COMPARED, Comparisons, JudgedPhotos, Stranger
 from deid_jax.photos.verifiers import THRESHOLDS, comparable_of, crops_of, thresholds_of
 from deid_jax.recognisers.embedders import Embedder
+from deid_jax.transfer.transfer_tables import Cell
 from deid_jax.types import NumpyArray
 
-Cell = str | float | bool | None
 # By kind of processing and judge, what is compared for each photo; None where no face is found.
 _Seen = dict[tuple[str, str], list[Comparisons | None]]
 
@@ -54,11 +54,6 @@ class CleanPhoto(NamedTuple):
     name: str
     path: Path
     face: Face
-
-    @property
-    def person(self) -> str:
-        """Whose photo it is."""
-        return person_of(self.name)
 
 
 def person_of(name: str) -> str:
@@ -138,49 +133,45 @@ def read_photos(
     """Finds each person's face in `photos/<person>/*` and `gallery/<person>/*`.
 
     Raises:
-      InputError: a file cannot be read, or a person has fewer than two photos.
+      InputError: a folder holds no photos, a file cannot be read, or no face is a person's.
     """
-    listed = [
-        (part, path, f"{path.parent.name}/{path.name}")
-        for part, folder in sources.items()
-        for path in _files(part, folder)
-    ]
-    persons = sorted({person_of(name) for _, _, name in listed})
+    listed = [own for part, folder in sources.items() for own in _listed(part, folder)]
     faces, embeddings = [], []
-    for number, (_, path, name) in enumerate(listed):
+    for number, own in enumerate(listed):
         done(number, len(listed), "finding faces")
-        pixels = parse_photo(path.read_bytes(), name).pixels
+        pixels = parse_photo(own.path.read_bytes(), own.name).pixels
         faces.append(detector(pixels))
         embeddings.append([_signs(one, pixels, faces[-1]) for one in embedders.values()])
-    labels = [persons.index(person_of(name)) for _, _, name in listed]
+    labels = np.unique([person_of(own.name) for own in listed], return_inverse=True)[1]
     chosen = named_faces(embeddings, labels, [one.distance for one in embedders.values()])
-    known = [place for place, own in enumerate(chosen) if own is not None]
-    if not any(listed[place][0] == "photos" for place in known):
+    known = [(i, place) for i, place in enumerate(chosen) if place is not None]
+    to_protect = [n for n, (i, _) in enumerate(known) if listed[i].part == "photos"]
+    if not to_protect:
         raise InputError(
             f"photos {sources['photos']}: in none of them a person's face was found by the "
             "person's other photos"
         )
-    clean = [CleanPhoto(listed[i][2], listed[i][1], faces[i][chosen[i] or 0]) for i in known]
-    there = sorted({one.person for one in clean})
-    return WholePhotos(
-        clean,
-        [number for number, place in enumerate(known) if listed[place][0] == "photos"],
-        np.array([there.index(one.person) for one in clean]),
-        {
-            name: np.stack([embeddings[place][column][chosen[place]] for place in known])
-            for column, name in enumerate(embedders)
-        },
-        [
-            f"{part}/{name}"
-            for (part, _, name), own in zip(listed, chosen, strict=True)
-            if own is None
-        ],
-    )
+    photos = [CleanPhoto(listed[i].name, listed[i].path, faces[i][place]) for i, place in known]
+    signs = {
+        name: np.stack([embeddings[i][column][place] for i, place in known])
+        for column, name in enumerate(embedders)
+    }
+    missing = [f"{listed[i].part}/{listed[i].name}" for i, n in enumerate(chosen) if n is None]
+    persons = np.unique([person_of(own.name) for own in photos], return_inverse=True)[1]
+    return WholePhotos(photos, to_protect, persons, signs, missing)
 
 
-def _files(part: str, folder: Path) -> list[Path]:
+class _Listed(NamedTuple):
+    """A file of `photos` or `gallery`, named "person/name"."""
+
+    part: str
+    path: Path
+    name: str
+
+
+def _listed(part: str, folder: Path) -> list[_Listed]:
     found = [
-        path
+        _Listed(part, path, f"{path.parent.name}/{path.name}")
         for path in sorted(folder.glob("*/*"))
         if path.is_file() and not path.name.startswith(".")
     ]

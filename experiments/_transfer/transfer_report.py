@@ -39,6 +39,9 @@ photos does not know the stranger's threshold, and guesses it from the probes al
 miss some unchanged photos, too: the rows "unprotected" say how many, and only what lies above
 them is the work of the perturbation.
 
+The photos here are crops, aligned once and judged as they were attacked. That is an upper
+bound: strangers find and align faces anew in whole photos (--photos), and know more of them.
+
 These are measurements on the recognisers and the people of these photos. Other recognisers,
 larger ones above all, later ones, and other photos of the same person give other figures. Where
 nine of ten photos are protected, the tenth still tells who it is. What is published stays

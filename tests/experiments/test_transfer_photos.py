@@ -144,6 +144,7 @@ def test_table_agrees_with_kept_files(sources, workplace, capsys, detector, ligh
             assert float(row[f"{compared}_low"]) <= np.mean(flags)
             assert int(row[f"{compared}_count"]) == len(flags)
         assert (row["lost"], row["num_photos"]) == ("0.0", "11")
+        assert 32 <= float(row["psnr_mean"]) < 33
         (before,) = chosen(rows, fit="", test=test, transformation="none")
         assert float(before["self"]) == 0
         assert float(before["others"]) < float(row["others"])
