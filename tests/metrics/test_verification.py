@@ -247,3 +247,14 @@ def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(verification)
     assert "\n" not in str(caught.value)
+
+
+def test_counted_scores_are_as_good_as_repeated_ones():
+    generator = np.random.default_rng(4)
+    scores = np.round(generator.normal(size=300), 1)
+    counts = generator.integers(0, 4, 300)
+    for far in (0.01, 0.1, 0.5):
+        repeated = verification.threshold_at_far(np.repeat(scores, counts), far)
+        assert verification.threshold_at_far(scores, far, counts) == repeated
+    with pytest.raises(InputError, match="far 0.1 needs 10 impostor scores or more, got 0"):
+        verification.threshold_at_far(scores, 0.1, 0 * counts)
