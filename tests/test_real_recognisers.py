@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deid_jax.metrics import verification
+from deid_jax.photos.alignment import aligned_face
+from deid_jax.photos.verifiers import comparable_of, crops_of, thresholds_of
+from deid_jax.recognisers.embedders import load_embedder
 from experiments import protect, transfer
 from tests.experiments.conftest import peak_bytes
 
@@ -59,6 +63,25 @@ def test_they_tell_same_from_different_as_published(protected):
     assert found.keys() == ACCURACY.keys()
     for name, accuracy in ACCURACY.items():
         assert found[name] == pytest.approx(accuracy, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["dlib_resnet", *ACCURACY])
+def test_thresholds_are_those_at_a_far_of_one_percent(real_faces, recogniser_files, name):
+    """Over all pairs of 900 photos, each cut by the recogniser's own template."""
+    file = recogniser_files.get(name)
+    embedder = load_embedder(f"{name}:{file}" if file else name, image_size=112)
+    paths = sorted(real_faces.glob("*/*.jpg"))
+    photos = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    crops = [crops_of(p, aligned_face(p), embedder.alignment) for p in photos]
+    found = comparable_of(embedder, np.concatenate(crops))
+    scores = verification.similarities(found, found, embedder.distance)
+    persons = np.array([path.parent.name for path in paths])
+    same, pairs = persons[:, None] == persons, np.triu_indices(len(paths), 1)
+    impostor, genuine = scores[pairs][~same[pairs]], scores[pairs][same[pairs]]
+    assert len(impostor) == 391_500
+    (threshold,) = thresholds_of(None, [embedder])
+    assert np.mean(impostor >= threshold) == pytest.approx(0.01, abs=8e-4)
+    assert np.mean(genuine < threshold) == pytest.approx(0.02, abs=0.005)
 
 
 def test_protection_carries_over_to_the_one_never_seen(protected):

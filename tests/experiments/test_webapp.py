@@ -7,11 +7,13 @@ import re
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from deid_jax.photos import Face, FaceReport, FaceVerdict, Verifier
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect, webapp
 from experiments._webapp.page import worked
 from experiments._webapp.page_text import (
@@ -233,13 +235,9 @@ def test_each_file_is_accounted_for(studio, tmp_path):
 
 
 def test_a_recogniser_that_sees_nothing_is_said_and_the_rest_is_done(studio, tmp_path):
-    class Blind:
-        name = "blind"
-
-        def embed(self, images):
-            return np.zeros((len(images), 4), np.float32)
-
-    blind = dataclasses.replace(studio, verifiers=(Verifier(Blind(), 0.5, True),))
+    module = FunctionModule(lambda images: jnp.zeros((len(images), 4)))
+    verifier = Verifier(Embedder("blind", module, {}), 0.5, True)
+    blind = dataclasses.replace(studio, verifiers=(verifier,))
     outcome = outcome_of(photo(tmp_path / "a.png"), "medium", blind, tmp_path)
     assert outcome.output is None
     assert "blind" in outcome.message
@@ -275,7 +273,7 @@ def test_names_are_shown_as_they_are():
     face = report(verdict(0.6, EVIL))
     wrong = UploadOutcome(EVIL, f"{EVIL} is damaged.")
     done = UploadOutcome(EVIL, None, Path("x"), (), (face,))
-    embedder = type("Named", (), {"name": EVIL})()
+    embedder = Embedder(EVIL, None, None)
     shown = [
         overview_html([wrong]),
         overview_html([wrong, done]),

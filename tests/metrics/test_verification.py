@@ -7,6 +7,7 @@ from scipy import stats
 
 from deid_jax.errors import InputError
 from deid_jax.metrics import verification
+from deid_jax.metrics.verification import Distance
 
 
 def draw(count, width=7, seed=0):
@@ -247,3 +248,20 @@ def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(verification)
     assert "\n" not in str(caught.value)
+
+
+def test_distances_are_of_raw_embeddings_and_their_means():
+    """Similarity is minus the distance, so that the larger is the more alike."""
+    random = np.random.default_rng(4)
+    a, b = random.normal(size=(5, 3)), random.normal(size=(5, 3))
+    wanted = [[-math.dist(one, other) for other in b] for one in a]
+    found = verification.similarities(a, b, Distance.EUCLIDEAN)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    rows = verification.row_similarities(a, b, Distance.EUCLIDEAN)
+    np.testing.assert_allclose(rows, np.diag(wanted), rtol=1e-12)
+    (mean,) = verification.centroids(a, [[0, 3]], Distance.EUCLIDEAN)
+    np.testing.assert_allclose(mean, (a[0] + a[3]) / 2, rtol=1e-12)
+    others = verification.leave_one_out_centroids(a, [0, 1, 0, 1, 0], Distance.EUCLIDEAN)
+    np.testing.assert_allclose(others[2], (a[0] + a[4]) / 2, rtol=1e-12)
+    nothing = verification.comparable([[0.0, 0.0]], Distance.EUCLIDEAN)
+    np.testing.assert_array_equal(nothing, [[0.0, 0.0]])

@@ -72,10 +72,10 @@ def test_somebody_to_fool_must_be_given():
 
 
 def test_blind_recognisers_are_refused(wide):
-    with pytest.raises(InputError, match="recogniser zero: embeddings must be finite"):
+    with pytest.raises(InputError, match="recogniser zero: embeddings must not be 0"):
         protect(wide, [LEFT], verifier(), verifier(BLIND, is_surrogate=False))
     beside = Face((500.0, 500.0, 30.0, 30.0))
-    with pytest.raises(InputError, match="recogniser one: embeddings must be finite"):
+    with pytest.raises(InputError, match="recogniser one: embeddings must not be 0"):
         protect(wide, [beside])
 
 

@@ -78,7 +78,9 @@ def test_boxes_found_anew_count_where_they_are_more_like(pixels):
 
     def verdict(*found):
         detector = None if not found else lambda pixels: list(found)
-        return judge(shifted, [LEFT], known, [Verifier(MEAN, 0.9, True)], detector)[0][0].cosine
+        verifier = Verifier(MEAN, 0.9, True)
+        ((found,),) = judge(shifted, [LEFT], known, [verifier], detector)
+        return found.similarity
 
     old = verdict()
     assert verdict(beside) > old + 0.01

@@ -298,7 +298,7 @@ def test_bad_arguments_and_files_are_refused(source, tmp_path):
         run(source, target.with_suffix(".avi"))
     with pytest.raises(InputError, match=r"none\.mp4 cannot be read: No such file"):
         run(tmp_path / "none.mp4", target)
-    with pytest.raises(InputError, match="recogniser zero: embeddings must be finite"):
+    with pytest.raises(InputError, match="recogniser zero: embeddings must not be 0"):
         run(source, target, verifier(), verifier(BLIND, is_surrogate=False))
     assert list(tmp_path.rglob("*")) == []
 
