@@ -16,10 +16,10 @@ from tests.experiments.protect_helpers import (
     may_change,
     picture,
     psnr_of,
+    reach,
     records_of,
     run,
     shown,
-    square,
     ssim_of,
 )
 from tests.photos.photo_bytes import (
@@ -105,7 +105,7 @@ def test_lossless_files_change_in_the_face_alone(formats, name):
     colours = slice(0, before.shape[2] - (before.shape[2] in (2, 4)))
     changed = np.any(before != after, axis=2)
     assert changed.any()
-    assert not np.any(changed & ~may_change(changed.shape, square()))
+    assert not np.any(changed & ~may_change(changed.shape, reach()))
     # Transparency is none of what a face shows.
     alphas = slice(colours.stop, None)
     np.testing.assert_array_equal(before[..., alphas], after[..., alphas])
@@ -133,7 +133,7 @@ def test_jpegs_change_elsewhere_as_encoding_them_again_does(formats, name):
     wanted = shown(content)
     changed = np.any(wanted != after, axis=2)
     # A decoder draws coarse colours smoothly, a colour's pixel across the blocks' border.
-    allowed = may_change(changed.shape, square(), block=16, margin=2 if sampling else 0)
+    allowed = may_change(changed.shape, reach(), block=16, margin=2 if sampling else 0)
     assert np.any(changed & allowed)
     assert not allowed.all()
     assert not np.any(changed & ~allowed)

@@ -18,11 +18,11 @@ from tests.experiments.protect_helpers import (
     hashes,
     may_change,
     picture,
+    reach,
+    reach_of,
     records_of,
     run,
     shown,
-    square,
-    square_of,
 )
 
 pytestmark = pytest.mark.usefixtures("light_attack")
@@ -126,7 +126,7 @@ def test_faces_that_are_found(photo, tmp_path, detector, which, boxes, capsys):
     assert told is bool(left)
     changed = _changed(photo, tmp_path / "out")
     for box in (LARGER, SMALLER):
-        inside = may_change(changed.shape, square(box))
+        inside = may_change(changed.shape, reach(box))
         assert changed[inside].any() is np.bool_(box in boxes)
         changed &= ~inside
     assert not changed.any()
@@ -139,7 +139,7 @@ def test_faces_that_are_told_on_the_command_line(photo, tmp_path):
     (record,) = records_of(output).values()
     assert [tuple(face["box"]) for face in record["faces"]] == [SMALLER, LARGER]
     changed = _changed(photo, output)
-    allowed = may_change(changed.shape, square(SMALLER), square(LARGER))
+    allowed = may_change(changed.shape, reach(SMALLER), reach(LARGER))
     assert changed.any() and not np.any(changed & ~allowed)
 
 
@@ -245,7 +245,7 @@ def test_face_that_the_detector_finds(tmp_path):
     (found,) = load_search()(data.astronaut())
     np.testing.assert_allclose(face["box"], found.box, atol=0.01)
     assert face["score"] == pytest.approx(found.score, abs=1e-4)
-    assert not np.any(changed & ~may_change(changed.shape, square_of(found)))
+    assert not np.any(changed & ~may_change(changed.shape, reach_of(crop_matrix(found))))
 
 
 def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector, capsys):

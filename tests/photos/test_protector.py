@@ -23,7 +23,7 @@ from tests.experiments.protect_helpers import (
     may_change,
     picture,
     protector,
-    square,
+    reach,
     ssim_of,
     verifier,
 )
@@ -88,10 +88,10 @@ def test_what_is_returned_is_what_the_file_shows(wide):
         np.testing.assert_array_equal(np.asarray(image), done.pixels)
     assert done.quality is None
     changed = np.any(done.pixels != before, axis=2)
-    squares = square(LEFT.box), square(RIGHT.box)
-    assert not np.any(changed & ~may_change(changed.shape, *squares))
+    reaches = reach(LEFT.box), reach(RIGHT.box)
+    assert not np.any(changed & ~may_change(changed.shape, *reaches))
     for face, report in zip((LEFT, RIGHT), done.faces, strict=True):
-        assert changed[may_change(changed.shape, square(face.box))].any()
+        assert changed[may_change(changed.shape, reach(face.box))].any()
         assert report.box == face.box
         assert report.psnr == pytest.approx(psnr_of(before, done.pixels, face), abs=1e-6)
         assert report.psnr >= report.strength_db
@@ -251,7 +251,7 @@ def test_faces_that_reach_over_the_border(box):
     done = protect(found, [face])
     changed = np.any(done.pixels != found.pixels, axis=2)
     assert changed.any()
-    assert not np.any(changed & ~may_change(changed.shape, square(box)))
+    assert not np.any(changed & ~may_change(changed.shape, reach(box)))
     assert done.faces[0].psnr >= done.faces[0].strength_db
 
 

@@ -17,7 +17,7 @@ from tests.experiments.protect_helpers import (
     NEVER,
     SECOND,
     may_change,
-    square,
+    reach,
     verifier,
 )
 from tests.videos.video_helpers import (
@@ -141,11 +141,11 @@ def test_only_faces_change(source, tmp_path, monkeypatch):
         assert run(source, target).written
         new_luma, new_chroma = planes(target)
         for number in range(NUMBER):
-            allowed = may_change((HEIGHT, WIDTH), square(way(number)), block=2)
+            allowed = may_change((HEIGHT, WIDTH), reach(way(number)), block=2)
             assert 0.1 < allowed.mean() < 0.4
             errors = new_luma[number].astype(int) - luma[number]
             colours = new_chroma[number].astype(int) - chroma[number]
-            coarse = may_change((HEIGHT, WIDTH), square(way(number)), block=2, margin=2)
+            coarse = may_change((HEIGHT, WIDTH), reach(way(number)), block=2, margin=2)
             coarse = coarse[::2, ::2]
             assert np.abs(errors[allowed]).mean() > 0.5
             if quality == 0:
