@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deid_jax.errors import InputError
-from deid_jax.photos import Face, FaceVerdict, Strength, crop_attack, files
+from deid_jax.photos import Face, FaceVerdict, Strength, face_attack, files
 from deid_jax.photos import protector as protecting
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.verifiers import comparable_of, crops_of
@@ -110,18 +110,18 @@ def test_what_is_returned_is_what_the_file_shows(wide):
 def script(monkeypatch):
     """Verdicts as they are told, and what was tried: (dB, steps, goes on) of each face."""
     rounds, tried = [], []
-    perturbations = crop_attack.perturbations
+    perturbations = face_attack.perturbations
 
-    def spied(surrogates, crops, references, initial, **options):
+    def spied(verifiers, canvases, references, initial, **options):
         kind = (options["psnr"], options["num_steps"], initial is not None)
-        tried.append([kind] * len(crops.images))
-        return perturbations(surrogates, crops, references, initial, **options)
+        tried.append([kind] * len(canvases.images))
+        return perturbations(verifiers, canvases, references, initial, **options)
 
     def judged(pixels, faces, *rest):
         cosines = [0.0 if letter == "y" else 1.0 for letter in rounds.pop(0)]
         return [(FaceVerdict("one", True, c, 0.5, 0.5 - c, c < 0.5),) for c in cosines]
 
-    monkeypatch.setattr(crop_attack, "perturbations", spied)
+    monkeypatch.setattr(face_attack, "perturbations", spied)
     monkeypatch.setattr(protecting, "judge", judged)
     return rounds, tried
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deid_jax.errors import InputError
-from deid_jax.photos import Strength, crop_attack
+from deid_jax.photos import Strength, face_attack
 from deid_jax.videos import VideoReport, video
 from deid_jax.videos.video import EVERY, MARGINS
 from tests.experiments.protect_helpers import (
@@ -46,14 +46,14 @@ from tests.videos.video_helpers import (
 def tried(monkeypatch):
     """(dB, steps, the change begun with, the changes found) of every call of the attack."""
     found = []
-    perturbations = crop_attack.perturbations
+    perturbations = face_attack.perturbations
 
     def spied(*given, **options):
         changes = perturbations(*given, **options)
         found.append((options["psnr"], options["num_steps"], given[3], changes))
         return changes
 
-    monkeypatch.setattr(crop_attack, "perturbations", spied)
+    monkeypatch.setattr(face_attack, "perturbations", spied)
     return found
 
 
@@ -62,13 +62,13 @@ def pretended(monkeypatch):
     """As `tried`, of an attack that finds but noise, so that nothing is compiled."""
     found = []
 
-    def noise(surrogates, crops, references, initial, *, psnr, keys, num_steps):
+    def noise(verifiers, canvases, references, initial, *, psnr, keys, num_steps):
         generator = np.random.default_rng(len(found))
-        changes = generator.normal(0, 0.01, crops.images.shape).astype(np.float32)
+        changes = generator.normal(0, 0.01, canvases.images.shape).astype(np.float32)
         found.append((psnr, num_steps, initial, changes))
         return changes
 
-    monkeypatch.setattr(crop_attack, "perturbations", noise)
+    monkeypatch.setattr(face_attack, "perturbations", noise)
     return found
 
 
