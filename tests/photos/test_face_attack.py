@@ -18,7 +18,7 @@ from deid_jax.photos.faces import Face
 from deid_jax.photos.verifiers import comparable_of, crops_of
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from deid_jax.transfer import Surrogates
-from deid_jax.transforms.alignments import Misalignment
+from deid_jax.transforms.alignments import Misalignment, cut
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS
 from tests.experiments.protect_helpers import (
     FIRST,
@@ -149,6 +149,35 @@ def test_objective_has_the_gradient_of_a_float64_model(monkeypatch):
         slopes = (losses(images + 1e-4 * along) - losses(images - 1e-4 * along)) / 2e-4
         inner = np.sum(gradient * along, axis=(1, 2, 3))
         np.testing.assert_allclose(inner / size, slopes / size, atol=1e-4)
+
+
+@pytest.mark.parametrize("alignment", [ARCFACE, DLIB])
+@pytest.mark.parametrize("width", [60.0, 400.0])
+def test_what_a_surrogate_is_taken_to_see_is_what_it_sees(width, alignment):
+    """In its own crop of the photo to which the perturbation, of long waves, was added."""
+    random = np.random.default_rng(3)
+    points = (ARCFACE.points + random.normal(0, 1.5, (5, 2))) * width / 90 + width / 3
+    face = Face((0.0, 0.0, width, width), points)
+    pixels = picture(0, size=(round(2 * width),) * 2, contrast=20)
+    surrogates = [verifier(FIRST._replace(alignment=alignment))]
+    (canvas,) = places = [Canvas.around(face, pixels)]
+    canvases = Canvases.of(surrogates, pixels, places, grey=False)
+    perturbation = ndimage.gaussian_filter(random.normal(size=(SIZE, SIZE, 3)), (8, 8, 0))
+    perturbation *= np.float32(0.1 / perturbation.std())
+    shown = canvases.shown(canvases.images + perturbation[None])
+    before, expected = (
+        cut(images, canvases.maps[0], alignment.height, alignment.width)[0]
+        for images in (canvases.images, shown)
+    )
+    inside, own = canvas.spread(np.float32(perturbation * canvas.weights()))
+    changed = pixels.astype(np.float64)
+    changed[inside] += 255 * own
+    photos = (pixels, np.rint(changed).clip(0, 255).astype(np.uint8))
+    crops = [crops_of(photo, [face], alignment)[0] for photo in photos]
+    assert np.abs(crops[0] - before).max() < 0.05
+    moved, wanted = crops[1] - crops[0], expected - before
+    assert np.abs(wanted).mean() > 0.03
+    assert np.abs(moved - wanted).mean() < 0.05 * np.abs(wanted).mean()
 
 
 # --- What is found ---
