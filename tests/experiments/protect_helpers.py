@@ -1,6 +1,7 @@
 """Shared by tests of protection: recognisers, photos, a quick command."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from deid_jax.photos import Protector, Strength, Verifier
-from deid_jax.photos.alignment import aligned_crop
+from deid_jax.photos import Face, Protector, Strength, Verifier
+from deid_jax.photos.alignment import aligned_crop, landmarks_of
+from deid_jax.photos.canvases import Canvas
+from deid_jax.photos.verifiers import crops_of
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect
 
@@ -222,6 +225,29 @@ def embedding(pixels, matrix, seed=1):
     means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
     vector = (means - means.mean((0, 1))).ravel() @ weights(seed)
     return vector / np.linalg.norm(vector)
+
+
+# How verdicts.py turns, scales and shifts landmarks: degrees, factor, shift in eye distances.
+_VIEWS = ((4, 1, 0), (-4, 1, 0), (0, 1.1, 0), (0, 0.92, 0), (0, 1, 0.08))
+
+
+def views_of(pixels, face, *found):
+    """The crops by which a face is judged: its own, a found one's, and what others may see."""
+    from skimage.transform import SimilarityTransform
+
+    last = (face, *found)[-1]
+    points, middle = landmarks_of(last), landmarks_of(last).mean(0)
+    eyes = np.linalg.norm(points[1] - points[0])
+    others = []
+    for degrees, factor, shift in _VIEWS:
+        turn = SimilarityTransform(rotation=np.deg2rad(degrees), scale=factor)
+        others.append(Face(last.box, turn(points - middle) + middle + shift * eyes))
+    part, corner = Canvas.around(last, pixels).part(pixels)
+    compressed = io.BytesIO()
+    Image.fromarray(part).save(compressed, "JPEG", quality=75)
+    with Image.open(compressed) as image:
+        again = crops_of(np.asarray(image), [Face(last.box, points - corner)])
+    return np.concatenate([crops_of(pixels, [face, *found, *others]), again])
 
 
 def cosine_of(before, after, matrix):

@@ -154,7 +154,8 @@ def test_images_of_celeba_have_their_own_place():
     face = shaped(218, 178)
     assert face.box == (0, 0, 178, 218)
     wanted = [[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]]
-    np.testing.assert_allclose(alignment.crop_matrix(face), wanted, atol=3e-4)
+    # It is rounded.
+    np.testing.assert_allclose(alignment.crop_matrix(face), wanted, atol=6e-4)
     points = [(69, 111.5), (108, 111.5), (88, 134), (72, 152.5), (105.5, 152.5)]
     np.testing.assert_array_equal(face.landmarks, points)
 

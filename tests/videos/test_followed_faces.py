@@ -54,7 +54,7 @@ def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "QUALITY", 0)
     detector = Told(lambda number: [box for _, box in places(number)])
     report = run(source, tmp_path / "out.mp4", detector=detector)
-    assert report.protected and report.num_face_frames == NUMBER
+    assert report.status == "unjudged" and report.num_face_frames == NUMBER
     first, second = report.faces
     assert (first.box, second.box) == (left, right)
     assert span(first) == (0, 7, 8)
@@ -73,7 +73,7 @@ def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "QUALITY", 0)
     detector = Told(lambda number: boxes(number) if number != 5 else [])
     report = run(source, tmp_path / "out.mp4", detector=detector)
-    assert report.protected
+    assert report.status == "unjudged"
     assert span(report.faces[0]) == (0, NUMBER - 1, NUMBER)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for number, one in enumerate(errors):
@@ -99,7 +99,7 @@ def test_turned_videos_are_changed_upright(tmp_path):
         tmp_path / "in.mp4", frames, setup=lambda out, one: one.set_display_matrix(matrix)
     )
     report = run(source, tmp_path / "out.mp4")
-    assert report.protected and (report.width, report.height) == (WIDTH, HEIGHT)
+    assert report.status == "unjudged" and (report.width, report.height) == (WIDTH, HEIGHT)
     upright = [np.rot90(rgb(path), -1, (1, 2)) for path in (source, tmp_path / "out.mp4")]
     errors = np.abs(upright[1].astype(int) - upright[0]).sum(3)
     for number, one in enumerate(errors):

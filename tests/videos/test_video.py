@@ -104,7 +104,8 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
             assert one.recogniser == {1: "one", 2: "two"}[seed]
             assert one.similarity == pytest.approx(likeness[seed].max(), abs=2e-3)
         fooled = [one.fooled_frames for one in track.verdicts]
-        assert report.protected is track.protected is all(share == 1 for share in fooled)
+        status = "protected" if all(share == 1 for share in fooled) else "not protected"
+        assert report.status == track.status == status
         return fooled
 
     judged(0.99)
@@ -125,7 +126,7 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
 def test_times_and_sound_stay_and_nothing_else_is_left(source, tmp_path):
     target = tmp_path / "deep/er/out.mp4"
     content = source.read_bytes()
-    assert run(source, target).protected
+    assert run(source, target).status == "unjudged"
     assert_same_times_and_sound(target, source)
     assert packets(source, "audio") != []
     assert [path.name for path in target.parent.iterdir()] == ["out.mp4"]
@@ -165,7 +166,7 @@ def test_detector_looks_at_the_source_and_at_what_is_written(source, tmp_path):
         return told(pixels)
 
     target = tmp_path / "out.mp4"
-    assert run(source, target, detector=detector).protected
+    assert run(source, target, detector=detector).status == "unjudged"
     looks = list(range(0, NUMBER, EVERY))
     assert told.numbers == looks * 2
     wanted = [*rgb(source)[looks], *rgb(target)[looks]]
@@ -179,7 +180,7 @@ def test_detector_looks_at_the_source_and_at_what_is_written(source, tmp_path):
 def test_frames_go_on_from_the_last_ones_change(source, tmp_path, tried):
     """With fewer steps than a frame that begins anew has."""
     report = run(source, tmp_path / "out.mp4")
-    assert report.protected
+    assert report.status == "unjudged"
     assert [one[:2] for one in tried] == [(42.0, STEPS)] + [(42.0, NEXT)] * (NUMBER - 1)
     assert tried[0][2] is None
     for one, other in itertools.pairwise(tried):
@@ -190,7 +191,7 @@ def test_frames_go_on_from_the_last_ones_change(source, tmp_path, tried):
 
 def assert_known(report, fitted):
     """The last witness is fooled by no frame, and it is said."""
-    assert report.written and not report.protected
+    assert report.written and report.status == "not protected"
     last = report.faces[0].verdicts[-1]
     assert (last.recogniser, last.fitted, last.fooled_frames) == ("constant", fitted, 0)
     assert last.similarity == pytest.approx(1)
@@ -230,7 +231,7 @@ def test_seed_decides_and_repeats(source, tmp_path):
     first = written("a.mp4", KEY)
     assert written("b.mp4", KEY) == first
     other, report = written("c.mp4", jax.random.key(1))
-    assert other != first[0] and report.protected
+    assert other != first[0] and report.status == "unjudged"
 
 
 # --- Who is followed ---
@@ -242,7 +243,7 @@ def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
     before = rgb(source)
     assert embedding(before[0], still(0), 1) @ embedding(before[9], still(0), 1) < 0.8
     report = run(source, tmp_path / "out.mp4", detector=Told(lambda number: [still(0)]))
-    assert report.protected
+    assert report.status == "unjudged"
     assert list(map(span, report.faces)) == [(0, 7, 8), (8, 15, 8)]
     assert [steps for _, steps, _, _ in tried] == ([STEPS] + [NEXT] * 7) * 2
     assert [one[2] is None for one in tried] == ([True] + [False] * 7) * 2
@@ -259,7 +260,7 @@ def test_video_without_a_face_is_not_written(source, tmp_path):
     target = tmp_path / "deep/out.mp4"
     report = run(source, target, detector=Told(lambda number: []))
     assert report == VideoReport(False, WIDTH, HEIGHT, NUMBER)
-    assert not report.protected
+    assert report.status == "not protected"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -288,7 +289,7 @@ def test_nothing_is_left_where_it_ends_in_the_middle(source, tmp_path, when, kin
         run(source, target, progress=update)
     assert [path.name for path in target.parent.iterdir()] == ["a.mp4"]
     assert target.read_bytes() == b"from an earlier run"
-    assert run(source, target).protected
+    assert run(source, target).status == "unjudged"
     assert [path.name for path in target.parent.iterdir()] == ["a.mp4"]
 
 
