@@ -115,7 +115,7 @@ def arguments(source, output, *more, recogniser=ONE):
         f"--output={output}",
         f"--recogniser={recogniser}",
         "--threshold=0.9",
-        "--num_steps=2",
+        "--num_steps=8",
         FACES,
         *more,
     ]
@@ -219,12 +219,17 @@ def shown(path):
         return np.atleast_3d(np.asarray(upright).astype(np.uint8))
 
 
-def embedding(pixels, matrix, seed=1):
-    """A recogniser's unit vector of a face, in NumPy's float64."""
-    crop = np.rint(255 * aligned_crop(pixels, matrix)).astype(np.float64) / 255
-    means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
+def _unit_vector(crop, seed):
+    """A recogniser's unit vector of a crop, in NumPy's float64."""
+    whole = np.rint(255 * crop).astype(np.float64) / 255
+    means = whole.reshape(4, 28, 4, 28, 3).mean((1, 3))
     vector = (means - means.mean((0, 1))).ravel() @ weights(seed)
     return vector / np.linalg.norm(vector)
+
+
+def embedding(pixels, matrix, seed=1):
+    """A recogniser's unit vector of a face, in NumPy's float64."""
+    return _unit_vector(aligned_crop(pixels, matrix), seed)
 
 
 # How verdicts.py turns, scales and shifts landmarks: degrees, factor, shift in eye distances.
@@ -250,9 +255,9 @@ def views_of(pixels, face, *found):
     return np.concatenate([crops_of(pixels, [face, *found, *others]), again])
 
 
-def cosine_of(before, after, matrix):
-    """How like the face is to itself for the first recogniser."""
-    return embedding(before, matrix) @ embedding(after, matrix)
+def seen(pixels, face, seed=1):
+    """Unit vectors of all views of a face, float64[n, WIDTH]; a verdict is on the worst."""
+    return np.stack([_unit_vector(crop, seed) for crop in views_of(pixels, face)])
 
 
 def psnr_of(before, after, matrix):
