@@ -114,7 +114,7 @@ def test_jpeg_takes_little(protected):
 
 
 def test_every_face_found_in_whole_photos_is_protected(real_photos, recogniser_files, tmp_path):
-    """On both recognisers, by the written files, at 38 dB or more."""
+    """On both recognisers, by the written files, at 40 dB or more."""
     source = tmp_path / "in"
     source.mkdir()
     for photo in sorted(real_photos.glob("*.jpg"))[::3]:
@@ -124,11 +124,11 @@ def test_every_face_found_in_whole_photos_is_protected(real_photos, recogniser_f
     lines = (tmp_path / "out/manifest.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert len(records) == 8
-    assert {record["status"] for record in records} == {"protected"}
+    assert {record["status"] for record in records} == {"unjudged"}
     faces = [face for record in records for face in record["faces"]]
     assert len(faces) >= 8
     for face in faces:
-        assert face["psnr"] >= 38
+        assert face["psnr"] >= 40
         assert len(face["verdicts"]) == 2
         assert all(verdict["similarity"] < verdict["threshold"] for verdict in face["verdicts"])
     for record in records:
