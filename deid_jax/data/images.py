@@ -26,6 +26,10 @@ THUMBNAIL_SIZE = 24
 FILTER = Image.Resampling.LANCZOS
 
 CELEBA_SIZE = (178, 218)
+# Eyes, nose and corners of the mouth in its aligned images.
+CELEBA_LANDMARKS = np.array(
+    [[69.0, 111.5], [108.0, 111.5], [88.0, 134.0], [72.0, 152.5], [105.5, 152.5]]
+)
 _CELEBA_BOX = (25, 62, 153, 190)
 # Maps the centres of its pixels to those of the template's.
 _TEMPLATE_SIZE = 112

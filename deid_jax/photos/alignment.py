@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from deid_jax.data.images import CELEBA_SIZE, CELEBA_TO_TEMPLATE
+from deid_jax.data.images import CELEBA_LANDMARKS, CELEBA_SIZE
 from deid_jax.errors import InputError
 from deid_jax.models.templates import ARCFACE, Alignment
 from deid_jax.photos.faces import Face, FaceError
@@ -80,8 +80,7 @@ def aligned_face(pixels: NumpyArray) -> list[Face]:
     """
     height, width = pixels.shape[:2]
     if (height, width) == (CELEBA_SIZE[1], CELEBA_SIZE[0]):
-        linear, offset = CELEBA_TO_TEMPLATE[:, :2], CELEBA_TO_TEMPLATE[:, 2]
-        points = (ARCFACE.points - offset) @ np.linalg.inv(linear).T
+        points = CELEBA_LANDMARKS
     elif height == width:
         points = ARCFACE.scaled(width).points
     else:

@@ -250,7 +250,7 @@ def _scaled(before: NumpyArray, perturbation: NumpyArray, most: float) -> NumpyA
     """round(x + 255 t δ) with the largest t ≤ 8 whose squared errors sum to at most `most`."""
 
     def at(share: float) -> NumpyArray:
-        moved = np.rint(before + np.float32(255 * share) * perturbation)
+        moved = before + np.rint(np.float32(255 * share) * perturbation)
         return np.clip(moved, 0, 255).astype(np.uint8)
 
     bracket = Bracket(np.array(0.0), np.array(_LARGEST))

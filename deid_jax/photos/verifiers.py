@@ -80,9 +80,11 @@ class Verifier:
         return verification.similarities(a, b, self.embedder.distance)
 
     @property
-    def written_threshold(self) -> float:
-        """The threshold as users write it: a cosine or a distance."""
-        return self.embedder.distance.as_similarity(self.threshold)
+    def rule(self) -> str:
+        """When two faces match, in words: a similarity, or the distance that it stands for."""
+        if self.embedder.distance is Distance.COSINE:
+            return f"from a similarity of {self.threshold:g} on"
+        return f"up to a distance of {-self.threshold:g}, a similarity of {self.threshold:g}"
 
 
 def comparable_of(embedder: Embedder, crops: NumpyArray) -> NumpyArray:

@@ -32,8 +32,7 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
     for number, one in enumerate(verifiers, 1):
         unseen = "" if one.is_surrogate else ", not known to the attack"
         console.print(
-            f"{number}: {one.embedder.name}{unseen}; matches faces from a similarity of "
-            f"{one.threshold:g} on",
+            f"{number}: {one.embedder.name}{unseen}; matches faces {one.rule}",
             soft_wrap=True,
         )
     shown = records if len(records) <= _SHOWN else failed[:_SHOWN]

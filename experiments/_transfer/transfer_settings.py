@@ -93,7 +93,7 @@ class TransferSettings(ImageSettings):
     num_samples: int = setting(1, "Draws of the transformations in every step.")
     margin: float = setting(
         0.2,
-        f"How far below the first --far's threshold, in cosine, least-perturbation methods "
+        f"How far below the first --far's threshold, in similarity, least-perturbation methods "
         f"({', '.join(of_kind(METHODS, LeastPerturbation))}) go without a budget. "
         "Within one each photo's own is found.",
     )

@@ -38,7 +38,7 @@ def verifiers_html(verifiers: Sequence[Verifier]) -> str:
             if one.is_surrogate
             else "judges only, the attack does not know it"
         )
-        + f"; matches faces from a similarity of {one.threshold:g} on</li>"
+        + f"; matches faces {one.rule}</li>"
         for one in verifiers
     )
     unseen = ""

@@ -1,6 +1,7 @@
 """Shared by tests of protection: recognisers, photos, a quick command."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from deid_jax.photos import Protector, Strength, Verifier
-from deid_jax.photos.alignment import aligned_crop
+from deid_jax.photos import Face, Protector, Strength, Verifier
+from deid_jax.photos.alignment import aligned_crop, landmarks_of
+from deid_jax.photos.canvases import Canvas
+from deid_jax.photos.verifiers import crops_of
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect
 
@@ -112,7 +115,7 @@ def arguments(source, output, *more, recogniser=ONE):
         f"--output={output}",
         f"--recogniser={recogniser}",
         "--threshold=0.9",
-        "--num_steps=2",
+        "--num_steps=8",
         FACES,
         *more,
     ]
@@ -187,6 +190,13 @@ def reach(box=BOX):
     return (centre + (TOUCHED - middle) * 0.242 * width / spread).ravel()
 
 
+def reach_of(matrix):
+    """(left, top, right, bottom) around what may change for a face with this similarity."""
+    corners = np.array(list(itertools.product(*TOUCHED.T))) - matrix[:, 2]
+    corners = corners @ np.linalg.inv(matrix[:, :2]).T
+    return (*corners.min(0), *corners.max(0))
+
+
 def may_change(shape, *rectangles, block=1, margin=0):
     """bool[H, W]: pixels in the rectangles, or in blocks that reach into one, and a margin."""
     allowed = np.zeros(shape, bool)
@@ -209,17 +219,45 @@ def shown(path):
         return np.atleast_3d(np.asarray(upright).astype(np.uint8))
 
 
-def embedding(pixels, matrix, seed=1):
-    """A recogniser's unit vector of a face, in NumPy's float64."""
-    crop = np.rint(255 * aligned_crop(pixels, matrix)).astype(np.float64) / 255
-    means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
+def _unit_vector(crop, seed):
+    """A recogniser's unit vector of a crop, in NumPy's float64."""
+    whole = np.rint(255 * crop).astype(np.float64) / 255
+    means = whole.reshape(4, 28, 4, 28, 3).mean((1, 3))
     vector = (means - means.mean((0, 1))).ravel() @ weights(seed)
     return vector / np.linalg.norm(vector)
 
 
-def cosine_of(before, after, matrix):
-    """How like the face is to itself for the first recogniser."""
-    return embedding(before, matrix) @ embedding(after, matrix)
+def embedding(pixels, matrix, seed=1):
+    """A recogniser's unit vector of a face, in NumPy's float64."""
+    return _unit_vector(aligned_crop(pixels, matrix), seed)
+
+
+# How verdicts.py turns, scales and shifts landmarks: degrees, factor, shift in eye distances.
+_VIEWS = ((4, 1, 0), (-4, 1, 0), (0, 1.1, 0), (0, 0.92, 0), (0, 1, 0.08))
+
+
+def views_of(pixels, face, *found):
+    """The crops by which a face is judged: its own, a found one's, and what others may see."""
+    from skimage.transform import SimilarityTransform
+
+    last = (face, *found)[-1]
+    points, middle = landmarks_of(last), landmarks_of(last).mean(0)
+    eyes = np.linalg.norm(points[1] - points[0])
+    others = []
+    for degrees, factor, shift in _VIEWS:
+        turn = SimilarityTransform(rotation=np.deg2rad(degrees), scale=factor)
+        others.append(Face(last.box, turn(points - middle) + middle + shift * eyes))
+    part, corner = Canvas.around(last, pixels).part(pixels)
+    compressed = io.BytesIO()
+    Image.fromarray(part).save(compressed, "JPEG", quality=75)
+    with Image.open(compressed) as image:
+        again = crops_of(np.asarray(image), [Face(last.box, points - corner)])
+    return np.concatenate([crops_of(pixels, [face, *found, *others]), again])
+
+
+def seen(pixels, face, seed=1):
+    """Unit vectors of all views of a face, float64[n, WIDTH]; a verdict is on the worst."""
+    return np.stack([_unit_vector(crop, seed) for crop in views_of(pixels, face)])
 
 
 def psnr_of(before, after, matrix):
@@ -227,17 +265,15 @@ def psnr_of(before, after, matrix):
 
     Of a face that reaches over the photo's border, the area is the crop's share within.
     """
-    back = np.linalg.inv(matrix[:, :2])
-    corners = (np.array(list(itertools.product(*TOUCHED.T))) - matrix[:, 2]) @ back.T
-    (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0)) + 1
-    x, y = np.meshgrid(np.arange(left, right), np.arange(top, bottom))
+    left, top, right, bottom = reach_of(matrix)
+    x, y = np.meshgrid(np.arange(np.floor(left), right), np.arange(np.floor(top), bottom))
     places = np.stack([x, y], axis=-1) @ matrix[:, :2].T + matrix[:, 2]
     # It fades within eight pixels of the crop.
     depth = np.minimum(places - TOUCHED[0], TOUCHED[1] - places).clip(0, 8) / 8
     weights = np.prod((1 - np.cos(np.pi * depth)) / 2, axis=-1)
     height, width = before.shape[:2]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    area = 112**2 * np.linalg.det(back) * weights[inside].sum() / weights.sum()
+    area = 112**2 / np.linalg.det(matrix[:, :2]) * weights[inside].sum() / weights.sum()
     inside &= weights > 0
     rows, columns = y[inside].astype(int), x[inside].astype(int)
     errors = before[rows, columns].astype(np.float64) - after[rows, columns]

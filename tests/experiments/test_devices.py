@@ -10,7 +10,7 @@ from PIL import Image
 
 from deid_jax.evaluation.batch_loop import BatchLoop
 from deid_jax.models import mobilefacenet
-from deid_jax.photos import crop_attack
+from deid_jax.photos import face_attack
 from deid_jax.recognisers import checkpoints
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.recognisers.weight_files import read_weights
@@ -187,7 +187,7 @@ def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp
         given += ["--max_images=4", f"--output_dir={tmp_path / 'out'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Embedder, "embed", note(Embedder.embed))
-        patch.setattr(crop_attack, "find_perturbation", note(crop_attack.find_perturbation))
+        patch.setattr(face_attack, "find_perturbation", note(face_attack.find_perturbation))
         patch.setattr(BatchLoop, "_collect", note(BatchLoop._collect))
         assert binary.main(given) in (0, 1)
     assert len(held) > 1

@@ -38,7 +38,7 @@ def test_bar_tells_faces_a_second(tmp_path, bar):
 FACE = FaceReport(
     (1.0, 2.0, 3.0, 4.0),
     0.9,
-    True,
+    "protected",
     42.0,
     41.9,
     0.98,
@@ -60,31 +60,33 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     assert "bad\\n.png" in out and "it is\\x1b[31m empty" in out
     assert "good" not in out and "same" not in out
     text = " ".join(out.split())
-    said = "Protected against these recognisers (cap: 38 dB): 40 of 40 faces, 40 of 41 files."
+    said = "Protected (at 38 dB): 40 of 40 faces, 40 of 41 files."
     assert said in text
     assert "2: two, not known to the attack; matches faces from a similarity of 0.25 on" in text
-    assert "unseen ones were not tested" not in text
+    assert "Nobody else looked" not in text
     print_protection(records[1:], protector(), tmp_path)
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
-    assert "unseen ones were not tested" in " ".join(out.split())
+    text = " ".join(out.split())
+    assert "Fool the recognisers they were made for (at 38 dB): " in text
+    assert "Nobody else looked: --judge adds recognisers that only judge." in text
 
 
 def test_without_a_face_nothing_is_said_of_recognisers(capsys, tmp_path):
     print_protection([FileRecord("a.png", NO_FACE, None)], protector(verifier()), tmp_path)
     text = " ".join(capsys.readouterr().out.split())
     assert "No face found in 1 file." in text
-    assert "Protected against" not in text and "unseen ones" not in text
+    assert "Protected" not in text and "Fool" not in text and "Nobody" not in text
 
 
 def test_frames_without_a_face_are_told_of(capsys, tmp_path):
     verdict = TrackVerdict("a", True, 0.1, 0.3, 0.2, True, 1.0)
-    track = TrackReport(FACE.box, 0.9, 2, 8, 7, True, 42.0, 41.9, 42.0, (verdict,))
+    track = TrackReport(FACE.box, 0.9, 2, 8, 7, "protected", 42.0, 41.9, 42.0, (verdict,))
     record = dataclasses.replace(
         photo("a.mp4"), faces=(track,), figures=VideoFigures(2, 9, 9, 40, 7)
     )
     print_protection([record], protector(), tmp_path)
     text = " ".join(capsys.readouterr().out.split())
     assert "a.mp4: faces were found in 7 of 40 frames; the others are unchanged." in text
-    assert "(cap: 38 dB, of videos before encoding)" in text
+    assert "(at 38 dB, of videos before encoding)" in text
     assert "Not chosen by --faces, and left as is: 2 other faces." in text

@@ -7,6 +7,7 @@ from scipy import stats
 
 from deid_jax.errors import InputError
 from deid_jax.metrics import verification
+from deid_jax.metrics.verification import Distance
 
 
 def draw(count, width=7, seed=0):
@@ -258,3 +259,20 @@ def test_counted_scores_are_as_good_as_repeated_ones():
         assert verification.threshold_at_far(scores, far, counts) == repeated
     with pytest.raises(InputError, match="far 0.1 needs 10 impostor scores or more, got 0"):
         verification.threshold_at_far(scores, 0.1, 0 * counts)
+
+
+def test_distances_are_of_raw_embeddings_and_their_means():
+    """Similarity is minus the distance, so that the larger is the more alike."""
+    random = np.random.default_rng(4)
+    a, b = random.normal(size=(5, 3)), random.normal(size=(5, 3))
+    wanted = [[-math.dist(one, other) for other in b] for one in a]
+    found = verification.similarities(a, b, Distance.EUCLIDEAN)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    rows = verification.row_similarities(a, b, Distance.EUCLIDEAN)
+    np.testing.assert_allclose(rows, np.diag(wanted), rtol=1e-12)
+    (mean,) = verification.centroids(a, [[0, 3]], Distance.EUCLIDEAN)
+    np.testing.assert_allclose(mean, (a[0] + a[3]) / 2, rtol=1e-12)
+    others = verification.leave_one_out_centroids(a, [0, 1, 0, 1, 0], Distance.EUCLIDEAN)
+    np.testing.assert_allclose(others[2], (a[0] + a[4]) / 2, rtol=1e-12)
+    nothing = verification.comparable([[0.0, 0.0]], Distance.EUCLIDEAN)
+    np.testing.assert_array_equal(nothing, [[0.0, 0.0]])

@@ -32,18 +32,41 @@ def arrays():
     return random_arrays()
 
 
-@pytest.mark.parametrize("ready", [lambda v: v, pytest.param(prepare, marks=pytest.mark.slow)])
-def test_a_file_gives_pytorchs_descriptors_and_gradients(tmp_path, arrays, ready):
-    torch = pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
+@pytest.fixture(scope="module")
+def twin(arrays):
+    pytest.importorskip("torch", reason="PyTorch, a peer, is not installed")
     from experiments._peers.dlib_resnet_twin import with_dlib_weights
+
+    return with_dlib_weights(arrays)
+
+
+def _image():
+    return np.random.default_rng(1).random((1, 150, 150, 3), np.float32)
+
+
+def _assert_close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_file_gives_pytorchs_descriptors(tmp_path, arrays, twin):
+    import torch
 
     path = tmp_path / "network.dat"
     path.write_bytes(dlib_file(arrays))
     model, variables = convert(read_weights(path))
+    expected = twin(torch.from_numpy(_image()).permute(0, 3, 1, 2)).numpy()
+    _assert_close(jax.jit(model.apply)(variables, _image()), expected)
+
+
+@pytest.mark.parametrize("ready", [lambda variables: variables, prepare])
+@pytest.mark.slow
+def test_input_gradients_are_pytorchs(arrays, twin, ready):
+    import torch
+
+    model, variables = convert(arrays)
     cotangent = np.random.default_rng(2).normal(size=(1, 128)).astype(np.float32)
-    images = np.random.default_rng(1).random((1, 150, 150, 3), np.float32)
-    inputs = torch.from_numpy(images).requires_grad_(True)
-    expected = with_dlib_weights(arrays)(inputs.permute(0, 3, 1, 2))
+    inputs = torch.from_numpy(_image()).requires_grad_(True)
+    expected = twin(inputs.permute(0, 3, 1, 2))
     (expected * torch.from_numpy(cotangent)).sum().backward()
 
     @jax.jit
@@ -51,10 +74,9 @@ def test_a_file_gives_pytorchs_descriptors_and_gradients(tmp_path, arrays, ready
         found, vjp = jax.vjp(lambda x: model.apply(ready(variables), x), images)
         return found, *vjp(cotangent)
 
-    found, gradient = both(images)
-    wanted, descriptors = inputs.grad.numpy(), expected.detach().numpy()
-    largest = np.abs(descriptors).max()
-    np.testing.assert_allclose(found, descriptors, rtol=0, atol=2e-5 * largest)
+    found, gradient = both(_image())
+    _assert_close(found, expected.detach().numpy())
+    wanted = inputs.grad.numpy()
     # Rounding moves a few activations across their kink, where the gradient jumps.
     assert np.linalg.norm(gradient - wanted) < 3e-3 * np.linalg.norm(wanted)
 

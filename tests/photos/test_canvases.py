@@ -1,20 +1,23 @@
-"""Canvases: what they show of a photo, and how perturbations return to it."""
+"""Canvases: what they show of a photo, how perturbations return to it, and what these cost."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
-from deid_jax.models.templates import ARCFACE
+from deid_jax.models.templates import ARCFACE, DLIB
+from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.canvases import SIZE, Canvas
+from deid_jax.photos.faces import Face
+from tests.experiments.protect_helpers import psnr_of
 
 
 def placed(eye_distance, middle, degrees=0.0):
-    """Landmarks of a face with its eyes so far apart, turned about `middle`."""
+    """A face with its eyes so far apart, turned about `middle`."""
     points = (ARCFACE.points - ARCFACE.points[:2].mean(0)) * (eye_distance / 35.2372)
     angle = np.deg2rad(degrees)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return points @ turn.T + middle
+    return Face((0.0, 0.0, 1.0, 1.0), points @ turn.T + middle)
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +29,26 @@ def photo():
 
 
 def test_small_face_is_shown_and_changed_in_its_own_pixels(photo):
-    canvas = Canvas.around(placed(30, (300, 250)))
+    face = placed(30, (300, 250))
+    canvas = Canvas.around(face, photo)
     assert canvas.ratio == 1
     rows, columns = (slice(first, first + SIZE) for first in (canvas.top, canvas.left))
     np.testing.assert_array_equal(canvas.shown(photo), photo[rows, columns] / np.float32(255))
     perturbation = np.random.default_rng(1).normal(size=(SIZE, SIZE, 3)).astype(np.float32)
-    (ys, xs), spread = canvas.spread(perturbation, photo.shape)
-    assert (ys, xs) == (rows, columns)
+    inside, spread = canvas.spread(perturbation)
+    assert inside == (rows, columns)
     np.testing.assert_array_equal(spread, perturbation)
     there = canvas.landmarks + np.array([canvas.left, canvas.top])
-    np.testing.assert_allclose(there, placed(30, (300, 250)))
+    np.testing.assert_allclose(there, face.landmarks)
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 30])
 def test_large_face_keeps_its_place(photo, degrees):
-    landmarks = placed(100, (300, 260), degrees)
-    canvas = Canvas.around(landmarks)
+    face = placed(100, (300, 260), degrees)
+    canvas = Canvas.around(face, photo)
     assert canvas.ratio > 1
     shown = canvas.shown(photo)
-    for point, there in zip(landmarks, canvas.landmarks, strict=True):
+    for point, there in zip(face.landmarks, canvas.landmarks, strict=True):
         values = [
             [ndimage.map_coordinates(plane, place[::-1, None], order=1)[0] for plane in planes]
             for planes, place in (
@@ -56,40 +60,73 @@ def test_large_face_keeps_its_place(photo, degrees):
 
 
 def test_perturbation_comes_back_from_the_photo(photo):
-    canvas = Canvas.around(placed(70, (310, 240), 20))
+    canvas = Canvas.around(placed(70, (310, 240), 20), photo)
     noise = np.random.default_rng(2).normal(size=(SIZE, SIZE, 3))
     perturbation = ndimage.gaussian_filter(noise, (2, 2, 0)).astype(np.float32)
-    (ys, xs), spread = canvas.spread(perturbation, photo.shape)
-    whole = np.zeros((*photo.shape[:2], 3), np.float32)
-    whole[ys, xs] = spread
-    inside = whole[max(canvas.top, 0) :, max(canvas.left, 0) :][
-        : canvas.length, : canvas.length
+    _, spread = canvas.spread(perturbation)
+    assert spread.shape == (canvas.length, canvas.length, 3)
+    planes = [
+        Image.fromarray(plane).resize((SIZE, SIZE)) for plane in np.moveaxis(spread, 2, 0)
     ]
-    again = np.stack(
-        [
-            np.asarray(Image.fromarray(c).resize((SIZE, SIZE)))
-            for c in np.moveaxis(inside, 2, 0)
-        ],
-        axis=2,
-    )
+    again = np.stack([np.asarray(plane) for plane in planes], axis=2)
     error = np.linalg.norm(again - perturbation) / np.linalg.norm(perturbation)
     assert error < 0.05
 
 
-def test_weights_cover_the_crop_and_stay_within_the_photo(photo):
-    # Half of the face is beyond the photo's left border.
-    canvas = Canvas.around(placed(80, (0, 250)))
-    weights = canvas.weights(photo.shape)[..., 0]
+@pytest.mark.parametrize("other", [ARCFACE, DLIB])
+@pytest.mark.parametrize("degrees", [0, 40])
+def test_whole_crops_may_change_and_the_border_may_not(photo, other, degrees):
+    canvas = Canvas.around(placed(80, (300, 250), degrees), photo)
+    weights = canvas.weights()[..., 0]
+    scale, offset = other.onto(ARCFACE)
+    ends = np.array([(x, y) for x in (0, other.width - 1) for y in (0, other.height - 1)])
+    crop = Face((0.0, 0.0, 1.0, 1.0), canvas.landmarks)
+    linear, moved = np.split(crop_matrix(crop), [2], axis=1)
+    corners = (scale * ends + offset - moved.T) @ np.linalg.inv(linear).T
+    columns, rows = corners.round().astype(int).T
+    assert (weights[rows, columns] > 0).all()
+    columns, rows = canvas.landmarks.round().astype(int).T
+    assert (weights[rows, columns] == 1).all()
+    assert weights[[0, -1]].max() == weights[:, [0, -1]].max() == 0
+
+
+def test_nothing_changes_beyond_the_photo(photo):
+    canvas = Canvas.around(placed(80, (0, 250)), photo)
+    weights = canvas.weights()[..., 0]
     columns = canvas.left + (np.arange(SIZE) + 0.5) * canvas.ratio
     assert weights[:, columns < 0].max() == 0
     assert weights[:, columns > 1].max() == 1
-    inside, spread = canvas.spread(np.ones((SIZE, SIZE, 3), np.float32), photo.shape)
+    inside, spread = canvas.spread(np.ones((SIZE, SIZE, 3), np.float32))
     assert inside[1].start == 0
     assert spread.shape == photo[inside].shape
-    canvas = Canvas.around(placed(80, (300, 250)))
-    weights = canvas.weights(photo.shape)[..., 0]
-    points = canvas.landmarks.round().astype(int)
-    assert (weights[points[:, 1], points[:, 0]] == 1).all()
-    assert weights[[0, -1]].max() == weights[:, [0, -1]].max() == 0
-    # ArcFace's crop spans 3.18 eye distances.
-    assert canvas.face_area * canvas.ratio**2 == pytest.approx((80 * 112 / 35.2372) ** 2, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("eye_distance", "middle", "tolerance"),
+    [
+        (25, (300, 250), 1e-6),
+        (25, (3, 480), 1e-6),
+        (110, (300, 250), 0.12),
+        (110, (40, 420), 0.12),
+    ],
+)
+@pytest.mark.parametrize("degrees", [0, 130])
+def test_error_is_all_of_it_over_the_area_of_the_crop(
+    photo, eye_distance, middle, tolerance, degrees
+):
+    """Also of faces of which the photo shows a part; in dB.
+
+    Large faces end on the canvas's coarser pixels.
+    """
+    face = placed(eye_distance, middle, degrees)
+    noise = np.random.default_rng(3).integers(-9, 10, photo.shape)
+    changed = np.clip(photo + noise, 0, 255).astype(np.uint8)
+    error = Canvas.around(face, photo).error(photo, changed)
+    expected = psnr_of(photo, changed, crop_matrix(face))
+    assert -10 * np.log10(error) == pytest.approx(expected, abs=tolerance)
+
+
+def test_faces_beside_the_photo_have_no_error(photo):
+    canvas = Canvas.around(placed(30, (-300, 100)), photo)
+    assert canvas.area() == 0
+    assert canvas.error(photo, 255 - photo) == 0

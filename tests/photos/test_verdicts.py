@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from deid_jax.errors import InputError
-from deid_jax.photos.alignment import SIZE
 from deid_jax.photos.faces import Face
 from deid_jax.photos.verdicts import judge
 from deid_jax.photos.verifiers import Verifier, comparable_of, crops_of, gallery_of
@@ -36,7 +35,7 @@ def pixels():
 
 def test_cosines_compare_unit_embeddings_of_the_crops(pixels):
     crops = crops_of(pixels, [LEFT, RIGHT])
-    assert crops.shape == (2, SIZE, SIZE, 3)
+    assert crops.shape == (2, 112, 112, 3)
     found = comparable_of(MEAN, crops)
     assert found.dtype == np.float64
     wanted = unit(crops.astype(np.float64).mean((1, 2)) - 0.5)
@@ -63,7 +62,8 @@ def test_every_recogniser_judges_every_face_in_order(pixels):
         first, second = own
         assert (first.recogniser, first.fitted, first.threshold) == ("_mean_colour", True, 0.1)
         assert (second.recogniser, second.fitted, second.threshold) == ("other", False, 0.9)
-        assert first.similarity == pytest.approx(cosine, abs=1e-3)
+        # The worst view is after compression, which moves these colours by up to two levels.
+        assert cosine - 1e-6 < first.similarity < cosine + 0.01
         assert second.similarity == pytest.approx(1, abs=1e-5)
         assert first.fooled
         assert not second.fooled
@@ -78,14 +78,18 @@ def test_boxes_found_anew_count_where_they_are_more_like(pixels):
 
     def verdict(*found):
         detector = None if not found else lambda pixels: list(found)
-        return judge(shifted, [LEFT], known, [Verifier(MEAN, 0.9, True)], detector)[0][0].cosine
+        verifier = Verifier(MEAN, 0.9, True)
+        ((found,),) = judge(shifted, [LEFT], known, [verifier], detector)
+        return found.similarity
 
     old = verdict()
     assert verdict(beside) > old + 0.01
     assert verdict(LEFT) == old
-    # What is more like elsewhere is no look at this face; and what is less like is none better.
+    # What is more like elsewhere is no look at this face; and what is less like is none better
+    # than the crop of the original landmarks.
     assert verdict(Face((100.0, 12.0, 50.0, 50.0))) == old
-    assert verdict(Face((2.0, 12.0, 50.0, 50.0))) == old
+    own = comparable_of(MEAN, crops_of(shifted, [LEFT])).item(0)
+    assert own <= verdict(Face((2.0, 12.0, 50.0, 50.0))) < old
 
 
 def test_photos_count_where_the_face_is_their_persons():

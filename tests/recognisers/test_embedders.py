@@ -281,13 +281,6 @@ def test_what_is_no_recogniser_is_refused_in_one_line(folder, text, message):
     assert re.search(message, _one_line(text)), _one_line(text)
 
 
-def test_pictures_of_a_size_that_it_cannot_take_are_refused(tmp_path):
-    np.savez(tmp_path / "net.npz", **_random_arrays("ms1m"))
-    message = _one_line(f"mobilefacenet:{tmp_path / 'net.npz'}", image_size=64)
-    assert message.startswith("recogniser mobilefacenet cannot take images of 64 px: ")
-    assert "112" in message
-
-
 def test_arrays_of_another_network_are_refused(tmp_path):
     np.savez(tmp_path / "net.npz", weight=np.ones(3, np.float32))
     assert "lack the array" in _one_line(f"mobilefacenet:{tmp_path / 'net.npz'}")

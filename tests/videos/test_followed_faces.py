@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from deid_jax.photos import Face, Strength
+from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.face_search import load_search
 from deid_jax.videos import video
 from deid_jax.videos.followed_faces import FollowedFace, VideoAttack, VideoJudge
@@ -13,8 +14,8 @@ from tests.experiments.protect_helpers import (
     KEY,
     may_change,
     protector,
-    square,
-    square_of,
+    reach,
+    reach_of,
     verifier,
 )
 from tests.videos.video_helpers import (
@@ -53,13 +54,13 @@ def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "QUALITY", 0)
     detector = Told(lambda number: [box for _, box in places(number)])
     report = run(source, tmp_path / "out.mp4", detector=detector)
-    assert report.protected and report.num_face_frames == NUMBER
+    assert report.status == "unjudged" and report.num_face_frames == NUMBER
     first, second = report.faces
     assert (first.box, second.box) == (left, right)
     assert span(first) == (0, 7, 8)
     assert span(second) == (0, 15, 16)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
-    own = [may_change((HEIGHT, WIDTH), square(box), block=2) for box in (left, right)]
+    own = [may_change((HEIGHT, WIDTH), reach(box), block=2) for box in (left, right)]
     assert not (own[0] & own[1]).any()
     changed = [[one[inside].any() for inside in own] for one in errors]
     assert changed == [[number < 8, True] for number in range(NUMBER)]
@@ -72,11 +73,11 @@ def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "QUALITY", 0)
     detector = Told(lambda number: boxes(number) if number != 5 else [])
     report = run(source, tmp_path / "out.mp4", detector=detector)
-    assert report.protected
+    assert report.status == "unjudged"
     assert span(report.faces[0]) == (0, NUMBER - 1, NUMBER)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for number, one in enumerate(errors):
-        allowed = may_change((HEIGHT, WIDTH), square(way(number)), block=2)
+        allowed = may_change((HEIGHT, WIDTH), reach(way(number)), block=2)
         assert one[allowed].mean() > 0.3 and not one[~allowed].any()
 
 
@@ -98,11 +99,11 @@ def test_turned_videos_are_changed_upright(tmp_path):
         tmp_path / "in.mp4", frames, setup=lambda out, one: one.set_display_matrix(matrix)
     )
     report = run(source, tmp_path / "out.mp4")
-    assert report.protected and (report.width, report.height) == (WIDTH, HEIGHT)
+    assert report.status == "unjudged" and (report.width, report.height) == (WIDTH, HEIGHT)
     upright = [np.rot90(rgb(path), -1, (1, 2)) for path in (source, tmp_path / "out.mp4")]
     errors = np.abs(upright[1].astype(int) - upright[0]).sum(3)
     for number, one in enumerate(errors):
-        allowed = may_change((HEIGHT, WIDTH), square(way(number)))
+        allowed = may_change((HEIGHT, WIDTH), reach(way(number)))
         assert one[allowed].mean() > 2 * one[~allowed].mean()
     psnrs = psnrs_of(*upright, [way(number) for number in range(NUMBER)])
     assert report.faces[0].psnr == pytest.approx(min(psnrs), abs=0.02)
@@ -135,7 +136,7 @@ def test_face_that_a_detector_finds(tmp_path, monkeypatch):
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for (left, top, width), error in zip(views, errors, strict=True):
         scale = size[0] / width
-        low_x, low_y, high_x, high_y = square_of(found)
+        low_x, low_y, high_x, high_y = reach_of(crop_matrix(found))
         place = (low_x - left, low_y - top, high_x - left, high_y - top)
         x, y, right, bottom = scale * np.array(place)
         # Landmarks tremble.
