@@ -11,7 +11,7 @@ over persons that draws the impostor pairs, and so the thresholds, along with th
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from deid_jax.types import NumpyArray
 
 SELF, OTHERS, MEAN = "self", "others", "mean"
 COMPARED = (SELF, OTHERS, MEAN)
+# The similarities of one photo to each of `COMPARED`: to itself, to K others, and to their mean;
+# without other photos the latter two are empty.
+Comparisons: TypeAlias = dict[str, NumpyArray]
 # Fewer accepted impostor pairs than this leave a rate uncertain by a third and more: the "rule
 # of 30" of Doddington et al.: "The NIST speaker recognition evaluation", 2000.
 LEAST_PAIRS = 30
@@ -129,23 +132,6 @@ class HiddenRate(NamedTuple):
     number: int
 
 
-class Comparisons(NamedTuple):
-    """The similarities of one photo to the same clean one, to K others, and to their mean.
-
-    The mean is empty where the person has no other photo.
-    """
-
-    to_self: float
-    to_others: NumpyArray
-    to_mean: NumpyArray
-
-    def of(self, compared: str) -> NumpyArray:
-        """float64[n] of one of `COMPARED`."""
-        return {SELF: np.array([self.to_self]), OTHERS: self.to_others, MEAN: self.to_mean}[
-            compared
-        ]
-
-
 class JudgedPhotos(NamedTuple):
     """The share that is hidden, and of what was hidden before processing, the share that is."""
 
@@ -216,15 +202,15 @@ class Stranger:
         """Compares an embedding, float64[D], of a photo with the clean photo `number`."""
         others = np.flatnonzero(self.labels == self.labels[number])
         others = self.clean[others[others != number]]
-        none = np.zeros(0)
 
         def to(known: NumpyArray) -> NumpyArray:
             return verification.similarities(sign[None], known, self.distance)[0]
 
-        if not len(others):
-            return Comparisons(float(to(self.clean[[number]])[0]), none, none)
-        mean = verification.centroids(others, [np.arange(len(others))], self.distance)
-        return Comparisons(float(to(self.clean[[number]])[0]), to(others), to(mean))
+        found = {SELF: to(self.clean[[number]]), OTHERS: np.zeros(0), MEAN: np.zeros(0)}
+        if len(others):
+            mean = verification.centroids(others, [np.arange(len(others))], self.distance)
+            found |= {OTHERS: to(others), MEAN: to(mean)}
+        return found
 
     def judge(
         self,
@@ -255,6 +241,6 @@ class Stranger:
         labels: list[NumpyArray] = [np.zeros(0, int)]
         for number, one in zip(photos, found, strict=True):
             if one is not None:
-                values.append(one.of(compared))
+                values.append(one[compared])
                 labels.append(np.full(len(values[-1]), self.labels[number]))
         return np.concatenate(values), np.concatenate(labels)

@@ -325,7 +325,7 @@ class PhotoEvaluation:
         far, label = self.plan.fars[0], self.whole.labels[number]
         cells: dict[str, Cell] = {"found": found is not None}
         for compared in COMPARED:
-            values = np.zeros(0) if found is None else found.of(compared)
+            values = np.zeros(0) if found is None else found[compared]
             thresholds = stranger.thresholds[far, compared]
             hidden = thresholds.hidden(values, np.full(len(values), label))
             cells[compared] = float(values.mean()) if len(values) else None

@@ -7,7 +7,6 @@ import pytest
 
 from deid_jax.errors import InputError
 from deid_jax.metrics.verification import Distance
-from deid_jax.photos import strangers
 from deid_jax.photos.strangers import MEAN, OTHERS, SELF, Stranger
 
 FAR = 0.3
@@ -109,12 +108,12 @@ def test_photos_are_compared_with_themselves_others_and_their_mean(clean, strang
     sign = unit(clean[7] + 0.3)
     found = stranger.compare(sign, 7)
     others = clean[[5, 6, 8, 9]]
-    assert found.to_self == pytest.approx(sign @ clean[7])
-    np.testing.assert_allclose(found.to_others, others @ sign)
-    np.testing.assert_allclose(found.to_mean, [unit(others.mean(0)) @ sign])
+    assert found[SELF] == pytest.approx(sign @ clean[7])
+    np.testing.assert_allclose(found[OTHERS], others @ sign)
+    np.testing.assert_allclose(found[MEAN], [unit(others.mean(0)) @ sign])
     far = Stranger(Distance.EUCLIDEAN, clean, LABELS, {}, {}).compare(sign, 7)
-    assert far.to_self == pytest.approx(-np.linalg.norm(sign - clean[7]))
-    np.testing.assert_allclose(far.to_mean, [-np.linalg.norm(sign - others.mean(0))])
+    assert far[SELF] == pytest.approx(-np.linalg.norm(sign - clean[7]))
+    np.testing.assert_allclose(far[MEAN], [-np.linalg.norm(sign - others.mean(0))])
 
 
 def test_rates_are_over_pairs_and_lost_faces_in_none(stranger):
@@ -124,7 +123,7 @@ def test_rates_are_over_pairs_and_lost_faces_in_none(stranger):
     def seen(number, *above):
         """Similarities to four others just above the threshold, or just below."""
         similarities = own[LABELS[number]] + np.where(above, 1e-6, -1e-6)
-        return strangers.Comparisons(0.0, similarities, np.zeros(1))
+        return {OTHERS: similarities}
 
     before = [seen(0, 0, 0, 1, 1), seen(5, 1, 1, 1, 0), seen(10, 0, 0, 0, 0)]
     after = [seen(0, 0, 1, 1, 0), None, seen(10, 1, 0, 0, 0)]
