@@ -22,7 +22,7 @@ from deid_jax.types import NumpyArray
 
 SELF, OTHERS, MEAN = "self", "others", "mean"
 COMPARED = (SELF, OTHERS, MEAN)
-# The similarities of one photo to each of `COMPARED`: to itself, to K others, and to their mean;
+# The similarities of a photo to each of `COMPARED`: to itself, to K others, and to their mean;
 # without other photos the latter two are empty.
 Comparisons: TypeAlias = dict[str, NumpyArray]
 # Fewer accepted impostor pairs than this leave a rate uncertain by a third and more: the "rule

@@ -257,7 +257,7 @@ def test_counted_scores_are_as_good_as_repeated_ones():
     for far in (0.01, 0.1, 0.5):
         repeated = verification.threshold_at_far(np.repeat(scores, counts), far)
         assert verification.threshold_at_far(scores, far, counts) == repeated
-    with pytest.raises(InputError, match="far 0.1 needs 10 impostor scores or more, got 0"):
+    with pytest.raises(InputError, match="needs 10 impostor scores or more, got 0"):
         verification.threshold_at_far(scores, 0.1, 0 * counts)
 
 
