@@ -150,27 +150,21 @@ class Canvases:
         return jnp.asarray(self.weights) * jnp.where(grey, mean, perturbation)
 
 
-@functools.partial(jax.jit, static_argnames=("attack", "alignments", "num_steps", "reach"))
+@functools.partial(jax.jit, static_argnames=("attack", "alignments"))
 def find_perturbation(
     surrogates: Surrogates,
     canvases: Canvases,
-    psnr: jax.Array,
+    config: MIFGVMConfig,
     key: jax.Array,
     initial: jax.Array | None,
     *,
     attack: FaceAttack,
     alignments: tuple[Alignment, ...],
-    num_steps: int,
-    reach: float,
 ) -> jax.Array:
     """Finds the perturbation δ of each face: float32[N, S, S, 3]; wδ is what changes.
 
-    PSNR in dB over the area of ArcFace's crop is the budget ε of ‖δ‖₂, `reach` the total length
-    of all steps in units of ε. The attack starts from the perturbation `initial`, or from zero,
-    with key[N].
+    The attack starts from the perturbation `initial`, or from zero, with key[N].
     """
-    size = jnp.sqrt(3 * jnp.asarray(canvases.areas)) * 10 ** (-psnr / 20)
-    config = MIFGVMConfig(epsilon=size, reach=reach, num_steps=num_steps)
     objective = attack.objective(surrogates, canvases, alignments)
     images = jnp.asarray(canvases.images)
     start = None if initial is None else jnp.clip(images + initial, 0, 1)
@@ -190,7 +184,7 @@ def perturbations(
     """Runs `find_perturbation` on any number of faces: float32[N, S, S, 3].
 
     The surrogates among the verifiers are to be fooled; for each face and each verifier there
-    are its `Verifier.references`.
+    are its `Verifier.references`. PSNR in dB over the area of ArcFace's crop is the budget ε.
     """
     columns = [place for place, one in enumerate(verifiers) if one.is_surrogate]
     surrogates = Surrogates.of(
@@ -202,6 +196,7 @@ def perturbations(
         [verifiers[place].threshold for place in columns],
     )
     alignments = tuple(verifiers[place].embedder.alignment for place in columns)
+    sizes = np.sqrt(3 * canvases.areas) * np.float32(10 ** (-psnr / 20))
     reach = _REACH if initial is None else min(_REACH, _STEP * num_steps)
     found = []
     for first in range(0, len(canvases.images), BATCHES[-1]):
@@ -211,13 +206,11 @@ def perturbations(
         perturbation = find_perturbation(
             surrogates.take(places),
             canvases.take(places),
-            jnp.float32(psnr),
+            MIFGVMConfig(jnp.asarray(sizes[places]), reach=reach, num_steps=num_steps),
             keys[places],
             None if initial is None else initial[places],
             attack=ATTACK,
             alignments=alignments,
-            num_steps=num_steps,
-            reach=reach,
         )
         found.append(np.asarray(perturbation)[:count])
     return np.concatenate(found)

@@ -80,18 +80,19 @@ def test_least_rises_step_by_step_to_the_first_that_suffices(photo, tmp_path):
 
     def face(threshold):
         output = tmp_path / str(threshold)
-        status = run(arguments(photo, output, "--least", f"--threshold={threshold}"))
+        more = ("--strength=strong", "--least", f"--threshold={threshold}")
+        status = run(arguments(photo, output, *more))
         (record,) = records_of(output).values()
         return status, record["faces"][0]
 
     status, first = face(0.999)
-    assert status == 0 and first["strength_db"] == 46
+    assert status == 0 and first["strength_db"] in (46, 44, 42)
     similarity = first["verdicts"][0]["similarity"]
     status, second = face(round(similarity + 0.1 - 1e-4, 5))
-    assert status == 0 and second["strength_db"] == 44
+    assert status == 0 and second["strength_db"] == first["strength_db"] - 2
     assert second["verdicts"][0]["similarity"] < similarity
     status, hard = face(-0.99)
-    assert status == 1 and hard["strength_db"] == STRENGTHS["medium"]
+    assert status == 1 and hard["strength_db"] == STRENGTHS["strong"]
     assert hard["verdicts"][0]["similarity"] < second["verdicts"][0]["similarity"]
 
 

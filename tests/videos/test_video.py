@@ -133,6 +133,7 @@ def test_times_and_sound_stay_and_nothing_else_is_left(source, tmp_path):
     assert source.read_bytes() == content
 
 
+@pytest.mark.usefixtures("pretended")
 def test_only_faces_change(source, tmp_path, monkeypatch):
     """Bit for bit, where the encoder loses nothing; else by what encoding does."""
     luma, chroma = planes(source)
