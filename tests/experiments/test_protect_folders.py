@@ -307,4 +307,4 @@ def test_as_a_process(source, output):
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 1
     assert ended.stderr == f"not protected: 1 of 5 files; see {output}/{NAME}\n"
-    assert "4 of 4 faces in 5 files are protected" in ended.stdout
+    assert "4 of 4 faces, 4 of 5 files." in ended.stdout
