@@ -142,8 +142,9 @@ cp -r out ended
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mounted", MOUNTED)
-@pytest.mark.parametrize("kind", ["png", pytest.param("tfds", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["png", "tfds"])
 def test_disk_of_a_few_pages_is_full(arguments, undisturbed, workplace, kind, mounted):
     given = [*arguments, f"--output_format={kind}"]
     # Beside the earlier run; a shard takes 36 or 150 KiB.

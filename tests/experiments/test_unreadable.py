@@ -55,7 +55,7 @@ def test_comparison_counts_and_names_what_it_has_read(arguments, workplace, caps
     flags = ["--methods=ifgvm", "--num_steps=2", "--targets=random", "--peers=none"]
     assert compare.main([*arguments, *flags]) == 0
     assert capsys.readouterr().err == LEFT_OUT
-    assert "\n33 pictures of archive" in (workplace / "out/compare.md").read_text()
+    assert "\n33 images of archive" in (workplace / "out/compare.md").read_text()
     lines = read_csv(workplace / "out/per_image.csv")
     assert len(lines) == 33
     assert not [line for line in lines if line["picture"].endswith("/00")]
