@@ -46,7 +46,7 @@ if importlib.util.find_spec("cv2") is None:
         (["--boxes=none.csv", "--faces=all"], "boxes file none.csv cannot be read"),
         (["--aligned"], "faces by boxes, boxes and aligned exclude each other"),
         (["--detector=none.onnx", "--faces=all"], NO_YUNET),
-        (["--detector=none.onnx"], "--detector=none.onnx means nothing: the faces are given"),
+        (["--detector=none.onnx"], NO_YUNET),
         (["--detector=none.onnx", "--gallery=mine"], NO_YUNET),
         (
             ["--detector=none.onnx", "--gallery=mine", "--faces=all", "--aligned"],

@@ -29,14 +29,14 @@ from tests.experiments.protect_helpers import ONE
         ({"num_steps": 0}, "num_steps"),
         ({"seed": -1}, "seed"),
         ({"detector": "missing.onnx"}, "missing.onnx|OpenCV"),
-        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": "1.5"}, "threshold"),
         ({"threshold": None}, "threshold"),
         ({"judge": ONE}, "twice"),
         ({"recogniser": "nobody"}, "nobody"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    given = {"recogniser": ONE, "threshold": 0.9} | settings
+    given = {"recogniser": ONE, "threshold": "0.9"} | settings
     with (
         pytest.raises(InputError, match=message),
         webapp.serve(webapp.WebappSettings(**given)),
