@@ -139,11 +139,11 @@ def _quiet() -> Iterator[None]:
     """Stops Orbax from logging every step, and TensorStore from printing failures at length.
 
     When a save fails, TensorStore's other writes continue. They would make the folder again,
-    so they are waited for. On a loaded machine they report their own failures later still,
-    thus what silences them stays.
+    so they are waited for. Some report their failures even later, so they stay silenced.
     """
-    level, hook = absl_logging.get_verbosity(), sys.unraisablehook
+    verbosity, hook = absl_logging.get_verbosity(), sys.unraisablehook
     futures = logging.getLogger("asyncio")
+    level = futures.level
 
     def report(failure: "sys.UnraisableHookArgs") -> None:
         if "Event loop is closed" not in str(failure.exc_value):
@@ -155,12 +155,12 @@ def _quiet() -> Iterator[None]:
     try:
         yield
         sys.unraisablehook = hook
-        futures.setLevel(logging.NOTSET)
+        futures.setLevel(level)
     except Exception:
         time.sleep(1)
         raise
     finally:
-        absl_logging.set_verbosity(level)
+        absl_logging.set_verbosity(verbosity)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -1,6 +1,6 @@
 """The sheet of a run: original | de-identified | perturbation ×k, one row per image.
 
-Predictions of another than the true person are red.
+Wrong predictions are red.
 Images are uint8[H, W, 3].
 """
 
