@@ -35,7 +35,7 @@ BATCHES = (1, 4, 16)
 # Bisections of the scale of a perturbation, and the largest scale.
 _HALVINGS = 14
 _LARGEST = 8.0
-# In units of ε: the total length of all steps, and the largest step from a given perturbation.
+# In units of ε: the largest total length of all steps, and the largest step.
 _REACH = 10.0
 _STEP = 1 / 3
 
@@ -197,7 +197,7 @@ def perturbations(
     )
     alignments = tuple(verifiers[place].embedder.alignment for place in columns)
     sizes = np.sqrt(3 * canvases.areas) * np.float32(10 ** (-psnr / 20))
-    reach = _REACH if initial is None else min(_REACH, _STEP * num_steps)
+    reach = min(_REACH, _STEP * num_steps)
     found = []
     for first in range(0, len(canvases.images), BATCHES[-1]):
         count = min(len(canvases.images) - first, BATCHES[-1])

@@ -40,6 +40,8 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _WEBP_QUALITY = 95
+# At these little of a perturbation is lost, with JPEG's chroma in full.
+_FINE_QUALITY = {"JPEG": 92, "WEBP": 98}
 # Number of rows converted at a time, so that Pillow's copies stay small.
 _ROWS = 256
 # Common formats that `FORMATS` lacks.
@@ -86,6 +88,11 @@ class Photo:
     metadata: SaveArguments
     tables: tuple[tuple[int, ...], ...] | None = None
 
+    @property
+    def fine_quality(self) -> int:
+        """The photo's own, or one at which little of a perturbation is lost."""
+        return max(self.quality, _FINE_QUALITY.get(self.format, 0))
+
 
 def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Decodes the content of a photo file.
@@ -127,7 +134,7 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
 
 
 def encode_photo(
-    photo: Photo, pixels: NumpyArray, *, keep_metadata: bool = False, quality: int | None = None
+    photo: Photo, pixels: NumpyArray, *, keep_metadata: bool = False, fine: bool = False
 ) -> bytes:
     """Encodes new pixels in the photo's format.
 
@@ -138,7 +145,8 @@ def encode_photo(
       photo: the photo whose size, format, transparency, colour profile and greyness are kept.
       pixels: uint8[H, W, 3]; equal channels for a photo of one channel.
       keep_metadata: see `metadata.kept_on_request`.
-      quality: for JPEG and WebP, 1 to 100; None keeps the photo's own.
+      fine: for JPEG and WebP, loses less than the photo's own settings: `Photo.fine_quality`,
+        and a JPEG keeps all of its chroma.
 
     Raises:
       InputError: Pillow cannot encode it.
@@ -146,10 +154,13 @@ def encode_photo(
     arguments: SaveArguments = dict(photo.saving)
     if photo.icc_profile is not None:
         arguments["icc_profile"] = photo.icc_profile
-    if photo.tables is not None and quality in (None, photo.quality):
+    if not photo.lossless:
+        arguments["quality"] = photo.fine_quality if fine else photo.quality
+    if photo.tables is not None and photo.quality == arguments["quality"]:
         arguments["qtables"] = photo.tables
-    elif not photo.lossless:
-        arguments["quality"] = photo.quality if quality is None else quality
+        del arguments["quality"]
+    if fine and photo.format == "JPEG":
+        arguments["subsampling"] = metadata.FINEST_CHROMA
     if keep_metadata:
         arguments |= photo.metadata
     target = io.BytesIO()
@@ -159,7 +170,7 @@ def encode_photo(
             image.save(target, photo.format, **arguments)
     except Exception as error:  # So may Pillow's encoders.
         if keep_metadata:  # Better to drop damaged metadata than to fail.
-            return encode_photo(photo, pixels, quality=quality)
+            return encode_photo(photo, pixels, fine=fine)
         raise InputError(
             f"a {photo.format} of this photo cannot be made: {one_line(error)}"
         ) from error

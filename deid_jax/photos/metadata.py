@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 SaveArguments: TypeAlias = dict[str, object]
 # A coarser JPEG would remove so small a perturbation.
 LEAST_QUALITY = 90
-_FINEST_CHROMA = 0
+FINEST_CHROMA = 0
 _HALF_WIDTH_CHROMA = 1
 
 _ORIENTATION = 0x0112
@@ -120,7 +120,7 @@ def subsampling(image: Image.Image, sideways: bool) -> int:
     """Pillow's number for the chroma subsampling; the finest if there is none."""
     found = JpegImagePlugin.get_sampling(image)
     if found < 0 or (sideways and found == _HALF_WIDTH_CHROMA):
-        return _FINEST_CHROMA
+        return FINEST_CHROMA
     return found
 
 

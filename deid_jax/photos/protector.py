@@ -34,10 +34,12 @@ STRENGTHS = {"light": 42.0, "medium": 40.0, "strong": 38.0}
 # In search of the least perturbation: the first try, the step to the next, and how far a
 # surrogate's similarity must be below its threshold.
 _FIRST, _LOWER, _MARGIN = 46.0, 2.0, 0.1
-# Used if encoding at the photo's own quality would cost too much of the budget.
-_FINE_QUALITY = 97
-# How often perturbations may be shrunk to make room for errors from encoding and other faces.
+# The largest part of the budget that encoding as the photo was encoded may cost.
+_MOST_LOST = 1 / 8
+# How often perturbations may be scaled anew for errors from encoding and other faces, and the
+# part of the budget that is enough.
 _CORRECTIONS = 6
+_LEAST_SPENT = 0.93
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,23 +210,30 @@ class _PhotoAttack:
 class _Encoder:
     """Encodes a photo with perturbations so that each face keeps its budget in the file.
 
-    The photo's own quality is used if it costs at most a quarter of the budget at the cap.
+    Coarse tables and subsampled chroma lose part of a perturbation: if encoding as the photo
+    was encoded costs more than `_MOST_LOST` of the budget at the cap, a finer way is taken.
     """
 
     def __init__(self, photo: Photo, faces: Sequence[Face], cap: float):
         self._photo = photo
         self.canvases = [Canvas.around(face, photo.pixels) for face in faces]
-        # None for lossless formats.
-        self.quality: int | None = None
+        self._fine = False
         self._losses: NumpyArray = np.zeros(len(faces))
         if photo.lossless:
             return
-        for quality in sorted({photo.quality, max(photo.quality, _FINE_QUALITY)}):
-            data = files.encode_photo(photo, photo.pixels, quality=quality)
-            self.quality = quality
+        for self._fine in (False, True):
+            data = files.encode_photo(photo, photo.pixels, fine=self._fine)
             self._losses = self.errors(files.parse_photo(data, "the photo").pixels)
-            if self._losses.max() <= 10 ** (-cap / 10) / 4:
+            if self._losses.max() <= 10 ** (-cap / 10) * _MOST_LOST:
                 break
+
+    @property
+    def quality(self) -> int | None:
+        """None for lossless formats."""
+        photo = self._photo
+        if photo.lossless:
+            return None
+        return photo.fine_quality if self._fine else photo.quality
 
     def errors(self, shown: NumpyArray) -> NumpyArray:
         """Mean squared error of the pixels that each face may touch, for a range of 1."""
@@ -236,23 +245,28 @@ class _Encoder:
     ) -> tuple[bytes, NumpyArray]:
         """The file with all perturbations, with no face below its PSNR, and its pixels.
 
-        Encoding and overlapping faces add errors of their own. If these exceed the budget, the
-        perturbations are shrunk, at most `_CORRECTIONS` times.
+        Encoding and overlapping faces add errors of their own, so the perturbations are shrunk
+        or grown, at most `_CORRECTIONS` times, until nearly all of each budget is spent.
         """
         photo = self._photo
         allowed = 10 ** (-psnrs / 10)
         own = np.maximum(allowed - self._losses, allowed / 4)
+        kept = None
         for _ in range(_CORRECTIONS):
             budgets = -10 * np.log10(own)
             faces = zip(self.canvases, perturbations, strict=True)
             pixels = face_attack.add(photo.pixels, faces, budgets, grey=photo.grey)
             data = files.encode_photo(
-                photo, pixels, keep_metadata=keep_metadata, quality=self.quality
+                photo, pixels, keep_metadata=keep_metadata, fine=self._fine
             )
             del pixels  # Photos are large.
             shown = files.parse_photo(data, "the protected photo").pixels
-            errors = self.errors(shown)
-            if np.all(errors <= allowed):
-                break
-            own = own / np.maximum(errors / allowed, 1) ** 1.5
-        return data, shown
+            spent = self.errors(shown) / allowed
+            if np.all(spent <= 1):
+                kept = data
+                if np.all(spent >= _LEAST_SPENT):
+                    return data, shown
+            own = own * np.where(spent > 1, spent**-1.5, np.maximum(spent, 0.1) ** -0.7)
+        del shown
+        data = kept or data
+        return data, files.parse_photo(data, "the protected photo").pixels
