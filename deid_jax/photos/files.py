@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from deid_jax.data.images import read_exif
 from deid_jax.errors import InputError, TransientError, one_line
 from deid_jax.photos import metadata
 from deid_jax.photos.metadata import SaveArguments
@@ -191,7 +192,8 @@ def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
 def _photo(image: Image.Image, data: bytes) -> Photo:
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     # Pillow rotates a TIFF when it loads it, and drops the orientation.
-    before = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else 1
+    exif = read_exif(image)
+    before = exif.get(_ORIENTATION, 1) if kind == "TIFF" else 1
     image.load()
     if kind == "PNG" and image.mode == "L" and "transparency" in image.info:
         # Pillow scales grey levels of 2 and 4 bits to 8 bits, but not the transparent level.
