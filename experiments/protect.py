@@ -8,6 +8,7 @@ name below --output. The written files are then decoded and judged by recogniser
 by frame. `manifest.jsonl` in the output folder records the outcome of every file. Metadata
 (place, time, camera, thumbnails) is left out, and originals are never changed. To resume an
 interrupted run, repeat the command. Hidden files (names that begin with a dot) are skipped.
+Files that were protected before, here or by the page, are refused: give the originals.
 
 The exit status is 0 if faces were found in every file and every chosen face (--faces) is
 protected. It is 1 if no face was found in some file, a file is not a photo or video, or a
@@ -59,12 +60,15 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         "are moved away from these photos, too, not only from themselves.",
     )
     faces: str = setting(
-        "all", "Which faces: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels."
+        "all",
+        "Which faces: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels of the upright "
+        "photo, as viewers show it.",
     )
     boxes: str | None = setting(
         None,
         "CSV file of faces instead of a detector: file, left, top, width, height, or landmarks "
-        "x1, y1, … x5, y5 (eyes, nose, corners of the mouth).",
+        "x1, y1, … x5, y5 (eyes, nose, corners of the mouth), in pixels of the upright photo, "
+        "as viewers show it.",
     )
     aligned: bool = setting(
         False,
@@ -175,6 +179,7 @@ def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
         detector=None if settings.aligned else choice.detector,
         strength=Strength.of(settings.strength, settings.num_steps, least=settings.least),
         keep_metadata=settings.keep_metadata,
+        mark=settings.mark,
     )
 
 

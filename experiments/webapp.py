@@ -114,6 +114,7 @@ def protector_of(settings: WebappSettings) -> Protector:
         jax.random.key(settings.seed),
         detector=load_detector(settings.detector),
         strength=Strength(num_steps=settings.num_steps),
+        mark=settings.mark,
     )
 
 

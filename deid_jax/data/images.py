@@ -83,7 +83,8 @@ def read_exif(image: Image.Image) -> Image.Exif:
     try:
         return image.getexif()
     finally:
-        image.info |= hidden
+        for name, value in hidden.items():
+            image.info[name] = value
 
 
 def _is_empty(path_or_bytes: Path | str | bytes) -> bool:

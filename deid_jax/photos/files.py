@@ -73,6 +73,7 @@ class Photo:
       saving: further arguments of Pillow's `save`, always given.
       metadata: arguments of `save` that are given only if metadata is kept.
       tables: the quantisation tables of a JPEG of quality 90 or more, otherwise None.
+      is_marked: whether it says that it is protected, see `marked`.
     """
 
     pixels: NumpyArray
@@ -86,6 +87,7 @@ class Photo:
     saving: SaveArguments
     metadata: SaveArguments
     tables: tuple[tuple[int, ...], ...] | None = None
+    is_marked: bool = False
 
 
 def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -167,6 +169,18 @@ def encode_photo(
     return target.getvalue()
 
 
+def marked(photo: Photo) -> Photo:
+    """The photo, whose written file will say that it is protected.
+
+    EXIF's Software says it; a BMP, which has no EXIF, cannot.
+    """
+    return dataclasses.replace(
+        photo,
+        saving=metadata.with_mark(photo.saving),
+        metadata=metadata.with_mark(photo.metadata),
+    )
+
+
 def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
     """Refuses photos that could not be written again in the same form, by their header."""
     if image.width * image.height > max_pixels:
@@ -194,6 +208,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
     # Pillow rotates a TIFF when it loads it, and drops the orientation.
     exif = read_exif(image)
     before = exif.get(_ORIENTATION, 1) if kind == "TIFF" else 1
+    marks = metadata.is_marked(exif)
     image.load()
     if kind == "PNG" and image.mode == "L" and "transparency" in image.info:
         # Pillow scales grey levels of 2 and 4 bits to 8 bits, but not the transparent level.
@@ -231,6 +246,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
         saving=saving,
         metadata=on_request,
         tables=tables,
+        is_marked=marks,
     )
 
 

@@ -96,6 +96,7 @@ class Protector:
       key: one key; each file's key is derived from it and the file's name.
       detector: detects faces again in protected files; None judges only the original crops.
       keep_metadata: see `files.encode_photo`.
+      mark: whether written files say that they are protected, see `files.marked`.
     """
 
     verifiers: tuple[Verifier, ...]
@@ -103,6 +104,7 @@ class Protector:
     detector: Detector | None = None
     strength: Strength = Strength()
     keep_metadata: bool = False
+    mark: bool = False
 
     def __post_init__(self) -> None:
         if not self.surrogates:
@@ -126,6 +128,7 @@ class Protector:
         Raises:
           InputError: the file cannot be encoded, or a recogniser gives a face no embedding.
         """
+        photo = files.marked(photo) if self.mark else photo
         return _PhotoAttack(self, photo, faces, self.key_of(name)).run()
 
 

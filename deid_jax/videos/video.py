@@ -29,6 +29,7 @@ from deid_jax.photos.file_records import (
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import verdict_of
 from deid_jax.photos.verifiers import Verifier, signs_of
+from deid_jax.photos.written_files import ProtectedError
 from deid_jax.runs import UNFINISHED
 from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
@@ -91,11 +92,14 @@ class VideoJob:
         matches a face, which the report then says. If no face is found, nothing is written.
 
         Raises:
-          InputError: bad arguments, or the source cannot be read or written again.
+          InputError: bad arguments, or the source cannot be read or written again, or says
+            that it is protected.
         """
         if self.target.suffix.lower() not in FORMATS:
             raise InputError(f"video {self.target} must end in one of {', '.join(FORMATS)}")
         info = look(self.source)
+        if info.is_marked:
+            raise ProtectedError(self.name)
         followed, num_frames = self._find(info.num_frames)
         size = (info.width, info.height, num_frames)
         if not followed:
@@ -145,6 +149,7 @@ class VideoJob:
             suffix=self.target.suffix.lower(),
             quality=QUALITY,
             keep_metadata=self.protector.keep_metadata,
+            mark=self.protector.mark,
         )
 
     def _judge(self, followed: Sequence[FollowedFace], written: Path, num_frames: int) -> int:

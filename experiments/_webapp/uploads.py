@@ -18,6 +18,8 @@ from deid_jax.errors import InputError, one_line
 from deid_jax.photos import FaceReport, ProtectedPhoto, Protector, Strength, files
 from deid_jax.photos.canvases import Span
 from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, worst_of
+from deid_jax.photos.manifest import sha256_of
+from deid_jax.photos.written_files import ProtectedError, is_remembered, remember
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 
@@ -76,6 +78,8 @@ def outcome_of(
         except OSError as error:
             raise InputError(f"{name} cannot be read: {one_line(error)}") from error
         photo = files.parse_photo(content, name, max_pixels=MAX_PIXELS)
+        if photo.is_marked or is_remembered(sha256_of(content)):
+            raise ProtectedError(name)
         assert protector.detector is not None
         faces = protector.detector(photo.pixels)
         if not faces:
@@ -94,6 +98,7 @@ def _outcome(
     own = Path(tempfile.mkdtemp(dir=folder))
     output = own / "protected" / name
     write_whole(output, done.data)
+    remember(sha256_of(done.data))
     views = [(slice(None), slice(None))]
     views += [around(report, before.shape) for report in done.faces]
     previews = []

@@ -131,6 +131,19 @@ def test_the_file_holds_no_metadata(name, make, studio, tmp_path):
             assert image.info == {}
 
 
+def test_what_was_protected_is_refused(studio, tmp_path, monkeypatch):
+    """What the page itself wrote, and what is marked."""
+    message = "a.png is protected already, and protecting it again may undo that: give the "
+    made = outcome_of(photo(tmp_path / "a.png", 21), "medium", studio, tmp_path)
+    again = outcome_of(made.output, "medium", studio, tmp_path)
+    assert (again.output, again.message) == (None, f"{message}original.")
+    marking = dataclasses.replace(studio, mark=True)
+    made = outcome_of(photo(tmp_path / "a.png", 22), "medium", marking, tmp_path)
+    monkeypatch.setenv("DEID_JAX_CACHE", str(tmp_path / "none"))
+    again = outcome_of(made.output, "medium", studio, tmp_path)
+    assert (again.output, again.message) == (None, f"{message}original.")
+
+
 def test_pictures_show_the_file(studio, tmp_path):
     outcome = outcome_of(photo(tmp_path / "a.png"), "medium", studio, tmp_path)
     (before, after, difference), face = [

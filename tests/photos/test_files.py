@@ -72,7 +72,7 @@ def test_orientation_of_xmp_is_ignored(kind):
     assert photo.pixels.shape == pixels.shape == decode_image(content, "a").shape
     written = files.encode_photo(photo, photo.pixels, keep_metadata=True)
     assert parse(written).pixels.shape == pixels.shape
-    assert b"tiff:Orientation=\"1\"" in written
+    assert b'tiff:Orientation="1"' in written
 
 
 # --- Modes ---
