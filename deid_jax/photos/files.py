@@ -73,7 +73,7 @@ class Photo:
       saving: further arguments of Pillow's `save`, always given.
       metadata: arguments of `save` that are given only if metadata is kept.
       tables: the quantisation tables of a JPEG of quality 90 or more, otherwise None.
-      is_marked: whether it says that it is protected, see `marked`.
+      is_marked: whether it says that it is protected, see `to_be_marked`.
     """
 
     pixels: NumpyArray
@@ -169,7 +169,7 @@ def encode_photo(
     return target.getvalue()
 
 
-def marked(photo: Photo) -> Photo:
+def to_be_marked(photo: Photo) -> Photo:
     """The photo, whose written file will say that it is protected.
 
     EXIF's Software says it; a BMP, which has no EXIF, cannot.

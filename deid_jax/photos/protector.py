@@ -96,7 +96,7 @@ class Protector:
       key: one key; each file's key is derived from it and the file's name.
       detector: detects faces again in protected files; None judges only the original crops.
       keep_metadata: see `files.encode_photo`.
-      mark: whether written files say that they are protected, see `files.marked`.
+      mark: whether written files say that they are protected, see `files.to_be_marked`.
     """
 
     verifiers: tuple[Verifier, ...]
@@ -128,7 +128,7 @@ class Protector:
         Raises:
           InputError: the file cannot be encoded, or a recogniser gives a face no embedding.
         """
-        photo = files.marked(photo) if self.mark else photo
+        photo = files.to_be_marked(photo) if self.mark else photo
         return _PhotoAttack(self, photo, faces, self.key_of(name)).run()
 
 
