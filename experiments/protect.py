@@ -10,9 +10,10 @@ by frame. `manifest.jsonl` in the output folder records the outcome of every fil
 interrupted run, repeat the command. Hidden files (names that begin with a dot) are skipped.
 Files that were protected before, here or by the page, are refused: give the originals.
 
-The exit status is 0 if faces were found in every file and every chosen face (--faces) is
-protected. It is 1 if no face was found in some file, a file is not a photo or video, or a
-recogniser still matches a face.
+The exit status is 0 if faces were found in every file and no recogniser that was asked matches
+a chosen face (--faces) any more. "Protected" are those that fool judges as well, recognisers
+that the attack does not know. It is 1 if no face was found in some file, a file is not a photo
+or video or was refused, or a recogniser still matches a face.
 """
 
 import dataclasses

@@ -26,7 +26,7 @@ from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.file_records import FaceReport, status_of, worst_of
 from deid_jax.photos.files import Photo
 from deid_jax.photos.verdicts import judge
-from deid_jax.photos.verifiers import Verifier, crops_of, signs_of
+from deid_jax.photos.verifiers import Verifier, crops_of, is_disputed, signs_of
 from deid_jax.types import NumpyArray
 
 # The budget: PSNR in dB.
@@ -84,7 +84,7 @@ class ProtectedPhoto(NamedTuple):
     @property
     def status(self) -> str:
         """The worst status of a face."""
-        return worst_of(self.faces)
+        return worst_of(face.status for face in self.faces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +145,12 @@ class _PhotoAttack:
         self._canvases = Canvases.of(
             protector.surrogates, photo.pixels, self._encoder.canvases, grey=photo.grey
         )
+        found = signs_of(protector.verifiers, photo.pixels, faces)
         self._references = [
             [one.references(sign) for one, sign in zip(protector.verifiers, signs, strict=True)]
-            for signs in signs_of(protector.verifiers, photo.pixels, faces)
+            for signs in found
         ]
+        self._disputed = [is_disputed(protector.verifiers, signs) for signs in found]
         self._keys = jax.random.split(key, len(faces))
         self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
 
@@ -180,14 +182,21 @@ class _PhotoAttack:
             FaceReport(
                 box=face.box,
                 score=face.score,
-                status=status_of(own),
+                status=status_of(own, face.score),
                 strength_db=psnr,
                 psnr=-10 * math.log10(error) if error > 0 else math.inf,
                 ssim=ssim,
                 verdicts=own,
+                disputed=disputed,
             )
-            for face, own, psnr, error, ssim in zip(
-                self._faces, verdicts, tried.tolist(), errors, ssims, strict=True
+            for face, own, psnr, error, ssim, disputed in zip(
+                self._faces,
+                verdicts,
+                tried.tolist(),
+                errors,
+                ssims,
+                self._disputed,
+                strict=True,
             )
         )
         return ProtectedPhoto(data, pixels, self._encoder.quality, reports)

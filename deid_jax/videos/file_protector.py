@@ -18,12 +18,11 @@ from deid_jax.photos.faces import Face, FaceChoice, FaceError
 from deid_jax.photos.file_records import (
     NO_FACE,
     NOT_PROTECTED,
-    PROTECTED,
-    UNJUDGED,
     UNREADABLE,
     FileRecord,
     PhotoFigures,
     VideoFigures,
+    reason_of,
 )
 from deid_jax.photos.manifest import outputs_of, sha256_of, sha256_of_file
 from deid_jax.photos.protector import ProtectedPhoto, Protector
@@ -37,11 +36,6 @@ from deid_jax.videos.video import VideoJob, VideoReport
 # Shows the progress of a file that takes a long time.
 Say = Callable[[str], None]
 _NO_FACE = "no face was found: nothing was written"
-_REASONS = {
-    PROTECTED: None,
-    UNJUDGED: "fools the recognisers it was made for; nobody else looked",
-    NOT_PROTECTED: "a recogniser still matches a face",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +159,7 @@ class FileProtector:
         return FileRecord(
             file=name,
             status=done.status,
-            reason=_REASONS[done.status],
+            reason=reason_of(done.faces),
             output=name,
             source_sha256=digest,
             output_sha256=written,

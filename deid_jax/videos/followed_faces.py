@@ -14,7 +14,13 @@ from deid_jax.photos.face_attack import Canvases
 from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import views
-from deid_jax.photos.verifiers import FaceCrops, Verifier, largest_similarities, own_crops
+from deid_jax.photos.verifiers import (
+    FaceCrops,
+    Verifier,
+    is_disputed,
+    largest_similarities,
+    own_crops,
+)
 from deid_jax.types import NumpyArray
 from deid_jax.videos.tracks import Track
 
@@ -35,10 +41,14 @@ class FollowedFace:
 
     def __init__(self, track: Track[Signs], verifiers: Sequence[Verifier], number: int):
         self.track = track
-        self.references = [
-            verifier.references(verifier.mean_of(np.stack(own)))
+        means = [
+            verifier.mean_of(np.stack(own))
             for verifier, own in zip(verifiers, zip(*track.signs, strict=True), strict=True)
         ]
+        self.references = [
+            verifier.references(mean) for verifier, mean in zip(verifiers, means, strict=True)
+        ]
+        self.disputed = is_disputed(verifiers, means)
         self.number = number
         self.level = self.began = 0
         self.begin()

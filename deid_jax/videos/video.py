@@ -20,7 +20,6 @@ import numpy as np
 from deid_jax.errors import InputError
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.file_records import (
-    NOT_PROTECTED,
     TrackReport,
     TrackVerdict,
     status_of,
@@ -67,7 +66,7 @@ class VideoReport:
     @property
     def status(self) -> str:
         """The worst status of a face, in every frame."""
-        return worst_of(self.faces) if self.faces else NOT_PROTECTED
+        return worst_of(face.status for face in self.faces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,17 +179,19 @@ class VideoJob:
                 strict=True,
             )
         )
+        score = float(np.mean([face.score for face in one.track.faces]))
         return TrackReport(
             box=one.track.at(one.first).box,
-            score=float(np.mean([face.score for face in one.track.faces])),
+            score=score,
             first_frame=one.first,
             last_frame=one.last,
             num_frames=one.num_frames,
-            status=status_of(verdicts),
+            status=status_of(verdicts, score),
             strength_db=self.protector.strength.psnrs[one.level],
             psnr=one.lowest_psnr,
             mean_psnr=one.sum_psnr / one.num_frames,
             verdicts=verdicts,
+            disputed=one.disputed,
         )
 
 
