@@ -41,7 +41,7 @@ EVERY = 5
 NUM_REFERENCES = 8
 # The encoder's constant rate factor.
 QUALITY = 16
-# Margins below the surrogates' thresholds before encoding. If a face is still matched in the
+# Margins below the surrogates' thresholds before encoding. If one still matches a face in the
 # written file, the next round uses the next margin.
 MARGINS = (0.08, 0.2, 0.35)
 
@@ -85,7 +85,7 @@ class VideoJob:
     progress: VideoProgress = lambda stage, done, total: None
 
     def run(self) -> VideoReport:
-        """Perturbs the faces until no recogniser matches them, and judges the written file.
+        """Perturbs the faces until no surrogate matches them, and judges the written file.
 
         The file is written whole or not at all. It is also written if a recogniser still
         matches a face, which the report then says. If no face is found, nothing is written.
@@ -196,13 +196,14 @@ class VideoJob:
 
 
 def _alike(verifiers: Sequence[Verifier]) -> Callable[[Sequence[Signs], Signs], bool]:
-    """A function that says whether every recogniser matches a face with a track."""
+    """A function that says whether every surrogate matches a face with a track."""
 
     def alike(known: Sequence[Signs], new: Signs) -> bool:
         return all(
             verifier.similarities(seen[None], verifier.mean_of(np.stack(own))[None]).item()
             >= verifier.threshold
             for verifier, seen, *own in zip(verifiers, new, *known, strict=True)
+            if verifier.is_surrogate
         )
 
     return alike

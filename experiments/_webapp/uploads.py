@@ -93,7 +93,10 @@ def outcome_of(
         if not faces:
             raise InputError(f"No face was found in {name}: there is nothing to download")
         done = protector.protect_photo(photo, faces, name)
-        return _outcome(name, photo.pixels, done, folder)
+        outcome = _outcome(name, photo.pixels, done, folder)
+        if done.data != content:
+            remember(sha256_of(done.data))
+        return outcome
     except InputError as error:
         return UploadOutcome(name, f"{error}.")
     except OSError as error:
@@ -106,7 +109,6 @@ def _outcome(
     own = Path(tempfile.mkdtemp(dir=folder))
     output = own / "protected" / name
     write_whole(output, done.data)
-    remember(sha256_of(done.data))
     views = [(slice(None), slice(None))]
     views += [around(report, before.shape) for report in done.faces]
     previews = []
