@@ -53,7 +53,7 @@ def _served(tmp_path_factory, *arguments):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TMPDIR", str(folder))
         started = process(
-            "webapp", *arguments, "--threshold=0.9995", *SETTINGS, "--port=0", cwd=folder
+            "webapp", *arguments, "--threshold=0.9999", *SETTINGS, "--port=0", cwd=folder
         )
     try:
         address = re.search(r"http://127\.0\.0\.1:\d+", started.stdout.readline())[0]
@@ -190,7 +190,7 @@ def test_upload_protect_compare_download(server, new_tab, astronaut, tmp_path):
         "at home.jpg",
         content,
         f"--recogniser={ONE},{TWO}",
-        "--threshold=0.9995",
+        "--threshold=0.9999",
         "--strength=strong",
         *SETTINGS,
     )
@@ -220,7 +220,7 @@ def test_upload_protect_compare_download(server, new_tab, astronaut, tmp_path):
         name, says, likeness = row[-3:]
         assert name == verdict["recogniser"]
         assert verdict["fooled"] and says == "fooled"
-        assert likeness == f"{verdict['similarity']:.3f} < 0.9995"
+        assert likeness == f"{verdict['similarity']:.3f} < 0.9999"
     assert f"({face['psnr']:.1f} dB)" in rows[0][1]
 
     tab.page.locator("#view label", has_text="Face 1").click()
@@ -301,7 +301,8 @@ def test_two_tabs_do_not_see_each_other(server, new_tab, astronaut):
     for tab in tabs.values():
         tab.start()
     for name, tab in tabs.items():
-        assert tab.ended() == [f"{name}: 1 face found, not matched by any recogniser asked."]
+        (said,) = tab.ended()
+        assert said.startswith(f"{name}: 1 face found, not matched by the recognisers that it")
     contents = []
     for name, tab in tabs.items():
         (other,) = photos.keys() - {name}
