@@ -73,7 +73,7 @@ class FaceReport:
       strength_db: the budget of the last try, as PSNR.
       psnr: of the pixels that the perturbation may touch, in the decoded file.
       ssim: mean SSIM of its crop.
-      disputed: whether recognisers disagree beforehand, see `verifiers.is_disputed`.
+      in_gallery: whether it is the gallery's person beforehand, see `verifiers.is_in_gallery`.
     """
 
     box: Box
@@ -83,7 +83,7 @@ class FaceReport:
     psnr: float
     ssim: float
     verdicts: tuple[FaceVerdict, ...]
-    disputed: bool = False
+    in_gallery: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TrackReport:
       score: how surely it was found, on average over its detections; see `Face`.
       strength_db: the PSNR of its strongest perturbation, before encoding.
       psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
-      disputed: as that of a `FaceReport`.
+      in_gallery: as that of a `FaceReport`.
     """
 
     box: Box
@@ -108,7 +108,7 @@ class TrackReport:
     psnr: float
     mean_psnr: float
     verdicts: tuple[TrackVerdict, ...]
-    disputed: bool = False
+    in_gallery: bool | None = None
 
 
 def status_of(verdicts: Sequence[FaceVerdict], score: float) -> str:

@@ -26,7 +26,7 @@ from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.file_records import FaceReport, status_of, worst_of
 from deid_jax.photos.files import Photo
 from deid_jax.photos.verdicts import judge
-from deid_jax.photos.verifiers import Verifier, crops_of, is_disputed, signs_of
+from deid_jax.photos.verifiers import Verifier, crops_of, is_in_gallery, signs_of
 from deid_jax.types import NumpyArray
 
 # The budget: PSNR in dB.
@@ -150,7 +150,7 @@ class _PhotoAttack:
             [one.references(sign) for one, sign in zip(protector.verifiers, signs, strict=True)]
             for signs in found
         ]
-        self._disputed = [is_disputed(protector.verifiers, signs) for signs in found]
+        self._in_gallery = [is_in_gallery(protector.verifiers, signs) for signs in found]
         self._keys = jax.random.split(key, len(faces))
         self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
 
@@ -187,15 +187,15 @@ class _PhotoAttack:
                 psnr=-10 * math.log10(error) if error > 0 else math.inf,
                 ssim=ssim,
                 verdicts=own,
-                disputed=disputed,
+                in_gallery=in_gallery,
             )
-            for face, own, psnr, error, ssim, disputed in zip(
+            for face, own, psnr, error, ssim, in_gallery in zip(
                 self._faces,
                 verdicts,
                 tried.tolist(),
                 errors,
                 ssims,
-                self._disputed,
+                self._in_gallery,
                 strict=True,
             )
         )

@@ -139,14 +139,14 @@ def largest_similarities(
     return found
 
 
-def is_disputed(verifiers: Sequence[Verifier], signs: Sequence[NumpyArray]) -> bool:
-    """Whether some recognisers match a face with their gallery's mean and others do not.
+def is_in_gallery(verifiers: Sequence[Verifier], signs: Sequence[NumpyArray]) -> bool | None:
+    """Whether all recognisers match a face with the gallery; None without a gallery.
 
-    Faces that are protected already look like that; without galleries it is not known. There
-    is one comparable embedding for each recogniser.
+    They do not if it is somebody else's, or protected already. There is one comparable
+    embedding for each recogniser.
     """
-    found = {one.knows(sign) for one, sign in zip(verifiers, signs, strict=True)}
-    return {True, False} <= found
+    found = [one.knows(sign) for one, sign in zip(verifiers, signs, strict=True)]
+    return None if None in found else all(found)
 
 
 def crops_of(

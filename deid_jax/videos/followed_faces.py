@@ -17,7 +17,7 @@ from deid_jax.photos.verdicts import views
 from deid_jax.photos.verifiers import (
     FaceCrops,
     Verifier,
-    is_disputed,
+    is_in_gallery,
     largest_similarities,
     own_crops,
 )
@@ -48,7 +48,7 @@ class FollowedFace:
         self.references = [
             verifier.references(mean) for verifier, mean in zip(verifiers, means, strict=True)
         ]
-        self.disputed = is_disputed(verifiers, means)
+        self.in_gallery = is_in_gallery(verifiers, means)
         self._fitted = np.array([verifier.is_surrogate for verifier in verifiers])
         self.number = number
         self.level = self.began = 0

@@ -191,7 +191,7 @@ class VideoJob:
             psnr=one.lowest_psnr,
             mean_psnr=one.sum_psnr / one.num_frames,
             verdicts=verdicts,
-            disputed=one.disputed,
+            in_gallery=one.in_gallery,
         )
 
 

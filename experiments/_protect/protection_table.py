@@ -21,6 +21,8 @@ from deid_jax.photos.manifest import NAME
 from experiments._common.terminal import counted
 
 _SHOWN = 40
+# So many files are named in a line.
+_NAMED = 5
 _ENCODING = ", of videos before encoding"
 
 
@@ -60,8 +62,14 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
 
 def _is_to_be_told(record: FileRecord) -> bool:
     """Whether a file is not as it should be."""
-    doubtful = any(face.score == 0 or face.disputed for face in record.faces)
-    return doubtful or record.status not in (PROTECTED, UNJUDGED)
+    unseen = any(face.score == 0 for face in record.faces)
+    return unseen or _is_stranger(record) or record.status not in (PROTECTED, UNJUDGED)
+
+
+def _is_stranger(record: FileRecord) -> bool:
+    """Whether there is a gallery and no face in the file is its person's."""
+    found = [face.in_gallery for face in record.faces]
+    return False in found and True not in found
 
 
 def _verdict_lines(
@@ -92,11 +100,13 @@ def _verdict_lines(
             f"No face is seen in {counted(unseen, 'place')} told by --faces or --boxes, and "
             "verdicts there mean nothing: boxes are of the upright photo, as viewers show it."
         )
-    disputed = sum(face.disputed for face in faces)
-    if disputed:
+    strangers = [printable(one.file) for one in records if _is_stranger(one)]
+    if strangers:
+        more = f" and {len(strangers) - _NAMED} more" * (len(strangers) > _NAMED)
         yield (
-            f"Before the attack some recognisers matched {counted(disputed, 'face')} with the "
-            "gallery and others did not, as in photos protected already: give originals."
+            "The recognisers do not agree that the gallery's person is in "
+            f"{', '.join(strangers[:_NAMED])}{more}: it is somebody else, or a photo that was "
+            "protected already. Then give the original."
         )
 
 
@@ -127,5 +137,5 @@ def _cells(face: FaceReport | TrackReport) -> list[str]:
         ssim = f"{face.ssim:.3f}"
     similarities = [f"{verdict.similarity:.2f}" for verdict in face.verdicts]
     psnr = f"{face.psnr:.1f}".replace("inf", "∞")
-    doubts = ", no face seen" * (face.score == 0) + ", disputed" * face.disputed
-    return [place, psnr, ssim, *similarities, face.status + doubts]
+    unseen = ", no face seen" * (face.score == 0)
+    return [place, psnr, ssim, *similarities, face.status + unseen]

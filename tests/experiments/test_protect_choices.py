@@ -285,19 +285,22 @@ def test_box_without_a_face_is_told_and_not_called_protected(
     assert "No face is seen" not in capsys.readouterr().out
 
 
-def test_recognisers_that_disagree_on_a_gallery_are_told(photo, tmp_path, detector, capsys):
-    """One takes everybody for the person, the other knows that this is somebody else."""
+@pytest.mark.parametrize(
+    ("known", "judge", "agreed"),
+    [(0, CONSTANT, True), (5, "none", False), (5, CONSTANT, False)],
+)
+def test_recognisers_that_do_not_agree_on_a_gallery_are_told(
+    photo, tmp_path, detector, capsys, known, judge, agreed
+):
+    """The judge takes everybody for the person, the other tells the two apart."""
     del detector[1]
     (tmp_path / "gallery").mkdir()
-    Image.fromarray(picture(5)).save(tmp_path / "gallery" / "a.png")
-    given = [*detected(photo, tmp_path / "out", f"--gallery={tmp_path / 'gallery'}")]
-    assert run(given) == 0
-    assert not records_of(tmp_path / "out")["a.png"]["faces"][0]["disputed"]
-    assert "Before the attack" not in capsys.readouterr().out
-    assert run([*given, f"--judge={CONSTANT}"]) == 1
-    assert records_of(tmp_path / "out")["a.png"]["faces"][0]["disputed"]
+    Image.fromarray(picture(known)).save(tmp_path / "gallery" / "a.png")
+    more = (f"--gallery={tmp_path / 'gallery'}", f"--judge={judge}")
+    assert run(detected(photo, tmp_path / "out", *more)) == (judge != "none")
+    assert records_of(tmp_path / "out")["a.png"]["faces"][0]["in_gallery"] is agreed
     text = " ".join(capsys.readouterr().out.split())
-    assert "Before the attack some recognisers matched 1 face with the gallery" in text
+    assert ("do not agree that the gallery's person is in a.png" in text) is not agreed
 
 
 def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector, capsys):
