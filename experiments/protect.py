@@ -58,7 +58,8 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     gallery: str | None = setting(
         None,
         "Folder of other photos of one person, the largest face in each. Faces of this person "
-        "are moved away from these photos, too, not only from themselves.",
+        "are moved away from these photos, too, not only from themselves. Files are named in "
+        "which the recognisers do not agree that they show this person.",
     )
     faces: str = setting(
         "all",
