@@ -8,10 +8,12 @@ name below --output. The written files are then decoded and judged by recogniser
 by frame. `manifest.jsonl` in the output folder records the outcome of every file. Metadata
 (place, time, camera, thumbnails) is left out, and originals are never changed. To resume an
 interrupted run, repeat the command. Hidden files (names that begin with a dot) are skipped.
+Files that were protected before, here or by the page, are refused: give the originals.
 
-The exit status is 0 if faces were found in every file and every chosen face (--faces) is
-protected. It is 1 if no face was found in some file, a file is not a photo or video, or a
-recogniser still matches a face.
+The exit status is 0 if faces were found in every file and no recogniser that was asked matches
+a chosen face (--faces) any more. "Protected" are those that fool judges as well, recognisers
+that the attack does not know. It is 1 if no face was found in some file, a file is not a photo
+or video or was refused, or a recogniser still matches a face.
 """
 
 import dataclasses
@@ -56,15 +58,19 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     gallery: str | None = setting(
         None,
         "Folder of other photos of one person, the largest face in each. Faces of this person "
-        "are moved away from these photos, too, not only from themselves.",
+        "are moved away from these photos, too, not only from themselves. Files are named in "
+        "which the recognisers do not agree that they show this person.",
     )
     faces: str = setting(
-        "all", "Which faces: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels."
+        "all",
+        "Which faces: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels of the upright "
+        "photo, as viewers show it.",
     )
     boxes: str | None = setting(
         None,
         "CSV file of faces instead of a detector: file, left, top, width, height, or landmarks "
-        "x1, y1, … x5, y5 (eyes, nose, corners of the mouth).",
+        "x1, y1, … x5, y5 (eyes, nose, corners of the mouth), in pixels of the upright photo, "
+        "as viewers show it.",
     )
     aligned: bool = setting(
         False,
@@ -175,6 +181,7 @@ def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
         detector=None if settings.aligned else choice.detector,
         strength=Strength.of(settings.strength, settings.num_steps, least=settings.least),
         keep_metadata=settings.keep_metadata,
+        mark=settings.mark,
     )
 
 

@@ -15,6 +15,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _OWN_CACHE = "DEID_JAX_TEST_CACHE" not in os.environ
 if _OWN_CACHE:
     os.environ["DEID_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="deid_jax_tests_")
+# Nor do they see or touch the user's own files.
+os.environ["DEID_JAX_CACHE"] = f"{os.environ['DEID_JAX_TEST_CACHE']}/files"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["DEID_JAX_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", os.environ["DEID_JAX_TEST_CACHE"])

@@ -33,6 +33,8 @@ CELEBA_LANDMARKS = np.array(
 _CELEBA_BOX = (25, 62, 153, 190)
 # Maps the centres of its pixels to those of the template's.
 _TEMPLATE_SIZE = 112
+# What Pillow calls XMP.
+_XMP = ("xmp", "XML:com.adobe.xmp")
 CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
 
 
@@ -55,6 +57,7 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
     try:
         with Image.open(source, formats=FORMATS) as image:
             _check_size(image, name)
+            read_exif(image)
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except InputError:
         raise
@@ -67,6 +70,21 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
         raise InputError(f"{name} is {empty}") from error
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions
         raise InputError(f"{name} cannot be read: {one_line(error)}") from error
+
+
+def read_exif(image: Image.Image) -> Image.Exif:
+    """The EXIF of an image that is not loaded yet, as its file has it; Pillow keeps it.
+
+    If it has no orientation, Pillow would take XMP's, by which no viewer turns an image.
+    """
+    if image.format == "PNG":
+        image.load()  # Its XMP may follow its pixels.
+    hidden = {name: image.info.pop(name) for name in _XMP if name in image.info}
+    try:
+        return image.getexif()
+    finally:
+        for name, value in hidden.items():
+            image.info[name] = value
 
 
 def _is_empty(path_or_bytes: Path | str | bytes) -> bool:

@@ -7,7 +7,7 @@ to the digits that their fields declare.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from deid_jax.photos.faces import Box
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Of faces and files. A face is protected if every recogniser misses it and one or more of them
 # are judges. If nobody judged, it is unjudged: it only fools the recognisers it was made for.
+# So is a box in which no face is seen, whatever recognisers say of it.
 PROTECTED, UNJUDGED, NOT_PROTECTED = "protected", "unjudged", "not protected"
 # Of files alone.
 NO_FACE, UNREADABLE = "no face found", "unreadable"
@@ -68,10 +69,11 @@ class FaceReport:
 
     Attributes:
       status: what the verdicts say, see `status_of`.
-      score: how surely it was found, see `Face`.
+      score: how surely it was found, see `Face`; 0 if no face is seen in a box that was told.
       strength_db: the budget of the last try, as PSNR.
       psnr: of the pixels that the perturbation may touch, in the decoded file.
       ssim: mean SSIM of its crop.
+      in_gallery: whether it is the gallery's person beforehand, see `verifiers.is_in_gallery`.
     """
 
     box: Box
@@ -81,6 +83,7 @@ class FaceReport:
     psnr: float
     ssim: float
     verdicts: tuple[FaceVerdict, ...]
+    in_gallery: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,10 @@ class TrackReport:
 
     Attributes:
       box: where it is in its first frame.
-      score: how surely it was found, on average over its detections.
+      score: how surely it was found, on average over its detections; see `Face`.
       strength_db: the PSNR of its strongest perturbation, before encoding.
       psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
+      in_gallery: as that of a `FaceReport`.
     """
 
     box: Box
@@ -104,19 +108,40 @@ class TrackReport:
     psnr: float
     mean_psnr: float
     verdicts: tuple[TrackVerdict, ...]
+    in_gallery: bool | None = None
 
 
-def status_of(verdicts: Sequence[FaceVerdict]) -> str:
-    """`PROTECTED`, `UNJUDGED` or `NOT_PROTECTED`, by the verdicts on one face."""
+def status_of(verdicts: Sequence[FaceVerdict], score: float) -> str:
+    """`PROTECTED`, `UNJUDGED` or `NOT_PROTECTED`, by the verdicts on one face and its score."""
     if not all(verdict.fooled for verdict in verdicts):
         return NOT_PROTECTED
-    return UNJUDGED if all(verdict.fitted for verdict in verdicts) else PROTECTED
+    judged = score > 0 and not all(verdict.fitted for verdict in verdicts)
+    return PROTECTED if judged else UNJUDGED
 
 
-def worst_of(faces: Sequence[FaceReport | TrackReport]) -> str:
-    """The worst status of one or more faces."""
+def worst_of(statuses: Iterable[str]) -> str:
+    """The worst status of faces; without any, `NOT_PROTECTED`."""
     order = (NOT_PROTECTED, UNJUDGED, PROTECTED)
-    return min((face.status for face in faces), key=order.index)
+    return min(statuses, key=order.index, default=NOT_PROTECTED)
+
+
+def fools_fitted(face: FaceReport | TrackReport) -> bool:
+    """Whether a face fools all recognisers that the attack is fitted on."""
+    return all(verdict.fooled for verdict in face.verdicts if verdict.fitted)
+
+
+def reason_of(faces: Sequence[FaceReport | TrackReport]) -> str | None:
+    """Why a file with these faces is not protected; None if it is."""
+    status = worst_of(face.status for face in faces)
+    if status == PROTECTED:
+        return None
+    if status == NOT_PROTECTED and all(map(fools_fitted, faces)):
+        return "fools the recognisers it was made for, but a judge still matches a face"
+    if status == NOT_PROTECTED:
+        return "a recogniser that it was made for still matches a face"
+    if not all(face.score > 0 for face in faces):
+        return "no face is seen in a box that was given: boxes are of the upright photo"
+    return "fools the recognisers it was made for; nobody else looked"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +171,7 @@ class FileRecord:
 
     Attributes:
       file: its name below the input folder.
-      status: one of the five above.
+      status: one of the five above, the worst of its faces'.
       reason: why it is not protected; None if it is.
       output: its name below the output folder; None if nothing was written.
       source_sha256: of its content; empty if it could not be read.

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from deid_jax.data.images import read_exif
 from deid_jax.errors import InputError, TransientError, one_line
 from deid_jax.photos import metadata
 from deid_jax.photos.metadata import SaveArguments
@@ -74,6 +75,7 @@ class Photo:
       saving: further arguments of Pillow's `save`, always given.
       metadata: arguments of `save` that are given only if metadata is kept.
       tables: the quantisation tables of a JPEG of quality 90 or more, otherwise None.
+      is_marked: whether it says that it is protected, see `to_be_marked`.
     """
 
     pixels: NumpyArray
@@ -87,6 +89,7 @@ class Photo:
     saving: SaveArguments
     metadata: SaveArguments
     tables: tuple[tuple[int, ...], ...] | None = None
+    is_marked: bool = False
 
     @property
     def fine_quality(self) -> int:
@@ -177,6 +180,18 @@ def encode_photo(
     return target.getvalue()
 
 
+def to_be_marked(photo: Photo) -> Photo:
+    """The photo, whose written file will say that it is protected.
+
+    EXIF's Software says it; a BMP, which has no EXIF, cannot.
+    """
+    return dataclasses.replace(
+        photo,
+        saving=metadata.with_mark(photo.saving),
+        metadata=metadata.with_mark(photo.metadata),
+    )
+
+
 def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
     """Refuses photos that could not be written again in the same form, by their header."""
     if image.width * image.height > max_pixels:
@@ -202,7 +217,9 @@ def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
 def _photo(image: Image.Image, data: bytes) -> Photo:
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     # Pillow rotates a TIFF when it loads it, and drops the orientation.
-    before = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else 1
+    exif = read_exif(image)
+    before = exif.get(_ORIENTATION, 1) if kind == "TIFF" else 1
+    marks = metadata.is_marked(exif)
     image.load()
     if kind == "PNG" and image.mode == "L" and "transparency" in image.info:
         # Pillow scales grey levels of 2 and 4 bits to 8 bits, but not the transparent level.
@@ -240,6 +257,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
         saving=saving,
         metadata=on_request,
         tables=tables,
+        is_marked=marks,
     )
 
 

@@ -147,6 +147,16 @@ class Manifest:
         write_whole(self._path, "".join(lines).encode())
 
 
+def outputs_of(folder: Path) -> set[str]:
+    """SHA-256 of every file that a folder's manifest, if there is one, records as written."""
+    try:
+        lines = (folder / NAME).read_text("utf-8", errors="replace").split("\n")
+    except OSError:
+        return set()
+    records = filter(None, map(read_record, lines))
+    return {one.output_sha256 for one in records if one.output_sha256 is not None}
+
+
 def sha256_of(data: bytes) -> str:
     """SHA-256, in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

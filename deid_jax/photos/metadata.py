@@ -21,6 +21,8 @@ SaveArguments: TypeAlias = dict[str, object]
 # A coarser JPEG would remove so small a perturbation.
 LEAST_QUALITY = 90
 FINEST_CHROMA = 0
+# In EXIF's Software, of files that ask to be marked.
+MARK = "deid_jax: faces are protected"
 _HALF_WIDTH_CHROMA = 1
 
 _ORIENTATION = 0x0112
@@ -96,6 +98,21 @@ def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> S
     if image.format == "PNG":
         kept["pnginfo"] = _png_notes(image, data)
     return kept
+
+
+def with_mark(arguments: SaveArguments) -> SaveArguments:
+    """The arguments with `MARK` in their EXIF, in place of the software named there."""
+    exif = Image.Exif()
+    known = arguments.get("exif")
+    if isinstance(known, bytes):
+        exif.load(known)
+    exif[ExifTags.Base.Software] = MARK
+    return arguments | {"exif": exif.tobytes()}
+
+
+def is_marked(exif: Image.Exif) -> bool:
+    """Whether EXIF holds `MARK`."""
+    return str(exif.get(ExifTags.Base.Software, "")).startswith(MARK)
 
 
 def is_lossless_webp(data: bytes) -> bool:

@@ -26,7 +26,7 @@ from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.file_records import FaceReport, status_of, worst_of
 from deid_jax.photos.files import Photo
 from deid_jax.photos.verdicts import judge
-from deid_jax.photos.verifiers import Verifier, crops_of, signs_of
+from deid_jax.photos.verifiers import Verifier, crops_of, is_in_gallery, signs_of
 from deid_jax.types import NumpyArray
 
 # The budget: PSNR in dB.
@@ -86,7 +86,7 @@ class ProtectedPhoto(NamedTuple):
     @property
     def status(self) -> str:
         """The worst status of a face."""
-        return worst_of(self.faces)
+        return worst_of(face.status for face in self.faces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Protector:
       key: one key; each file's key is derived from it and the file's name.
       detector: detects faces again in protected files; None judges only the original crops.
       keep_metadata: see `files.encode_photo`.
+      mark: whether written files say that they are protected, see `files.to_be_marked`.
     """
 
     verifiers: tuple[Verifier, ...]
@@ -105,6 +106,7 @@ class Protector:
     detector: Detector | None = None
     strength: Strength = Strength()
     keep_metadata: bool = False
+    mark: bool = False
 
     def __post_init__(self) -> None:
         if not self.surrogates:
@@ -128,6 +130,7 @@ class Protector:
         Raises:
           InputError: the file cannot be encoded, or a recogniser gives a face no embedding.
         """
+        photo = files.to_be_marked(photo) if self.mark else photo
         return _PhotoAttack(self, photo, faces, self.key_of(name)).run()
 
 
@@ -144,10 +147,12 @@ class _PhotoAttack:
         self._canvases = Canvases.of(
             protector.surrogates, photo.pixels, self._encoder.canvases, grey=photo.grey
         )
+        found = signs_of(protector.verifiers, photo.pixels, faces)
         self._references = [
             [one.references(sign) for one, sign in zip(protector.verifiers, signs, strict=True)]
-            for signs in signs_of(protector.verifiers, photo.pixels, faces)
+            for signs in found
         ]
+        self._in_gallery = [is_in_gallery(protector.verifiers, signs) for signs in found]
         self._keys = jax.random.split(key, len(faces))
         self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
 
@@ -179,14 +184,21 @@ class _PhotoAttack:
             FaceReport(
                 box=face.box,
                 score=face.score,
-                status=status_of(own),
+                status=status_of(own, face.score),
                 strength_db=psnr,
                 psnr=-10 * math.log10(error) if error > 0 else math.inf,
                 ssim=ssim,
                 verdicts=own,
+                in_gallery=in_gallery,
             )
-            for face, own, psnr, error, ssim in zip(
-                self._faces, verdicts, tried.tolist(), errors, ssims, strict=True
+            for face, own, psnr, error, ssim, in_gallery in zip(
+                self._faces,
+                verdicts,
+                tried.tolist(),
+                errors,
+                ssims,
+                self._in_gallery,
+                strict=True,
             )
         )
         return ProtectedPhoto(data, pixels, self._encoder.quality, reports)

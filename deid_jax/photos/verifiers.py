@@ -59,12 +59,16 @@ class Verifier:
         If the gallery's mean matches the face, the mean and each photo of the gallery follow.
         `own` is the comparable embedding, float64[D], of the face before it was perturbed.
         """
+        if self.gallery is None or not self.knows(own):
+            return own[None]
+        return np.stack([own, self.mean_of(self.gallery), *self.gallery])
+
+    def knows(self, own: NumpyArray) -> bool | None:
+        """Whether the gallery's mean matches a comparable embedding; None without a gallery."""
         if self.gallery is None:
-            return own[None]
+            return None
         mean = self.mean_of(self.gallery)
-        if self.similarities(own[None], mean[None]).item() < self.threshold:
-            return own[None]
-        return np.stack([own, mean, *self.gallery])
+        return self.similarities(own[None], mean[None]).item() >= self.threshold
 
     def mean_of(self, rows: NumpyArray) -> NumpyArray:
         """float64[D]: the centroid of comparable embeddings float64[N, D]."""
@@ -133,6 +137,16 @@ def largest_similarities(
         for row, own in enumerate(np.split(whole, ends)):
             found[row, column] = verifier.similarities(references[row][column], own).max()
     return found
+
+
+def is_in_gallery(verifiers: Sequence[Verifier], signs: Sequence[NumpyArray]) -> bool | None:
+    """Whether all recognisers match a face with the gallery; None without a gallery.
+
+    They do not if it is somebody else's, or protected already. There is one comparable
+    embedding for each recogniser.
+    """
+    found = [one.knows(sign) for one, sign in zip(verifiers, signs, strict=True)]
+    return None if None in found else all(found)
 
 
 def crops_of(

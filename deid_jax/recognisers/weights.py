@@ -187,10 +187,10 @@ def _installed(name: str, row: Weights, expected: str) -> Path:
     return path
 
 
-def default_cache() -> Path:
-    """The folder in which files are kept.
+def default_cache(kind: str = "weights") -> Path:
+    """The folder in which files of a kind are kept.
 
-    It is $DEID_JAX_CACHE if set, else deid_jax/weights in $XDG_CACHE_HOME or ~/.cache.
+    It is $DEID_JAX_CACHE if set, else deid_jax/KIND in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
       InputError: the user has no home folder, and neither variable is set.
@@ -201,7 +201,7 @@ def default_cache() -> Path:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise InputError("there is no home folder: set DEID_JAX_CACHE to a folder") from error
-    return home / "deid_jax" / "weights"
+    return home / "deid_jax" / kind
 
 
 def _expected(name: str, sha256: str | None) -> str:

@@ -1,6 +1,7 @@
 """Protects the photos and videos of a folder, and records the outcome of each file."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,16 +18,16 @@ from deid_jax.photos.faces import Face, FaceChoice, FaceError
 from deid_jax.photos.file_records import (
     NO_FACE,
     NOT_PROTECTED,
-    PROTECTED,
-    UNJUDGED,
     UNREADABLE,
     FileRecord,
     PhotoFigures,
     VideoFigures,
+    reason_of,
 )
-from deid_jax.photos.manifest import sha256_of, sha256_of_file
+from deid_jax.photos.manifest import outputs_of, sha256_of, sha256_of_file
 from deid_jax.photos.protector import ProtectedPhoto, Protector
 from deid_jax.photos.verifiers import BlindError, comparable_of, probes
+from deid_jax.photos.written_files import ProtectedError, is_remembered, remember
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
@@ -35,11 +36,6 @@ from deid_jax.videos.video import VideoJob, VideoReport
 # Shows the progress of a file that takes a long time.
 Say = Callable[[str], None]
 _NO_FACE = "no face was found: nothing was written"
-_REASONS = {
-    PROTECTED: None,
-    UNJUDGED: "fools the recognisers it was made for; nobody else looked",
-    NOT_PROTECTED: "a recogniser still matches a face",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +75,8 @@ class FileProtector:
         if hindrance is not None:
             return FileRecord(name, NOT_PROTECTED, f"nothing was written: {hindrance}")
         try:
+            if digest in self._outputs or is_remembered(digest):
+                raise ProtectedError(name)
             if content is None:
                 return self._video(name, digest, say)
             return self._photo(name, content, digest)
@@ -86,11 +84,16 @@ class FileProtector:
             status = UNREADABLE
             if isinstance(error, FaceError):
                 status = NO_FACE
-            elif isinstance(error, BlindError):
+            elif isinstance(error, BlindError | ProtectedError):
                 status = NOT_PROTECTED
             # Without a digest the file is tried again.
             digest = "" if isinstance(error, TransientError) else digest
             return FileRecord(name, status, str(error), source_sha256=digest)
+
+    @functools.cached_property
+    def _outputs(self) -> set[str]:
+        """SHA-256 of what an earlier run wrote into the input folder."""
+        return outputs_of(self.source if self.source.is_dir() else self.source.parent)
 
     def _hindrance(self, name: str) -> str | None:
         """Why an output cannot be written (its path is taken or leads elsewhere), or None."""
@@ -106,6 +109,8 @@ class FileProtector:
 
     def _photo(self, name: str, content: bytes, digest: str) -> FileRecord:
         photo = files.parse_photo(content, name)
+        if photo.is_marked:
+            raise ProtectedError(name)
         faces, left = self.choice.faces(name, photo.pixels)
         if not faces:
             return FileRecord(name, NO_FACE, _NO_FACE, source_sha256=digest)
@@ -148,13 +153,16 @@ class FileProtector:
         done: ProtectedPhoto | VideoReport,
         figures: PhotoFigures | VideoFigures,
     ) -> FileRecord:
+        written = sha256_of_file(self.output / name)
+        if written != digest:
+            remember(written)
         return FileRecord(
             file=name,
             status=done.status,
-            reason=_REASONS[done.status],
+            reason=reason_of(done.faces),
             output=name,
             source_sha256=digest,
-            output_sha256=sha256_of_file(self.output / name),
+            output_sha256=written,
             faces=done.faces,
             figures=figures,
         )

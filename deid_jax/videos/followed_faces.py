@@ -14,7 +14,13 @@ from deid_jax.photos.face_attack import Canvases
 from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import views
-from deid_jax.photos.verifiers import FaceCrops, Verifier, largest_similarities, own_crops
+from deid_jax.photos.verifiers import (
+    FaceCrops,
+    Verifier,
+    is_in_gallery,
+    largest_similarities,
+    own_crops,
+)
 from deid_jax.types import NumpyArray
 from deid_jax.videos.tracks import Track
 
@@ -35,10 +41,15 @@ class FollowedFace:
 
     def __init__(self, track: Track[Signs], verifiers: Sequence[Verifier], number: int):
         self.track = track
-        self.references = [
-            verifier.references(verifier.mean_of(np.stack(own)))
+        means = [
+            verifier.mean_of(np.stack(own))
             for verifier, own in zip(verifiers, zip(*track.signs, strict=True), strict=True)
         ]
+        self.references = [
+            verifier.references(mean) for verifier, mean in zip(verifiers, means, strict=True)
+        ]
+        self.in_gallery = is_in_gallery(verifiers, means)
+        self._fitted = np.array([verifier.is_surrogate for verifier in verifiers])
         self.number = number
         self.level = self.began = 0
         self.begin()
@@ -55,8 +66,8 @@ class FollowedFace:
 
     @property
     def matched(self) -> bool:
-        """Whether a recogniser matched the face in a judged frame."""
-        return bool((self.fooled < self.num_frames).any())
+        """Whether a surrogate matched the face in a judged frame; judges must not steer."""
+        return bool((self.fooled[self._fitted] < self.num_frames).any())
 
     def covers(self, number: int) -> bool:
         """Whether the face is in a frame."""
@@ -108,7 +119,7 @@ class VideoAttack:
         own = [one for one in self._followed if one.covers(number)]
         if not own:
             return None
-        shown = self._seen(self._protector.verifiers, number, own, pixels)
+        shown = self._seen(number, own, pixels)
         kept = [
             place for place, one in enumerate(own) if self._shows(one, number, shown[place])
         ]
@@ -132,20 +143,15 @@ class VideoAttack:
             todo = [n for n in matched if self._harder(own[n], steps, n)]
         return changed
 
-    def _seen(
-        self,
-        verifiers: Sequence[Verifier],
-        number: int,
-        own: Sequence[FollowedFace],
-        pixels: NumpyArray,
-    ) -> NumpyArray:
-        """The largest similarity of each face of a frame for some verifiers: float64[N, V]."""
-        every = self._protector.verifiers
-        columns = [n for n, verifier in enumerate(every) if verifier in verifiers]
+    def _seen(self, number: int, own: Sequence[FollowedFace], pixels: NumpyArray) -> NumpyArray:
+        """The largest similarity of each face of a frame for each surrogate: float64[N, V]."""
+        surrogates = self._protector.surrogates
+        every = enumerate(self._protector.verifiers)
+        columns = [n for n, verifier in every if verifier.is_surrogate]
         known = [[one.references[n] for n in columns] for one in own]
         faces = [one.track.at(number) for one in own]
-        crops = [own_crops(verifiers, pixels, [face]) for face in faces]
-        return largest_similarities(verifiers, known, crops)
+        crops = [own_crops(surrogates, pixels, [face]) for face in faces]
+        return largest_similarities(surrogates, known, crops)
 
     def _still_matched(
         self, number: int, own: Sequence[FollowedFace], pixels: NumpyArray
@@ -153,12 +159,12 @@ class VideoAttack:
         """The faces that a surrogate does not miss by the margin."""
         surrogates = self._protector.surrogates
         limits = np.array([one.threshold for one in surrogates]) - self._margin
-        found = self._seen(surrogates, number, own, pixels)
+        found = self._seen(number, own, pixels)
         return np.flatnonzero((found >= limits).any(axis=1)).tolist()
 
     def _shows(self, one: FollowedFace, number: int, seen: NumpyArray) -> bool:
         """Whether the face is visible: outside its detections it may be absent."""
-        thresholds = [verifier.threshold for verifier in self._protector.verifiers]
+        thresholds = [verifier.threshold for verifier in self._protector.surrogates]
         shown = one.track.detected(number) or bool((seen >= thresholds).any())
         if not shown:
             one.idle.add(number)

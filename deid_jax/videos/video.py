@@ -20,7 +20,6 @@ import numpy as np
 from deid_jax.errors import InputError
 from deid_jax.photos.faces import Detector
 from deid_jax.photos.file_records import (
-    NOT_PROTECTED,
     TrackReport,
     TrackVerdict,
     status_of,
@@ -29,6 +28,7 @@ from deid_jax.photos.file_records import (
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import verdict_of
 from deid_jax.photos.verifiers import Verifier, signs_of
+from deid_jax.photos.written_files import ProtectedError
 from deid_jax.runs import UNFINISHED
 from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
@@ -41,7 +41,7 @@ EVERY = 5
 NUM_REFERENCES = 8
 # The encoder's constant rate factor.
 QUALITY = 16
-# Margins below the surrogates' thresholds before encoding. If a face is still matched in the
+# Margins below the surrogates' thresholds before encoding. If one still matches a face in the
 # written file, the next round uses the next margin.
 MARGINS = (0.08, 0.2, 0.35)
 
@@ -66,7 +66,7 @@ class VideoReport:
     @property
     def status(self) -> str:
         """The worst status of a face, in every frame."""
-        return worst_of(self.faces) if self.faces else NOT_PROTECTED
+        return worst_of(face.status for face in self.faces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +85,20 @@ class VideoJob:
     progress: VideoProgress = lambda stage, done, total: None
 
     def run(self) -> VideoReport:
-        """Perturbs the faces until no recogniser matches them, and judges the written file.
+        """Perturbs the faces until no surrogate matches them, and judges the written file.
 
         The file is written whole or not at all. It is also written if a recogniser still
         matches a face, which the report then says. If no face is found, nothing is written.
 
         Raises:
-          InputError: bad arguments, or the source cannot be read or written again.
+          InputError: bad arguments, or the source cannot be read or written again, or says
+            that it is protected.
         """
         if self.target.suffix.lower() not in FORMATS:
             raise InputError(f"video {self.target} must end in one of {', '.join(FORMATS)}")
         info = look(self.source)
+        if info.is_marked:
+            raise ProtectedError(self.name)
         followed, num_frames = self._find(info.num_frames)
         size = (info.width, info.height, num_frames)
         if not followed:
@@ -145,6 +148,7 @@ class VideoJob:
             suffix=self.target.suffix.lower(),
             quality=QUALITY,
             keep_metadata=self.protector.keep_metadata,
+            mark=self.protector.mark,
         )
 
     def _judge(self, followed: Sequence[FollowedFace], written: Path, num_frames: int) -> int:
@@ -175,28 +179,31 @@ class VideoJob:
                 strict=True,
             )
         )
+        score = float(np.mean([face.score for face in one.track.faces]))
         return TrackReport(
             box=one.track.at(one.first).box,
-            score=float(np.mean([face.score for face in one.track.faces])),
+            score=score,
             first_frame=one.first,
             last_frame=one.last,
             num_frames=one.num_frames,
-            status=status_of(verdicts),
+            status=status_of(verdicts, score),
             strength_db=self.protector.strength.psnrs[one.level],
             psnr=one.lowest_psnr,
             mean_psnr=one.sum_psnr / one.num_frames,
             verdicts=verdicts,
+            in_gallery=one.in_gallery,
         )
 
 
 def _alike(verifiers: Sequence[Verifier]) -> Callable[[Sequence[Signs], Signs], bool]:
-    """A function that says whether every recogniser matches a face with a track."""
+    """A function that says whether every surrogate matches a face with a track."""
 
     def alike(known: Sequence[Signs], new: Signs) -> bool:
         return all(
             verifier.similarities(seen[None], verifier.mean_of(np.stack(own))[None]).item()
             >= verifier.threshold
             for verifier, seen, *own in zip(verifiers, new, *known, strict=True)
+            if verifier.is_surrogate
         )
 
     return alike

@@ -1,6 +1,6 @@
 """The table and totals that `experiments.protect` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -10,24 +10,26 @@ from rich.table import Table
 from deid_jax.photos import FaceReport, FileRecord, Protector
 from deid_jax.photos.file_records import (
     NO_FACE,
-    NOT_PROTECTED,
     PROTECTED,
     UNJUDGED,
     TrackReport,
     VideoFigures,
+    fools_fitted,
 )
 from deid_jax.photos.files import printable
 from deid_jax.photos.manifest import NAME
 from experiments._common.terminal import counted
 
 _SHOWN = 40
+# So many files are named in a line.
+_NAMED = 5
 _ENCODING = ", of videos before encoding"
 
 
 def print_protection(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
-    """Prints the totals and every face, or only the failures if there are many files."""
+    """Prints the totals and every face, or only what is wrong if there are many files."""
     console = Console(highlight=False, markup=False)
-    failed = [record for record in records if record.status not in (PROTECTED, UNJUDGED)]
+    told = [record for record in records if _is_to_be_told(record)]
     verifiers = protector.verifiers
     for number, one in enumerate(verifiers, 1):
         unseen = "" if one.is_surrogate else ", not known to the attack"
@@ -35,22 +37,12 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
             f"{number}: {one.embedder.name}{unseen}; matches faces {one.rule}",
             soft_wrap=True,
         )
-    shown = records if len(records) <= _SHOWN else failed[:_SHOWN]
+    shown = records if len(records) <= _SHOWN else told[:_SHOWN]
     if shown:
         console.print(_table(shown, len(verifiers)))
-    faces = [face for record in records for face in record.faces]
     videos = [r for r in records if isinstance(r.figures, VideoFigures)]
-    if faces:
-        judged = not all(one.is_surrogate for one in verifiers)
-        good = sum(face.status != NOT_PROTECTED for face in faces)
-        console.print(
-            f"{'Protected' if judged else 'Fool the recognisers they were made for'} "
-            f"(at {protector.strength.psnrs[-1]:g} dB{_ENCODING * bool(videos)}): "
-            f"{good} of {counted(len(faces), 'face')}, "
-            f"{len(records) - len(failed)} of {counted(len(records), 'file')}."
-        )
-        if not judged:
-            console.print("Nobody else looked: --judge adds recognisers that only judge.")
+    for line in _verdict_lines(records, protector, _ENCODING * bool(videos)):
+        console.print(line, soft_wrap=True)
     blank = sum(record.status == NO_FACE for record in records)
     if blank:
         console.print(f"{NO_FACE} in {counted(blank, 'file')}".capitalize() + ".")
@@ -66,6 +58,56 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
     if left:
         console.print(f"Not chosen by --faces, and left as is: {counted(left, 'other face')}.")
     console.print(f"Files and {NAME}: {output}")
+
+
+def _is_to_be_told(record: FileRecord) -> bool:
+    """Whether a file is not as it should be."""
+    unseen = any(face.score == 0 for face in record.faces)
+    return unseen or _is_stranger(record) or record.status not in (PROTECTED, UNJUDGED)
+
+
+def _is_stranger(record: FileRecord) -> bool:
+    """Whether there is a gallery and no face in the file is its person's."""
+    found = [face.in_gallery for face in record.faces]
+    return False in found and True not in found
+
+
+def _verdict_lines(
+    records: Sequence[FileRecord], protector: Protector, encoding: str
+) -> Iterator[str]:
+    """What the fitted recognisers say of all faces, what judges say, and what is doubtful."""
+    faces = [face for record in records for face in record.faces]
+    if not faces:
+        return
+
+    def counts(good_faces: int, good_files: int) -> str:
+        of_faces, of_files = counted(len(faces), "face"), counted(len(records), "file")
+        return f"{good_faces} of {of_faces}, {good_files} of {of_files}."
+
+    fooling = (bool(one.faces) and all(map(fools_fitted, one.faces)) for one in records)
+    yield (
+        f"Fool the recognisers they were made for (at {protector.strength.psnrs[-1]:g} dB"
+        f"{encoding}): {counts(sum(map(fools_fitted, faces)), sum(fooling))}"
+    )
+    if all(one.is_surrogate for one in protector.verifiers):
+        yield "Nobody else looked: --judge adds recognisers that only judge."
+    else:
+        good = [sum(one.status == PROTECTED for one in kind) for kind in (faces, records)]
+        yield f"Protected (judges, not known to the attack, miss them too): {counts(*good)}"
+    unseen = sum(face.score == 0 for face in faces)
+    if unseen:
+        yield (
+            f"No face is seen in {counted(unseen, 'place')} told by --faces or --boxes, and "
+            "verdicts there mean nothing: boxes are of the upright photo, as viewers show it."
+        )
+    strangers = [printable(one.file) for one in records if _is_stranger(one)]
+    if strangers:
+        more = f" and {len(strangers) - _NAMED} more" * (len(strangers) > _NAMED)
+        yield (
+            "The recognisers do not agree that the gallery's person is in "
+            f"{', '.join(strangers[:_NAMED])}{more}: it is somebody else, or a photo that was "
+            "protected already. Then give the original."
+        )
 
 
 def _table(records: Sequence[FileRecord], num_verifiers: int) -> Table:
@@ -95,4 +137,5 @@ def _cells(face: FaceReport | TrackReport) -> list[str]:
         ssim = f"{face.ssim:.3f}"
     similarities = [f"{verdict.similarity:.2f}" for verdict in face.verdicts]
     psnr = f"{face.psnr:.1f}".replace("inf", "∞")
-    return [place, psnr, ssim, *similarities, face.status]
+    unseen = ", no face seen" * (face.score == 0)
+    return [place, psnr, ssim, *similarities, face.status + unseen]

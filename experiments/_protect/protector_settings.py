@@ -41,6 +41,11 @@ class ProtectorSettings:
     )
     num_steps: int = setting(30, "Gradient steps of the first try; later ones take half.")
     seed: int = setting(0, "Decides every random choice.")
+    mark: bool = setting(
+        False,
+        "Say in the written files' metadata that they are protected (a BMP cannot), so that "
+        "they are refused on other machines too. It also tells an opponent.",
+    )
 
     def check(self) -> None:
         """Raises `InputError` for numbers out of range."""

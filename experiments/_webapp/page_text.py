@@ -5,13 +5,15 @@ import math
 from collections.abc import Sequence
 
 from deid_jax.photos import STRENGTHS, Verifier
+from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, UNJUDGED, worst_of
 from experiments._webapp.uploads import UploadOutcome, summary_line
 
 # What the page does, what it cannot do, and what it does not change.
 ABOUT = (
-    "It finds faces and changes their pixels, so little that people hardly see it, until the "
+    "It finds faces and changes their pixels, so little that people hardly see it, so that the "
     "recognisers named below no longer match the face with the one in the original photo.",
-    "It says nothing about other recognisers, and people who know you still recognise you.",
+    "Only recognisers that the attack does not know can tell whether a face is protected. "
+    "Others than these may still match it, and people who know you still recognise you.",
     "Faces that it does not find stay as they are (it misses turned, tilted and small ones). "
     "So does everything else that tells who is in a photo: clothes, places, the file's name, "
     "copies that others have.",
@@ -89,13 +91,16 @@ def _change(psnr: float) -> str:
 
 def summary_html(outcome: UploadOutcome) -> str:
     """The coloured summary line of a photo."""
-    return said(summary_line(outcome), outcome.fools_all)
+    return said(summary_line(outcome), outcome.status)
 
 
-def said(text: str, right: bool | None = None) -> str:
-    """A message of success, failure or (None) neither, with its text escaped."""
-    kind = {True: " right", False: " wrong", None: ""}[right]
-    return f'<p class="said{kind}">{html.escape(text)}</p>'
+# What the page's style calls them.
+_KINDS = {PROTECTED: " right", UNJUDGED: " open", NOT_PROTECTED: " wrong", None: ""}
+
+
+def said(text: str, status: str | None = None) -> str:
+    """A message in the colour of a status, or of none, with its text escaped."""
+    return f'<p class="said{_KINDS[status]}">{html.escape(text)}</p>'
 
 
 def progress_html(done: int, total: int, name: str) -> str:
@@ -109,7 +114,18 @@ def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
     """The totals of several photos, and a line about each that is not protected."""
     if len(outcomes) == 1:
         return summary_html(outcomes[0])
-    wrong = [summary_html(outcome) for outcome in outcomes if not outcome.fools_all]
-    number = len(outcomes) - len(wrong)
-    head = f"{number} of {len(outcomes)} photos: all faces found fool all recognisers asked."
-    return "".join([said(head, not wrong), *wrong])
+    found = [outcome.status for outcome in outcomes]
+    of_all = f"of {len(outcomes)} photos"
+    heads = []
+    if PROTECTED in found or UNJUDGED not in found:
+        heads.append(
+            f"{found.count(PROTECTED)} {of_all} protected: no recogniser asked matches a face "
+            "found any more, not even those that the attack does not know."
+        )
+    if UNJUDGED in found:
+        heads.append(
+            f"{found.count(UNJUDGED)} {of_all}: the faces found fool the recognisers that they "
+            "were made to fool. Nobody else looked."
+        )
+    wrong = [summary_html(one) for one in outcomes if one.status == NOT_PROTECTED]
+    return "".join([said(" ".join(heads), worst_of(found)), *wrong])

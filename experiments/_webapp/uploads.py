@@ -17,7 +17,15 @@ import numpy as np
 from deid_jax.errors import InputError, one_line
 from deid_jax.photos import FaceReport, ProtectedPhoto, Protector, Strength, files
 from deid_jax.photos.canvases import Span
-from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, worst_of
+from deid_jax.photos.file_records import (
+    NOT_PROTECTED,
+    PROTECTED,
+    UNJUDGED,
+    fools_fitted,
+    worst_of,
+)
+from deid_jax.photos.manifest import sha256_of
+from deid_jax.photos.written_files import ProtectedError, is_remembered, remember
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 
@@ -46,9 +54,11 @@ class UploadOutcome:
     faces: tuple[FaceReport, ...] = ()
 
     @property
-    def fools_all(self) -> bool:
-        """Whether no recogniser that was asked matches any face any more."""
-        return self.message is None and worst_of(self.faces) != NOT_PROTECTED
+    def status(self) -> str:
+        """The worst status of a face; `NOT_PROTECTED` without a file."""
+        if self.message is not None:
+            return NOT_PROTECTED
+        return worst_of(face.status for face in self.faces)
 
 
 def refusal(paths: Sequence[str | Path]) -> str | None:
@@ -76,12 +86,17 @@ def outcome_of(
         except OSError as error:
             raise InputError(f"{name} cannot be read: {one_line(error)}") from error
         photo = files.parse_photo(content, name, max_pixels=MAX_PIXELS)
+        if photo.is_marked or is_remembered(sha256_of(content)):
+            raise ProtectedError(name)
         assert protector.detector is not None
         faces = protector.detector(photo.pixels)
         if not faces:
             raise InputError(f"No face was found in {name}: there is nothing to download")
         done = protector.protect_photo(photo, faces, name)
-        return _outcome(name, photo.pixels, done, folder)
+        outcome = _outcome(name, photo.pixels, done, folder)
+        if done.data != content:
+            remember(sha256_of(done.data))
+        return outcome
     except InputError as error:
         return UploadOutcome(name, f"{error}.")
     except OSError as error:
@@ -176,18 +191,24 @@ def summary_line(outcome: UploadOutcome) -> str:
     """One line about a photo."""
     if outcome.message is not None:
         return outcome.message
-    matched = sum(face.status == NOT_PROTECTED for face in outcome.faces)
     number = len(outcome.faces)
     faces = "1 face" if number == 1 else f"{number} faces"
-    if not matched and worst_of(outcome.faces) == PROTECTED:
-        return f"{outcome.name}: {faces} found, not matched by any recogniser asked."
-    if not matched:
+    if outcome.status == PROTECTED:
+        return (
+            f"{outcome.name}: protected. {faces} found, not matched by any recogniser asked, "
+            "not even by those that the attack does not know."
+        )
+    if outcome.status == UNJUDGED:
         return (
             f"{outcome.name}: {faces} found, not matched by the recognisers that it was made "
             "to fool. Nobody else looked."
         )
+    matched = sum(face.status == NOT_PROTECTED for face in outcome.faces)
+    still = "a recogniser"
+    if all(map(fools_fitted, outcome.faces)):
+        still = "a judge, which the attack does not know,"
     return (
-        f"{outcome.name}: not protected. {faces} found, of which a recogniser still matches "
+        f"{outcome.name}: not protected. {faces} found, of which {still} still matches "
         f"{matched}."
     )
 

@@ -52,7 +52,13 @@ def test_judge_who_is_never_fooled_is_told(photo, tmp_path, capsys):
     assert err == f"not protected: 1 of 1 file; see {output}/manifest.jsonl\n"
     (record,) = records_of(output).values()
     assert record["status"] == "not protected"
-    assert record["reason"] == "a recogniser still matches a face"
+    assert record["reason"] == (
+        "fools the recognisers it was made for, but a judge still matches a face"
+    )
+    assert (
+        "Fool the recognisers they were made for (at 40 dB): 1 of 1 face, 1 of 1 file." in out
+    )
+    assert "miss them too): 0 of 1 face, 0 of 1 file." in out
     (face,) = record["faces"]
     assert face["strength_db"] == 40.0 and 40 <= face["psnr"] < 40.3
     first, second = face["verdicts"]
@@ -251,6 +257,50 @@ def test_face_that_the_detector_finds(tmp_path):
     np.testing.assert_allclose(face["box"], found.box, atol=0.01)
     assert face["score"] == pytest.approx(found.score, abs=1e-4)
     assert not np.any(changed & ~may_change(changed.shape, reach_of(crop_matrix(found))))
+
+
+def test_box_without_a_face_is_told_and_not_called_protected(
+    photo, tmp_path, monkeypatch, capsys
+):
+    """Though it fools a judge; a face that is seen in it is protected."""
+    seen = []
+    monkeypatch.setattr(protect, "load_detector", lambda name: lambda pixels: list(seen))
+    told = "--faces=" + ":".join(map(str, LARGER))
+    given = [*detected(photo, tmp_path / "out", told), f"--judge={TWO}"]
+    assert run([*given, "--strength=strong"]) == 0
+    (record,) = records_of(tmp_path / "out").values()
+    (face,) = record["faces"]
+    assert all(verdict["fooled"] for verdict in face["verdicts"]) and face["score"] == 0
+    assert record["status"] == face["status"] == "unjudged"
+    assert record["reason"] == (
+        "no face is seen in a box that was given: boxes are of the upright photo"
+    )
+    out = capsys.readouterr().out
+    assert "No face is seen in 1 place" in out and "them too): 0 of 1 face, 0 of 1 file." in out
+    # It is looked for in the box and its surroundings alone, which begin at (30, 20).
+    seen.append(Face((20.0, 20.0, 40.0, 40.0), None, 0.7))
+    assert run([*given, "--strength=strong", "--seed=1"]) == 0
+    (record,) = records_of(tmp_path / "out").values()
+    assert (record["status"], record["reason"]) == ("protected", None)
+    assert "No face is seen" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("known", "judge", "agreed"),
+    [(0, CONSTANT, True), (5, "none", False), (5, CONSTANT, False)],
+)
+def test_recognisers_that_do_not_agree_on_a_gallery_are_told(
+    photo, tmp_path, detector, capsys, known, judge, agreed
+):
+    """The judge takes everybody for the person, the other tells the two apart."""
+    del detector[1]
+    (tmp_path / "gallery").mkdir()
+    Image.fromarray(picture(known)).save(tmp_path / "gallery" / "a.png")
+    more = (f"--gallery={tmp_path / 'gallery'}", f"--judge={judge}")
+    assert run(detected(photo, tmp_path / "out", *more)) == (judge != "none")
+    assert records_of(tmp_path / "out")["a.png"]["faces"][0]["in_gallery"] is agreed
+    text = " ".join(capsys.readouterr().out.split())
+    assert ("do not agree that the gallery's person is in a.png" in text) is not agreed
 
 
 def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector, capsys):

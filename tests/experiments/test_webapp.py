@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from deid_jax.photos import Face, FaceReport, FaceVerdict, Verifier
-from deid_jax.photos.file_records import status_of
+from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, UNJUDGED, status_of
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect, webapp
 from experiments._webapp.page import worked
@@ -55,7 +55,7 @@ def studio(light_attack):
 
 
 def report(*verdicts, psnr=40.0, box=BOX):
-    status = status_of(verdicts)
+    status = status_of(verdicts, 0.9)
     return FaceReport(tuple(map(float, box)), 0.9, status, 40.0, psnr, 0.99, verdicts)
 
 
@@ -103,7 +103,7 @@ def test_an_upload_becomes_the_file_that_protect_writes(studio, tmp_path):
         assert outcome.name == outcome.output.name == path.name
         assert outcome.output.read_bytes() == (other / path.name).read_bytes()
         assert outcome.output.read_bytes() != path.read_bytes()
-        assert outcome.fools_all
+        assert outcome.status == UNJUDGED
 
 
 def talking_png(pixels):
@@ -129,6 +129,19 @@ def test_the_file_holds_no_metadata(name, make, studio, tmp_path):
     for shown in [path for view in outcome.previews for path in view]:
         with Image.open(shown) as image:
             assert image.info == {}
+
+
+def test_what_was_protected_is_refused(studio, tmp_path, monkeypatch):
+    """What the page itself wrote, and what is marked."""
+    message = "a.png is protected already, and protecting it again may undo that: give the "
+    made = outcome_of(photo(tmp_path / "a.png", 21), "medium", studio, tmp_path)
+    again = outcome_of(made.output, "medium", studio, tmp_path)
+    assert (again.output, again.message) == (None, f"{message}original.")
+    marking = dataclasses.replace(studio, mark=True)
+    made = outcome_of(photo(tmp_path / "a.png", 22), "medium", marking, tmp_path)
+    monkeypatch.setenv("DEID_JAX_CACHE", str(tmp_path / "none"))
+    again = outcome_of(made.output, "medium", studio, tmp_path)
+    assert (again.output, again.message) == (None, f"{message}original.")
 
 
 def test_pictures_show_the_file(studio, tmp_path):
@@ -303,11 +316,66 @@ def test_verdicts_are_told_per_face_and_recogniser():
         "2nonefirstfooled-0.200 < 0.5",
         "second (not known to the attack)fooled0.499 < 0.5",
     ]
-    assert not outcome.fools_all
-    text = parsed(overview_html([outcome])).text
-    assert text.startswith("a.png: not protected. 2 faces found")
-    assert "still matches 1" in text
     assert verdict_html(UploadOutcome("a.png", "No face.")) == ""
+
+
+FITTED, JUDGE = verdict(0.1), verdict(0.1, "two", fitted=False)
+KNOWN, JUDGE_KNOWN = verdict(0.6), verdict(0.6, "two", fitted=False)
+
+
+@pytest.mark.parametrize(
+    ("faces", "status", "kind", "text"),
+    [
+        ([[FITTED, JUDGE]], PROTECTED, "right", "protected. 1 face found, not matched by any"),
+        ([[FITTED], [FITTED]], UNJUDGED, "open", "was made to fool. Nobody else looked."),
+        (
+            [[FITTED, JUDGE], [FITTED, JUDGE_KNOWN]],
+            NOT_PROTECTED,
+            "wrong",
+            "not protected. 2 faces found, of which a judge, which the attack does not know, "
+            "still matches 1.",
+        ),
+        (
+            [[KNOWN, JUDGE], [KNOWN, JUDGE_KNOWN], [FITTED, JUDGE]],
+            NOT_PROTECTED,
+            "wrong",
+            "not protected. 3 faces found, of which a recogniser still matches 2.",
+        ),
+        ([], NOT_PROTECTED, "wrong", "not protected. 0 faces found"),
+    ],
+)
+def test_only_judges_make_a_photo_protected(faces, status, kind, text):
+    reports = tuple(report(*own) for own in faces)
+    outcome = UploadOutcome("a.png", None, Path("a.png"), (), reports)
+    assert outcome.status == status
+    ((tag, attributes),) = parsed(overview_html([outcome])).tags
+    assert (tag, attributes["class"]) == ("p", f"said {kind}")
+    assert text in parsed(overview_html([outcome])).text
+
+
+def test_totals_tell_judged_and_unjudged_apart():
+    made = {
+        name: UploadOutcome(name, None, Path(name), (), (report(*verdicts),))
+        for name, verdicts in (("a", (FITTED, JUDGE)), ("b", (FITTED,)), ("c", (KNOWN,)))
+    }
+    gone = UploadOutcome("d", "No face was found in d.")
+    judged = "1 of {} photos protected: no recogniser asked matches a face found any more"
+    unjudged = "1 of {} photos: the faces found fool the recognisers that they were made to"
+    for names, heads, kind in (
+        ("ab", [judged, unjudged], "open"),
+        ("ac", [judged], "wrong"),
+        ("bc", [unjudged], "wrong"),
+        ("abc", [judged, unjudged], "wrong"),
+    ):
+        shown = parsed(overview_html([made[name] for name in names]))
+        assert shown.tags[0][1]["class"] == f"said {kind}"
+        assert shown.text.startswith(heads[0].format(len(names)))
+        assert [head.format(len(names)) in shown.text for head in (judged, unjudged)] == [
+            head in heads for head in (judged, unjudged)
+        ]
+        assert ("c: not protected" in shown.text) is ("c" in names)
+    text = parsed(overview_html([gone, gone])).text
+    assert text.startswith("0 of 2 photos protected") and text.count("No face was found") == 2
 
 
 def test_words_on_strengths_and_recognisers():

@@ -183,6 +183,19 @@ def talkative_jpeg(pixels, orientation=6, **options):
     return b"".join((plain[:2], *segments, plain[2:], SMALL, b"ftypmp4 video of Ann"))
 
 
+def turned_by_xmp(kind):
+    """(file, pixels): XMP alone has an orientation; in a PNG it follows the pixels."""
+    pixels, target = picture(), io.BytesIO()
+    options = {"tiffinfo": {700: XMP}} if kind == "TIFF" else {"xmp": XMP}
+    Image.fromarray(pixels).save(target, kind, **options)
+    content = target.getvalue()
+    if kind == "PNG":
+        text = b"XML:com.adobe.xmp\0\0\0\0\0" + XMP
+        content = content[:-12] + chunk(b"iTXt", text) + content[-12:]
+    assert XMP in content
+    return content, pixels
+
+
 def talkative_png(**options):
     texts = PngImagePlugin.PngInfo()
     texts.add_text("Comment", "Comment-Bob")

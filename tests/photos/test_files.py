@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deid_jax.data.images import decode_image
 from deid_jax.errors import InputError
 from deid_jax.photos import files
 from deid_jax.runs import write_whole
@@ -18,6 +19,7 @@ from tests.photos.photo_bytes import (
     opened,
     parse,
     picture,
+    turned_by_xmp,
 )
 
 # --- Orientation ---
@@ -60,6 +62,17 @@ def test_orientation_is_applied_once(kind, orientation):
             shown = np.asarray(image).astype(float)
         np.testing.assert_allclose(shown, upright.astype(float), atol=tolerance)
         np.testing.assert_array_equal(decode(written), shown)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientation_of_xmp_is_ignored(kind):
+    """As viewers and OpenCV do."""
+    content, pixels = turned_by_xmp(kind)
+    photo = parse(content)
+    assert photo.pixels.shape == pixels.shape == decode_image(content, "a").shape
+    written = files.encode_photo(photo, photo.pixels, keep_metadata=True)
+    assert parse(written).pixels.shape == pixels.shape
+    assert b'tiff:Orientation="1"' in written
 
 
 # --- Modes ---

@@ -211,7 +211,8 @@ TRACK = TrackReport(
             '{"box": [1.23, 2.0, 30.0, 4.0], "score": 0.8765, "status": "unjudged", '
             '"strength_db": 40.0, "psnr": null, "ssim": 0.98765, "verdicts": '
             '[{"recogniser": "one", "fitted": true, '
-            '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}]}',
+            '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}], '
+            '"in_gallery": null}',
             '"faces_left": 1, "height": 20, "width": 30, "quality": null',
         ),
         (
@@ -222,7 +223,7 @@ TRACK = TrackReport(
             '"psnr": 39.988, '
             '"mean_psnr": 41.1, "verdicts": [{"recogniser": "one", "fitted": true, '
             '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
-            '"fooled_frames": 1.0}]}',
+            '"fooled_frames": 1.0}], "in_gallery": null}',
             '"faces_left": 0, "height": 20, "width": 30, "num_frames": 12, '
             '"num_face_frames": 9',
         ),
