@@ -54,7 +54,7 @@ class Strength:
     """
 
     psnrs: tuple[float, ...] = (STRENGTHS["medium"],)
-    num_steps: int = 30
+    num_steps: int = 60
     margin: float = 0.0
 
     @classmethod

