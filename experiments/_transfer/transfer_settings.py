@@ -11,6 +11,7 @@ from deid_jax.data.images import CROPS
 from deid_jax.errors import InputError
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS
+from deid_jax.photos import Strength
 from deid_jax.photos.handling import HANDLING
 from deid_jax.photos.verifiers import DEFAULTS, default_embedders
 from deid_jax.recognisers.embedders import name_of, split_list
@@ -27,6 +28,7 @@ from experiments._transfer.photo_runs import PhotoPlan
 _BY_PIXEL = [name for name in OFFERED if METHODS[name].bounds_pixels]
 _FIT = "mobilefacenet_ms1m,mobilefacenet_casia,mobilefacenet_ms1m+mobilefacenet_casia"
 _PSNR, _PHOTO_PSNR = "40,42,44", "40,38"
+_STEPS, _PHOTO_STEPS = 30, Strength().num_steps
 # The settings that whole photos have; others must be as they are by default.
 _OF_PHOTOS = (
     *("photos", "gallery", "fit", "test", "psnr", "num_steps", "processing", "far"),
@@ -84,7 +86,9 @@ class TransferSettings(ImageSettings):
         f"Budgets beside these of sign methods ({', '.join(_BY_PIXEL)}), by commas, or none: "
         "the largest perturbation of a pixel, of a range of 1.",
     )
-    num_steps: int = setting(30, "Gradient steps.")
+    num_steps: int | None = setting(
+        None, f"Gradient steps. Default: {_STEPS}; of --photos {_PHOTO_STEPS}, as of protect."
+    )
     transformations: str = setting(
         "none,resize_pad_flip",
         "What attacks foresee in every step, by commas, several at once joined by +: none or "
@@ -151,7 +155,7 @@ def plan_of(settings: TransferSettings) -> tuple[TransferPlan, dict[str, str]]:
     if settings.test is not None:
         judging = (_named(group, written) for group in split_list(settings.test, ","))
         tests = tuple(dict.fromkeys(name for group in judging for name in group))
-    for name in ("num_steps", "num_samples", "per_person", "gallery_size", "num_pairs"):
+    for name in ("num_samples", "per_person", "gallery_size", "num_pairs"):
         count(name, getattr(settings, name), least=1)
     count("average", settings.average)
     if not -2 <= settings.margin <= 2:
@@ -172,7 +176,7 @@ def plan_of(settings: TransferSettings) -> tuple[TransferPlan, dict[str, str]]:
         transformations=tuple(dict.fromkeys(foreseen)),
         processing=_kinds(settings.processing, PROCESSING),
         fars=_numbers("far", settings.far, 1),
-        num_steps=settings.num_steps,
+        num_steps=_steps(settings, _STEPS),
         num_samples=settings.num_samples,
         margin=settings.margin,
         average=settings.average,
@@ -200,7 +204,6 @@ def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]
         value = getattr(settings, field.name)
         if field.name not in _OF_PHOTOS and value != field.default:
             raise InputError(f"--{field.name}={value} means nothing to --photos")
-    count("num_steps", settings.num_steps, least=1)
     count("seed", settings.seed, most=2**31 - 1)
     written: dict[str, str] = {}
     given = [] if settings.fit is None else split_list(settings.fit, ",")
@@ -224,9 +227,15 @@ def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]
         psnrs=_numbers("psnr", settings.psnr or _PHOTO_PSNR, 200),
         processing=_kinds(settings.processing, HANDLING),
         fars=_numbers("far", settings.far, 1),
-        num_steps=settings.num_steps,
+        num_steps=_steps(settings, _PHOTO_STEPS),
         seed=settings.seed,
     ), written
+
+
+def _steps(settings: TransferSettings, default: int) -> int:
+    given = default if settings.num_steps is None else settings.num_steps
+    count("num_steps", given, least=1)
+    return given
 
 
 def _parts(text: str) -> list[str]:
