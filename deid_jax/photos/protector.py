@@ -123,7 +123,7 @@ class Protector:
         return jax.random.fold_in(self.key, int(named[:8], 16))
 
     def protect_photo(self, photo: Photo, faces: Sequence[Face], name: str) -> ProtectedPhoto:
-        """Perturbs one or more faces just enough that no recogniser matches them.
+        """Perturbs one or more faces by the strength, and judges the written file.
 
         The file's name decides the random choices.
 
