@@ -39,7 +39,7 @@ _MOST_LOST = 1 / 8
 # How often perturbations may be scaled anew for errors from encoding and other faces, and the
 # part of the budget that is enough.
 _CORRECTIONS = 6
-_LEAST_SPENT = 0.93
+_LEAST_SPENT = 0.97
 
 
 @dataclasses.dataclass(frozen=True)
