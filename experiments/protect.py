@@ -10,10 +10,10 @@ by frame. `manifest.jsonl` in the output folder records the outcome of every fil
 interrupted run, repeat the command. Hidden files (names that begin with a dot) are skipped.
 Files that were protected before, here or by the page, are refused: give the originals.
 
-The exit status is 0 if faces were found in every file and no recogniser that was asked matches
-a chosen face (--faces) any more. "Protected" are those that fool judges as well, recognisers
-that the attack does not know. It is 1 if no face was found in some file, a file is not a photo
-or video or was refused, or a recogniser still matches a face.
+The exit status is 0 if faces were found in every file and no recogniser still matches a chosen
+face (--faces). A face is "protected" if it also fools the judges, recognisers that the attack
+is not fitted on. The status is 1 if no face was found in a file, a file is not a photo or video
+or was refused, or a recogniser still matches a face.
 """
 
 import dataclasses
@@ -57,18 +57,18 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     output: str = setting("", "Required: folder to write into, not within the input folder.")
     gallery: str | None = setting(
         None,
-        "Folder of other photos of one person, the largest face in each. Faces of this person "
-        "are moved away from these photos, too, not only from themselves. Files are named in "
-        "which the recognisers do not agree that they show this person.",
+        "Folder of other photos of one person, of which the largest face counts. This person's "
+        "faces are moved away from these photos, too. Files without a face that every "
+        "recogniser matches with them are named.",
     )
     faces: str = setting(
         "all",
-        "Which faces: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels of the upright "
-        "photo, as viewers show it.",
+        "Which faces to protect: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels of the "
+        "upright photo, as viewers show it.",
     )
     boxes: str | None = setting(
         None,
-        "CSV file of faces instead of a detector: file, left, top, width, height, or landmarks "
+        "CSV file of the faces: columns file, left, top, width, height, or landmarks "
         "x1, y1, … x5, y5 (eyes, nose, corners of the mouth), in pixels of the upright photo, "
         "as viewers show it.",
     )
@@ -86,7 +86,7 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     )
     least: bool = setting(
         False,
-        "Stop at the least perturbation that fools the recognisers by a margin. Strangers' "
+        "Stop at the least perturbation that fools the surrogates by a margin. Other "
         "recognisers are then fooled less often.",
     )
     keep_metadata: bool = setting(
@@ -105,12 +105,12 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         known = None if self.boxes is None else read_faces(self.boxes)
         if sum(given) > 1:
             raise InputError("faces by boxes, boxes and aligned exclude each other: give one")
-        told = list((known or {}).values()) + ([] if isinstance(which, str) else [which])
-        pointed = all(face.landmarks is not None for faces in told for face in faces)
+        boxes = list((known or {}).values()) + ([] if isinstance(which, str) else [which])
+        pointed = all(face.landmarks is not None for faces in boxes for face in faces)
         # Where all landmarks are known, only a gallery of whole photos is searched.
-        searches = not self.aligned and (not told or not pointed or self.gallery is not None)
+        searches = not self.aligned and (not boxes or not pointed or self.gallery is not None)
         if self.detector != ProtectorSettings.detector and not searches:
-            raise InputError(f"--detector={self.detector} means nothing: the faces are given")
+            raise InputError(f"--detector={self.detector} does not apply: the faces are given")
         if self.aligned:
             return FaceChoice(which, detector=aligned_face)
         if not any(given):

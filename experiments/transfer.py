@@ -12,9 +12,10 @@ image, from which the rates can be checked), `transfer.md`, `protocol.json` and 
     python -m experiments.transfer --photos=PHOTOS --gallery=OTHERS
 
 protects whole photos, PHOTOS/<person>/*, as `experiments.protect` does, and has strangers judge
-the written files: with their own detection and crops, by the same photos and the persons' other
-ones, OTHERS/<person>/*. It writes `photos.csv` (one line per fit, judge, budget, processing and
-false accept rate), `per_photo.csv`, `transfer.md` and `config.json`.
+the written files: they detect and align the faces themselves, and compare them with the
+originals and with other photos of the persons, OTHERS/<person>/*.
+It writes `photos.csv` (one line per fit, judge, budget, processing and false accept rate),
+`per_photo.csv`, `transfer.md` and `config.json`.
 """
 
 import dataclasses
@@ -66,7 +67,7 @@ def run(settings: TransferSettings) -> list[TransferRow] | list[PhotoRow]:
     if settings.photos is not None:
         return _on_photos(settings, Path(settings.photos))
     if settings.gallery is not None:
-        raise InputError(f"--gallery={settings.gallery} means nothing without --photos")
+        raise InputError(f"--gallery={settings.gallery} needs --photos")
     plan, written = plan_of(settings)
     classifiers: tuple[str, ...] = ()
     if settings.classifiers != "none":

@@ -22,7 +22,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", os.environ["DEID_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-# CI sets it: there every peer and all data are at hand, so that a skip means a broken set-up.
+# CI sets it: there every peer and all data are available, so that a skip means a broken set-up.
 NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
 
 

@@ -16,7 +16,7 @@ from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
 from deid_jax.photos.face_search import load_search
 from deid_jax.photos.verdicts import judge
-from deid_jax.photos.verifiers import THRESHOLDS, Verifier, signs_of, thresholds_of
+from deid_jax.photos.verifiers import THRESHOLDS, Verifier, face_embeddings, thresholds_of
 from deid_jax.recognisers.embedders import load_embedder
 from experiments import (
     aggregate,
@@ -132,7 +132,7 @@ def test_the_astronaut_is_protected_as_it_says(recogniser_files):
     ]
     pairs = zip(embedders, thresholds_of(None, embedders), strict=True)
     verifiers = [Verifier(embedder, threshold, True) for embedder, threshold in pairs]
-    (own,) = signs_of(verifiers, before, faces)
+    (own,) = face_embeddings(verifiers, before, faces)
     references = [[one.references(sign) for one, sign in zip(verifiers, own, strict=True)]]
     (verdicts,) = judge(after, faces, references, verifiers, search)
     assert all(verdict.fooled for verdict in verdicts)

@@ -73,17 +73,17 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
 
 
 def read_exif(image: Image.Image) -> Image.Exif:
-    """The EXIF of an image that is not loaded yet, as its file has it; Pillow keeps it.
+    """The EXIF in the file of an image that is not loaded yet; Pillow keeps it.
 
-    If it has no orientation, Pillow would take XMP's, by which no viewer turns an image.
+    Without an orientation there, Pillow would apply XMP's, which viewers ignore.
     """
     if image.format == "PNG":
         image.load()  # Its XMP may follow its pixels.
-    hidden = {name: image.info.pop(name) for name in _XMP if name in image.info}
+    xmp = {name: image.info.pop(name) for name in _XMP if name in image.info}
     try:
         return image.getexif()
     finally:
-        for name, value in hidden.items():
+        for name, value in xmp.items():
             image.info[name] = value
 
 

@@ -44,7 +44,7 @@ class Distance(enum.Enum):
     EUCLIDEAN = "euclidean"
 
     def as_similarity(self, value: float) -> float:
-        """The similarity of a cosine or a distance, by which users state thresholds."""
+        """The similarity that a cosine or a distance, as users state thresholds, stands for."""
         return value if self is Distance.COSINE else -value
 
 
@@ -160,8 +160,8 @@ def threshold_at_far(
     min {t ∈ float64: #{s ≥ t} / n ≤ far}. With k the largest integer such that k/n ≤ far, this
     is the float64 just above the (k + 1)-th highest score. Impostors tied at that score are all
     rejected, so the actual rate may be lower than `far` but never higher. n far must be at
-    least 1, since fewer scores cannot distinguish it from 0. `counts`, int[n], says how often
-    each score counts, once by default.
+    least 1, since fewer scores cannot distinguish it from 0. `counts`, int[n], are the scores'
+    multiplicities, 1 by default.
 
     Raises:
       InputError: `far` out of range, too few scores for it, or one that is not finite.

@@ -1,7 +1,7 @@
 """dlib's ResNet: the face recogniser of the Python package `face_recognition`.
 
-It maps an aligned face to a descriptor; two faces are taken for one person if the Euclidean
-distance of their descriptors is below 0.6. The affine layers that replace BatchNorm are folded
+It maps an aligned face to a descriptor; two faces match if the Euclidean distance of their
+descriptors is below 0.6. The affine layers that replace BatchNorm are folded
 into the preceding convolution.
 
 King: "High Quality Face Recognition with Deep Metric Learning", blog.dlib.net, 2017. Blocks:
@@ -26,7 +26,7 @@ from deid_jax.types import NumpyArray, Variables
 
 # The length of a descriptor.
 FEATURES = 128
-# Of 0 to 255, in the order of the channels; what is left is divided by 256.
+# Subtracted from RGB in 0 to 255; the difference is divided by 256.
 _MEAN = (122.782, 117.001, 104.298)
 
 

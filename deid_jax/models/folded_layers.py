@@ -1,4 +1,4 @@
-"""Convolutions with BatchNorm folded in, as small mobile networks are made of."""
+"""Convolutions with BatchNorm folded in: the layers of small mobile networks."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""Where recognisers expect the parts of a face: their templates and the size of their crops."""
+"""Recognisers' templates: where landmarks lie in their crops, and the size of these."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ ARCFACE = Alignment(
 # Its middle 96 columns.
 ARCFACE_NARROW = Alignment(tuple((x - 8, y) for x, y in ARCFACE.template), 112, 96)
 # The chips of dlib's `get_face_chip` with a padding of 0.25 follow its own predictor of eye
-# corners and nose. This is the mean place of our five landmarks in them, over the 89 of 90
+# corners and nose. This is the mean position of our five landmarks in them, over the 89 of 90
 # photos of 30 persons of CelebA in which dlib's frontal detector finds the face (standard
 # deviations 2.5, 2.6, 6.1, 5.0 and 5.5 pixels in x and 2.8, 2.3, 4.6, 5.9 and 5.7 in y).
 DLIB = Alignment(

@@ -1,8 +1,8 @@
-"""Aligned crops of faces, as recognisers take them.
+"""Aligned crops of faces for recognisers.
 
-A similarity transform maps points p of the photo to points p' = A p + b of a crop, which has
-eyes, nose and mouth on the template that a recogniser is trained on. Coordinates refer to pixel
-centres; the first pixel is at (0, 0).
+A similarity transform maps points p of the photo to points p' = A p + b of a crop, in which
+eyes, nose and mouth lie on the template that a recogniser is trained with. Coordinates refer to
+pixel centres; the first pixel is at (0, 0).
 """
 
 import math
@@ -17,7 +17,7 @@ from deid_jax.photos.faces import Face, FaceError
 from deid_jax.types import NumpyArray
 
 # The landmarks' mean position in a box, and their root mean square distance from it, relative
-# to the box's width, for boxes that users give where no detector sees landmarks: means over the
+# to the box's width, for user-supplied boxes in which no landmarks are detected: means over the
 # square boxes of scikit-image's cascade in 20 CelebA photos (standard deviations 0.022, 0.021
 # and 0.016).
 _BOX_CENTRE = (0.500, 0.576)
@@ -32,7 +32,7 @@ _BICUBIC = Image.Resampling.BICUBIC
 
 
 def landmarks_of(face: Face) -> NumpyArray:
-    """A face's landmarks, float64[5, 2]; with only a box, where an upright face has them."""
+    """A face's landmarks, float64[5, 2]; of a box alone, those of an upright face in it."""
     if face.landmarks is not None:
         return np.asarray(face.landmarks, np.float64)
     left, top, width, height = face.box

@@ -1,9 +1,10 @@
 """Canvases: the square of a photo around one face on which the attack works.
 
 A canvas has S × S pixels. Large faces are reduced to it; around small ones it holds the photo's
-own pixels. It is upright in the photo, whatever the face's angle, so that a perturbation is
-neither turned nor, at that size, resampled on its way into the photo. Every recogniser cuts its
-own crop out of the canvas. Coordinates refer to pixel centres; the first pixel is at (0, 0).
+own pixels. Its sides are parallel to the photo's, whatever the face's angle, so that a
+perturbation is not rotated on its way into the photo and, around small faces, not resampled.
+Every recogniser cuts its own crop out of the canvas. Coordinates refer to pixel centres; the
+first pixel is at (0, 0).
 """
 
 import math
@@ -19,10 +20,10 @@ from deid_jax.types import NumpyArray
 
 SIZE = 192
 Span: TypeAlias = "slice[int, int, None]"
-# The pixels that a perturbation may touch: left, top, right, bottom in ArcFace's crop. They
-# cover that crop and dlib's, and a little more.
-_TOUCHED = (-6.0, -6.0, 118.0, 127.0)
-# Width in pixels of ArcFace's crop of the border in which a perturbation fades to zero.
+# The pixels that may be perturbed: left, top, right, bottom in ArcFace's crop. They cover
+# that crop and dlib's, with a small margin.
+_REACH_BOX = (-6.0, -6.0, 118.0, 127.0)
+# Width of the border in which a perturbation fades to zero, in pixels of ArcFace's crop.
 _TAPER = 8.0
 _BICUBIC = Image.Resampling.BICUBIC
 
@@ -31,9 +32,9 @@ class Canvas(NamedTuple):
     """The canvas of a face.
 
     Attributes:
-      left: column of the photo at which the canvas begins; it may lie outside of the photo.
+      left: column of the photo at which the canvas begins; it may lie outside the photo.
       top: row of the photo.
-      length: of its sides in pixels of the photo, at least S.
+      length: of its sides, in pixels of the photo, at least S.
       height: of the photo.
       width: of the photo.
       landmarks: float64[5, 2], in pixels of the canvas.
@@ -48,13 +49,13 @@ class Canvas(NamedTuple):
 
     @classmethod
     def around(cls, face: Face, pixels: NumpyArray) -> "Canvas":
-        """The smallest canvas of a photo, uint8[H, W, 3], that holds what may be touched.
+        """The smallest canvas in a photo, uint8[H, W, 3], with all pixels that may change.
 
         Raises:
           InputError: the face's landmarks coincide.
         """
         landmarks = landmarks_of(face)
-        left, top, right, bottom = _TOUCHED
+        left, top, right, bottom = _REACH_BOX
         ends = np.array([[left, top], [right, top], [left, bottom], [right, bottom]])
         back = inverse_of(fit_similarity(landmarks, ARCFACE.points))
         corners = ends @ back[:, :2].T + back[:, 2]
@@ -71,16 +72,16 @@ class Canvas(NamedTuple):
         return self.length / SIZE
 
     def area(self) -> float:
-        """Of ArcFace's crop, as far as the photo shows it, in pixels of the canvas.
+        """The area of ArcFace's crop within the photo, in pixels of the canvas.
 
-        PSNR is measured over this area.
+        PSNR is measured over it.
         """
         linear = fit_similarity(self.landmarks, ARCFACE.points)[:, :2]
         whole = ARCFACE.height * ARCFACE.width / float(np.linalg.det(linear))
         return whole * float(self.weights().sum() / self._fading().sum())
 
     def shown(self, pixels: NumpyArray) -> NumpyArray:
-        """float32[S, S, 3] in [0, 1] of the photo uint8[H, W, 3]; black outside of it."""
+        """The canvas of uint8[H, W, 3]: float32[S, S, 3] in [0, 1], black outside the photo."""
         whole = np.zeros((self.length, self.length, 3), np.uint8)
         inside, canvas = self._spans()
         whole[canvas] = pixels[inside]
@@ -88,14 +89,14 @@ class Canvas(NamedTuple):
         return np.asarray(image, np.float32) / 255
 
     def part(self, pixels: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
-        """The photo's pixels below the canvas, uint8[h, w, 3], and their first, float64[2]."""
+        """The photo's pixels under the canvas, uint8[h, w, 3], and the first one's x and y."""
         inside, _ = self._spans()
         return pixels[inside], np.array([inside[1].start, inside[0].start], np.float64)
 
     def weights(self) -> NumpyArray:
         """float32[S, S, 1] in [0, 1]: zero where the photo's pixels must not change.
 
-        Within `_TAPER` of the border of what may be touched they fall as a half cosine.
+        Within `_TAPER` of the border of the pixels that may change they fall as a half cosine.
         """
         weights = self._fading()
         for axis, first, count in ((0, self.top, self.height), (1, self.left, self.width)):
@@ -107,12 +108,12 @@ class Canvas(NamedTuple):
         matrix = fit_similarity(self.landmarks, ARCFACE.points)
         line = np.arange(SIZE)
         points = np.stack(np.meshgrid(line, line), axis=-1) @ matrix[:, :2].T + matrix[:, 2]
-        low, high = np.array(_TOUCHED[:2]), np.array(_TOUCHED[2:])
+        low, high = np.array(_REACH_BOX[:2]), np.array(_REACH_BOX[2:])
         depth = np.clip(np.minimum(points - low, high - points) / _TAPER, 0, 1)
         return np.prod((1 - np.cos(np.pi * depth)) / 2, axis=-1)
 
     def spread(self, perturbation: NumpyArray) -> tuple[tuple[Span, Span], NumpyArray]:
-        """A perturbation float32[S, S, C] in pixels of the photo.
+        """Resizes a perturbation, float32[S, S, C], to pixels of the photo.
 
         Returns the photo's rows and columns, and float32[h, w, C] for them.
         """
@@ -127,7 +128,7 @@ class Canvas(NamedTuple):
     def error(self, before: NumpyArray, after: NumpyArray) -> float:
         """Mean squared error of photos uint8[H, W, 3], for a range of 1.
 
-        It is the sum over all pixels that may be touched, divided by `area`.
+        It is the sum over all pixels that may change, divided by `area`.
         """
         inside, weights = self.spread(self.weights())
         difference = after[inside].astype(np.int16) - before[inside]
@@ -136,7 +137,7 @@ class Canvas(NamedTuple):
         return float(total / (3 * 255**2 * max(self.area(), 1.0) * self.ratio**2))
 
     def _spans(self) -> tuple[tuple[Span, Span], tuple[Span, Span]]:
-        """Rows and columns that photo and canvas share, in pixels of the photo, of each."""
+        """Rows and columns that photo and canvas share, counted in either, in photo pixels."""
         photo, canvas = [], []
         for first, count in ((self.top, self.height), (self.left, self.width)):
             start = min(max(first, 0), count)

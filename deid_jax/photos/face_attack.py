@@ -1,13 +1,13 @@
-"""The attack on faces in photos, fitted on what every recogniser sees of them.
+"""The attack on faces in photos, fitted on every surrogate's own crop.
 
 The attack optimises the perturbation δ of a face's canvas c. Every surrogate f cuts its own
-crop A_f out of the canvas, by its own template, and a little differently in every step:
+crop A_f, by its own template, out of the canvas, with a new random misalignment in every step:
 
   min E_{t,A} max_f s_f( f(A_f(t(c + w C δ))), e_f ) − τ_f   with ‖δ‖₂ ≤ ε,
 
-with weights w of the canvas's pixels, similarities s_f, thresholds τ_f, random transformations
+with pixel weights w, similarities s_f, thresholds τ_f, random transformations
 t that imitate the processing of photos, and e_f the embedding to move away from. C keeps the
-luma of δ and half of its chroma, which is seen more easily than it is worth to the attack. The
+luma of δ and half of its chroma, which is more visible than it is useful to the attack. The
 maximum is smooth (`objectives.embeddings.ensemble`), so that every surrogate counts.
 """
 
@@ -33,7 +33,7 @@ from deid_jax.types import NumpyArray, Objective
 
 # Batches are padded to the next of these sizes, so that few programs are compiled.
 BATCHES = (1, 4, 16)
-# Bisections of the scale of a perturbation, and the largest scale.
+# Bisections for the scale of a perturbation, and the largest scale.
 _HALVINGS = 14
 _LARGEST = 8.0
 # In units of ε: the largest total length of all steps, and the largest step.
@@ -46,10 +46,10 @@ _CHROMA = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class FaceAttack:
-    """How the attack foresees other people's programs; it decides the compiled program.
+    """The misalignment and processing that the attack anticipates; static under `jit`.
 
     Attributes:
-      misalignment: of crops, drawn anew for every surrogate and step.
+      misalignment: of crops, drawn for every surrogate in every step.
       processing: a key of `TRANSFORMATIONS`, for whole canvases.
     """
 
@@ -124,7 +124,7 @@ class Canvases:
         *,
         grey: bool,
     ) -> "Canvases":
-        """Those of the faces of a photo uint8[H, W, 3]."""
+        """The canvases of the faces of a photo, uint8[H, W, 3]."""
         maps = [
             [fit_similarity(one.landmarks, own.embedder.alignment.points) for one in canvases]
             for own in surrogates
@@ -153,7 +153,7 @@ def weighted(
 ) -> jax.Array:
     """The perturbations as they are added, w C δ: float32[N, S, S, 3].
 
-    Weights are float32[N, S, S, 1]; grey, bool[N], tells photos that get no chroma at all.
+    Weights are float32[N, S, S, 1]; grey, bool[N], marks photos that get no chroma.
     """
     chroma = per_image(jnp.where(grey, 0, jnp.float32(_CHROMA)))
     luma = jnp.sum(perturbations * _LUMA, axis=3, keepdims=True)
@@ -171,7 +171,7 @@ def find_perturbation(
     attack: FaceAttack,
     alignments: tuple[Alignment, ...],
 ) -> jax.Array:
-    """Finds the perturbation δ of each face: float32[N, S, S, 3]; `weighted` is what changes.
+    """Finds the perturbation δ of each face: float32[N, S, S, 3]; `weighted` is added.
 
     The attack starts from the perturbation `initial`, or from zero, with key[N].
     """
@@ -193,8 +193,9 @@ def perturbations(
 ) -> NumpyArray:
     """Runs `find_perturbation` on any number of faces: float32[N, S, S, 3].
 
-    The surrogates among the verifiers are to be fooled; for each face and each verifier there
-    are its `Verifier.references`. PSNR in dB over the area of ArcFace's crop is the budget ε.
+    The attack is fitted on the surrogates among the verifiers. The references are
+    `Verifier.references` of each face for each verifier. The PSNR, in dB over the area of
+    ArcFace's crop, is the budget ε.
     """
     columns = [place for place, one in enumerate(verifiers) if one.is_surrogate]
     surrogates = Surrogates.of(

@@ -1,9 +1,9 @@
 """Searches photos for faces of any size and orientation with CenterFace.
 
-The network sees faces of 16 to 500 pixels, best if upright. A photo is therefore looked at in
-tiles at several scales. Whatever resembles a face there is looked at again, by itself, at one
-size and turned in four ways, and once more after it has been turned upright. Only that last
-look decides whether it is a face, and gives its landmarks.
+The network detects faces of 16 to 500 pixels, best if upright. A first pass therefore runs it
+on tiles of the photo at several scales. A second pass runs it on each candidate by itself, at
+one size and in four rotations, and a third on the candidate rotated upright. Only the third
+decides whether it is a face, and gives its landmarks.
 """
 
 import functools
@@ -29,29 +29,29 @@ from deid_jax.types import NumpyArray, Variables
 # Photos are reduced to fit these longer and shorter sides, but at first by no more than this
 # factor.
 _LONGEST, _SHORTER, _FINEST = 1024, 768, 0.5
-# The next scale is coarser by this factor, so that the sizes that the network sees overlap.
+# The next scale is coarser by this factor, so that the sizes that the network detects overlap.
 _COARSER = 4
 # Tiles overlap by this many pixels; their sides are multiples of the other number, so that few
 # programs are compiled.
 _OVERLAP, _SIDE = 128, 256
-# What resembles a face, at first, and if that gives none: the network is far less sure of faces
-# that are turned. And what is a face. Both were chosen on photos of CelebA (`gallery` of
-# celeba_wild), where faces turned by 180° scored 0.05 or more at the first look, all faces 0.75
-# or more and all else at most 0.34 at the last.
-_RESEMBLES = (0.1, 0.05)
-_SURE = 0.5
-# Boxes with a larger intersection over union are one face's.
+# The least scores of candidates: at first, and if there is no face among these, since rotated
+# faces score far lower. And the least score of a face. Both were chosen on photos of CelebA
+# (`gallery` of celeba_wild): faces rotated by 180° score 0.05 or more in the first pass, and in
+# the third all faces 0.75 or more, all else at most 0.34.
+_CANDIDATE_SCORES = (0.1, 0.05)
+_FACE_SCORE = 0.5
+# Boxes with a larger intersection over union belong to the same face.
 _SAME = 0.3
-# Single faces are looked at in squares of this many pixels, at this size, so many at a time.
+# Candidates: pixels per side of their squares, the size of the face in it, and the batch size.
 _SQUARE, _SIZE, _BATCH = 128, 64, 4
-_LOOK = Alignment((), _SQUARE, _SQUARE)
-_TURNS = tuple(math.pi / 2 * quarter for quarter in range(4))
+_SQUARE_CROP = Alignment((), _SQUARE, _SQUARE)
+_ROTATIONS = tuple(math.pi / 2 * quarter for quarter in range(4))
 
 
-class _Look(NamedTuple):
-    """Where one face may be: centre, size in photo pixels, and turn in radians.
+class _Region(NamedTuple):
+    """Where a face may be: centre, size in photo pixels, and rotation in radians.
 
-    The turn is the rotation that is thought to make the face upright.
+    The rotation is the one that should make the face upright.
     """
 
     centre: NumpyArray
@@ -66,8 +66,8 @@ class _Look(NamedTuple):
         return np.column_stack([linear, (_SQUARE - 1) / 2 - linear @ self.centre])
 
 
-class _Seen(NamedTuple):
-    """Faces that the network sees: float64[N] and [N, 2], [N, 2], [N, 5, 2].
+class _Detections(NamedTuple):
+    """Detections of the network: float64[N] and [N, 2], [N, 2], [N, 5, 2].
 
     Centres, sizes (width, height) and landmarks are in pixels.
     """
@@ -77,18 +77,18 @@ class _Seen(NamedTuple):
     sizes: NumpyArray
     landmarks: NumpyArray
 
-    def take(self, which: NumpyArray) -> "_Seen":
-        return _Seen(*(values[which] for values in self))
+    def take(self, which: NumpyArray) -> "_Detections":
+        return _Detections(*(values[which] for values in self))
 
-    def moved(self, offset: NumpyArray, ratio: float) -> "_Seen":
-        """In pixels of the photo, of which each has `ratio` of theirs, from an offset on."""
+    def moved(self, offset: NumpyArray, ratio: float) -> "_Detections":
+        """From pixels of a tile, at an offset and `ratio` per photo pixel, to the photo's."""
         centres, landmarks = (
             (values + offset + 0.5) / ratio - 0.5 for values in (self.centres, self.landmarks)
         )
-        return _Seen(self.scores, centres, self.sizes / ratio, landmarks)
+        return _Detections(self.scores, centres, self.sizes / ratio, landmarks)
 
-    def distinct(self) -> "_Seen":
-        """The surest of those that overlap."""
+    def distinct(self) -> "_Detections":
+        """The detection of the highest score among those that overlap."""
         low, high = self.centres - self.sizes / 2, self.centres + self.sizes / 2
         areas, kept = self.sizes.prod(1), []
         left = np.argsort(-self.scores, kind="stable")
@@ -104,9 +104,9 @@ class _Seen(NamedTuple):
 
 
 class FaceSearch:
-    """A detector: finds faces from 20 pixels on, from 40 in photos of over 4 megapixels.
+    """A detector of faces of 20 pixels or more, 40 in photos of more than 4 megapixels.
 
-    The score is the network's confidence at the last look, from 0.5 to 1.
+    The score is the network's confidence in the last pass, from 0.5 to 1.
     """
 
     def __init__(self, variables: Variables):
@@ -116,7 +116,7 @@ class FaceSearch:
         """Faces of uint8[H, W, 3], RGB and upright, the largest first, with landmarks."""
         found = [self._candidates(pixels, scale) for scale in _scales(pixels.shape)]
         candidates, above = _joined(found).distinct(), math.inf
-        for least in _RESEMBLES:
+        for least in _CANDIDATE_SCORES:
             scores = candidates.scores
             chosen = candidates.take(np.flatnonzero((scores >= least) & (scores < above)))
             faces, above = self._faces(pixels, chosen), least
@@ -124,36 +124,37 @@ class FaceSearch:
                 break
         return by_size(faces)
 
-    def _faces(self, pixels: NumpyArray, candidates: _Seen) -> list[Face]:
+    def _faces(self, pixels: NumpyArray, candidates: _Detections) -> list[Face]:
         """The candidates that are faces."""
         sizes = np.sqrt(candidates.sizes.prod(1)).tolist()
         first = [
-            _Look(centre, size, turn)
+            _Region(centre, size, turn)
             for centre, size in zip(candidates.centres, sizes, strict=True)
-            for turn in _TURNS
+            for turn in _ROTATIONS
         ]
-        seen = list(self._look(pixels, first))
+        seen = list(self._best_faces(pixels, first))
         turns = [
-            seen[start : start + len(_TURNS)] for start in range(0, len(seen), len(_TURNS))
+            seen[start : start + len(_ROTATIONS)]
+            for start in range(0, len(seen), len(_ROTATIONS))
         ]
         best = [max(own, key=lambda one: one.scores.max(initial=0)) for own in turns]
         looks = [_upright(one) for one in best if len(one.scores)]
-        last = zip(self._look(pixels, looks), looks, strict=True)
+        last = zip(self._best_faces(pixels, looks), looks, strict=True)
         found = _joined([_turned(one, look.turn) for one, look in last])
-        sure = found.take(np.flatnonzero(found.scores >= _SURE)).distinct()
+        best_found = found.take(np.flatnonzero(found.scores >= _FACE_SCORE)).distinct()
         return [
             Face((x - w / 2, y - h / 2, w, h), landmarks, score)
             for score, (x, y), (w, h), landmarks in zip(
-                sure.scores.tolist(),
-                sure.centres.tolist(),
-                sure.sizes.tolist(),
-                sure.landmarks,
+                best_found.scores.tolist(),
+                best_found.centres.tolist(),
+                best_found.sizes.tolist(),
+                best_found.landmarks,
                 strict=True,
             )
         ]
 
-    def _candidates(self, pixels: NumpyArray, scale: float) -> _Seen:
-        """What resembles a face at one scale."""
+    def _candidates(self, pixels: NumpyArray, scale: float) -> _Detections:
+        """The candidates at one scale."""
         reduced = _reduced_by(pixels, scale)
         ratio = reduced.shape[1] / pixels.shape[1]
         found = []
@@ -166,13 +167,15 @@ class FaceSearch:
                 found.append(_decoded(maps).distinct().moved(np.array([column, row]), ratio))
         return _joined(found)
 
-    def _look(self, pixels: NumpyArray, looks: Sequence[_Look]) -> Iterator[_Seen]:
-        """The surest face in the middle of each square, or none."""
+    def _best_faces(
+        self, pixels: NumpyArray, looks: Sequence[_Region]
+    ) -> Iterator[_Detections]:
+        """The best detection in the middle of each candidate's square, or none."""
         for start in range(0, len(looks), _BATCH):
             batch = looks[start : start + _BATCH]
             squares = np.zeros((_BATCH, _SQUARE, _SQUARE, 3), np.uint8)
             for place, look in enumerate(batch):
-                crop = aligned_crop(pixels, look.matrix, _LOOK)
+                crop = aligned_crop(pixels, look.matrix, _SQUARE_CROP)
                 squares[place] = np.rint(255 * crop)
             for look, maps in zip(batch, self._maps(squares), strict=False):
                 seen = _decoded(maps)
@@ -181,7 +184,7 @@ class FaceSearch:
                 best = near.take(np.argsort(-near.scores, kind="stable")[:1])
                 linear, offset = look.matrix[:, :2], look.matrix[:, 2]
                 back = np.linalg.inv(linear).T
-                yield _Seen(
+                yield _Detections(
                     best.scores,
                     (best.centres - offset) @ back,
                     best.sizes * (look.size / _SIZE),
@@ -189,7 +192,7 @@ class FaceSearch:
                 )
 
     def _maps(self, images: NumpyArray) -> NumpyArray:
-        variables = sharding.placed_at_hand(self._variables)
+        variables = sharding.placed_on_devices(self._variables)
         return np.asarray(_network(variables, images), np.float64)
 
 
@@ -201,7 +204,7 @@ def _network(variables: Variables, images: jax.Array) -> jax.Array:
 
 
 def _scales(shape: Sequence[int]) -> list[float]:
-    """The scales at which a photo is looked at, the finest first."""
+    """The scales of a photo, the finest first."""
     longest = max(shape[:2])
     whole = min(_LONGEST / longest, _SHORTER / min(shape[:2]))
     scales = [min(1.0, max(_FINEST, whole))]
@@ -231,33 +234,33 @@ def _reduced_by(pixels: NumpyArray, scale: float) -> NumpyArray:
     return np.array(image.resize((size[0], size[1]), Image.Resampling.BILINEAR, reducing_gap=2))
 
 
-def _decoded(maps: NumpyArray) -> _Seen:
-    """What the network's maps, [H/4, W/4, 15], say of places that resemble a face."""
-    rows, columns = np.nonzero(maps[..., 0] >= _RESEMBLES[-1])
+def _decoded(maps: NumpyArray) -> _Detections:
+    """The candidates in the network's maps, [H/4, W/4, 15]."""
+    rows, columns = np.nonzero(maps[..., 0] >= _CANDIDATE_SCORES[-1])
     values = maps[rows, columns]
     sizes = STRIDE * np.exp(values[:, [2, 1]])
     middle = np.stack([columns, rows], 1) + 0.5
     centres = STRIDE * (middle + values[:, [4, 3]]) - 0.5
     shares = values[:, 5:].reshape(-1, 5, 2)[..., ::-1]
     landmarks = (centres - sizes / 2)[:, None] + shares * sizes[:, None]
-    return _Seen(values[:, 0], centres, sizes, landmarks)
+    return _Detections(values[:, 0], centres, sizes, landmarks)
 
 
-def _joined(found: Sequence[_Seen]) -> _Seen:
+def _joined(found: Sequence[_Detections]) -> _Detections:
     if not found:
-        return _Seen(np.zeros(0), np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 5, 2)))
-    return _Seen(*(np.concatenate(values) for values in zip(*found, strict=True)))
+        return _Detections(np.zeros(0), np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 5, 2)))
+    return _Detections(*(np.concatenate(values) for values in zip(*found, strict=True)))
 
 
-def _upright(seen: _Seen) -> _Look:
-    """How to look at the face again, upright by its landmarks."""
+def _upright(seen: _Detections) -> _Region:
+    """The region of a detected face, upright by its landmarks."""
     linear = fit_similarity(seen.landmarks[0], ARCFACE.points)[:, :2]
     turn = math.atan2(linear[1, 0], linear[0, 0])
-    return _Look(seen.centres[0], math.sqrt(seen.sizes.prod()), turn)
+    return _Region(seen.centres[0], math.sqrt(seen.sizes.prod()), turn)
 
 
-def _turned(seen: _Seen, turn: float) -> _Seen:
-    """With the sizes of the box about the ellipse that fills the turned box."""
+def _turned(seen: _Detections, turn: float) -> _Detections:
+    """With the size of the box around the ellipse that fills the rotated box."""
     cos, sin = math.cos(turn), math.sin(turn)
     squares = np.square([[cos, sin], [sin, cos]])
     return seen._replace(sizes=np.sqrt(np.square(seen.sizes) @ squares))

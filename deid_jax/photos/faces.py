@@ -14,9 +14,9 @@ from deid_jax.types import NumpyArray
 
 Box = tuple[float, float, float, float]
 
-# How much is shown around a box told by the user, in widths or heights, and the least
-# intersection over union of it and its face: users draw boxes larger and smaller.
-_SURROUNDINGS, _SAME = 0.5, 0.2
+# The margin in which a face is searched for around a user-supplied box, relative to its longer
+# side, and the least intersection over union of box and face: users draw boxes of any size.
+_SEARCH_MARGIN, _SAME = 0.5, 0.2
 
 
 class Face(NamedTuple):
@@ -27,8 +27,8 @@ class Face(NamedTuple):
       landmarks: float64[5, 2], x and y of the left and right eye, the nose, and the left and
         right corner of the mouth, as seen when the face is upright; None if only the box is
         known.
-      score: the detector's own measure of confidence; 1 if the user gave the face and no
-        detector was asked, 0 if it sees no face there.
+      score: the detector's confidence; of user-supplied faces 1 without a detector, and 0 if it
+        detects no face there.
     """
 
     box: Box
@@ -56,7 +56,7 @@ class FaceChoice:
       which: `all` or `largest`, or boxes that are the same in every photo.
       listed: file name -> faces; None if `which` or the detector decides.
       detector: finds the faces; None if the user gives them.
-      landmarker: looks for the landmarks of faces that the user gives as boxes alone.
+      landmarker: finds the landmarks of faces that the user gives as boxes only.
     """
 
     which: str | list[Face]
@@ -120,13 +120,13 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def face_within(detector: Detector, pixels: NumpyArray, box: Box) -> Face:
-    """The face that a detector sees in a box told by the user, with the box as it was told.
+    """The face that is detected in a user-supplied box; the box itself is kept.
 
-    It looks at the box and its surroundings alone. The landmarks are None and the score is 0 if
-    it sees no face there.
+    Only the box and a margin around it are searched. If no face is detected, the landmarks are
+    None and the score is 0.
     """
     left, top, width, height = box
-    margin = _SURROUNDINGS * max(width, height)
+    margin = _SEARCH_MARGIN * max(width, height)
     rows, columns = (
         slice(max(math.floor(start - margin), 0), max(math.ceil(start + size + margin), 0))
         for start, size in ((top, height), (left, width))

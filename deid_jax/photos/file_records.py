@@ -16,9 +16,9 @@ from deid_jax.types import Json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Of faces and files. A face is protected if every recogniser misses it and one or more of them
-# are judges. If nobody judged, it is unjudged: it only fools the recognisers it was made for.
-# So is a box in which no face is seen, whatever recognisers say of it.
+# Of faces and files. A face is protected if no recogniser matches it and one or more of them
+# are judges. Without a judge it is unjudged: it is only known to fool the surrogates. So is a
+# box in which no face is detected, whatever the verdicts.
 PROTECTED, UNJUDGED, NOT_PROTECTED = "protected", "unjudged", "not protected"
 # Of files alone.
 NO_FACE, UNREADABLE = "no face found", "unreadable"
@@ -40,8 +40,8 @@ _DIGITS = {
 class FaceVerdict:
     """The verdict of one recogniser on a protected face.
 
-    `fitted` means that it is a surrogate; the similarity is the largest to the person's
-    reference embeddings, a cosine or minus a distance, and fools it if the margin,
+    `fitted` means that it is a surrogate. The similarity, a cosine or minus a distance, is the
+    largest to the person's reference embeddings. The recogniser is fooled if the margin,
     threshold − similarity, is above 0.
     """
 
@@ -68,12 +68,12 @@ class FaceReport:
     """One face of a protected photo.
 
     Attributes:
-      status: what the verdicts say, see `status_of`.
-      score: how surely it was found, see `Face`; 0 if no face is seen in a box that was told.
+      status: by the verdicts, see `status_of`.
+      score: the detector's confidence, see `Face`; 0 if it detects no face in a given box.
       strength_db: the budget of the last try, as PSNR.
       psnr: of the pixels that the perturbation may touch, in the decoded file.
       ssim: mean SSIM of its crop.
-      in_gallery: whether it is the gallery's person beforehand, see `verifiers.is_in_gallery`.
+      in_gallery: whether the original matches the gallery, see `verifiers.is_in_gallery`.
     """
 
     box: Box
@@ -92,10 +92,10 @@ class TrackReport:
 
     Attributes:
       box: where it is in its first frame.
-      score: how surely it was found, on average over its detections; see `Face`.
+      score: mean confidence of its detections, see `Face`.
       strength_db: the PSNR of its strongest perturbation, before encoding.
       psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
-      in_gallery: as that of a `FaceReport`.
+      in_gallery: as in `FaceReport`.
     """
 
     box: Box
@@ -126,7 +126,7 @@ def worst_of(statuses: Iterable[str]) -> str:
 
 
 def fools_fitted(face: FaceReport | TrackReport) -> bool:
-    """Whether a face fools all recognisers that the attack is fitted on."""
+    """Whether a face fools every surrogate."""
     return all(verdict.fooled for verdict in face.verdicts if verdict.fitted)
 
 
@@ -136,12 +136,12 @@ def reason_of(faces: Sequence[FaceReport | TrackReport]) -> str | None:
     if status == PROTECTED:
         return None
     if status == NOT_PROTECTED and all(map(fools_fitted, faces)):
-        return "fools the recognisers it was made for, but a judge still matches a face"
+        return "fools every surrogate, but a judge still matches a face"
     if status == NOT_PROTECTED:
-        return "a recogniser that it was made for still matches a face"
+        return "a surrogate still matches a face"
     if not all(face.score > 0 for face in faces):
-        return "no face is seen in a box that was given: boxes are of the upright photo"
-    return "fools the recognisers it was made for; nobody else looked"
+        return "no face was detected in a given box: boxes are in pixels of the upright photo"
+    return "fools every surrogate; there was no judge"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,11 +41,11 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _WEBP_QUALITY = 95
-# At these little of a perturbation is lost, with JPEG's chroma in full.
+# Little of a perturbation is lost at these, if JPEG keeps all chroma.
 _FINE_QUALITY = {"JPEG": 92, "WEBP": 98}
 # Number of rows converted at a time, so that Pillow's copies stay small.
 _ROWS = 256
-# Common formats that `FORMATS` lacks.
+# Common formats that are not supported.
 _OTHERS = {
     "a GIF": rb"GIF8",
     "a HEIC": rb"....ftyp(hei|hev|mif1|msf1)",
@@ -93,7 +93,7 @@ class Photo:
 
     @property
     def fine_quality(self) -> int:
-        """The photo's own, or one at which little of a perturbation is lost."""
+        """The photo's own quality, or one at which little of a perturbation is lost."""
         return max(self.quality, _FINE_QUALITY.get(self.format, 0))
 
 
@@ -181,7 +181,7 @@ def encode_photo(
 
 
 def to_be_marked(photo: Photo) -> Photo:
-    """The photo, whose written file will say that it is protected.
+    """The photo with `metadata.MARK`, so that its written file says that it is protected.
 
     EXIF's Software says it; a BMP, which has no EXIF, cannot.
     """

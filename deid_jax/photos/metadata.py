@@ -21,7 +21,7 @@ SaveArguments: TypeAlias = dict[str, object]
 # A coarser JPEG would remove so small a perturbation.
 LEAST_QUALITY = 90
 FINEST_CHROMA = 0
-# In EXIF's Software, of files that ask to be marked.
+# Written into EXIF's Software on request.
 MARK = "deid_jax: faces are protected"
 _HALF_WIDTH_CHROMA = 1
 

@@ -19,11 +19,11 @@ def named_faces(
     labels: Sequence[int] | NumpyArray,
     distances: Sequence[Distance],
 ) -> list[int | None]:
-    """Each photo's face that most resembles the same person's other photos.
+    """The face in each photo that is most similar to the same person's other photos.
 
     A recogniser f chooses the face that maximises the mean over the other photos q of
     max_h s_f(face, h), h the faces of q. A face is the person's if more than half of the
-    recognisers choose it; otherwise, and without other photos, the photo has none.
+    recognisers choose it; otherwise, and if there are no other photos, the result is None.
 
     Args:
       embeddings: for each of N photos and each recogniser, float[F, D] of the photo's F faces.
@@ -54,7 +54,7 @@ def named_faces(
 
 
 def face_again(face: Face, matrix: NumpyArray, found: Sequence[Face]) -> Face | None:
-    """The detected face that lies where a similarity float64[2, 3] takes a face's box."""
+    """The detected face where a similarity, float64[2, 3], moves the box of a face."""
     left, top, width, height = face.box
     scale = math.sqrt(np.linalg.det(matrix[:, :2]))
     x, y = (matrix @ [left + width / 2, top + height / 2, 1]).tolist()

@@ -1,8 +1,8 @@
 """Protects the faces of one photo, and judges the encoded file.
 
-The whole budget is spent: what only just fools the surrogates seldom fools other recognisers.
-With several budgets the next one is tried face by face while a surrogate still matches. If one
-still matches a face at the last, that try is kept and the face is reported as not protected.
+The whole budget is spent, because a perturbation that only just fools the surrogates seldom
+fools other recognisers. With several budgets, a face that a surrogate still matches gets the
+next one. If a surrogate still matches it at the last budget, the face is not protected.
 """
 
 import dataclasses
@@ -26,31 +26,31 @@ from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.file_records import FaceReport, status_of, worst_of
 from deid_jax.photos.files import Photo
 from deid_jax.photos.verdicts import judge
-from deid_jax.photos.verifiers import Verifier, crops_of, is_in_gallery, signs_of
+from deid_jax.photos.verifiers import Verifier, crops_of, face_embeddings, is_in_gallery
 from deid_jax.types import NumpyArray
 
 # The budget: PSNR in dB.
 STRENGTHS = {"light": 42.0, "medium": 40.0, "strong": 38.0}
-# In search of the least perturbation: the first try, the step to the next, and how far a
-# surrogate's similarity must be below its threshold.
+# The search for the least perturbation: PSNR of the first try, the step to the next, and how
+# far below its threshold a surrogate's similarity must be.
 _FIRST, _LOWER, _MARGIN = 46.0, 2.0, 0.1
-# The largest part of the budget that encoding as the photo was encoded may cost.
+# The largest part of the budget that encoding with the photo's own settings may cost.
 _MOST_LOST = 1 / 8
-# How often perturbations may be scaled anew for errors from encoding and other faces, and the
-# part of the budget that is enough.
+# How often perturbations are rescaled to allow for encoding and other faces, and the part of
+# the budget whose use ends that.
 _CORRECTIONS = 6
 _LEAST_SPENT = 0.97
 
 
 @dataclasses.dataclass(frozen=True)
 class Strength:
-    """The budgets of one or several tries.
+    """The budgets of one or more tries.
 
     Attributes:
-      psnrs: in dB over the face's pixels in the file, from the least visible to the cap.
+      psnrs: in dB over the face's pixels in the file, from the least visible budget to the cap.
       num_steps: gradient steps of the first try; later tries continue with half as many.
-      margin: how far a surrogate's similarity must be below its threshold, else the next budget
-        is tried.
+      margin: how far below its threshold a surrogate's similarity must be; otherwise the next
+        budget is tried.
     """
 
     psnrs: tuple[float, ...] = (STRENGTHS["medium"],)
@@ -96,7 +96,7 @@ class Protector:
     Attributes:
       verifiers: surrogates, at least one, and judges.
       key: one key; each file's key is derived from it and the file's name.
-      detector: detects faces again in protected files; None judges only the original crops.
+      detector: detects the faces again in written files; None: only the original crops.
       keep_metadata: see `files.encode_photo`.
       mark: whether written files say that they are protected, see `files.to_be_marked`.
     """
@@ -123,12 +123,12 @@ class Protector:
         return jax.random.fold_in(self.key, int(named[:8], 16))
 
     def protect_photo(self, photo: Photo, faces: Sequence[Face], name: str) -> ProtectedPhoto:
-        """Perturbs one or more faces by the strength, and judges the written file.
+        """Perturbs one or more faces within the budget, and judges the written file.
 
         The file's name decides the random choices.
 
         Raises:
-          InputError: the file cannot be encoded, or a recogniser gives a face no embedding.
+          InputError: the file cannot be encoded, or a recogniser gives no valid embedding.
         """
         photo = files.to_be_marked(photo) if self.mark else photo
         return _PhotoAttack(self, photo, faces, self.key_of(name)).run()
@@ -147,17 +147,22 @@ class _PhotoAttack:
         self._canvases = Canvases.of(
             protector.surrogates, photo.pixels, self._encoder.canvases, grey=photo.grey
         )
-        found = signs_of(protector.verifiers, photo.pixels, faces)
+        found = face_embeddings(protector.verifiers, photo.pixels, faces)
         self._references = [
-            [one.references(sign) for one, sign in zip(protector.verifiers, signs, strict=True)]
-            for signs in found
+            [
+                one.references(embedding)
+                for one, embedding in zip(protector.verifiers, embeddings, strict=True)
+            ]
+            for embeddings in found
         ]
-        self._in_gallery = [is_in_gallery(protector.verifiers, signs) for signs in found]
+        self._in_gallery = [
+            is_in_gallery(protector.verifiers, embeddings) for embeddings in found
+        ]
         self._keys = jax.random.split(key, len(faces))
         self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
 
     def run(self) -> ProtectedPhoto:
-        """Raises each face's level until it no longer matches."""
+        """Raises each face's budget until no surrogate matches it."""
         protector, psnrs = self._protector, self._protector.strength.psnrs
         level = np.zeros(len(self._faces), int)
         todo = np.arange(len(self._faces))
@@ -222,8 +227,8 @@ class _PhotoAttack:
 class _Encoder:
     """Encodes a photo with perturbations so that each face keeps its budget in the file.
 
-    Coarse tables and subsampled chroma lose part of a perturbation: if encoding as the photo
-    was encoded costs more than `_MOST_LOST` of the budget at the cap, a finer way is taken.
+    Coarse quantisation and subsampled chroma lose part of a perturbation: if the photo's own
+    settings cost more than `_MOST_LOST` of the budget at the cap, finer settings are used.
     """
 
     def __init__(self, photo: Photo, faces: Sequence[Face], cap: float):
@@ -255,10 +260,10 @@ class _Encoder:
     def encode(
         self, perturbations: Sequence[NumpyArray], psnrs: NumpyArray, keep_metadata: bool
     ) -> tuple[bytes, NumpyArray]:
-        """The file with all perturbations, with no face below its PSNR, and its pixels.
+        """The file with all perturbations, no face below its PSNR, and the decoded pixels.
 
-        Encoding and overlapping faces add errors of their own, so the perturbations are shrunk
-        or grown, at most `_CORRECTIONS` times, until nearly all of each budget is spent.
+        Encoding and overlapping faces add errors of their own, so the perturbations are
+        rescaled, at most `_CORRECTIONS` times, until nearly all of each budget is spent.
         """
         photo = self._photo
         allowed = 10 ** (-psnrs / 10)

@@ -1,12 +1,12 @@
-"""Strangers: recognisers that judge whole photos of persons they have other photos of.
+"""Strangers: judges of whole photos who have other photos of the persons.
 
 A stranger has embeddings of clean photos of P persons, one face each. A protected photo is
-compared with the same clean photo ("self"), with each other photo of the person ("others", of
-which a rate is over pairs), and with the mean of these ("mean").
+compared with the same clean photo ("self"), with each other photo of the person ("others",
+whose rates are over pairs), and with the mean of these ("mean").
 
 Thresholds are person-disjoint: a person's threshold at a false accept rate comes from impostor
-pairs of two other persons, so that a look-alike does not set it. Intervals are a bootstrap's
-over persons that draws the impostor pairs, and so the thresholds, along with the rates.
+pairs of two other persons, so that a look-alike does not set it. Intervals bootstrap over
+persons, which resamples the impostor pairs, and so the thresholds, along with the rates.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from deid_jax.types import NumpyArray
 
 SELF, OTHERS, MEAN = "self", "others", "mean"
 COMPARED = (SELF, OTHERS, MEAN)
-# The similarities of a photo to each of `COMPARED`: to itself, to K others, and to their mean;
-# without other photos the latter two are empty.
+# The similarities of a photo for each of `COMPARED`: to itself, to K others, and to their mean;
+# without other photos the last two are empty.
 Comparisons: TypeAlias = dict[str, NumpyArray]
-# Fewer accepted impostor pairs than this leave a rate uncertain by a third and more: the "rule
-# of 30" of Doddington et al.: "The NIST speaker recognition evaluation", 2000.
+# With fewer accepted impostor pairs, a rate is uncertain by more than a third: the "rule of
+# 30" of Doddington et al.: "The NIST speaker recognition evaluation", 2000.
 LEAST_PAIRS = 30
 RESAMPLES = 1000
 
@@ -58,10 +58,10 @@ class DisjointThresholds:
 
     Attributes:
       counts: int[1 + R, P], how often each person is drawn.
-      values: float64[1 + R, P]; NaN for persons who are not drawn, or where a resample has too
+      values: float64[1 + R, P]; NaN for persons who are not drawn, and where a resample has too
         few impostors.
-      num_pairs: impostor pairs that are accepted, for the person for whom they are fewest.
-      num_persons: how many persons are in accepted pairs: those who carry the tail.
+      num_pairs: accepted impostor pairs, for the person for whom they are fewest.
+      num_persons: persons in accepted pairs.
     """
 
     counts: NumpyArray
@@ -82,12 +82,12 @@ class DisjointThresholds:
             for own in apart
         ]
         some = np.any(accepted, axis=0)
-        carriers = np.union1d(pairs.first[some], pairs.second[some])
+        persons = np.union1d(pairs.first[some], pairs.second[some])
         fewest = int(np.sum(accepted, axis=1).min())
         if fewest < LEAST_PAIRS:
             raise InputError(
-                f"far {far:g} is carried by {fewest} impostor pairs of {len(carriers)} persons "
-                f"alone, and {LEAST_PAIRS} pairs are needed"
+                f"far {far:g} accepts only {fewest} impostor pairs, of {len(persons)} persons: "
+                f"{LEAST_PAIRS} pairs are needed"
             )
         values = np.full(counts.shape, np.nan)
         for row, drawn in zip(values, counts, strict=True):
@@ -96,14 +96,14 @@ class DisjointThresholds:
                 own = weights * apart[person]
                 if own.sum() * far >= 1:
                     row[person] = verification.threshold_at_far(pairs.scores, far, own)
-        return cls(counts, values, fewest, len(carriers))
+        return cls(counts, values, fewest, len(persons))
 
-    def hidden(self, similarities: NumpyArray, labels: NumpyArray) -> NumpyArray:
-        """bool[N]: which similarities [N] to persons int[N] are below their thresholds."""
+    def unmatched(self, similarities: NumpyArray, labels: NumpyArray) -> NumpyArray:
+        """bool[N]: which similarities [N] to persons int[N] are below the threshold."""
         return similarities < self.values[0][labels]
 
-    def rate(self, similarities: NumpyArray, labels: NumpyArray) -> "HiddenRate":
-        """The share of similarities [N] to persons int[N] below their thresholds."""
+    def rate(self, similarities: NumpyArray, labels: NumpyArray) -> "NonMatchRate":
+        """The share of similarities [N] to persons int[N] below the threshold."""
         num_persons = self.counts.shape[1]
         sizes = np.bincount(labels, minlength=num_persons)
         below = np.zeros(self.values.shape)
@@ -117,13 +117,13 @@ class DisjointThresholds:
         shares = np.sum(self.counts * below, axis=1)[usable] / totals[usable]
         drawn = shares[1:][~np.isnan(shares[1:])]
         if not usable[0]:
-            return HiddenRate(None, None, None, 0)
+            return NonMatchRate(None, None, None, 0)
         if np.count_nonzero(sizes) < 2 or not len(drawn):
-            return HiddenRate(float(shares[0]), None, None, len(labels))
-        return HiddenRate(float(shares[0]), *statistics.percentiles(drawn), len(labels))
+            return NonMatchRate(float(shares[0]), None, None, len(labels))
+        return NonMatchRate(float(shares[0]), *statistics.percentiles(drawn), len(labels))
 
 
-class HiddenRate(NamedTuple):
+class NonMatchRate(NamedTuple):
     """A share of `number` comparisons and its interval; None where there are none."""
 
     share: float | None
@@ -133,9 +133,9 @@ class HiddenRate(NamedTuple):
 
 
 class JudgedPhotos(NamedTuple):
-    """The share that is hidden, and of what was hidden before processing, the share that is."""
+    """The non-match rate, and how much of what was unmatched before processing still is."""
 
-    rate: HiddenRate
+    rate: NonMatchRate
     kept: float | None
 
 
@@ -146,8 +146,8 @@ class Stranger:
     Attributes:
       clean: float64[N, D], comparable embeddings.
       labels: int[N], from 0 to P − 1.
-      thresholds: (far, one of `COMPARED`) -> thresholds; rates that too few pairs carry are
-        missing.
+      thresholds: (far, one of `COMPARED`) -> thresholds; rates at which too few pairs
+        are accepted are missing.
       left_out: far -> why it is missing.
     """
 
@@ -171,7 +171,7 @@ class Stranger:
         """Sets thresholds by the clean photos.
 
         Raises:
-          InputError: the first rate is carried by too few impostor pairs.
+          InputError: too few impostor pairs are accepted at the first rate.
         """
         persons = np.arange(labels.max() + 1)
         draws = statistics.group_draws(len(persons), seed=seed, resamples=resamples)
@@ -198,13 +198,13 @@ class Stranger:
             thresholds |= {(far, SELF): own, (far, OTHERS): own, (far, MEAN): mean}
         return cls(distance, clean, labels, thresholds, left_out)
 
-    def compare(self, sign: NumpyArray, number: int) -> Comparisons:
+    def compare(self, embedding: NumpyArray, number: int) -> Comparisons:
         """Compares an embedding, float64[D], of a photo with the clean photo `number`."""
         others = np.flatnonzero(self.labels == self.labels[number])
         others = self.clean[others[others != number]]
 
         def to(known: NumpyArray) -> NumpyArray:
-            return verification.similarities(sign[None], known, self.distance)[0]
+            return verification.similarities(embedding[None], known, self.distance)[0]
 
         found = {SELF: to(self.clean[[number]]), OTHERS: np.zeros(0), MEAN: np.zeros(0)}
         if len(others):
@@ -220,7 +220,7 @@ class Stranger:
         found: Sequence[Comparisons | None],
         before: Sequence[Comparisons | None],
     ) -> JudgedPhotos:
-        """What is hidden of clean photos number int[M] after processing, and before.
+        """The non-match rate of photos number int[M] after processing, compared with before.
 
         None stands for a photo in which no face was found; it is left out.
         """
@@ -229,8 +229,10 @@ class Stranger:
         pairs = list(zip(photos, found, before, strict=True))
         both = [own for own in pairs if own[1] is not None and own[2] is not None]
         numbers = [number for number, _, _ in both]
-        after = thresholds.hidden(*self._joined(compared, numbers, [own[1] for own in both]))
-        earlier = thresholds.hidden(*self._joined(compared, numbers, [own[2] for own in both]))
+        after = thresholds.unmatched(*self._joined(compared, numbers, [own[1] for own in both]))
+        earlier = thresholds.unmatched(
+            *self._joined(compared, numbers, [own[2] for own in both])
+        )
         return JudgedPhotos(rate, float(np.mean(after[earlier])) if earlier.any() else None)
 
     def _joined(

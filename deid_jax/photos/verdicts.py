@@ -1,9 +1,9 @@
 """Verdicts: whether recognisers still match the faces of a written photo.
 
-The written file is decoded. Each recogniser judges each face in its own crop: by the landmarks
-that the detector finds in the written file, by those of the original, by such as others might
-find, and after compression. The largest similarity of all counts, to the original face and to
-other photos of the person.
+The written file is decoded. Each recogniser judges several crops of each face: by the landmarks
+detected in the written file, by those of the original, by landmarks that another detector might
+find, and after compression. The largest similarity to the original face and to other photos of
+the person counts.
 """
 
 import math
@@ -19,7 +19,7 @@ from deid_jax.photos.verifiers import Verifier, largest_similarities, own_crops
 from deid_jax.transforms.processing import PROCESSING
 from deid_jax.types import NumpyArray
 
-# Other detectors' landmarks: turned in degrees, scaled, and shifted in distances of the eyes.
+# Other detectors' landmarks: rotation in degrees, scale, and shifts in eye distances.
 _MISALIGNED = (
     (4.0, 1.0, 0.0, 0.0),
     (-4.0, 1.0, 0.0, 0.0),
@@ -32,7 +32,7 @@ _SAME = 0.3
 
 
 def views(faces: Sequence[Face], found: Sequence[Face]) -> list[list[Face]]:
-    """How each face is aligned: as it was when perturbed, then by newly detected boxes."""
+    """How each face is aligned: as when it was perturbed, then by new detections."""
     views = [[face] for face in faces]
     for new in found:
         overlaps = [overlap(new.box, face.box) for face in faces]
@@ -48,14 +48,14 @@ def judge(
     verifiers: Sequence[Verifier],
     detector: Detector | None = None,
 ) -> list[tuple[FaceVerdict, ...]]:
-    """The verdicts on every face, one for each recogniser: by its worst view.
+    """The verdicts on every face, one for each recogniser, by its worst view.
 
     Args:
       pixels: uint8[H, W, 3], the decoded file.
       faces: where the faces were before they were perturbed.
       references: for each face and each recogniser, `Verifier.references`.
       verifiers: surrogates and judges.
-      detector: detects faces again; None judges only by the original landmarks.
+      detector: detects faces again; None judges by the original landmarks only.
     """
     crops = [
         _all_crops(verifiers, pixels, own)
@@ -70,7 +70,7 @@ def judge(
 def _all_crops(
     verifiers: Sequence[Verifier], pixels: NumpyArray, aligned: Sequence[Face]
 ) -> list[NumpyArray]:
-    """What each recogniser may see of a face: float32[n, h, w, 3]."""
+    """The crops of a face for each recogniser: float32[n, h, w, 3]."""
     last = aligned[-1]
     landmarks = landmarks_of(last)
     others = [Face(last.box, moved(landmarks, *one)) for one in _MISALIGNED]
@@ -88,14 +88,14 @@ def _all_crops(
 
 
 def moved(
-    landmarks: NumpyArray, turn: float, scale: float, right: float, down: float
+    landmarks: NumpyArray, rotation: float, scale: float, right: float, down: float
 ) -> NumpyArray:
-    """Landmarks turned in degrees and scaled about their middle, then shifted.
+    """Landmarks rotated by degrees and scaled about their centre, then shifted.
 
     Shifts are relative to the distance between the eyes.
     """
     middle = landmarks.mean(0)
-    angle = math.radians(turn)
+    angle = math.radians(rotation)
     matrix = scale * np.array(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     )
@@ -104,7 +104,7 @@ def moved(
 
 
 def verdict_of(verifier: Verifier, similarity: float) -> FaceVerdict:
-    """The verdict of a recogniser that sees this similarity."""
+    """A recogniser's verdict at this similarity."""
     threshold = verifier.threshold
     return FaceVerdict(
         recogniser=verifier.embedder.name,

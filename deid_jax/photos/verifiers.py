@@ -1,4 +1,4 @@
-"""Recognisers that decide whether two faces are one person's: surrogates and judges.
+"""Recognisers that decide whether two faces show one person: surrogates and judges.
 
 A surrogate is a recogniser that the attack is fitted on; a judge only judges.
 """
@@ -23,22 +23,22 @@ from deid_jax.types import NumpyArray
 
 # Thresholds at a false accept rate of 1 %, measured on all 391,500 pairs of different persons
 # among 900 aligned photos of 30 persons of CelebA; 2 % of genuine pairs are missed there. They
-# are cosines; dlib's is a distance (of 0.6, as its users set it, the rates are .3 and 4 %).
+# are cosines; dlib's is a distance (at 0.6, which its users set, the rates are 0.3 and 4 %).
 THRESHOLDS = {
     "dlib_resnet": 0.631,
     "mobilefacenet_ms1m": 0.296,
     "mobilefacenet_casia": 0.291,
 }
-# What protection fools if the user names no recogniser. The first one comes with the packages
-# that photos need; the others are downloaded once.
+# The recognisers if the user names none. The first one comes with the packages that photos
+# need; the others are downloaded once.
 DEFAULTS = ("dlib_resnet", "mobilefacenet_ms1m", "mobilefacenet_casia")
 
-# Of one face, the crops that each recogniser takes: float32[n, h, w, 3] for each.
+# The crops of one face for each recogniser: float32[n, h, w, 3].
 FaceCrops: TypeAlias = Sequence[NumpyArray]
 
 
-class BlindError(InputError):
-    """A recogniser gives a face no usable embedding: one that is zero or not finite."""
+class EmbeddingError(InputError):
+    """A recogniser's embedding of a face is invalid: zero or not finite."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,11 +59,11 @@ class Verifier:
         If the gallery's mean matches the face, the mean and each photo of the gallery follow.
         `own` is the comparable embedding, float64[D], of the face before it was perturbed.
         """
-        if self.gallery is None or not self.knows(own):
+        if self.gallery is None or not self.matches_gallery(own):
             return own[None]
         return np.stack([own, self.mean_of(self.gallery), *self.gallery])
 
-    def knows(self, own: NumpyArray) -> bool | None:
+    def matches_gallery(self, own: NumpyArray) -> bool | None:
         """Whether the gallery's mean matches a comparable embedding; None without a gallery."""
         if self.gallery is None:
             return None
@@ -76,7 +76,7 @@ class Verifier:
         return verification.centroids(rows, everyone, self.embedder.distance)[0]
 
     def dodged(self, references: NumpyArray) -> NumpyArray:
-        """float64[D], to move away from: between the own embedding and any known mean."""
+        """float64[D], to move away from: the mean of the first two references."""
         return self.mean_of(references[:2])
 
     def similarities(self, a: NumpyArray, b: NumpyArray) -> NumpyArray:
@@ -85,30 +85,30 @@ class Verifier:
 
     @property
     def rule(self) -> str:
-        """When two faces match, in words: a similarity, or the distance that it stands for."""
+        """When two faces match, in words."""
         if self.embedder.distance is Distance.COSINE:
-            return f"from a similarity of {self.threshold:g} on"
-        return f"up to a distance of {-self.threshold:g}, a similarity of {self.threshold:g}"
+            return f"similarity ≥ {self.threshold:g}"
+        return f"distance ≤ {-self.threshold:g} (similarity ≥ {self.threshold:g})"
 
 
 def comparable_of(embedder: Embedder, crops: NumpyArray) -> NumpyArray:
     """Embeddings of crops float32[N, h, w, 3] in [0, 1], as they are compared: float64[N, D].
 
     Raises:
-      BlindError: an embedding is not finite, or zero where directions are compared, so the
-        recogniser is not fooled but blind.
+      EmbeddingError: an embedding is not finite, or zero where cosines are compared: the
+        recogniser has failed, and was not fooled.
     """
     embeddings = embedder.embed(np.rint(255 * crops).astype(np.uint8))
     try:
         return verification.comparable(embeddings, embedder.distance)
     except InputError as error:
-        raise BlindError(f"recogniser {embedder.name}: {error}") from error
+        raise EmbeddingError(f"recogniser {embedder.name}: {error}") from error
 
 
-def signs_of(
+def face_embeddings(
     verifiers: Sequence[Verifier], pixels: NumpyArray, faces: Sequence[Face]
 ) -> list[list[NumpyArray]]:
-    """For each face of a photo and each recogniser, its comparable embedding: float64[D]."""
+    """The comparable embedding, float64[D], of each face of a photo for each recogniser."""
     if not faces:
         return []
     found = [
@@ -128,7 +128,7 @@ def largest_similarities(
     Args:
       verifiers: V recognisers.
       references: for each of N faces and each recogniser, `Verifier.references`.
-      crops: of each of N faces, one or more for each recogniser.
+      crops: one or more crops of each of N faces for each recogniser.
     """
     found = np.empty((len(crops), len(verifiers)))
     ends = np.cumsum([len(own[0]) for own in crops])[:-1]
@@ -139,13 +139,18 @@ def largest_similarities(
     return found
 
 
-def is_in_gallery(verifiers: Sequence[Verifier], signs: Sequence[NumpyArray]) -> bool | None:
+def is_in_gallery(
+    verifiers: Sequence[Verifier], embeddings: Sequence[NumpyArray]
+) -> bool | None:
     """Whether all recognisers match a face with the gallery; None without a gallery.
 
-    They do not if it is somebody else's, or protected already. There is one comparable
-    embedding for each recogniser.
+    They do not match somebody else's face, nor one that was protected before. There is one
+    comparable embedding for each recogniser.
     """
-    found = [one.knows(sign) for one, sign in zip(verifiers, signs, strict=True)]
+    found = [
+        one.matches_gallery(embedding)
+        for one, embedding in zip(verifiers, embeddings, strict=True)
+    ]
     return None if None in found else all(found)
 
 
@@ -189,28 +194,30 @@ def probes(alignment: Alignment) -> NumpyArray:
 
 
 def thresholds_of(text: str | None, embedders: Sequence[Embedder]) -> list[float]:
-    """The similarities from which faces match, by `--threshold`: NAME=VALUE, by commas.
+    """The similarities from which faces match, by `--threshold` (NAME=VALUE, …).
 
-    A value is a cosine, > -1 and < 1, or for recognisers that compare by a distance that
-    distance, > 0. One value alone is for all, if they compare alike. None, or a name left out,
-    uses `THRESHOLDS`.
+    A value is a cosine, > -1 and < 1, or a distance, > 0, for recognisers that compare by
+    distance. A single value applies to all, if they compare alike. None, or a name left out,
+    means that of `THRESHOLDS`.
 
     Raises:
-      InputError: a bad or missing value, an unknown name, or one value for unlike recognisers.
+      InputError: a bad or missing value, an unknown name, or a single value for both kinds.
     """
     given: dict[str, str] = {}
     if text is not None and "=" not in text:
         if len({one.distance for one in embedders}) > 1:
             raise InputError(
-                f"threshold must be NAME=VALUE for each of recognisers that differ in kind, "
-                f"got {text}: some compare by cosine, others by distance"
+                f"threshold must be NAME=VALUE,… if some recognisers compare by cosine and "
+                f"others by distance, got {text}"
             )
         given = {one.name: text for one in embedders}
     elif text is not None:
         for part in text.split(","):
             name, _, value = part.strip().rpartition("=")
             if name in given or name not in [one.name for one in embedders]:
-                raise InputError(f"threshold is given twice or for no recogniser: {part}")
+                raise InputError(
+                    f"threshold is given twice, or for an unknown recogniser: {part}"
+                )
             given[name] = value
     found = []
     for one in embedders:
@@ -241,13 +248,13 @@ def load_verifiers(
     """Loads surrogates and judges by name.
 
     Both are lists separated by commas, see `recognisers.embedders`; judges may be `none`.
-    Without surrogates, those of `DEFAULTS` that can be had are loaded, and a line on standard
-    error names the others; if all can be had and no judges are given, the last one judges.
-    Thresholds are those of `thresholds_of`. `load` is given a name and the size of crops.
+    Without surrogates, those of `DEFAULTS` that are available are loaded, and a line on
+    standard error names the others; if all are available and no judges are given, the last one
+    judges. Thresholds are those of `thresholds_of`. `load` takes a name and the size of crops.
 
     Raises:
-      InputError: a recogniser cannot be loaded, is blind, lacks a threshold or is given twice,
-        which is refused before any is loaded.
+      InputError: a recogniser cannot be loaded, gives invalid embeddings, lacks a threshold, or
+        is given twice (refused before any is loaded).
     """
     others = [] if judges in (None, "none") else split_list(str(judges), ",")
     given = [] if surrogates is None else split_list(surrogates, ",")
@@ -270,7 +277,7 @@ def load_verifiers(
             ) from error
         embedders.append(embedder)
     for embedder in embedders:
-        comparable_of(embedder, probes(embedder.alignment))  # Refuses blind ones.
+        comparable_of(embedder, probes(embedder.alignment))  # Refuses invalid ones.
     return tuple(
         Verifier(embedder, own, number < fitted)
         for number, (embedder, own) in enumerate(
@@ -282,10 +289,10 @@ def load_verifiers(
 def default_embedders(
     load: Callable[[str, int], Embedder], judges: Sequence[str]
 ) -> list[Embedder]:
-    """Those of `DEFAULTS` that can be had and do not judge; standard error names the others.
+    """Those of `DEFAULTS` that are available and do not judge; standard error names the others.
 
     Raises:
-      InputError: none of them can be had.
+      InputError: none of them is available.
     """
     names = [name for name in DEFAULTS if name not in map(name_of, judges)]
     found: list[Embedder] = []
@@ -300,8 +307,8 @@ def default_embedders(
     if missing:
         *_, cause = missing.values()
         print(
-            f"{' and '.join(missing)} cannot be had, so that only "
-            f"{' and '.join(one.name for one in found)} is to be fooled: {cause}",
+            f"using only {', '.join(one.name for one in found)}; not available: "
+            f"{', '.join(missing)} ({cause})",
             file=sys.stderr,
         )
     return found

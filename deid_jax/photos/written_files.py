@@ -1,7 +1,7 @@
-"""Files that protection wrote are known again, and refused.
+"""Remembers the files that protection wrote, so that they are refused as input.
 
-To protect such a file again moves its faces back towards the real ones, and the verdict, which
-compares with the given file, calls them protected. An index in the user's cache folder holds
+Protecting such a file again moves its faces back towards the real ones, and the verdict, which
+compares with the input file, calls them protected. An index in the user's cache folder holds
 the SHA-256 of every file that was written, one per line.
 """
 
@@ -16,7 +16,7 @@ INDEX = "protected.txt"
 
 
 class ProtectedError(InputError):
-    """A file is protected already; `name` is what the message calls it."""
+    """A file is protected already; `name` is its name in the message."""
 
     def __init__(self, name: str):
         super().__init__(
@@ -31,7 +31,7 @@ def remember(digest: str) -> None:
     try:
         path = _index()
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A short line is appended at once, so that other runs may append as well.
+        # A short line is appended atomically, so that other runs may append as well.
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(descriptor, f"{digest}\n".encode())
@@ -40,15 +40,16 @@ def remember(digest: str) -> None:
     except (OSError, InputError) as error:
         where = "" if path is None else f"{path}: "
         warnings.warn(
-            f"protected files will not be known again: {where}{one_line(error)}", stacklevel=2
+            f"protected files will not be recognised later: {where}{one_line(error)}",
+            stacklevel=2,
         )
 
 
 def is_remembered(digest: str) -> bool:
-    """Whether a file with this SHA-256 was written, by the index; not if it is empty."""
+    """Whether the index holds this SHA-256; False for an empty one."""
     try:
         return bool(digest) and digest.encode() in _index().read_bytes()
-    except (OSError, InputError):  # Nothing is known, of which `remember` warned.
+    except (OSError, InputError):  # `remember` has warned that nothing is remembered.
         return False
 
 

@@ -32,14 +32,14 @@ class CuttingModule:
 
     def clone(self, *, dtype: DTypeLike) -> "CuttingModule":
         """The same, computing in another precision."""
-        assert hasattr(self.module, "clone")  # Functions take the images as they are.
+        assert hasattr(self.module, "clone")  # Functions take the images unchanged.
         return dataclasses.replace(self, module=self.module.clone(dtype=dtype))
 
 
 def in_frame(embedder: Embedder, frame: Alignment) -> Embedder:
     """The embedder for images of `frame`, out of which it cuts its own crops.
 
-    What lies outside of the images is black. Functions take the images as they are.
+    Pixels outside the images are black. Functions take the images unchanged.
     """
     if embedder.alignment == frame or isinstance(embedder.module, FunctionModule):
         return embedder
@@ -66,7 +66,7 @@ def _matrices(frame: Alignment, alignment: Alignment) -> tuple[NumpyArray, Numpy
 def resampling_matrix(scale: float, offset: float, length: int, size: int) -> NumpyArray:
     """float32[length, size]: resamples `size` pixels along an axis so that p goes to a p + b.
 
-    Interpolation is linear; where pixels get smaller, the filter is as wide as theirs.
+    Interpolation is linear; for reduction the filter widens with the pixels.
     """
     places = (np.arange(length) - offset) / scale
     reach = max(1.0, 1 / scale)

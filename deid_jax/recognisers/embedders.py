@@ -74,7 +74,7 @@ class Embedder(NamedTuple):
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings float32[N, D] of uint8[N, H, W, 3], computed in batches."""
         found = []
-        variables = sharding.placed_at_hand(self.variables)
+        variables = sharding.placed_on_devices(self.variables)
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
             # Only a few batch sizes, so that few programs are compiled.
@@ -153,7 +153,7 @@ def load_embedder(
         path = Path(rest) if rest else _fetch(name, progress)
         embedder = _loaded(name, path)
     elif rest.isidentifier():
-        embedder = _brought(text, image_size)
+        embedder = _user_supplied(text, image_size)
     else:
         raise InputError(
             f"recogniser must be NAME or NAME:FILE with a NAME of {', '.join(names())}, or "
@@ -181,7 +181,7 @@ def _loaded(name: str, path: Path) -> Embedder:
     return Embedder(name, module, variables, module.alignment, module.distance)
 
 
-def _brought(text: str, image_size: int) -> Embedder:
+def _user_supplied(text: str, image_size: int) -> Embedder:
     """Imports `package.module:function`; modules in the working folder are found, too."""
     module_name, _, function_name = text.partition(":")
     if "" not in sys.path:

@@ -15,7 +15,7 @@ import optax
 from numpy.typing import NDArray
 
 from deid_jax.checks import count, finite_non_negative
-from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.devices.sharding import placed_on_devices
 from deid_jax.errors import InputError
 from deid_jax.metrics import verification
 from deid_jax.metrics.verification import Distance
@@ -93,7 +93,7 @@ def fine_tune(
     if not len(images):
         raise InputError("images must be one or more, got none")
     batch_size = min(batch_size, len(images))
-    state: _State = placed_at_hand(embedder.variables), jnp.asarray(galleries, jnp.float32)
+    state: _State = placed_on_devices(embedder.variables), jnp.asarray(galleries, jnp.float32)
     moments = optax.adam(learning_rate).init(state)
     generator = np.random.default_rng([seed, 3])
     for _ in range(epochs):

@@ -18,7 +18,7 @@ from deid_jax.arrays import fold_in_all
 from deid_jax.attacks import METHODS
 from deid_jax.attacks.budgets import at_budget, l2_of_psnr
 from deid_jax.attacks.quantizing import finish_on_grid
-from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.devices.sharding import placed_on_devices
 from deid_jax.metrics.verification import Distance
 from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectation
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
@@ -59,7 +59,7 @@ class Surrogates:
         return cls(
             models=tuple(embedder.module for embedder in embedders),
             distances=tuple(embedder.distance for embedder in embedders),
-            variables=tuple(placed_at_hand(embedder.variables) for embedder in embedders),
+            variables=tuple(placed_on_devices(embedder.variables) for embedder in embedders),
             galleries=tuple(np.asarray(gallery, np.float32) for gallery in galleries),
             thresholds=tuple(np.asarray(one, np.float32) for one in thresholds),
         )

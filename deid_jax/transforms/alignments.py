@@ -12,30 +12,29 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Misalignment:
-    """How crops differ from the exact one: standard deviations of normal draws.
+    """Random misalignment of crops, as standard deviations of normal draws.
 
-    Other detectors place a face's landmarks a little differently, so that others see another
-    crop of the same face.
+    Other detectors place landmarks a little differently, and so cut a different crop.
 
     Attributes:
-      turn: in degrees.
+      rotation: in degrees.
       scale: of the scale's logarithm.
       shift: along each axis, relative to the crop's height.
       flips: the probability of mirroring left to right.
     """
 
-    turn: float = 3.0
+    rotation: float = 3.0
     scale: float = 0.06
     shift: float = 0.03
     flips: float = 0.5
 
     def drawn(self, maps: jax.Array, key: jax.Array, height: int, width: int) -> jax.Array:
-        """Maps to crops of height × width that differ at random: float32[B, 2, 3], key[B]."""
+        """Maps to randomly misaligned crops of height × width: float32[B, 2, 3], key[B]."""
 
         def one(affine: jax.Array, key: jax.Array) -> jax.Array:
             turn, scale, *shift = jax.random.normal(key, (4,))
             coin = jax.random.bernoulli(jax.random.fold_in(key, 0), float(self.flips))
-            angle = jnp.deg2rad(self.turn) * turn
+            angle = jnp.deg2rad(self.rotation) * turn
             across, down = jnp.cos(angle), jnp.sin(angle)
             linear = jnp.exp(self.scale * scale) * jnp.array([[across, -down], [down, across]])
             # Mirrored about the crop's centre, around which it is turned and scaled as well.
@@ -48,9 +47,9 @@ class Misalignment:
 
 
 def cut(images: jax.Array, maps: jax.Array, height: int, width: int) -> jax.Array:
-    """Crops by maps float32[B, 2, 3]: bilinear, as recognisers' own programs cut them.
+    """Crops by maps float32[B, 2, 3]: bilinear, as in recognisers' own preprocessing.
 
-    Returns float32[B, height, width, C] of images float32[B, H, W, C]; black outside of them.
+    Returns float32[B, height, width, C] of images float32[B, H, W, C]; black outside them.
     """
     back = jnp.linalg.inv(maps[:, :, :2])
     columns, rows = jnp.meshgrid(jnp.arange(width), jnp.arange(height))

@@ -61,7 +61,7 @@ class TimedFrame(NamedTuple):
 class VideoInfo(NamedTuple):
     """Size of upright frames, their number by the header (0 if not given), and any mark.
 
-    The mark, `metadata.MARK`, is a comment that says that the video is protected.
+    The mark, `metadata.MARK`, is a comment.
     """
 
     width: int

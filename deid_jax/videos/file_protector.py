@@ -26,7 +26,7 @@ from deid_jax.photos.file_records import (
 )
 from deid_jax.photos.manifest import outputs_of, sha256_of, sha256_of_file
 from deid_jax.photos.protector import ProtectedPhoto, Protector
-from deid_jax.photos.verifiers import BlindError, comparable_of, probes
+from deid_jax.photos.verifiers import EmbeddingError, comparable_of, probes
 from deid_jax.photos.written_files import ProtectedError, is_remembered, remember
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.runs import write_whole
@@ -71,9 +71,9 @@ class FileProtector:
         """
         if isinstance(content, InputError):
             return FileRecord(name, UNREADABLE, str(content), source_sha256=digest)
-        hindrance = self._hindrance(name)
-        if hindrance is not None:
-            return FileRecord(name, NOT_PROTECTED, f"nothing was written: {hindrance}")
+        obstacle = self._obstacle(name)
+        if obstacle is not None:
+            return FileRecord(name, NOT_PROTECTED, f"nothing was written: {obstacle}")
         try:
             if digest in self._outputs or is_remembered(digest):
                 raise ProtectedError(name)
@@ -84,7 +84,7 @@ class FileProtector:
             status = UNREADABLE
             if isinstance(error, FaceError):
                 status = NO_FACE
-            elif isinstance(error, BlindError | ProtectedError):
+            elif isinstance(error, EmbeddingError | ProtectedError):
                 status = NOT_PROTECTED
             # Without a digest the file is tried again.
             digest = "" if isinstance(error, TransientError) else digest
@@ -95,7 +95,7 @@ class FileProtector:
         """SHA-256 of what an earlier run wrote into the input folder."""
         return outputs_of(self.source if self.source.is_dir() else self.source.parent)
 
-    def _hindrance(self, name: str) -> str | None:
+    def _obstacle(self, name: str) -> str | None:
         """Why an output cannot be written (its path is taken or leads elsewhere), or None."""
         target = self.output / name
         place, whole = (Path(os.path.realpath(one)) for one in (target.parent, self.output))

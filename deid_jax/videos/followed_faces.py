@@ -26,11 +26,11 @@ from deid_jax.videos.tracks import Track
 
 # Gradient steps of a frame that starts from the previous frame's perturbation.
 NEXT_STEPS = 4
-# Crops that the judges embed at a time.
+# Crops that recognisers embed at a time.
 _BATCH = 32
 
 # Comparable embeddings of one detected face, float64[D] for each recogniser.
-Signs = list[NumpyArray]
+FaceEmbeddings = list[NumpyArray]
 
 
 class FollowedFace:
@@ -39,11 +39,13 @@ class FollowedFace:
     The track's number decides the random choices.
     """
 
-    def __init__(self, track: Track[Signs], verifiers: Sequence[Verifier], number: int):
+    def __init__(
+        self, track: Track[FaceEmbeddings], verifiers: Sequence[Verifier], number: int
+    ):
         self.track = track
         means = [
             verifier.mean_of(np.stack(own))
-            for verifier, own in zip(verifiers, zip(*track.signs, strict=True), strict=True)
+            for verifier, own in zip(verifiers, zip(*track.features, strict=True), strict=True)
         ]
         self.references = [
             verifier.references(mean) for verifier, mean in zip(verifiers, means, strict=True)
@@ -66,7 +68,7 @@ class FollowedFace:
 
     @property
     def matched(self) -> bool:
-        """Whether a surrogate matched the face in a judged frame; judges must not steer."""
+        """Whether a surrogate matched the face in a judged frame; judges never steer."""
         return bool((self.fooled[self._fitted] < self.num_frames).any())
 
     def covers(self, number: int) -> bool:
@@ -93,10 +95,10 @@ class VideoAttack:
         self._margin = 0.0
 
     def begin(self, margin: float, *, last: bool = False) -> None:
-        """Begins a new round, in which surrogates must be passed by a similarity of `margin`.
+        """Begins a new round: similarities must be `margin` below the surrogates' thresholds.
 
-        A face that is still matched although the surrogates did not raise its level gets more
-        strength: half of what remains up to the cap, and all of it in the last round.
+        A face that is still matched although its level did not rise gets more strength: half of
+        what remains up to the cap, and all of it in the last round.
         """
         self._margin = margin
         cap = len(self._strength.psnrs) - 1
@@ -107,7 +109,7 @@ class VideoAttack:
             one.begin()
 
     def may_improve(self) -> bool:
-        """Whether any face is still matched that did not begin at the cap."""
+        """Whether a face that did not begin at the cap is still matched."""
         cap = len(self._strength.psnrs) - 1
         return any(one.matched and one.began < cap for one in self._followed)
 
@@ -156,7 +158,7 @@ class VideoAttack:
     def _still_matched(
         self, number: int, own: Sequence[FollowedFace], pixels: NumpyArray
     ) -> list[int]:
-        """The faces that a surrogate does not miss by the margin."""
+        """The faces whose similarity is not below every surrogate's threshold by the margin."""
         surrogates = self._protector.surrogates
         limits = np.array([one.threshold for one in surrogates]) - self._margin
         found = self._seen(number, own, pixels)

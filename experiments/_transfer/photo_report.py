@@ -6,30 +6,32 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from deid_jax.photos.strangers import MEAN, OTHERS, SELF, HiddenRate
+from deid_jax.photos.strangers import MEAN, OTHERS, SELF, NonMatchRate
 from deid_jax.reports.tables import percent
 from experiments._transfer.photo_runs import PhotoEvaluation, PhotoRow, PhotoRun, PhotoTables
 from experiments._transfer.transfer_report import far_text, markdown_table
 
 _WHO = """\
-Somebody publishes whole photos, protected on some recognisers ("fitted on"; such a judge is
-marked *) by what `experiments.protect` does: the change is added to the photo's own pixels, and
-the file is written in its own format. No judge steers it. A stranger has the written file,
-detects the face anew, cuts a crop as the stranger's recogniser wants it, and compares it:
+Somebody publishes whole photos that are protected as by `experiments.protect`: the attack is
+fitted on surrogates ("fitted on"), the perturbation is added to the photo's own pixels, and the
+file is written in its own format. Judges never steer the attack; those that are also surrogates
+are marked *. A stranger takes the written file, detects and aligns the face with a recogniser
+of their own, and compares its embedding with those of unprotected photos:
 
-- self: with the same photo, unprotected. Few people have it.
-- others: with each other photo of the person. The rate is over such pairs.
-- mean: with the mean of these others. The rate is over photos.
+- others: each other photo of the person. Rates are over pairs.
+- self: the same photo. Few people have it.
+- mean: the mean embedding of the others. Rates are over photos.
 
-A comparison is hidden where the recogniser says "another person". Its threshold is set by
-impostor pairs, which show two persons, and by such alone as do not involve the person judged.
-Square brackets are 95 % intervals of a bootstrap over persons that draws the thresholds anew,
-too. What is hidden of unprotected photos is the recogniser's own error. Photos in which the
-detector no longer finds the face are in no rate; their share is "lost". The person's face in a
-clean photo is the one that most resembles the person's other photos, by most recognisers.
+The figures are non-match rates: the share of comparisons with a similarity below the threshold.
+The threshold of a person is set at a false accept rate (FAR) on impostor pairs, which show two
+different persons, neither of them this person. The rates of unprotected photos are the judge's
+own error. Square brackets are 95 % intervals of a bootstrap over persons, which also resamples
+the thresholds. Photos in which the face is no longer detected count in no rate; their share is
+"lost". The person's face in a clean photo is the one that is most similar to the person's other
+photos, by a majority of the recognisers.
 
-Crops that are aligned once and judged as they were attacked, which is what this command
-measures without --photos, give an upper bound of these figures.
+Without --photos this command judges crops that are aligned once. Their rates are an upper bound
+of these.
 """
 
 
@@ -38,12 +40,13 @@ def photo_markdown(tables: PhotoTables, evaluation: PhotoEvaluation) -> str:
     plan, whole = evaluation.plan, evaluation.whole
     total = f"{len(whole.to_protect)} photos of {len(set(whole.labels[whole.to_protect]))}"
     parts = [
-        "# How protection of whole photos carries over to other recognisers",
-        f"{total} persons were protected, {len(whole.photos) - len(whole.to_protect)} others "
+        "# How protection of whole photos transfers to other recognisers",
+        f"{total} persons were protected; {len(whole.photos) - len(whole.to_protect)} others "
         f"are the gallery; {plan.num_steps} gradient steps, seed {plan.seed}. `photos.csv` has "
         "every rate, `per_photo.csv` every photo.",
-        f"Not found, and in no figure: {', '.join(whole.not_found) or 'none'}.",
-        "## Against whom",
+        "No face of the person was found in these photos, which count in no rate: "
+        f"{', '.join(whole.not_found) or 'none'}.",
+        "## Threat model",
         _WHO.strip(),
         "## Thresholds",
         _thresholds(tables, plan.fars),
@@ -51,9 +54,9 @@ def photo_markdown(tables: PhotoTables, evaluation: PhotoEvaluation) -> str:
     for far in plan.fars:
         rows = [row for row in tables.rows if row.far == far]
         if rows:
-            parts += [f"## Hidden, at FAR {far_text(far)}", _hidden(rows)]
+            parts += [f"## Non-match rates at FAR {far_text(far)}", _non_match_rates(rows)]
         parts += [
-            f"{name}: {one.left_out[far]}, so that it is left out."
+            f"{name} is left out: {one.left_out[far]}."
             for name, one in tables.strangers.items()
             if far in one.left_out
         ]
@@ -62,20 +65,20 @@ def photo_markdown(tables: PhotoTables, evaluation: PhotoEvaluation) -> str:
     if kinds:
         parts += [
             f"## What survives, at FAR {far_text(plan.fars[0])}",
-            "Hidden from others / from self after the file was processed; in brackets how much "
-            "is kept of what was hidden before.",
-            _survival_of(rows, kinds),
+            "Non-match rates for others / self after the file was processed. In brackets: of "
+            "the comparisons that did not match before processing, how many still do not.",
+            _survival_table(rows, kinds),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def show_photos(tables: PhotoTables, evaluation: PhotoEvaluation) -> None:
-    """Prints what is hidden at the first false accept rate from each judge, unprocessed."""
+    """Prints each judge's non-match rates at the first false accept rate, unprocessed."""
     plan, whole = evaluation.plan, evaluation.whole
     console = Console(highlight=False, markup=False)
     console.print(
-        f"Hidden from others / from the same photo at FAR {far_text(plan.fars[0])}, in % "
-        "(* fitted on)"
+        f"Non-match rates with other photos / the same photo at FAR {far_text(plan.fars[0])}, "
+        "in % (* fitted on)"
     )
     numbers = {name: str(number) for number, name in enumerate(evaluation.embedders, 1)}
     for name, number in numbers.items():
@@ -90,7 +93,7 @@ def show_photos(tables: PhotoTables, evaluation: PhotoEvaluation) -> None:
         table.add_row(fit, _budget(run), f"{100 * rows[0].lost:.0f}", *cells)
     console.print(table)
     for name in whole.not_found:
-        console.print(f"not found: {name}", soft_wrap=True)
+        console.print(f"no face of the person found: {name}", soft_wrap=True)
 
 
 def _at_first(rows: Iterable[PhotoRow], far: float) -> list[PhotoRow]:
@@ -117,14 +120,14 @@ def _short(row: PhotoRow, compared: str) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _interval_of(rate: HiddenRate) -> str:
+def _interval_of(rate: NonMatchRate) -> str:
     if rate.low is None or rate.high is None:
         return percent(rate.share)
     return f"{percent(rate.share)} [{100 * rate.low:.0f}–{100 * rate.high:.0f}]"
 
 
 def _thresholds(tables: PhotoTables, fars: Sequence[float]) -> str:
-    """Each recogniser's thresholds, and who carries them."""
+    """Each recogniser's thresholds, and the impostor pairs that they accept."""
     body = []
     for name, one in tables.strangers.items():
         for far in fars:
@@ -132,8 +135,8 @@ def _thresholds(tables: PhotoTables, fars: Sequence[float]) -> str:
                 continue
             own = one.thresholds[far, OTHERS]
             values = sorted(map(one.distance.as_similarity, own.values[0].tolist()))
-            carried = [f"{own.num_pairs}", f"{own.num_persons}"]
-            body.append([name, far_text(far), f"{values[0]:.3f}–{values[-1]:.3f}", *carried])
+            accepted = [f"{own.num_pairs}", f"{own.num_persons}"]
+            body.append([name, far_text(far), f"{values[0]:.3f}–{values[-1]:.3f}", *accepted])
     head = ["recogniser", "FAR", "thresholds", "accepted impostor pairs", "persons in them"]
     return markdown_table(head, body)
 
@@ -143,18 +146,18 @@ def _named_run(row: PhotoRow) -> list[str]:
     return [fit, _budget(row.run), row.judge + _fitted(row)]
 
 
-def _hidden(rows: Sequence[PhotoRow]) -> str:
+def _non_match_rates(rows: Sequence[PhotoRow]) -> str:
     body = []
     for row in rows:
         if row.processing == "none":
             mean = "–" if row.psnr_mean is None else f"{row.psnr_mean:.2f}"
             rates = [_interval_of(row.judged[one].rate) for one in (OTHERS, SELF, MEAN)]
             body.append([*_named_run(row), *rates, percent(row.lost), mean])
-    head = ["fitted on", "budget", "judge", *(f"from {one}" for one in (OTHERS, SELF, MEAN))]
+    head = ["fitted on", "budget", "judge", OTHERS, SELF, MEAN]
     return markdown_table([*head, "lost", "mean PSNR"], body)
 
 
-def _survival_of(rows: Sequence[PhotoRow], kinds: Sequence[str]) -> str:
+def _survival_table(rows: Sequence[PhotoRow], kinds: Sequence[str]) -> str:
     by_kind = {(row.run, row.judge, row.processing): row for row in rows}
     body = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""Whole photos: which are protected, by which fits, and what strangers say of the files."""
+"""Whole photos: protects them by every fit, and has strangers judge the files."""
 
 import dataclasses
 import functools
@@ -12,21 +12,24 @@ import numpy as np
 from deid_jax.errors import InputError
 from deid_jax.photos import Detector, Face, Protector, Strength, Verifier, parse_photo
 from deid_jax.photos.alignment import crop_matrix, scale_of
-from deid_jax.photos.handling import HANDLING
 from deid_jax.photos.named_faces import face_again, named_faces
+from deid_jax.photos.photo_processing import PHOTO_PROCESSING
 from deid_jax.photos.strangers import COMPARED, Comparisons, JudgedPhotos, Stranger
 from deid_jax.photos.verifiers import THRESHOLDS, comparable_of, crops_of, thresholds_of
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transfer.transfer_tables import Cell
 from deid_jax.types import NumpyArray
 
-# By kind of processing and judge, what is compared for each photo; None where no face is found.
+# (kind of processing, judge) -> each photo's comparisons, None where no face is detected.
 _Seen = dict[tuple[str, str], list[Comparisons | None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotoPlan:
-    """What is run: fits and judges by name, budgets in dB, keys of `HANDLING`, and rates."""
+    """What is run.
+
+    Fits and judges by name, budgets in dB, keys of `PHOTO_PROCESSING`, false accept rates.
+    """
 
     fits: tuple[tuple[str, ...], ...]
     judges: tuple[str, ...]
@@ -42,7 +45,7 @@ class PhotoPlan:
 
 
 class PhotoRun(NamedTuple):
-    """A fit and its budget in dB; the photos as they are, if empty."""
+    """A fit and its budget in dB; if empty, the unprotected photos."""
 
     fit: tuple[str, ...] = ()
     psnr: float | None = None
@@ -63,29 +66,29 @@ def person_of(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class WholePhotos:
-    """Clean photos in which the person's face was found, and what recognisers see in them.
+    """Clean photos in which the person's face was found, and its embeddings.
 
     Attributes:
       to_protect: numbers of those that are to be protected; the others are the gallery.
       labels: int[N], the photos' persons.
-      signs: by recogniser, comparable embeddings float64[N, D].
+      embeddings: by recogniser, comparable ones, float64[N, D].
       not_found: names of the photos in which the person's face was not found.
     """
 
     photos: list[CleanPhoto]
     to_protect: list[int]
     labels: NumpyArray
-    signs: dict[str, NumpyArray]
+    embeddings: dict[str, NumpyArray]
     not_found: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotoRow:
-    """A line of photos.csv: a run, judged by one stranger after one kind of processing.
+    """A line of photos.csv: a run judged by one stranger, after one kind of processing.
 
     Attributes:
       psnr_mean: mean PSNR of the faces in the written files.
-      lost: share of photos in which the detector no longer finds the face.
+      lost: share of photos in which the face is no longer detected.
     """
 
     run: PhotoRun
@@ -136,29 +139,28 @@ def read_photos(
       InputError: a folder holds no photos, a file cannot be read, or no face is a person's.
     """
     listed = [own for part, folder in sources.items() for own in _listed(part, folder)]
-    faces, embeddings = [], []
+    faces, found = [], []
     for number, own in enumerate(listed):
         done(number, len(listed), "finding faces")
         pixels = parse_photo(own.path.read_bytes(), own.name).pixels
         faces.append(detector(pixels))
-        embeddings.append([_signs(one, pixels, faces[-1]) for one in embedders.values()])
+        found.append([_face_embeddings(one, pixels, faces[-1]) for one in embedders.values()])
     labels = np.unique([person_of(own.name) for own in listed], return_inverse=True)[1]
-    chosen = named_faces(embeddings, labels, [one.distance for one in embedders.values()])
+    chosen = named_faces(found, labels, [one.distance for one in embedders.values()])
     known = [(i, place) for i, place in enumerate(chosen) if place is not None]
     to_protect = [n for n, (i, _) in enumerate(known) if listed[i].part == "photos"]
     if not to_protect:
         raise InputError(
-            f"photos {sources['photos']}: in none of them a person's face was found by the "
-            "person's other photos"
+            f"photos {sources['photos']}: no face in them matches its person's other photos"
         )
     photos = [CleanPhoto(listed[i].name, listed[i].path, faces[i][place]) for i, place in known]
-    signs = {
-        name: np.stack([embeddings[i][column][place] for i, place in known])
+    embeddings = {
+        name: np.stack([found[i][column][place] for i, place in known])
         for column, name in enumerate(embedders)
     }
     missing = [f"{listed[i].part}/{listed[i].name}" for i, n in enumerate(chosen) if n is None]
     persons = np.unique([person_of(own.name) for own in photos], return_inverse=True)[1]
-    return WholePhotos(photos, to_protect, persons, signs, missing)
+    return WholePhotos(photos, to_protect, persons, embeddings, missing)
 
 
 class _Listed(NamedTuple):
@@ -180,7 +182,9 @@ def _listed(part: str, folder: Path) -> list[_Listed]:
     return found
 
 
-def _signs(embedder: Embedder, pixels: NumpyArray, faces: Sequence[Face]) -> NumpyArray:
+def _face_embeddings(
+    embedder: Embedder, pixels: NumpyArray, faces: Sequence[Face]
+) -> NumpyArray:
     """Comparable embeddings float64[F, D] of a photo's faces; [0, 1] if there are none."""
     if not faces:
         return np.zeros((0, 1))
@@ -205,28 +209,27 @@ class PhotoEvaluation:
         """
         found = {}
         for name, one in self.embedders.items():
-            signs, labels = self.whole.signs[name], self.whole.labels
+            embeddings, labels = self.whole.embeddings[name], self.whole.labels
             found[name] = Stranger.of(
-                one.distance, signs, labels, self.plan.fars, seed=self.plan.seed
+                one.distance, embeddings, labels, self.plan.fars, seed=self.plan.seed
             )
         return found
 
     def verifiers(self, fit: Sequence[str]) -> tuple[Verifier, ...]:
         """The surrogates of a fit.
 
-        They have the thresholds that `protect` uses, or for recognisers that it does not know
-        the stranger's.
+        Their thresholds are those of `protect`, or else the stranger's.
         """
         embedders = [self.embedders[name] for name in fit]
-        told = []
+        given = []
         for name in fit:
             if name not in THRESHOLDS:
                 far = self.plan.fars[0]
                 value = np.median(self.strangers[name].thresholds[far, COMPARED[0]].values[0])
-                told.append(
+                given.append(
                     f"{name}={self.embedders[name].distance.as_similarity(float(value))}"
                 )
-        thresholds = thresholds_of(",".join(told) or None, embedders)
+        thresholds = thresholds_of(",".join(given) or None, embedders)
         pairs = zip(embedders, thresholds, strict=True)
         return tuple(Verifier(embedder, own, True) for embedder, own in pairs)
 
@@ -235,7 +238,7 @@ class PhotoEvaluation:
         update: Callable[[int, int, str], None],
         keep: Callable[[PhotoRun, str, bytes], None] | None = None,
     ) -> PhotoTables:
-        """Judges the clean photos first, then those of every run, which `keep` is given."""
+        """Judges the clean photos, then those of every run, which `keep` takes."""
         tables = PhotoTables([], [], {name: self.strangers[name] for name in self.plan.judges})
         runs = [PhotoRun(), *self.plan.runs()]
         numbers = self.whole.to_protect
@@ -255,7 +258,7 @@ class PhotoEvaluation:
                     psnrs.append(done.faces[0].psnr)
                     if keep is not None:
                         keep(run, photo.name, done.data)
-                self._look(seen, number, pixels)
+                self._compare(seen, number, pixels)
             self._enter(tables, run, seen, psnrs)
         return tables
 
@@ -266,17 +269,19 @@ class PhotoEvaluation:
             self.verifiers(run.fit), jax.random.key(self.plan.seed), strength=strength
         )
 
-    def _look(self, seen: _Seen, number: int, pixels: NumpyArray) -> None:
-        """Adds what every judge sees of a photo after every kind of processing."""
+    def _compare(self, seen: _Seen, number: int, pixels: NumpyArray) -> None:
+        """Adds every judge's comparisons of a photo after every kind of processing."""
         face = self.whole.photos[number].face
         for kind in self.plan.processing:
-            handled = HANDLING[kind](pixels, scale_of(crop_matrix(face)))
-            again = face_again(face, handled.matrix, self.detector(handled.pixels))
+            processed = PHOTO_PROCESSING[kind](pixels, scale_of(crop_matrix(face)))
+            again = face_again(face, processed.matrix, self.detector(processed.pixels))
             for name in self.plan.judges:
                 own = None
                 if again is not None:
-                    (sign,) = _signs(self.embedders[name], handled.pixels, [again])
-                    own = self.strangers[name].compare(sign, number)
+                    (embedding,) = _face_embeddings(
+                        self.embedders[name], processed.pixels, [again]
+                    )
+                    own = self.strangers[name].compare(embedding, number)
                 seen.setdefault((kind, name), []).append(own)
 
     def _enter(
@@ -327,8 +332,8 @@ class PhotoEvaluation:
         for compared in COMPARED:
             values = np.zeros(0) if found is None else found[compared]
             thresholds = stranger.thresholds[far, compared]
-            hidden = thresholds.hidden(values, np.full(len(values), label))
+            unmatched = thresholds.unmatched(values, np.full(len(values), label))
             cells[compared] = float(values.mean()) if len(values) else None
-            cells[f"{compared}_hidden"] = float(hidden.mean()) if len(values) else None
+            cells[f"{compared}_hidden"] = float(unmatched.mean()) if len(values) else None
             cells[f"{compared}_threshold"] = float(thresholds.values[0][label])
         return cells

@@ -40,7 +40,8 @@ miss some unchanged photos, too: the rows "unprotected" say how many, and only w
 them is the work of the perturbation.
 
 The photos here are crops, aligned once and judged as they were attacked. That is an upper
-bound: strangers find and align faces anew in whole photos (--photos), and know more of them.
+bound: strangers detect and align faces in whole photos themselves (--photos), and may have
+more photos.
 
 These are measurements on the recognisers and the people of these photos. Other recognisers,
 larger ones above all, later ones, and other photos of the same person give other figures. Where
@@ -64,9 +65,9 @@ def markdown(report: TransferReport) -> str:
     """The content of `transfer.md`."""
     plan, rows = report.evaluation.plan, report.tables.rows
     parts = [
-        "# How protection carries over to other recognisers",
+        "# How protection transfers to other recognisers",
         _what(report),
-        "## Against whom",
+        "## Threat model",
         _WHO.strip(),
         "## The recognisers on clean photos",
         _clean_table(report),

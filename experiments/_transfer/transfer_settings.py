@@ -1,4 +1,4 @@
-"""Settings of `experiments.transfer`, and the plans that they stand for."""
+"""Settings of `experiments.transfer`, and the plans that they describe."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from deid_jax.errors import InputError
 from deid_jax.metrics import SSIM_WINDOW
 from deid_jax.models import MODELS
 from deid_jax.photos import Strength
-from deid_jax.photos.handling import HANDLING
+from deid_jax.photos.photo_processing import PHOTO_PROCESSING
 from deid_jax.photos.verifiers import DEFAULTS, default_embedders
 from deid_jax.recognisers.embedders import name_of, split_list
 from deid_jax.transfer import TransferPlan
@@ -29,7 +29,7 @@ _BY_PIXEL = [name for name in OFFERED if METHODS[name].bounds_pixels]
 _FIT = "mobilefacenet_ms1m,mobilefacenet_casia,mobilefacenet_ms1m+mobilefacenet_casia"
 _PSNR, _PHOTO_PSNR = "40,42,44", "40,38"
 _STEPS, _PHOTO_STEPS = 30, Strength().num_steps
-# The settings that whole photos have; others must be as they are by default.
+# The settings that apply to whole photos; others must have their defaults.
 _OF_PHOTOS = (
     *("photos", "gallery", "fit", "test", "psnr", "num_steps", "processing", "far"),
     *("keep_images", "seed", "output_dir"),
@@ -51,24 +51,24 @@ class TransferSettings(ImageSettings):
     )
     photos: str | None = setting(
         None,
-        "Folder of whole photos, <person>/*, to protect, instead of a data set's crops. "
-        "Flags of data sets, methods and opponents then mean nothing.",
+        "Folder of whole photos, <person>/*, to protect instead of a data set's crops. It "
+        "excludes flags of data sets, methods and opponents.",
     )
     gallery: str | None = setting(
         None, "With --photos: folder of other photos of the same persons, <person>/*."
     )
     fit: str | None = setting(
         None,
-        "Recognisers that attacks know: NAME, NAME:FILE or package.module:function (RGB "
-        "images in [0, 1] to embeddings or logits); by commas, one run each; joined by +, "
-        "several in one run. After its NAME:FILE a recogniser's NAME is enough. Default: "
-        f"{_FIT}; of --photos each recogniser of --test is left out once, or of "
-        f"{', '.join(DEFAULTS)}, as far as they can be had.",
+        "Surrogates: NAME, NAME:FILE or package.module:function (RGB images in [0, 1] to "
+        "embeddings or logits); separated by commas, one run each; joined by +, several in "
+        "one run. After its NAME:FILE a recogniser's NAME is enough. Default: "
+        f"{_FIT}; with --photos, leave-one-out over the recognisers of --test, or over those "
+        f"of {', '.join(DEFAULTS)} that are available.",
     )
     test: str | None = setting(
         None,
-        "Recognisers that judge, by commas. Default: all that are named in --fit, so that "
-        "each judges what was fitted on the others, too.",
+        "Judges, separated by commas. Default: all recognisers of --fit, so that each judges "
+        "what was fitted on the others, too.",
     )
     classifiers: str = setting(
         "none",
@@ -78,8 +78,8 @@ class TransferSettings(ImageSettings):
     methods: str = setting("mifgvm", f"By commas, of {', '.join(OFFERED)}.")
     psnr: str | None = setting(
         None,
-        "Budgets, by commas: the lowest PSNR of any photo, in dB. Default: "
-        f"{_PSNR}; of the face in --photos {_PHOTO_PSNR}.",
+        "Budgets, separated by commas: the lowest PSNR of any image, in dB. Default: "
+        f"{_PSNR}; with --photos, of the face, {_PHOTO_PSNR}.",
     )
     epsilon: str = setting(
         "4/255",
@@ -87,7 +87,7 @@ class TransferSettings(ImageSettings):
         "the largest perturbation of a pixel, of a range of 1.",
     )
     num_steps: int | None = setting(
-        None, f"Gradient steps. Default: {_STEPS}; of --photos {_PHOTO_STEPS}, as of protect."
+        None, f"Gradient steps. Default: {_STEPS}; with --photos {_PHOTO_STEPS}, as in protect."
     )
     transformations: str = setting(
         "none,resize_pad_flip",
@@ -103,9 +103,9 @@ class TransferSettings(ImageSettings):
     )
     processing: str = setting(
         "all",
-        "What is done to protected photos before they are judged, by commas, of "
-        f"{', '.join(PROCESSING)}; with --photos of {', '.join(HANDLING)}. They are judged as "
-        "they are (none) in any case.",
+        "How protected photos are processed before they are judged, separated by commas: "
+        f"{', '.join(PROCESSING)}; with --photos {', '.join(PHOTO_PROCESSING)}. Unprocessed "
+        "photos (none) are always judged.",
     )
     far: str = setting(
         "0.01,0.001",
@@ -196,14 +196,14 @@ def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]
     """`plan_of` for whole photos.
 
     Raises:
-      InputError: see `plan_of`; a setting that means nothing to photos, or no gallery.
+      InputError: see `plan_of`; a setting that does not apply to photos, or no gallery.
     """
     if settings.gallery is None:
         raise InputError("--photos needs a --gallery of other photos of the same persons")
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name not in _OF_PHOTOS and value != field.default:
-            raise InputError(f"--{field.name}={value} means nothing to --photos")
+            raise InputError(f"--{field.name}={value} does not apply to --photos")
     count("seed", settings.seed, most=2**31 - 1)
     written: dict[str, str] = {}
     given = [] if settings.fit is None else split_list(settings.fit, ",")
@@ -220,12 +220,12 @@ def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]
     if not fits:
         fits = [tuple(one for one in judges if one != name) for name in judges]
         if len(judges) < 2:
-            raise InputError(f"leaving one out needs two recognisers or more, got {judges[0]}")
+            raise InputError(f"leave-one-out needs two recognisers or more, got {judges[0]}")
     return PhotoPlan(
         fits=tuple(dict.fromkeys(fits)),
         judges=judges,
         psnrs=_numbers("psnr", settings.psnr or _PHOTO_PSNR, 200),
-        processing=_kinds(settings.processing, HANDLING),
+        processing=_kinds(settings.processing, PHOTO_PROCESSING),
         fars=_numbers("far", settings.far, 1),
         num_steps=_steps(settings, _PHOTO_STEPS),
         seed=settings.seed,

@@ -10,13 +10,14 @@ from experiments._webapp.uploads import UploadOutcome, summary_line
 
 # What the page does, what it cannot do, and what it does not change.
 ABOUT = (
-    "It finds faces and changes their pixels, so little that people hardly see it, so that the "
-    "recognisers named below no longer match the face with the one in the original photo.",
-    "Only recognisers that the attack does not know can tell whether a face is protected. "
-    "Others than these may still match it, and people who know you still recognise you.",
-    "Faces that it does not find stay as they are (it misses turned, tilted and small ones). "
-    "So does everything else that tells who is in a photo: clothes, places, the file's name, "
-    "copies that others have.",
+    "It finds faces and perturbs their pixels, hardly visibly, so that the recognisers named "
+    "below no longer match the face with the one in the original photo.",
+    "Only a judge, a recogniser that the attack is not fitted on, shows whether a face is "
+    "protected. Other recognisers may still match it, and people who know you will recognise "
+    "you.",
+    "Faces that it does not find, such as very small ones, are left unchanged. So is all "
+    "else that reveals who is in a photo: clothes, places, the file's name, copies that others "
+    "have.",
 )
 
 
@@ -32,24 +33,24 @@ def strength_label(name: str) -> str:
 
 
 def verifiers_html(verifiers: Sequence[Verifier]) -> str:
-    """The list of recognisers that judge."""
+    """The list of recognisers."""
     items = "".join(
         f"<li><b>{html.escape(one.embedder.name)}</b>: "
         + (
-            "fooled on purpose"
+            "surrogate, which the attack is fitted on"
             if one.is_surrogate
-            else "judges only, the attack does not know it"
+            else "judge, which the attack is not fitted on"
         )
-        + f"; matches faces {one.rule}</li>"
+        + f"; match: {one.rule}</li>"
         for one in verifiers
     )
-    unseen = ""
+    no_judge = ""
     if all(one.is_surrogate for one in verifiers):
-        unseen = (
-            "<p>The attack knows all of them. Recognisers that it does not know are not tested "
-            "here (<code>--judge</code> adds some).</p>"
+        no_judge = (
+            "<p>The attack is fitted on all of them, so no photo can be called protected "
+            "(<code>--judge</code> adds judges).</p>"
         )
-    return f"<p>Recognisers that are asked:</p><ul>{items}</ul>{unseen}"
+    return f"<p>Recognisers:</p><ul>{items}</ul>{no_judge}"
 
 
 def verdict_html(outcome: UploadOutcome) -> str:
@@ -64,9 +65,9 @@ def verdict_html(outcome: UploadOutcome) -> str:
             if place == 0:
                 span = f'rowspan="{len(face.verdicts)}"'
                 first = f"<td {span}>{number}</td><td {span}>{_change(face.psnr)}</td>"
-            unseen = "" if verdict.fitted else " (not known to the attack)"
+            role = "" if verdict.fitted else " (judge)"
             rows.append(
-                f'<tr>{first}<td class="name">{html.escape(verdict.recogniser)}{unseen}</td>'
+                f'<tr>{first}<td class="name">{html.escape(verdict.recogniser)}{role}</td>'
                 f'<td class="{kind}">{says}</td>'
                 f"<td>{verdict.similarity:.3f} {sign} {verdict.threshold:g}</td></tr>"
             )
@@ -78,8 +79,8 @@ def verdict_html(outcome: UploadOutcome) -> str:
         f'<div class="wide"><table class="verdicts"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="small">Perturbation: root mean square, in levels of 255. Fooled: the '
-        "similarity of the face in the file to the one in the photo is below the recogniser's "
-        "threshold.</p>"
+        "similarity of the face in the file to the one in the original is below the "
+        "recogniser's threshold.</p>"
     )
 
 
@@ -111,7 +112,7 @@ def progress_html(done: int, total: int, name: str) -> str:
 
 
 def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
-    """The totals of several photos, and a line about each that is not protected."""
+    """The totals of several photos, and a line for each that is not protected."""
     if len(outcomes) == 1:
         return summary_html(outcomes[0])
     found = [outcome.status for outcome in outcomes]
@@ -119,13 +120,13 @@ def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
     heads = []
     if PROTECTED in found or UNJUDGED not in found:
         heads.append(
-            f"{found.count(PROTECTED)} {of_all} protected: no recogniser asked matches a face "
-            "found any more, not even those that the attack does not know."
+            f"{found.count(PROTECTED)} {of_all} protected: no recogniser still matches a face "
+            "found, not even a judge."
         )
     if UNJUDGED in found:
         heads.append(
-            f"{found.count(UNJUDGED)} {of_all}: the faces found fool the recognisers that they "
-            "were made to fool. Nobody else looked."
+            f"{found.count(UNJUDGED)} {of_all} unjudged: the faces found fool every surrogate, "
+            "and there was no judge."
         )
     wrong = [summary_html(one) for one in outcomes if one.status == NOT_PROTECTED]
     return "".join([said(" ".join(heads), worst_of(found)), *wrong])

@@ -195,18 +195,18 @@ def summary_line(outcome: UploadOutcome) -> str:
     faces = "1 face" if number == 1 else f"{number} faces"
     if outcome.status == PROTECTED:
         return (
-            f"{outcome.name}: protected. {faces} found, not matched by any recogniser asked, "
-            "not even by those that the attack does not know."
+            f"{outcome.name}: protected. {faces} found, not matched by any recogniser, not "
+            "even a judge."
         )
     if outcome.status == UNJUDGED:
         return (
-            f"{outcome.name}: {faces} found, not matched by the recognisers that it was made "
-            "to fool. Nobody else looked."
+            f"{outcome.name}: unjudged. {faces} found, not matched by any surrogate; there was "
+            "no judge."
         )
     matched = sum(face.status == NOT_PROTECTED for face in outcome.faces)
     still = "a recogniser"
     if all(map(fools_fitted, outcome.faces)):
-        still = "a judge, which the attack does not know,"
+        still = "a judge"
     return (
         f"{outcome.name}: not protected. {faces} found, of which {still} still matches "
         f"{matched}."

@@ -42,23 +42,19 @@ def _changed(source, output):
     return np.any(shown(source / "a.png") != shown(output / "a.png"), axis=2)
 
 
-def test_judge_who_is_never_fooled_is_told(photo, tmp_path, capsys):
+def test_judge_who_is_never_fooled_is_reported(photo, tmp_path, capsys):
     output = tmp_path / "out"
     assert run(arguments(photo, output, f"--judge={CONSTANT}")) == 1
     out, err = capsys.readouterr()
     assert "not protected" in out
     assert f"2: {CONSTANT}, not known to the attack" in out
-    assert "Nobody else looked" not in out
+    assert "There was no judge" not in out
     assert err == f"not protected: 1 of 1 file; see {output}/manifest.jsonl\n"
     (record,) = records_of(output).values()
     assert record["status"] == "not protected"
-    assert record["reason"] == (
-        "fools the recognisers it was made for, but a judge still matches a face"
-    )
-    assert (
-        "Fool the recognisers they were made for (at 40 dB): 1 of 1 face, 1 of 1 file." in out
-    )
-    assert "miss them too): 0 of 1 face, 0 of 1 file." in out
+    assert record["reason"] == ("fools every surrogate, but a judge still matches a face")
+    assert "Fool every surrogate (at 40 dB): 1 of 1 face, 1 of 1 file." in out
+    assert "every judge as well): 0 of 1 face, 0 of 1 file." in out
     (face,) = record["faces"]
     assert face["strength_db"] == 40.0 and 40 <= face["psnr"] < 40.3
     first, second = face["verdicts"]
@@ -259,10 +255,10 @@ def test_face_that_the_detector_finds(tmp_path):
     assert not np.any(changed & ~may_change(changed.shape, reach_of(crop_matrix(found))))
 
 
-def test_box_without_a_face_is_told_and_not_called_protected(
+def test_box_without_a_face_is_reported_and_not_called_protected(
     photo, tmp_path, monkeypatch, capsys
 ):
-    """Though it fools a judge; a face that is seen in it is protected."""
+    """Though it fools a judge; with a detected face it is protected."""
     seen = []
     monkeypatch.setattr(protect, "load_detector", lambda name: lambda pixels: list(seen))
     told = "--faces=" + ":".join(map(str, LARGER))
@@ -273,23 +269,24 @@ def test_box_without_a_face_is_told_and_not_called_protected(
     assert all(verdict["fooled"] for verdict in face["verdicts"]) and face["score"] == 0
     assert record["status"] == face["status"] == "unjudged"
     assert record["reason"] == (
-        "no face is seen in a box that was given: boxes are of the upright photo"
+        "no face was detected in a given box: boxes are in pixels of the upright photo"
     )
     out = capsys.readouterr().out
-    assert "No face is seen in 1 place" in out and "them too): 0 of 1 face, 0 of 1 file." in out
-    # It is looked for in the box and its surroundings alone, which begin at (30, 20).
+    assert "No face was detected in 1 of" in out
+    assert "judge as well): 0 of 1 face, 0 of 1 file." in out
+    # Only the box and a margin around it are searched, from (30, 20) on.
     seen.append(Face((20.0, 20.0, 40.0, 40.0), None, 0.7))
     assert run([*given, "--strength=strong", "--seed=1"]) == 0
     (record,) = records_of(tmp_path / "out").values()
     assert (record["status"], record["reason"]) == ("protected", None)
-    assert "No face is seen" not in capsys.readouterr().out
+    assert "No face was detected" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("known", "judge", "agreed"),
     [(0, CONSTANT, True), (5, "none", False), (5, CONSTANT, False)],
 )
-def test_recognisers_that_do_not_agree_on_a_gallery_are_told(
+def test_faces_that_not_every_recogniser_finds_in_the_gallery_are_named(
     photo, tmp_path, detector, capsys, known, judge, agreed
 ):
     """The judge takes everybody for the person, the other tells the two apart."""
@@ -300,7 +297,7 @@ def test_recognisers_that_do_not_agree_on_a_gallery_are_told(
     assert run(detected(photo, tmp_path / "out", *more)) == (judge != "none")
     assert records_of(tmp_path / "out")["a.png"]["faces"][0]["in_gallery"] is agreed
     text = " ".join(capsys.readouterr().out.split())
-    assert ("do not agree that the gallery's person is in a.png" in text) is not agreed
+    assert ("matches a face with the gallery in a.png" in text) is not agreed
 
 
 def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector, capsys):

@@ -50,7 +50,7 @@ if importlib.util.find_spec("cv2") is None:
         (["--detector=none.onnx", "--gallery=mine"], NO_YUNET),
         (
             ["--detector=none.onnx", "--gallery=mine", "--faces=all", "--aligned"],
-            "--detector=none.onnx means nothing: the faces are given",
+            "--detector=none.onnx does not apply: the faces are given",
         ),
         (["--gallery=none"], "gallery none is not a folder"),
         (["--gallery=mine"], "gallery mine: no face was found in person_0/"),

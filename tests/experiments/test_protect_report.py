@@ -61,33 +61,32 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     assert "good" not in out and "same" not in out
     text = " ".join(out.split())
     for said in (
-        "Fool the recognisers they were made for (at 38 dB): 40 of 40 faces, 40 of 41 files.",
-        "Protected (judges, not known to the attack, miss them too): 40 of 40 faces, "
-        "40 of 41 files.",
+        "Fool every surrogate (at 38 dB): 40 of 40 faces, 40 of 41 files.",
+        "Protected (fool every judge as well): 40 of 40 faces, 40 of 41 files.",
     ):
         assert said in text
-    assert "2: two, not known to the attack; matches faces from a similarity of 0.25 on" in text
-    assert "Nobody else looked" not in text
+    assert "2: two, judge; match: similarity ≥ 0.25" in text
+    assert "There was no judge" not in text
     print_protection(records[1:], protector(), tmp_path)
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
     text = " ".join(out.split())
-    assert "Fool the recognisers they were made for (at 38 dB): " in text
-    assert "Nobody else looked: --judge adds recognisers that only judge." in text
+    assert "Fool every surrogate (at 38 dB): " in text
+    assert "There was no judge: --judge adds recognisers that only judge." in text
 
 
 def test_without_a_face_nothing_is_said_of_recognisers(capsys, tmp_path):
     print_protection([FileRecord("a.png", NO_FACE, None)], protector(verifier()), tmp_path)
     text = " ".join(capsys.readouterr().out.split())
     assert "No face found in 1 file." in text
-    assert "Protected" not in text and "Fool" not in text and "Nobody" not in text
+    assert "Protected" not in text and "Fool" not in text and "no judge" not in text
 
 
 MISSED, MATCHED = (FaceVerdict("j", False, s, 0.3, 0.3 - s, s < 0.3) for s in (0.1, 0.4))
 
 
 def test_fitted_and_judges_are_counted_apart(capsys, tmp_path):
-    """What fools its own recognisers alone is not called protected; nor is an empty box."""
+    """A face that fools only surrogates is not called protected; nor is an empty box."""
 
     def judged(name, status, *more, **changes):
         face = dataclasses.replace(FACE, status=status, **changes)
@@ -103,18 +102,18 @@ def test_fitted_and_judges_are_counted_apart(capsys, tmp_path):
     print_protection(records, protector(verifier(), verifier(SECOND, 0.25, False)), tmp_path)
     out = capsys.readouterr().out
     text = " ".join(out.split())
-    assert "made for (at 38 dB): 43 of 43 faces, 43 of 43 files." in text
-    assert "miss them too): 41 of 43 faces, 41 of 43 files." in text
-    assert "No face is seen in 1 place told by --faces or --boxes" in text
-    assert "do not agree that the gallery's person is in b.png: it is somebody else" in text
-    assert "unjudged, no face seen" in text
+    assert "every surrogate (at 38 dB): 43 of 43 faces, 43 of 43 files." in text
+    assert "every judge as well): 41 of 43 faces, 41 of 43 files." in text
+    assert "No face was detected in 1 of the boxes given by --faces or --boxes" in text
+    assert "matches a face with the gallery in b.png: it shows somebody else" in text
+    assert "unjudged, no face detected" in text
     assert "b.png" in text and "c.png" in text and "a.png" not in text
-    # Somebody else beside the person is none to tell of.
+    # Somebody else beside the person is not reported.
     faces = tuple(dataclasses.replace(FACE, in_gallery=known) for known in (False, True))
     group = dataclasses.replace(photo("group.png"), faces=faces)
     print_protection([photo("a.png"), group], protector(verifier()), tmp_path)
     text = capsys.readouterr().out
-    assert "o face seen" not in text and "gallery" not in text
+    assert "o face detected" not in text and "gallery" not in text
 
 
 def test_frames_without_a_face_are_told_of(capsys, tmp_path):

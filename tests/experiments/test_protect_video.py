@@ -9,7 +9,7 @@ from PIL import Image
 
 from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import Face
-from deid_jax.photos.verifiers import BlindError
+from deid_jax.photos.verifiers import EmbeddingError
 from deid_jax.runs import UNFINISHED
 from deid_jax.videos import VideoJob
 from experiments import protect
@@ -244,7 +244,7 @@ def test_progress_tells_what_is_done_to_a_video(single, bar):
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (BlindError("recogniser a: embeddings must be finite and not 0"), "not protected"),
+        (EmbeddingError("recogniser a: embeddings must be finite and not 0"), "not protected"),
         (TransientError("videos need PyAV"), "unreadable"),
         (InputError("video b.mp4 is cut off"), "unreadable"),
     ],

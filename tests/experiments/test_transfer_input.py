@@ -135,7 +135,7 @@ def _bad(message, *given):
         _bad("two persons or more", "--data_dir=alone"),
         _bad("data_dir nowhere does not exist", "--data_dir=nowhere"),
         _bad("crop=arcface needs images of 178x218", "--crop=arcface"),
-        _bad("means nothing to --dataset=synthetic", "--dataset=synthetic"),
+        _bad("does not apply to --dataset=synthetic", "--dataset=synthetic"),
         _bad("protocol nowhere.json cannot be read", "--protocol=nowhere.json"),
         _bad("protocol file cannot be read: it is no JSON file", "--protocol=file"),
         _bad("output_dir file is a file", "--output_dir=file"),

@@ -78,7 +78,7 @@ def _named(name, pixels):
     return faces_of(pixels)[int(name[-5]) % 2]
 
 
-def _signs(paths, seed):
+def _unit_vectors(paths, seed):
     """name -> unit vector of the person's face, in NumPy's float64."""
     found = {}
     for name, path in paths.items():
@@ -87,9 +87,13 @@ def _signs(paths, seed):
     return found
 
 
-def _threshold(signs, person):
-    pairs = itertools.combinations(signs, 2)
-    apart = [float(signs[a] @ signs[b]) for a, b in pairs if len({a[:2], b[:2], person}) == 3]
+def _threshold(embeddings, person):
+    pairs = itertools.combinations(embeddings, 2)
+    apart = [
+        float(embeddings[a] @ embeddings[b])
+        for a, b in pairs
+        if len({a[:2], b[:2], person}) == 3
+    ]
     return sorted(apart, reverse=True)[int(len(apart) * FAR)]
 
 
@@ -98,7 +102,7 @@ def test_table_agrees_with_kept_files(sources, workplace, capsys, detector, ligh
     assert transfer.main(_given(sources, "--keep_images")) == 0
     printed = capsys.readouterr().out
     folder = workplace / "runs/transfer"
-    assert f"not found: photos/{NOBODY}" in printed
+    assert f"no face of the person found: photos/{NOBODY}" in printed
     assert f"photos/{NOBODY}" in (folder / "transfer.md").read_text()
     rows, lines = rows_of(folder, "photos.csv"), rows_of(folder, "per_photo.csv")
     assert {(row["fit"], row["test"], row["psnr"], row["transformation"]) for row in rows} == {
@@ -119,16 +123,16 @@ def test_table_agrees_with_kept_files(sources, workplace, capsys, detector, ligh
     }
     assert sorted(kept) == sorted(n for n in clean if n[-5] in "01")
     for test, seed in SEEDS.items():
-        known, written = _signs(clean, seed), _signs(kept, seed)
-        hidden = {"self": [], "others": [], "mean": []}
+        known, written = _unit_vectors(clean, seed), _unit_vectors(kept, seed)
+        unmatched = {"self": [], "others": [], "mean": []}
         own = chosen(lines, fit=ONE, test=test, transformation="none")
         by_name = {line["photo"]: line for line in own}
-        for name, sign in written.items():
+        for name, vector in written.items():
             others = [known[n] for n in known if n[:2] == name[:2] and n != name]
             scores = {
-                "self": [float(sign @ known[name])],
-                "others": [float(sign @ other) for other in others],
-                "mean": [float(sign @ unit(np.mean(others, axis=0)))],
+                "self": [float(vector @ known[name])],
+                "others": [float(vector @ other) for other in others],
+                "mean": [float(vector @ unit(np.mean(others, axis=0)))],
             }
             threshold = _threshold(known, name[:2])
             assert float(by_name[name]["self_threshold"]) == pytest.approx(threshold, abs=1e-5)
@@ -137,9 +141,9 @@ def test_table_agrees_with_kept_files(sources, workplace, capsys, detector, ligh
                 assert float(line[compared]) == pytest.approx(np.mean(values), abs=1e-4)
                 limit = float(line[f"{compared}_threshold"])
                 assert min(abs(value - limit) for value in values) > 1e-5
-                hidden[compared] += [value < limit for value in values]
+                unmatched[compared] += [value < limit for value in values]
         (row,) = chosen(rows, fit=ONE, test=test, transformation="none")
-        for compared, flags in hidden.items():
+        for compared, flags in unmatched.items():
             assert float(row[compared]) == pytest.approx(np.mean(flags))
             assert float(row[f"{compared}_low"]) <= np.mean(flags)
             assert int(row[f"{compared}_count"]) == len(flags)
@@ -149,9 +153,9 @@ def test_table_agrees_with_kept_files(sources, workplace, capsys, detector, ligh
         assert float(before["self"]) == 0
         assert float(before["others"]) < float(row["others"])
     report = tables_of((folder / "transfer.md").read_text())
-    head, body = report[f"Hidden, at FAR {100 * FAR:g} %"]
+    head, body = report[f"Non-match rates at FAR {100 * FAR:g} %"]
     assert len(body) == 4
-    assert re.fullmatch(r"\d+\.\d % \[\d+–\d+\]", body[-1][head.index("from others")])
+    assert re.fullmatch(r"\d+\.\d % \[\d+–\d+\]", body[-1][head.index("others")])
 
 
 def _bad(message, *given):
@@ -161,12 +165,12 @@ def _bad(message, *given):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        _bad("--methods=pgd means nothing to --photos", "--methods=pgd"),
-        _bad("--data_dir=x means nothing to --photos", "--data_dir=x"),
+        _bad("--methods=pgd does not apply to --photos", "--methods=pgd"),
+        _bad("--data_dir=x does not apply to --photos", "--data_dir=x"),
         _bad("photos nowhere must hold photos as <person>/<name>", "--photos=nowhere"),
         _bad("processing must be of none, jpeg75", "--processing=noise"),
         _bad("num_steps must be an integer >= 1", "--num_steps=0"),
-        _bad("far 0.01 is carried by 3 impostor pairs", "--far=0.01"),
+        _bad("far 0.01 accepts only 3 impostor pairs", "--far=0.01"),
         _bad("recognisers must be named", f"--fit={ONE},"),
     ],
 )
@@ -178,7 +182,7 @@ def test_bad_input_ends_in_one_line(sources, workplace, capsys, detector, given,
 def test_photos_and_gallery_need_each_other(pictures, workplace, capsys):
     for flag, message in (
         ("--photos=x", "--photos needs a --gallery"),
-        ("--gallery=x", "--gallery=x means nothing without --photos"),
+        ("--gallery=x", "--gallery=x needs --photos"),
     ):
         assert_refused(transfer.main, [flag], message, workplace, capsys)
 

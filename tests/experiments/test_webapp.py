@@ -303,7 +303,7 @@ def test_names_are_shown_as_they_are():
         assert not any(name.startswith("on") for _, own in seen.tags for name in own)
 
 
-def test_verdicts_are_told_per_face_and_recogniser():
+def test_verdicts_are_shown_per_face_and_recogniser():
     faces = (
         report(verdict(0.123, "first"), verdict(0.5, "second", fitted=False)),
         report(verdict(-0.2, "first"), verdict(0.499, "second", fitted=False), psnr=np.inf),
@@ -312,9 +312,9 @@ def test_verdicts_are_told_per_face_and_recogniser():
     rows = re.findall("<tr>(.*?)</tr>", verdict_html(outcome))[1:]
     assert [parsed(row).text for row in rows] == [
         "12.6(40.0 dB)firstfooled0.123 < 0.5",
-        "second (not known to the attack)not fooled0.500 ≥ 0.5",
+        "second (judge)not fooled0.500 ≥ 0.5",
         "2nonefirstfooled-0.200 < 0.5",
-        "second (not known to the attack)fooled0.499 < 0.5",
+        "second (judge)fooled0.499 < 0.5",
     ]
     assert verdict_html(UploadOutcome("a.png", "No face.")) == ""
 
@@ -327,13 +327,12 @@ KNOWN, JUDGE_KNOWN = verdict(0.6), verdict(0.6, "two", fitted=False)
     ("faces", "status", "kind", "text"),
     [
         ([[FITTED, JUDGE]], PROTECTED, "right", "protected. 1 face found, not matched by any"),
-        ([[FITTED], [FITTED]], UNJUDGED, "open", "was made to fool. Nobody else looked."),
+        ([[FITTED], [FITTED]], UNJUDGED, "open", "by any surrogate; there was no judge."),
         (
             [[FITTED, JUDGE], [FITTED, JUDGE_KNOWN]],
             NOT_PROTECTED,
             "wrong",
-            "not protected. 2 faces found, of which a judge, which the attack does not know, "
-            "still matches 1.",
+            "not protected. 2 faces found, of which a judge still matches 1.",
         ),
         (
             [[KNOWN, JUDGE], [KNOWN, JUDGE_KNOWN], [FITTED, JUDGE]],
@@ -359,8 +358,8 @@ def test_totals_tell_judged_and_unjudged_apart():
         for name, verdicts in (("a", (FITTED, JUDGE)), ("b", (FITTED,)), ("c", (KNOWN,)))
     }
     gone = UploadOutcome("d", "No face was found in d.")
-    judged = "1 of {} photos protected: no recogniser asked matches a face found any more"
-    unjudged = "1 of {} photos: the faces found fool the recognisers that they were made to"
+    judged = "1 of {} photos protected: no recogniser still matches a face found"
+    unjudged = "1 of {} photos unjudged: the faces found fool every surrogate"
     for names, heads, kind in (
         ("ab", [judged, unjudged], "open"),
         ("ac", [judged], "wrong"),
@@ -392,8 +391,8 @@ def test_words_on_strengths_and_recognisers():
     )
     text = parsed(verifiers_html(both.verifiers)).text
     assert "--judge" not in text
-    assert f"{ONE}: fooled on purpose" in text
-    assert f"{TWO}: judges only" in text
+    assert f"{ONE}: surrogate" in text
+    assert f"{TWO}: judge" in text
 
 
 def test_what_was_made_is_forgotten(studio, tmp_path):

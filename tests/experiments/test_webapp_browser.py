@@ -27,10 +27,7 @@ pytest.importorskip("gradio")
 PATIENCE = 120_000
 SETTINGS = ["--num_steps=2", "--seed=3"]
 # What is said of several photos where nobody judges.
-UNJUDGED = (
-    "photos: the faces found fool the recognisers that they were made to fool. Nobody else "
-    "looked."
-)
+UNJUDGED = "photos unjudged: the faces found fool every surrogate, and there was no judge."
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +195,7 @@ def test_upload_protect_compare_download(server, new_tab, astronaut, tmp_path):
     tab.page.check("#strength input[value=strong]")
     (said,) = tab.protect(("at home.jpg", content))
     assert said == (
-        "at home.jpg: 1 face found, not matched by the recognisers that it was made to fool. "
-        "Nobody else looked."
+        "at home.jpg: unjudged. 1 face found, not matched by any surrogate; there was no judge."
     )
 
     before, after, difference = map(tab.pixels, ("before", "after", "difference"))

@@ -1,4 +1,4 @@
-"""Faces found by detectors, told by files and by words."""
+"""Faces found by detectors, and given by files and flags."""
 
 import sys
 from pathlib import Path
@@ -120,10 +120,10 @@ def test_yunet_needs_opencv(monkeypatch):
         detectors.yunet("yunet.onnx")
 
 
-# --- Boxes that are told ---
+# --- User-supplied boxes ---
 
 
-def told_within(seen, box=(40.0, 30.0, 20.0, 30.0)):
+def face_in(seen, box=(40.0, 30.0, 20.0, 30.0)):
     """What is made of a box, and what was shown of a photo that counts its pixels."""
     pixels = np.zeros((100, 120, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = np.arange(120), np.arange(100)[:, None]
@@ -136,12 +136,12 @@ def told_within(seen, box=(40.0, 30.0, 20.0, 30.0)):
     return faces.face_within(detector, pixels, box), shown[0]
 
 
-def test_landmarks_are_looked_for_within_a_told_box():
+def test_landmarks_are_found_within_a_given_box():
     points = np.arange(10.0).reshape(5, 2)
     # In the part that is shown, which begins at (25, 15).
     near = Face((16.0, 14.0, 22.0, 28.0), points, 0.75)
     beside = Face((0.0, 0.0, 20.0, 20.0), points + 50, 0.9)
-    found, shown = told_within([beside, near])
+    found, shown = face_in([beside, near])
     assert shown.shape == (60, 50, 3)
     assert shown[0, 0].tolist() == [25, 15, 0]
     assert (found.box, found.score) == ((40.0, 30.0, 20.0, 30.0), 0.75)
@@ -149,12 +149,12 @@ def test_landmarks_are_looked_for_within_a_told_box():
 
 
 @pytest.mark.parametrize("seen", [[], [Face((0.0, 0.0, 20.0, 20.0), np.ones((5, 2)), 0.9)]])
-def test_a_told_box_in_which_no_face_is_seen_says_so(seen):
-    found, _ = told_within(seen)
+def test_a_given_box_in_which_no_face_is_detected_scores_0(seen):
+    found, _ = face_in(seen)
     assert found == Face((40.0, 30.0, 20.0, 30.0), None, 0.0)
 
 
-def test_of_told_faces_only_those_without_landmarks_are_looked_for():
+def test_only_given_faces_without_landmarks_are_searched_for():
     pointed = Face((1.0, 1.0, 5.0, 5.0), np.ones((5, 2)))
     bare = Face((3.0, 1.0, 5.0, 5.0))
     choice = faces.FaceChoice([pointed, bare], landmarker=lambda pixels: [])

@@ -1,4 +1,4 @@
-"""Faces told by a CSV file."""
+"""Faces given by a CSV file."""
 
 import re
 

@@ -68,12 +68,12 @@ def test_resamples_draw_thresholds_and_rates_together(clean, stranger):
     for drawn, values in zip(own.counts[1:], own.values[1:], strict=True):
         assert drawn.sum() == 6
         persons = np.repeat(np.arange(6), drawn)
-        hidden = []
+        unmatched = []
         for person in persons:
             wanted = threshold_of(person, clean, persons)
             assert values[person] == pytest.approx(wanted)
-            hidden += (scores[person == LABELS] <= wanted).tolist()
-        rates.append(np.mean(hidden))
+            unmatched += (scores[person == LABELS] <= wanted).tolist()
+        rates.append(np.mean(unmatched))
         assert np.isnan(values[drawn == 0]).all()
     rate = own.rate(scores, LABELS)
     assert rate.share == np.mean(scores < own.values[0][LABELS])
@@ -95,12 +95,12 @@ def test_resamples_without_impostors_are_left_out():
     assert own.rate(np.array([2.0]), np.array([1])) == (0, None, None, 1)
 
 
-def test_tail_that_few_pairs_carry_is_left_out_or_refused(clean, stranger):
+def test_rates_at_which_few_pairs_are_accepted_are_left_out_or_refused(clean, stranger):
     """Of 250 pairs without a person 75 pass at 30 %; 0.1 % of them would be none."""
     own = stranger.thresholds[FAR, OTHERS]
     assert (own.num_pairs, own.num_persons) == (75, 6)
     assert "needs 1000 impostor scores" in stranger.left_out[0.001]
-    with pytest.raises(InputError, match="carried by 25 impostor pairs of 6 persons"):
+    with pytest.raises(InputError, match="accepts only 25 impostor pairs, of 6 persons"):
         Stranger.of(Distance.COSINE, clean, LABELS, (0.1,))
 
 

@@ -1,4 +1,4 @@
-"""Which recognisers are asked, and from which similarity on they match."""
+"""Which recognisers are used, and their thresholds."""
 
 import numpy as np
 import pytest
@@ -37,10 +37,10 @@ def test_thresholds_are_similarities(text, embedders, expected):
 @pytest.mark.parametrize(
     "text, embedders, message",
     [
-        ("0.6", [COSINE, DLIBS], "NAME=VALUE for each of recognisers that differ in kind"),
-        ("two=0.3", [COSINE], "given twice or for no recogniser: two=0.3"),
-        ("one=0.3,one=0.4", [COSINE], "given twice or for no recogniser: one=0.4"),
-        ("one=0.3,0.4", [COSINE], "given twice or for no recogniser: 0.4"),
+        ("0.6", [COSINE, DLIBS], "NAME=VALUE,… if some recognisers compare by cosine"),
+        ("two=0.3", [COSINE], "given twice, or for an unknown recogniser: two=0.3"),
+        ("one=0.3,one=0.4", [COSINE], "given twice, or for an unknown recogniser: one=0.4"),
+        ("one=0.3,0.4", [COSINE], "given twice, or for an unknown recogniser: 0.4"),
         ("far=-0.6", [DISTANCE], "threshold of far must be a distance > 0, got -0.6"),
         ("one=nan", [COSINE], "threshold of one must be a cosine > -1 and < 1, got nan"),
         ("one=a", [COSINE], "must be a cosine > -1 and < 1, got a"),
@@ -52,16 +52,16 @@ def test_bad_thresholds_are_refused(text, embedders, message):
         thresholds_of(text, embedders)
 
 
-def _loader(*at_hand):
+def _loader(*available):
     def load(text, size):
-        if text not in at_hand:
+        if text not in available:
             raise InputError(f"cannot download {text}")
         return FIRST._replace(name=text)
 
     return load
 
 
-def test_defaults_that_cannot_be_had_are_told_in_one_line(capsys):
+def test_unavailable_defaults_are_named_in_one_line(capsys):
     found = load_verifiers(None, "none", None, _loader(*DEFAULTS))
     assert tuple(one.embedder.name for one in found) == DEFAULTS
     assert capsys.readouterr().err == ""

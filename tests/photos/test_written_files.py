@@ -1,4 +1,4 @@
-"""Files that protection wrote: remembered by their content, and marked if wished."""
+"""Files that protection wrote: remembered by their content, and marked on request."""
 
 import threading
 
@@ -42,9 +42,9 @@ def test_what_was_written_is_remembered(index):
     assert index.stat().st_mode & 0o077 == 0
 
 
-def test_index_that_cannot_be_written_is_told(index, tmp_path, monkeypatch):
+def test_index_that_cannot_be_written_is_reported(index, tmp_path, monkeypatch):
     index.parent.write_bytes(b"no folder")
-    with pytest.warns(UserWarning, match="will not be known again: .*cache"):
+    with pytest.warns(UserWarning, match="will not be recognised later: .*cache"):
         remember(sha256_of(b"a"))
     assert not is_remembered(sha256_of(b"a"))
 
@@ -75,7 +75,7 @@ def test_mark_is_all_that_is_added(kind, keep):
 
 
 def _exif(content):
-    """What a file tells besides its layout, which begins at other places in a TIFF."""
+    """A file's EXIF without its layout, whose offsets differ in a TIFF."""
     exif = opened(content).getexif()
     layout = set(range(254, 300)) - {0x010F, 0x0112, 0x0131}
     found = {tag: value for tag, value in exif.items() if tag not in layout}

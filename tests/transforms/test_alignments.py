@@ -69,7 +69,7 @@ def test_draws_have_the_stated_deviations(maps):
     count = 4000
     keys = jax.random.split(jax.random.key(1), count)
     exact = np.tile(np.eye(2, 3, dtype=np.float32), (count, 1, 1))
-    kind = Misalignment(turn=4, scale=0.05, shift=0.1, flips=0)
+    kind = Misalignment(rotation=4, scale=0.05, shift=0.1, flips=0)
     drawn = np.asarray(kind.drawn(jnp.asarray(exact), keys, HEIGHT, WIDTH))
     scale = np.sqrt(np.linalg.det(drawn[:, :, :2]))
     turn = np.rad2deg(np.arctan2(drawn[:, 1, 0], drawn[:, 0, 0]))

@@ -157,7 +157,7 @@ def followed(box, looks, references, num_frames=1000, reach=0):
     track = Track()
     for number in looks:
         track.add(number, Face(tuple(map(float, box))))
-    track.signs.append(references)
+    track.features.append(references)
     track.extend(reach, num_frames)
     return FollowedFace(track, [verifier()] * len(references), 0)
 
