@@ -14,7 +14,7 @@ ABOUT = (
     "recognisers named below no longer match the face with the one in the original photo.",
     "Only recognisers that the attack does not know can tell whether a face is protected. "
     "Others than these may still match it, and people who know you still recognise you.",
-    "Faces that it does not find stay as they are (it misses turned, tilted and small ones). "
+    "Faces that it does not find stay as they are (it misses covered and very small ones). "
     "So does everything else that tells who is in a photo: clothes, places, the file's name, "
     "copies that others have.",
 )
