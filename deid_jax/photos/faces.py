@@ -126,7 +126,7 @@ def _is_within(box: Box, whole: Box) -> bool:
 def _around(landmarks: NumpyArray) -> Box:
     """The box of twice the extent of landmarks."""
     low, size = landmarks.min(0), np.ptp(landmarks, axis=0)
-    left, top, width, height = *(low - size / 2).tolist(), *(2 * size).tolist()
+    (left, top), (width, height) = (low - size / 2).tolist(), (2 * size).tolist()
     return left, top, width, height
 
 
