@@ -35,14 +35,14 @@ def yunet(path: str | Path) -> Detector:
     Raises:
       InputError: OpenCV is not installed, or the file is missing or not a YuNet model.
     """
+    if not Path(path).is_file():
+        raise InputError(f"detector file {path} does not exist")
     try:
         import cv2
     except ImportError as error:  # Or a library of the system, such as libGL, is missing.
         raise InputError(
             f"YuNet needs OpenCV: pip install 'deid_jax[opencv]' ({one_line(error)})"
         ) from None
-    if not Path(path).is_file():
-        raise InputError(f"detector file {path} does not exist")
     try:
         network = cv2.FaceDetectorYN.create(str(path), "", (320, 320))
         # Other networks load as well and fail only when they are run.

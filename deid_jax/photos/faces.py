@@ -17,6 +17,8 @@ Box = tuple[float, float, float, float]
 # The margin in which a face is searched for around a user-supplied box, relative to its longer
 # side, and the least intersection over union of box and face: users draw boxes of any size.
 _SEARCH_MARGIN, _SAME = 0.5, 0.2
+# The least part of a user-supplied box that must be in the photo; memory is needed for all of it.
+_WITHIN = 0.25
 
 
 class Face(NamedTuple):
@@ -70,7 +72,8 @@ class FaceChoice:
         The name is a path below the input folder; a list may give the file name alone.
 
         Raises:
-          FaceError: a box lies outside the photo, or the photo is not an aligned crop.
+          FaceError: most of a box or of the landmarks given lies outside the photo, or
+            the photo is not an aligned crop.
         """
         found = self._candidates(name, pixels)
         chosen = list(found)
@@ -91,8 +94,10 @@ class FaceChoice:
             found = self.which
         whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
         for face in found:
-            if not shared_area(face.box, whole) > 0:
+            if not _is_within(face.box, whole):
                 raise FaceError(f"{name}: a face's box lies beside the photo, {face.box}")
+            if face.landmarks is not None and not _is_within(_around(face.landmarks), whole):
+                raise FaceError(f"{name}: a face's landmarks lie beside the photo, {face.box}")
         if self.landmarker is None:
             return found
         return [
@@ -111,6 +116,18 @@ def shared_area(one: Sequence[float], other: Sequence[float]) -> float:
     width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
     height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
     return max(width, 0.0) * max(height, 0.0)
+
+
+def _is_within(box: Box, whole: Box) -> bool:
+    """Whether enough of a box is in the photo."""
+    return shared_area(box, whole) >= _WITHIN * box[2] * box[3]
+
+
+def _around(landmarks: NumpyArray) -> Box:
+    """The box of twice the extent of landmarks."""
+    low, size = landmarks.min(0), np.ptp(landmarks, axis=0)
+    (left, top), (width, height) = (low - size / 2).tolist(), (2 * size).tolist()
+    return left, top, width, height
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
@@ -196,9 +213,7 @@ def _face(row: dict[str, str], where: str) -> Face:
             "the mouth, left as seen in the photo"
         )
     if not box:
-        low, size = landmarks.min(0), np.ptp(landmarks, axis=0)
-        box = [*(low - size / 2).tolist(), *(2 * size).tolist()]
-        return Face((box[0], box[1], box[2], box[3]), landmarks)
+        return Face(_around(landmarks), landmarks)
     return Face(_checked(box, where), landmarks)
 
 

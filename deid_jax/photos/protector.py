@@ -283,7 +283,8 @@ class _Encoder:
                 kept = data
                 if np.all(spent >= _LEAST_SPENT):
                     return data, shown
-            own = own * np.where(spent > 1, spent**-1.5, np.maximum(spent, 0.1) ** -0.7)
+            change = np.maximum(spent, 0.1)  # Nothing may be spent, by the tiniest faces.
+            own = own * np.where(spent > 1, change**-1.5, change**-0.7)
         del shown
         data = kept or data
         return data, files.parse_photo(data, "the protected photo").pixels

@@ -74,8 +74,14 @@ class DisjointThresholds:
         """Sets the thresholds.
 
         Raises:
-          InputError: fewer than `LEAST_PAIRS` impostor pairs are accepted, or too few for any.
+          InputError: fewer than three persons, fewer than `LEAST_PAIRS` impostor pairs are
+            accepted, or too few for any.
         """
+        if counts.shape[1] < 3:
+            raise InputError(
+                f"photos must be of three persons or more, got {counts.shape[1]}: a person's "
+                "threshold comes from pairs of two others"
+            )
         apart = [pairs.without(person) for person in range(counts.shape[1])]
         accepted = [
             own & (pairs.scores >= verification.threshold_at_far(pairs.scores[own], far))

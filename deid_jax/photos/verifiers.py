@@ -253,8 +253,9 @@ def load_verifiers(
     judges. Thresholds are those of `thresholds_of`. `load` takes a name and the size of crops.
 
     Raises:
-      InputError: a recogniser cannot be loaded, gives invalid embeddings, lacks a threshold, or
-        is given twice (refused before any is loaded).
+      InputError: a recogniser cannot be loaded, gives invalid embeddings, lacks a threshold, is
+        given twice (refused before any is loaded), or judges although it is fitted under
+        another name.
     """
     others = [] if judges in (None, "none") else split_list(str(judges), ",")
     given = [] if surrogates is None else split_list(surrogates, ",")
@@ -276,14 +277,26 @@ def load_verifiers(
                 f"({error})"
             ) from error
         embedders.append(embedder)
-    for embedder in embedders:
-        comparable_of(embedder, probes(embedder.alignment))  # Refuses invalid ones.
+    _check_networks(embedders[:fitted], embedders[fitted:])
     return tuple(
         Verifier(embedder, own, number < fitted)
         for number, (embedder, own) in enumerate(
             zip(embedders, thresholds_of(threshold, embedders), strict=True)
         )
     )
+
+
+def _check_networks(surrogates: Sequence[Embedder], judges: Sequence[Embedder]) -> None:
+    """Refuses recognisers with invalid embeddings, and judges that are surrogates by another name."""
+    fitted: dict[bytes, str] = {}
+    for number, one in enumerate((*surrogates, *judges)):
+        own = comparable_of(one, probes(one.alignment)).tobytes()
+        if number < len(surrogates):
+            fitted[own] = one.name
+        elif own in fitted:
+            raise InputError(
+                f"judge {one.name} is the same network as the fitted {fitted[own]}"
+            )
 
 
 def default_embedders(

@@ -108,16 +108,18 @@ def test_files_that_are_no_yunet_are_refused_in_one_line(cv2, moment):
 
 
 @pytest.mark.parametrize("path", ["none.onnx", "."])
-def test_missing_models_are_refused(cv2, path):
+def test_missing_models_are_refused(monkeypatch, path):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # To install it would not help.
     with pytest.raises(InputError, match=rf"^detector file {path} does not exist\Z"):
         detectors.yunet(path)
 
 
-def test_yunet_needs_opencv(monkeypatch):
+def test_yunet_needs_opencv(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "cv2", None)
+    (tmp_path / "yunet.onnx").write_bytes(b"model")
     message = r"^YuNet needs OpenCV: pip install 'deid_jax\[opencv\]' \(import of cv2 halted"
     with pytest.raises(InputError, match=message):
-        detectors.yunet("yunet.onnx")
+        detectors.yunet(tmp_path / "yunet.onnx")
 
 
 # --- User-supplied boxes ---
@@ -160,6 +162,20 @@ def test_only_given_faces_without_landmarks_are_searched_for():
     choice = faces.FaceChoice([pointed, bare], landmarker=lambda pixels: [])
     found, _ = choice.faces("a.png", np.zeros((9, 9, 3), np.uint8))
     assert found[0] is pointed and found[1] == bare._replace(score=0.0)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Face((-90.0, 0.0, 100.0, 9.0)),
+        Face((-1e5, -1e5, 3e5, 3e5)),
+        Face((2.0, 2.0, 5.0, 5.0), 20.0 + np.arange(10.0).reshape(5, 2)),
+    ],
+)
+def test_told_faces_that_lie_beside_the_photo_are_refused(told):
+    choice = faces.FaceChoice([told])
+    with pytest.raises(faces.FaceError, match=r"^a\.png: a face's \w+ lies? beside the photo"):
+        choice.faces("a.png", np.zeros((12, 12, 3), np.uint8))
 
 
 # --- Words ---

@@ -51,6 +51,11 @@ def psnr_of(before, after, face):
     return protect_helpers.psnr_of(before, after, crop_matrix(face))
 
 
+def test_the_smallest_face_keeps_its_budget(wide):
+    done = protect(wide, [Face((12.0, 10.0, 0.2, 0.2))], verifier())
+    assert done.faces[0].psnr >= done.faces[0].strength_db
+
+
 @pytest.mark.parametrize(
     ("psnrs", "num_steps", "message"),
     [

@@ -8,6 +8,7 @@ import pytest
 from deid_jax.errors import InputError
 from deid_jax.metrics.verification import Distance
 from deid_jax.photos.strangers import MEAN, OTHERS, SELF, Stranger
+from tests.helpers import refused
 
 FAR = 0.3
 LABELS = np.repeat(np.arange(6), 5)
@@ -102,6 +103,12 @@ def test_rates_at_which_few_pairs_are_accepted_are_left_out_or_refused(clean, st
     assert "needs 1000 impostor scores" in stranger.left_out[0.001]
     with pytest.raises(InputError, match="accepts only 25 impostor pairs, of 6 persons"):
         Stranger.of(Distance.COSINE, clean, LABELS, (0.1,))
+
+
+def test_a_threshold_needs_two_other_persons():
+    rows, labels = np.random.default_rng(0).normal(size=(80, 4)), np.repeat([0, 1], 40)
+    with refused("photos must be of three persons or more, got 2"):
+        Stranger.of(Distance.COSINE, rows, labels, [0.01], resamples=3)
 
 
 def test_photos_are_compared_with_themselves_others_and_their_mean(clean, stranger):

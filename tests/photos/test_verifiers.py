@@ -12,7 +12,7 @@ from deid_jax.photos.verifiers import (
     load_verifiers,
     thresholds_of,
 )
-from tests.experiments.protect_helpers import FIRST
+from tests.experiments.protect_helpers import FIRST, SECOND
 from tests.helpers import refused
 
 COSINE = FIRST._replace(name="one")
@@ -56,7 +56,8 @@ def _loader(*available):
     def load(text, size):
         if text not in available:
             raise InputError(f"cannot download {text}")
-        return FIRST._replace(name=text)
+        same = SECOND if text == DEFAULTS[1] else FIRST
+        return same._replace(name=text)
 
     return load
 
@@ -80,6 +81,11 @@ def test_a_list_is_never_shortened_and_a_judge_is_not_fitted():
         (DEFAULTS[2], True),
         (DEFAULTS[1], False),
     ]
+
+
+def test_a_judge_is_no_fitted_network_by_another_name():
+    with refused(f"judge {DEFAULTS[2]} is the same network as the fitted {DEFAULTS[0]}"):
+        load_verifiers(DEFAULTS[0], DEFAULTS[2], None, _loader(*DEFAULTS))
 
 
 def test_galleries_of_distances_are_means():
