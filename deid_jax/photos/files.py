@@ -41,8 +41,6 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _WEBP_QUALITY = 95
-# Little of a perturbation is lost at these, if JPEG keeps all chroma.
-_FINE_QUALITY = {"JPEG": 92, "WEBP": 98}
 # Number of rows converted at a time, so that Pillow's copies stay small.
 _ROWS = 256
 # Common formats that are not supported.
@@ -91,11 +89,6 @@ class Photo:
     tables: tuple[tuple[int, ...], ...] | None = None
     is_marked: bool = False
 
-    @property
-    def fine_quality(self) -> int:
-        """The photo's own quality, or one at which little of a perturbation is lost."""
-        return max(self.quality, _FINE_QUALITY.get(self.format, 0))
-
 
 def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Decodes the content of a photo file.
@@ -137,7 +130,7 @@ def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Phot
 
 
 def encode_photo(
-    photo: Photo, pixels: NumpyArray, *, keep_metadata: bool = False, fine: bool = False
+    photo: Photo, pixels: NumpyArray, *, keep_metadata: bool = False, quality: int | None = None
 ) -> bytes:
     """Encodes new pixels in the photo's format.
 
@@ -148,8 +141,8 @@ def encode_photo(
       photo: the photo whose size, format, transparency, colour profile and greyness are kept.
       pixels: uint8[H, W, 3]; equal channels for a photo of one channel.
       keep_metadata: see `metadata.kept_on_request`.
-      fine: for JPEG and WebP, loses less than the photo's own settings: `Photo.fine_quality`,
-        and a JPEG keeps all of its chroma.
+      quality: of JPEG, which then keeps all of its chroma, and WebP; None keeps the photo's own
+        settings.
 
     Raises:
       InputError: Pillow cannot encode it.
@@ -158,11 +151,11 @@ def encode_photo(
     if photo.icc_profile is not None:
         arguments["icc_profile"] = photo.icc_profile
     if not photo.lossless:
-        arguments["quality"] = photo.fine_quality if fine else photo.quality
+        arguments["quality"] = photo.quality if quality is None else quality
     if photo.tables is not None and photo.quality == arguments["quality"]:
         arguments["qtables"] = photo.tables
         del arguments["quality"]
-    if fine and photo.format == "JPEG":
+    if quality is not None and photo.format == "JPEG":
         arguments["subsampling"] = metadata.FINEST_CHROMA
     if keep_metadata:
         arguments |= photo.metadata
@@ -173,7 +166,7 @@ def encode_photo(
             image.save(target, photo.format, **arguments)
     except Exception as error:  # So may Pillow's encoders.
         if keep_metadata:  # Better to drop damaged metadata than to fail.
-            return encode_photo(photo, pixels, fine=fine)
+            return encode_photo(photo, pixels, quality=quality)
         raise InputError(
             f"a {photo.format} of this photo cannot be made: {one_line(error)}"
         ) from error

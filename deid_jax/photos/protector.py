@@ -35,7 +35,9 @@ STRENGTHS = {"light": 42.0, "medium": 40.0, "strong": 38.0}
 # far below its threshold a surrogate's similarity must be.
 _FIRST, _LOWER, _MARGIN = 46.0, 2.0, 0.1
 # The largest part of the budget that encoding with the photo's own settings may cost.
-_MOST_LOST = 1 / 8
+_MOST_LOST = 1 / 16
+# The qualities that are tried if it costs more.
+_QUALITIES = (92, 95, 98)
 # How often perturbations are rescaled to allow for encoding and other faces, and the part of
 # the budget whose use ends that.
 _CORRECTIONS = 6
@@ -234,12 +236,13 @@ class _Encoder:
     def __init__(self, photo: Photo, faces: Sequence[Face], cap: float):
         self._photo = photo
         self.canvases = [Canvas.around(face, photo.pixels) for face in faces]
-        self._fine = False
+        self._quality: int | None = None
         self._losses: NumpyArray = np.zeros(len(faces))
         if photo.lossless:
             return
-        for self._fine in (False, True):
-            data = files.encode_photo(photo, photo.pixels, fine=self._fine)
+        finer = sorted({max(quality, photo.quality) for quality in _QUALITIES})
+        for self._quality in (None, *finer):
+            data = files.encode_photo(photo, photo.pixels, quality=self._quality)
             self._losses = self.errors(files.parse_photo(data, "the photo").pixels)
             if self._losses.max() <= 10 ** (-cap / 10) * _MOST_LOST:
                 break
@@ -250,7 +253,7 @@ class _Encoder:
         photo = self._photo
         if photo.lossless:
             return None
-        return photo.fine_quality if self._fine else photo.quality
+        return self._quality or photo.quality
 
     def errors(self, shown: NumpyArray) -> NumpyArray:
         """Mean squared error of the pixels that each face may touch, for a range of 1."""
@@ -274,7 +277,7 @@ class _Encoder:
             faces = zip(self.canvases, perturbations, strict=True)
             pixels = face_attack.add(photo.pixels, faces, budgets, grey=photo.grey)
             data = files.encode_photo(
-                photo, pixels, keep_metadata=keep_metadata, fine=self._fine
+                photo, pixels, keep_metadata=keep_metadata, quality=self._quality
             )
             del pixels  # Photos are large.
             shown = files.parse_photo(data, "the protected photo").pixels
@@ -284,7 +287,7 @@ class _Encoder:
                 if np.all(spent >= _LEAST_SPENT):
                     return data, shown
             change = np.maximum(spent, 0.1)  # Nothing may be spent, by the tiniest faces.
-            own = own * np.where(spent > 1, change**-1.5, change**-0.7)
+            own = own * np.where(spent > 1, 0.99 * change**-1.5, change**-0.7)
         del shown
         data = kept or data
         return data, files.parse_photo(data, "the protected photo").pixels

@@ -166,7 +166,7 @@ def test_jpeg_is_written_as_it_was(sampling, progressive):
     assert photo.quality == 93 and not photo.lossless
     before = opened(content)
     written = files.encode_photo(photo, photo.pixels)
-    for after in (opened(written), opened(files.encode_photo(photo, photo.pixels, fine=True))):
+    for after in (opened(written), opened(files.encode_photo(photo, photo.pixels, quality=93))):
         assert after.quantization == before.quantization
         assert after.info.get("progressive", 0) == before.info.get("progressive", 0)
     assert after.layer[0][1:3] == (1, 1)
