@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 # The margin in which a face is searched for around a user-supplied box, relative to its longer
 # side, and the least intersection over union of box and face: users draw boxes of any size.
 _SEARCH_MARGIN, _SAME = 0.5, 0.2
-# The least part of a user-supplied box that must be in the photo; memory is needed for all of it.
+# The least part of a given box that must be in the photo: all of it needs memory.
 _WITHIN = 0.25
 
 

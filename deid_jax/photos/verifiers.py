@@ -287,7 +287,7 @@ def load_verifiers(
 
 
 def _check_networks(surrogates: Sequence[Embedder], judges: Sequence[Embedder]) -> None:
-    """Refuses recognisers with invalid embeddings, and judges that are surrogates by another name."""
+    """Refuses invalid embeddings, and judges that are surrogates by another name."""
     fitted: dict[bytes, str] = {}
     for number, one in enumerate((*surrogates, *judges)):
         own = comparable_of(one, probes(one.alignment)).tobytes()
