@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -136,13 +137,20 @@ def read_photos(
     """Finds each person's face in `photos/<person>/*` and `gallery/<person>/*`.
 
     Raises:
-      InputError: a folder holds no photos, a file cannot be read, or no face is a person's.
+      InputError: a folder holds no photos, a file cannot be read or is there twice, or no face
+        is a person's.
     """
     listed = [own for part, folder in sources.items() for own in _listed(part, folder)]
     faces, found = [], []
+    contents: dict[str, Path] = {}
     for number, own in enumerate(listed):
         done(number, len(listed), "finding faces")
-        pixels = parse_photo(own.path.read_bytes(), own.name).pixels
+        data = own.path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest in contents:  # "Others" would hold the photo itself.
+            raise InputError(f"{own.path} has the same content as {contents[digest]}")
+        contents[digest] = own.path
+        pixels = parse_photo(data, own.name).pixels
         faces.append(detector(pixels))
         found.append([_face_embeddings(one, pixels, faces[-1]) for one in embedders.values()])
     labels = np.unique([person_of(own.name) for own in listed], return_inverse=True)[1]

@@ -179,6 +179,12 @@ def test_bad_input_ends_in_one_line(sources, workplace, capsys, detector, given,
     assert_refused(transfer.main, given, message, workplace, capsys)
 
 
+def test_a_photo_is_not_in_its_own_gallery(sources, workplace, capsys, detector):
+    given = _given(sources, f"--gallery={sources}/photos")
+    message = "photos/p0/0.jpg has the same content as "
+    assert_refused(transfer.main, given, message, workplace, capsys)
+
+
 def test_photos_and_gallery_need_each_other(pictures, workplace, capsys):
     for flag, message in (
         ("--photos=x", "--photos needs a --gallery"),
