@@ -23,16 +23,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", os.environ["DEID_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-<<<<<<< HEAD
-# CI sets it: there every peer and all data are available, so that a skip means a broken set-up.
-=======
 # A shell that runs pytest in the background has it ignore Ctrl-C, and so would every command
 # that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# CI sets it: there every peer and all data are at hand, so that a skip means a broken set-up.
->>>>>>> main
+# CI sets it: there every peer and all data are available, so that a skip means a broken set-up.
 NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
 
 
