@@ -47,7 +47,7 @@ def test_judge_who_is_never_fooled_is_reported(photo, tmp_path, capsys):
     assert run(arguments(photo, output, f"--judge={CONSTANT}")) == 1
     out, err = capsys.readouterr()
     assert "not protected" in out
-    assert f"2: {CONSTANT}, not known to the attack" in out
+    assert f"2: {CONSTANT}, judge; match: similarity" in out
     assert "There was no judge" not in out
     assert err == f"not protected: 1 of 1 file; see {output}/manifest.jsonl\n"
     (record,) = records_of(output).values()

@@ -125,5 +125,5 @@ def test_frames_without_a_face_are_told_of(capsys, tmp_path):
     print_protection([record], protector(), tmp_path)
     text = " ".join(capsys.readouterr().out.split())
     assert "a.mp4: faces were found in 7 of 40 frames; the others are unchanged." in text
-    assert "(at 38 dB, of videos before encoding)" in text
+    assert "(at 38 dB, for videos before encoding)" in text
     assert "Not chosen by --faces, and left as is: 2 other faces." in text
