@@ -157,7 +157,7 @@ def test_bad_input_ends_in_one_line_before_any_attack(
 def test_help_tells_what_budgets_and_rates_are(capsys):
     assert transfer.main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("ifgsm, mifgsm, pgd", "apfgvm, ddn, fmn, cw", "the lowest PSNR of any photo"):
+    for words in ("ifgsm, mifgsm, pgd", "apfgvm, ddn, fmn, cw", "the lowest PSNR of any image"):
         assert words in text
 
 
