@@ -33,8 +33,8 @@ NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
 
 
 # A test that is not marked slow may take as long, on a clock and in CPU time: the first alone
-# would depend on what else the machine does. CI's machine may be three times as slow.
-MOST_SECONDS = 30 if NO_SKIPS else 10
+# would depend on what else the machine does.
+MOST_SECONDS = 10
 _CPU_SECONDS = pytest.StashKey[float]()
 
 

@@ -117,6 +117,7 @@ def test_ssim_is_scikit_images_with_mirrored_rims():
         )
 
 
+@pytest.mark.slow
 def test_pull_of_ssim_lowers_it_and_never_overshoots():
     images, adversarial, _ = _problem(24)
     terms = PENALTIES["ssim"](images)

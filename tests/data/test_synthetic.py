@@ -210,6 +210,7 @@ def test_glasses_change_the_eyes_and_not_the_mouth():
     assert mouth.mean() < 0.1 * eyes.mean()
 
 
+@pytest.mark.slow
 def test_a_smile_changes_the_mouth_and_not_the_background():
     identity, variation = example(2, 2)
     change = changes(
@@ -219,6 +220,7 @@ def test_a_smile_changes_the_mouth_and_not_the_background():
     assert change[:, :4].max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["light", "scene", "pose"])
 def test_each_part_of_the_circumstances_is_seen(group):
     identity, variation = example(4, 4)
