@@ -23,8 +23,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", os.environ["DEID_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-# A shell that runs pytest in the background has it ignore Ctrl-C, and so would every command
-# that a test starts.
+# A shell that starts pytest in the background makes it ignore Ctrl-C, and the commands that
+# tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -32,8 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
 
 
-# A test that is not marked slow may take as long, on a clock and in CPU time: the first alone
-# would depend on what else the machine does.
+# The longest that a test not marked slow may take, both by the clock and in CPU time: the clock
+# alone would depend on what else the machine does.
 MOST_SECONDS = 10
 _CPU_SECONDS = pytest.StashKey[float]()
 
