@@ -1,7 +1,6 @@
 """Protects the faces in photos and videos against face recognisers.
 
     python -m experiments.protect --input=PHOTOS --output=PROTECTED
-        --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
 Finds the faces, adds a perturbation that people hardly see, and writes each file under the same
 name below --output. The written files are then decoded and judged by recognisers, videos frame
@@ -10,10 +9,11 @@ by frame. `manifest.jsonl` in the output folder records the outcome of every fil
 interrupted run, repeat the command. Hidden files (names that begin with a dot) are skipped.
 Files that were protected before, here or by the page, are refused: give the originals.
 
-The exit status is 0 if faces were found in every file and no recogniser still matches a chosen
-face (--faces). A face is "protected" if it also fools the judges, recognisers that the attack
-is not fitted on. The status is 1 if no face was found in a file, a file is not a photo or video
-or was refused, or a recogniser still matches a face.
+The exit status is 0 if every file has a chosen face, found or given (--faces, --boxes), and no
+recogniser still matches one. A face is "protected" if it also fools one or more judges,
+recognisers that the attack is not fitted on; otherwise it is "unjudged". The status is 1 if a
+file has no chosen face, is not a photo or video or was refused, or a recogniser still matches a
+face.
 """
 
 import dataclasses
@@ -58,8 +58,9 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     gallery: str | None = setting(
         None,
         "Folder of other photos of one person, of which the largest face counts. This person's "
-        "faces are moved away from these photos, too. Files without a face that every "
-        "recogniser matches with them are named.",
+        "faces are moved away from these photos, too. The report lists the files in which no "
+        "face is matched with the gallery by every recogniser: they may show somebody else, or "
+        "have been protected before.",
     )
     faces: str = setting(
         "all",

@@ -12,8 +12,9 @@ image, from which the rates can be checked), `transfer.md`, `protocol.json` and 
     python -m experiments.transfer --photos=PHOTOS --gallery=OTHERS
 
 protects whole photos, PHOTOS/<person>/*, as `experiments.protect` does, and has strangers judge
-the written files: they detect and align the faces themselves, and compare them with the
-originals and with other photos of the persons, OTHERS/<person>/*.
+the written files: the faces are detected again in them (by CenterFace), and each stranger cuts
+its own crop and compares it with the originals and with other photos of the persons,
+OTHERS/<person>/*.
 It writes `photos.csv` (one line per fit, judge, budget, processing and false accept rate),
 `per_photo.csv`, `transfer.md` and `config.json`.
 """

@@ -1,10 +1,9 @@
 """Serves a web page on your own machine that protects faces in photos.
 
     python -m experiments.webapp
-        --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
 Open the printed address, drop photos onto the page, compare before and after, read the
-recognisers' verdicts, and download the protected files. They keep their names, carry none of
+recognisers' verdicts, and download the written files. They keep their names, carry none of
 the photos' metadata, and are the same as those of `experiments.protect`. Photos that were
 protected before are refused.
 

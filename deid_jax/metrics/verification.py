@@ -38,7 +38,7 @@ class SameDifferent(NamedTuple):
 
 
 class Distance(enum.Enum):
-    """How a recogniser compares embeddings: by their cosine, or by ‖a − b‖ of raw ones."""
+    """How a recogniser scores two embeddings: by their cosine, or by −‖a − b‖."""
 
     COSINE = "cosine"
     EUCLIDEAN = "euclidean"

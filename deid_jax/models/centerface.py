@@ -33,7 +33,8 @@ _NECK = 24
 # The maps of the head and their channels.
 _MAPS = {"pos": 1, "reg": 2, "off": 2, "lm": 10}
 _EPSILON = 1e-3
-# The file's names of its first kernel and bias, and from one convolution to the next.
+# The file names its arrays by numbers: the first kernel, the first bias, and the step to the
+# next convolution.
 _FIRST_KERNEL, _FIRST_BIAS, _STEP = 542, 544, 4
 
 

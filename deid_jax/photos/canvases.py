@@ -22,7 +22,7 @@ SIZE = 192
 Span: TypeAlias = "slice[int, int, None]"
 # The pixels that may be perturbed: left, top, right, bottom in ArcFace's crop. They cover
 # that crop and dlib's, with a small margin.
-_REACH_BOX = (-6.0, -6.0, 118.0, 127.0)
+_PERTURBED_BOX = (-6.0, -6.0, 118.0, 127.0)
 # Width of the border in which a perturbation fades to zero, in pixels of ArcFace's crop.
 _TAPER = 8.0
 _BICUBIC = Image.Resampling.BICUBIC
@@ -55,7 +55,7 @@ class Canvas(NamedTuple):
           InputError: the face's landmarks coincide.
         """
         landmarks = landmarks_of(face)
-        left, top, right, bottom = _REACH_BOX
+        left, top, right, bottom = _PERTURBED_BOX
         ends = np.array([[left, top], [right, top], [left, bottom], [right, bottom]])
         back = inverse_of(fit_similarity(landmarks, ARCFACE.points))
         corners = ends @ back[:, :2].T + back[:, 2]
@@ -80,7 +80,7 @@ class Canvas(NamedTuple):
         whole = ARCFACE.height * ARCFACE.width / float(np.linalg.det(linear))
         return whole * float(self.weights().sum() / self._fading().sum())
 
-    def shown(self, pixels: NumpyArray) -> NumpyArray:
+    def cut_from(self, pixels: NumpyArray) -> NumpyArray:
         """The canvas of uint8[H, W, 3]: float32[S, S, 3] in [0, 1], black outside the photo."""
         whole = np.zeros((self.length, self.length, 3), np.uint8)
         inside, canvas = self._spans()
@@ -108,7 +108,7 @@ class Canvas(NamedTuple):
         matrix = fit_similarity(self.landmarks, ARCFACE.points)
         line = np.arange(SIZE)
         points = np.stack(np.meshgrid(line, line), axis=-1) @ matrix[:, :2].T + matrix[:, 2]
-        low, high = np.array(_REACH_BOX[:2]), np.array(_REACH_BOX[2:])
+        low, high = np.array(_PERTURBED_BOX[:2]), np.array(_PERTURBED_BOX[2:])
         depth = np.clip(np.minimum(points - low, high - points) / _TAPER, 0, 1)
         return np.prod((1 - np.cos(np.pi * depth)) / 2, axis=-1)
 
@@ -126,9 +126,9 @@ class Canvas(NamedTuple):
         return inside, np.stack(channels, axis=2)[canvas]
 
     def error(self, before: NumpyArray, after: NumpyArray) -> float:
-        """Mean squared error of photos uint8[H, W, 3], for a range of 1.
+        """The face's mean squared error between photos uint8[H, W, 3], for a range of 1.
 
-        It is the sum over all pixels that may change, divided by `area`.
+        The sum over all pixels that may change, divided by `area`.
         """
         inside, weights = self.spread(self.weights())
         difference = after[inside].astype(np.int16) - before[inside]

@@ -87,7 +87,7 @@ class FaceAttack:
         expected = expectation(goals, TRANSFORMATIONS[self.processing], 1)
 
         def objective(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return expected(canvases.shown(images), key)
+            return expected(canvases.perturbed(images), key)
 
         return objective
 
@@ -130,7 +130,7 @@ class Canvases:
             for own in surrogates
         ]
         return cls(
-            images=np.stack([one.shown(pixels) for one in canvases]),
+            images=np.stack([one.cut_from(pixels) for one in canvases]),
             weights=np.stack([one.weights() for one in canvases]),
             maps=tuple(np.stack(own).astype(np.float32) for own in maps),
             areas=np.array([one.area() for one in canvases], np.float32),
@@ -142,7 +142,7 @@ class Canvases:
         taken: Canvases = jax.tree.map(lambda part: part[places], self)
         return taken
 
-    def shown(self, images: jax.Array) -> jax.Array:
+    def perturbed(self, images: jax.Array) -> jax.Array:
         """clip₀₁(c + w C δ) of images c + δ."""
         perturbation = weighted(images - self.images, self.weights, self.grey)
         return jnp.clip(self.images + perturbation, 0, 1)
@@ -194,8 +194,8 @@ def perturbations(
     """Runs `find_perturbation` on any number of faces: float32[N, S, S, 3].
 
     The attack is fitted on the surrogates among the verifiers. The references are
-    `Verifier.references` of each face for each verifier. The PSNR, in dB over the area of
-    ArcFace's crop, is the budget ε.
+    `Verifier.references` of each face for each verifier. The budget ε is the PSNR of
+    the face in dB, see `Canvas.error`.
     """
     columns = [place for place, one in enumerate(verifiers) if one.is_surrogate]
     surrogates = Surrogates.of(
@@ -236,8 +236,8 @@ def add(
 ) -> NumpyArray:
     """Adds the perturbation of every face, float32[S, S, 3], to the photo: uint8[H, W, 3].
 
-    Each is scaled to its PSNR in dB, or as close to it as clipping and a scale of at most eight
-    allow. Other pixels do not change.
+    Each is scaled to its PSNR of the face in dB, see `Canvas.error`, or as close to it as
+    clipping and a scale of at most eight allow. Other pixels do not change.
     """
     changed = pixels.copy()
     for (canvas, perturbation), psnr in zip(faces, psnrs, strict=True):

@@ -34,10 +34,10 @@ _COARSER = 4
 # Tiles overlap by this many pixels; their sides are multiples of the other number, so that few
 # programs are compiled.
 _OVERLAP, _SIDE = 128, 256
-# The least scores of candidates: at first, and if there is no face among these, since rotated
-# faces score far lower. And the least score of a face. Both were chosen on photos of CelebA
-# (`gallery` of celeba_wild): faces rotated by 180° score 0.05 or more in the first pass, and in
-# the third all faces 0.75 or more, all else at most 0.34.
+# Lowest scores of candidates. The second applies only if no candidate above the first is a
+# face: rotated faces score far lower. And the lowest score of a face. Both were chosen on
+# photos of CelebA (`gallery` of celeba_wild): faces rotated by 180° score 0.05 or more in the
+# first pass, and in the third all faces 0.75 or more, all else at most 0.34.
 _CANDIDATE_SCORES = (0.1, 0.05)
 _FACE_SCORE = 0.5
 # Boxes with a larger intersection over union belong to the same face.
@@ -56,12 +56,12 @@ class _Region(NamedTuple):
 
     centre: NumpyArray
     size: float
-    turn: float
+    rotation: float
 
     @property
     def matrix(self) -> NumpyArray:
         """float64[2, 3]: the similarity from the photo to the square."""
-        cos, sin = math.cos(self.turn), math.sin(self.turn)
+        cos, sin = math.cos(self.rotation), math.sin(self.rotation)
         linear = _SIZE / self.size * np.array([[cos, -sin], [sin, cos]])
         return np.column_stack([linear, (_SQUARE - 1) / 2 - linear @ self.centre])
 
@@ -104,7 +104,7 @@ class _Detections(NamedTuple):
 
 
 class FaceSearch:
-    """A detector of faces of 20 pixels or more, 40 in photos of more than 4 megapixels.
+    """Detects faces from about 20 pixels wide, 40 in photos of more than 4 megapixels.
 
     The score is the network's confidence in the last pass, from 0.5 to 1.
     """
@@ -128,19 +128,19 @@ class FaceSearch:
         """The candidates that are faces."""
         sizes = np.sqrt(candidates.sizes.prod(1)).tolist()
         first = [
-            _Region(centre, size, turn)
+            _Region(centre, size, rotation)
             for centre, size in zip(candidates.centres, sizes, strict=True)
-            for turn in _ROTATIONS
+            for rotation in _ROTATIONS
         ]
         seen = list(self._best_faces(pixels, first))
-        turns = [
+        rotated = [
             seen[start : start + len(_ROTATIONS)]
             for start in range(0, len(seen), len(_ROTATIONS))
         ]
-        best = [max(own, key=lambda one: one.scores.max(initial=0)) for own in turns]
-        looks = [_upright(one) for one in best if len(one.scores)]
-        last = zip(self._best_faces(pixels, looks), looks, strict=True)
-        found = _joined([_turned(one, look.turn) for one, look in last])
+        best = [max(own, key=lambda one: one.scores.max(initial=0)) for own in rotated]
+        regions = [_upright(one) for one in best if len(one.scores)]
+        last = zip(self._best_faces(pixels, regions), regions, strict=True)
+        found = _joined([_unrotated_size(one, region.rotation) for one, region in last])
         best_found = found.take(np.flatnonzero(found.scores >= _FACE_SCORE)).distinct()
         return [
             Face((x - w / 2, y - h / 2, w, h), landmarks, score)
@@ -168,26 +168,26 @@ class FaceSearch:
         return _joined(found)
 
     def _best_faces(
-        self, pixels: NumpyArray, looks: Sequence[_Region]
+        self, pixels: NumpyArray, regions: Sequence[_Region]
     ) -> Iterator[_Detections]:
         """The best detection in the middle of each candidate's square, or none."""
-        for start in range(0, len(looks), _BATCH):
-            batch = looks[start : start + _BATCH]
+        for start in range(0, len(regions), _BATCH):
+            batch = regions[start : start + _BATCH]
             squares = np.zeros((_BATCH, _SQUARE, _SQUARE, 3), np.uint8)
-            for place, look in enumerate(batch):
-                crop = aligned_crop(pixels, look.matrix, _SQUARE_CROP)
+            for place, region in enumerate(batch):
+                crop = aligned_crop(pixels, region.matrix, _SQUARE_CROP)
                 squares[place] = np.rint(255 * crop)
-            for look, maps in zip(batch, self._maps(squares), strict=False):
+            for region, maps in zip(batch, self._maps(squares), strict=False):
                 seen = _decoded(maps)
                 away = np.abs(seen.centres - (_SQUARE - 1) / 2).max(1, initial=0)
                 near = seen.take(np.flatnonzero(away < _SIZE / 2))
                 best = near.take(np.argsort(-near.scores, kind="stable")[:1])
-                linear, offset = look.matrix[:, :2], look.matrix[:, 2]
+                linear, offset = region.matrix[:, :2], region.matrix[:, 2]
                 back = np.linalg.inv(linear).T
                 yield _Detections(
                     best.scores,
                     (best.centres - offset) @ back,
-                    best.sizes * (look.size / _SIZE),
+                    best.sizes * (region.size / _SIZE),
                     (best.landmarks - offset) @ back,
                 )
 
@@ -255,13 +255,13 @@ def _joined(found: Sequence[_Detections]) -> _Detections:
 def _upright(seen: _Detections) -> _Region:
     """The region of a detected face, upright by its landmarks."""
     linear = fit_similarity(seen.landmarks[0], ARCFACE.points)[:, :2]
-    turn = math.atan2(linear[1, 0], linear[0, 0])
-    return _Region(seen.centres[0], math.sqrt(seen.sizes.prod()), turn)
+    rotation = math.atan2(linear[1, 0], linear[0, 0])
+    return _Region(seen.centres[0], math.sqrt(seen.sizes.prod()), rotation)
 
 
-def _turned(seen: _Detections, turn: float) -> _Detections:
-    """With the size of the box around the ellipse that fills the rotated box."""
-    cos, sin = math.cos(turn), math.sin(turn)
+def _unrotated_size(seen: _Detections, rotation: float) -> _Detections:
+    """With the size of the upright box around the ellipse that fills the rotated box."""
+    cos, sin = math.cos(rotation), math.sin(rotation)
     squares = np.square([[cos, sin], [sin, cos]])
     return seen._replace(sizes=np.sqrt(np.square(seen.sizes) @ squares))
 

@@ -17,7 +17,8 @@ Box = tuple[float, float, float, float]
 # The margin in which a face is searched for around a user-supplied box, relative to its longer
 # side, and the least intersection over union of box and face: users draw boxes of any size.
 _SEARCH_MARGIN, _SAME = 0.5, 0.2
-# The least part of a given box that must be in the photo: all of it needs memory.
+# The smallest share of a given box that must lie in the photo; a box far larger than the photo
+# would need too much memory.
 _WITHIN = 0.25
 
 

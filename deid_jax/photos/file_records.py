@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 # Of faces and files. A face is protected if no recogniser matches it and one or more of them
-# are judges. Without a judge it is unjudged: it is only known to fool the surrogates. So is a
-# box in which no face is detected, whatever the verdicts.
+# are judges. Without a judge it is unjudged: it is only known to fool the surrogates. A box in
+# which no face is detected is at best unjudged: verdicts on it mean little.
 PROTECTED, UNJUDGED, NOT_PROTECTED = "protected", "unjudged", "not protected"
 # Of files alone.
 NO_FACE, UNREADABLE = "no face found", "unreadable"
@@ -71,9 +71,9 @@ class FaceReport:
       status: by the verdicts, see `status_of`.
       score: the detector's confidence, see `Face`; 0 if it detects no face in a given box.
       strength_db: the budget of the last try, as PSNR.
-      psnr: of the pixels that the perturbation may touch, in the decoded file.
+      psnr: PSNR of the face in the decoded file, see `Canvas.error`.
       ssim: mean SSIM of its crop.
-      in_gallery: whether the original matches the gallery, see `verifiers.is_in_gallery`.
+      in_gallery: whether the original matches the gallery, see `verifiers.all_match_gallery`.
     """
 
     box: Box
@@ -94,7 +94,7 @@ class TrackReport:
       box: where it is in its first frame.
       score: mean confidence of its detections, see `Face`.
       strength_db: the PSNR of its strongest perturbation, before encoding.
-      psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
+      psnr: lowest PSNR of the face in a frame, see `Canvas.error`.
       in_gallery: as in `FaceReport`.
     """
 

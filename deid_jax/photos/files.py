@@ -73,7 +73,7 @@ class Photo:
       saving: further arguments of Pillow's `save`, always given.
       metadata: arguments of `save` that are given only if metadata is kept.
       tables: the quantisation tables of a JPEG of quality 90 or more, otherwise None.
-      is_marked: whether it says that it is protected, see `to_be_marked`.
+      is_marked: whether it says that it is protected, see `with_mark`.
     """
 
     pixels: NumpyArray
@@ -88,6 +88,17 @@ class Photo:
     metadata: SaveArguments
     tables: tuple[tuple[int, ...], ...] | None = None
     is_marked: bool = False
+
+    def with_mark(self) -> "Photo":
+        """The photo with `metadata.MARK`, so that its written file says that it is protected.
+
+        EXIF's Software says it; a BMP, which has no EXIF, cannot.
+        """
+        return dataclasses.replace(
+            self,
+            saving=metadata.with_mark(self.saving),
+            metadata=metadata.with_mark(self.metadata),
+        )
 
 
 def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -141,8 +152,7 @@ def encode_photo(
       photo: the photo whose size, format, transparency, colour profile and greyness are kept.
       pixels: uint8[H, W, 3]; equal channels for a photo of one channel.
       keep_metadata: see `metadata.kept_on_request`.
-      quality: of JPEG, which then keeps all of its chroma, and WebP; None keeps the photo's own
-        settings.
+      quality: of JPEG, which is then 4:4:4, and WebP; None keeps the photo's own settings.
 
     Raises:
       InputError: Pillow cannot encode it.
@@ -171,18 +181,6 @@ def encode_photo(
             f"a {photo.format} of this photo cannot be made: {one_line(error)}"
         ) from error
     return target.getvalue()
-
-
-def to_be_marked(photo: Photo) -> Photo:
-    """The photo with `metadata.MARK`, so that its written file says that it is protected.
-
-    EXIF's Software says it; a BMP, which has no EXIF, cannot.
-    """
-    return dataclasses.replace(
-        photo,
-        saving=metadata.with_mark(photo.saving),
-        metadata=metadata.with_mark(photo.metadata),
-    )
 
 
 def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:

@@ -26,10 +26,10 @@ from deid_jax.photos.faces import Detector, Face
 from deid_jax.photos.file_records import FaceReport, status_of, worst_of
 from deid_jax.photos.files import Photo
 from deid_jax.photos.verdicts import judge
-from deid_jax.photos.verifiers import Verifier, crops_of, face_embeddings, is_in_gallery
+from deid_jax.photos.verifiers import Verifier, all_match_gallery, crops_of, face_embeddings
 from deid_jax.types import NumpyArray
 
-# The budget: PSNR in dB.
+# The budget: PSNR of the face, see `Canvas.error`, in dB.
 STRENGTHS = {"light": 42.0, "medium": 40.0, "strong": 38.0}
 # The search for the least perturbation: PSNR of the first try, the step to the next, and how
 # far below its threshold a surrogate's similarity must be.
@@ -40,8 +40,8 @@ _MOST_LOST = 1 / 16
 _QUALITIES = (92, 95, 98)
 # JPEG encodes squares of this many pixels by themselves, if its chroma has half the resolution.
 _BLOCK = 16
-# How often perturbations are rescaled to allow for encoding and other faces, and the part of
-# the budget whose use ends that.
+# Most rescalings that allow for encoding and other faces; they end early once this share of
+# each budget is spent.
 _CORRECTIONS = 6
 _LEAST_SPENT = 0.97
 
@@ -51,7 +51,8 @@ class Strength:
     """The budgets of one or more tries.
 
     Attributes:
-      psnrs: in dB over the face's pixels in the file, from the least visible budget to the cap.
+      psnrs: PSNR of the face, see `Canvas.error`, in dB, from the least visible budget to the
+        cap.
       num_steps: gradient steps of the first try; later tries continue with half as many.
       margin: how far below its threshold a surrogate's similarity must be; otherwise the next
         budget is tried.
@@ -100,9 +101,10 @@ class Protector:
     Attributes:
       verifiers: surrogates, at least one, and judges.
       key: one key; each file's key is derived from it and the file's name.
-      detector: detects the faces again in written files; None: only the original crops.
+      detector: detects the faces again in written files; None: all crops are cut by the
+        original landmarks.
       keep_metadata: see `files.encode_photo`.
-      mark: whether written files say that they are protected, see `files.to_be_marked`.
+      mark: whether written files say that they are protected, see `Photo.with_mark`.
     """
 
     verifiers: tuple[Verifier, ...]
@@ -134,7 +136,7 @@ class Protector:
         Raises:
           InputError: the file cannot be encoded, or a recogniser gives no valid embedding.
         """
-        photo = files.to_be_marked(photo) if self.mark else photo
+        photo = photo.with_mark() if self.mark else photo
         return _PhotoAttack(self, photo, faces, self.key_of(name)).run()
 
 
@@ -160,13 +162,13 @@ class _PhotoAttack:
             for embeddings in found
         ]
         self._in_gallery = [
-            is_in_gallery(protector.verifiers, embeddings) for embeddings in found
+            all_match_gallery(protector.verifiers, embeddings) for embeddings in found
         ]
         self._keys = jax.random.split(key, len(faces))
         self._found: list[NumpyArray] = [np.zeros(0)] * len(faces)
 
     def run(self) -> ProtectedPhoto:
-        """Raises each face's budget until no surrogate matches it."""
+        """Perturbs the faces; those that a surrogate still matches get the next budget."""
         protector, psnrs = self._protector, self._protector.strength.psnrs
         level = np.zeros(len(self._faces), int)
         todo = np.arange(len(self._faces))
@@ -272,17 +274,18 @@ class _Encoder:
         return self._quality or photo.quality
 
     def errors(self, shown: NumpyArray) -> NumpyArray:
-        """Mean squared error of the pixels that each face may touch, for a range of 1."""
+        """`Canvas.error` of each face."""
         before = self._photo.pixels
         return np.array([canvas.error(before, shown) for canvas in self.canvases])
 
     def encode(
         self, perturbations: Sequence[NumpyArray], psnrs: NumpyArray, keep_metadata: bool
     ) -> tuple[bytes, NumpyArray]:
-        """The file with all perturbations, no face below its PSNR, and the decoded pixels.
+        """The file with all perturbations, and its decoded pixels.
 
         Encoding and overlapping faces add errors of their own, so the perturbations are
-        rescaled, at most `_CORRECTIONS` times, until nearly all of each budget is spent.
+        rescaled, at most `_CORRECTIONS` times, until nearly all of each budget is spent. No
+        face is below its PSNR if that achieves it; otherwise the last try is written.
         """
         photo = self._photo
         allowed = 10 ** (-psnrs / 10)

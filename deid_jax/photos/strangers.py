@@ -1,4 +1,4 @@
-"""Strangers: judges of whole photos who have other photos of the persons.
+"""Strangers: judges of whole photos, with their own thresholds and clean photos of the persons.
 
 A stranger has embeddings of clean photos of P persons, one face each. A protected photo is
 compared with the same clean photo ("self"), with each other photo of the person ("others",
@@ -25,8 +25,9 @@ COMPARED = (SELF, OTHERS, MEAN)
 # The similarities of a photo for each of `COMPARED`: to itself, to K others, and to their mean;
 # without other photos the last two are empty.
 Comparisons: TypeAlias = dict[str, NumpyArray]
-# With fewer accepted impostor pairs, a rate is uncertain by more than a third: the "rule of
-# 30" of Doddington et al.: "The NIST speaker recognition evaluation", 2000.
+# Doddington's rule of 30: with 30 errors or more, the true error rate is within 30 % of the
+# measured one, with 90 % confidence. Doddington et al.: "The NIST speaker recognition
+# evaluation", 2000. Errors here are accepted impostor pairs.
 LEAST_PAIRS = 30
 RESAMPLES = 1000
 
@@ -130,31 +131,32 @@ class DisjointThresholds:
 
 
 class NonMatchRate(NamedTuple):
-    """A share of `number` comparisons and its interval; None where there are none."""
+    """A share of comparisons, their number, and its interval; None where there are none."""
 
     share: float | None
     low: float | None
     high: float | None
-    number: int
+    num_comparisons: int
 
 
-class JudgedPhotos(NamedTuple):
-    """The non-match rate, and how much of what was unmatched before processing still is."""
+class StrangerRates(NamedTuple):
+    """The non-match rate, and the share of non-matches before processing that remain after."""
 
     rate: NonMatchRate
-    kept: float | None
+    survival: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stranger:
-    """A recogniser's clean photos, and its thresholds for each false accept rate.
+    """A judge with embeddings of clean photos, and its thresholds at each false accept rate.
 
     Attributes:
+      distance: how the recogniser scores two embeddings.
       clean: float64[N, D], comparable embeddings.
       labels: int[N], from 0 to P − 1.
-      thresholds: (far, one of `COMPARED`) -> thresholds; rates at which too few pairs
-        are accepted are missing.
-      left_out: far -> why it is missing.
+      thresholds: (far, one of `COMPARED`) -> thresholds; false accept rates at which too few
+        pairs are accepted are missing.
+      left_out: far -> why that false accept rate is missing.
     """
 
     distance: Distance
@@ -177,7 +179,7 @@ class Stranger:
         """Sets thresholds by the clean photos.
 
         Raises:
-          InputError: too few impostor pairs are accepted at the first rate.
+          InputError: too few impostor pairs are accepted at the first false accept rate.
         """
         persons = np.arange(labels.max() + 1)
         draws = statistics.group_draws(len(persons), seed=seed, resamples=resamples)
@@ -204,15 +206,15 @@ class Stranger:
             thresholds |= {(far, SELF): own, (far, OTHERS): own, (far, MEAN): mean}
         return cls(distance, clean, labels, thresholds, left_out)
 
-    def compare(self, embedding: NumpyArray, number: int) -> Comparisons:
-        """Compares an embedding, float64[D], of a photo with the clean photo `number`."""
-        others = np.flatnonzero(self.labels == self.labels[number])
-        others = self.clean[others[others != number]]
+    def compare(self, embedding: NumpyArray, index: int) -> Comparisons:
+        """Compares an embedding, float64[D], of a photo with the clean photo of this index."""
+        others = np.flatnonzero(self.labels == self.labels[index])
+        others = self.clean[others[others != index]]
 
         def to(known: NumpyArray) -> NumpyArray:
             return verification.similarities(embedding[None], known, self.distance)[0]
 
-        found = {SELF: to(self.clean[[number]]), OTHERS: np.zeros(0), MEAN: np.zeros(0)}
+        found = {SELF: to(self.clean[[index]]), OTHERS: np.zeros(0), MEAN: np.zeros(0)}
         if len(others):
             mean = verification.centroids(others, [np.arange(len(others))], self.distance)
             found |= {OTHERS: to(others), MEAN: to(mean)}
@@ -222,33 +224,31 @@ class Stranger:
         self,
         compared: str,
         far: float,
-        photos: Sequence[int],
+        indices: Sequence[int],
         found: Sequence[Comparisons | None],
         before: Sequence[Comparisons | None],
-    ) -> JudgedPhotos:
-        """The non-match rate of photos number int[M] after processing, compared with before.
+    ) -> StrangerRates:
+        """The rates of the photos with indices int[M], found after processing and before.
 
         None stands for a photo in which no face was found; it is left out.
         """
         thresholds = self.thresholds[far, compared]
-        rate = thresholds.rate(*self._joined(compared, photos, found))
-        pairs = list(zip(photos, found, before, strict=True))
+        rate = thresholds.rate(*self._joined(compared, indices, found))
+        pairs = list(zip(indices, found, before, strict=True))
         both = [own for own in pairs if own[1] is not None and own[2] is not None]
-        numbers = [number for number, _, _ in both]
-        after = thresholds.unmatched(*self._joined(compared, numbers, [own[1] for own in both]))
-        earlier = thresholds.unmatched(
-            *self._joined(compared, numbers, [own[2] for own in both])
-        )
-        return JudgedPhotos(rate, float(np.mean(after[earlier])) if earlier.any() else None)
+        kept = [index for index, _, _ in both]
+        after = thresholds.unmatched(*self._joined(compared, kept, [own[1] for own in both]))
+        earlier = thresholds.unmatched(*self._joined(compared, kept, [own[2] for own in both]))
+        return StrangerRates(rate, float(np.mean(after[earlier])) if earlier.any() else None)
 
     def _joined(
-        self, compared: str, photos: Sequence[int], found: Sequence[Comparisons | None]
+        self, compared: str, indices: Sequence[int], found: Sequence[Comparisons | None]
     ) -> tuple[NumpyArray, NumpyArray]:
         """All similarities, float64[n], and the persons of each, int[n]."""
         values: list[NumpyArray] = [np.zeros(0)]
         labels: list[NumpyArray] = [np.zeros(0, int)]
-        for number, one in zip(photos, found, strict=True):
+        for index, one in zip(indices, found, strict=True):
             if one is not None:
                 values.append(one[compared])
-                labels.append(np.full(len(values[-1]), self.labels[number]))
+                labels.append(np.full(len(values[-1]), self.labels[index]))
         return np.concatenate(values), np.concatenate(labels)

@@ -48,14 +48,14 @@ def judge(
     verifiers: Sequence[Verifier],
     detector: Detector | None = None,
 ) -> list[tuple[FaceVerdict, ...]]:
-    """The verdicts on every face, one for each recogniser, by its worst view.
+    """The verdicts on every face, one for each recogniser, by its worst crop.
 
     Args:
       pixels: uint8[H, W, 3], the decoded file.
       faces: where the faces were before they were perturbed.
       references: for each face and each recogniser, `Verifier.references`.
       verifiers: surrogates and judges.
-      detector: detects faces again; None judges by the original landmarks only.
+      detector: detects faces again; None: all crops are cut by the original landmarks.
     """
     crops = [
         _all_crops(verifiers, pixels, own)

@@ -139,13 +139,13 @@ def largest_similarities(
     return found
 
 
-def is_in_gallery(
+def all_match_gallery(
     verifiers: Sequence[Verifier], embeddings: Sequence[NumpyArray]
 ) -> bool | None:
     """Whether all recognisers match a face with the gallery; None without a gallery.
 
-    They do not match somebody else's face, nor one that was protected before. There is one
-    comparable embedding for each recogniser.
+    False means somebody else's face, one that was protected before, or a false non-match. There
+    is one comparable embedding for each recogniser.
     """
     found = [
         one.matches_gallery(embedding)
@@ -188,7 +188,7 @@ def gallery_of(verifier: Verifier, photos: Sequence[tuple[NumpyArray, Face]]) ->
     return found
 
 
-def probes(alignment: Alignment) -> NumpyArray:
+def fingerprint_images(alignment: Alignment) -> NumpyArray:
     """Noise images float32[2, h, w, 3], whose embeddings identify a recogniser."""
     return np.random.default_rng(0).random((2, *alignment.shape), np.float32)
 
@@ -290,7 +290,7 @@ def _check_networks(surrogates: Sequence[Embedder], judges: Sequence[Embedder]) 
     """Refuses invalid embeddings, and judges that are surrogates by another name."""
     fitted: dict[bytes, str] = {}
     for number, one in enumerate((*surrogates, *judges)):
-        own = comparable_of(one, probes(one.alignment)).tobytes()
+        own = comparable_of(one, fingerprint_images(one.alignment)).tobytes()
         if number < len(surrogates):
             fitted[own] = one.name
         elif own in fitted:

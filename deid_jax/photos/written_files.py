@@ -40,7 +40,7 @@ def remember(digest: str) -> None:
     except (OSError, InputError) as error:
         where = "" if path is None else f"{path}: "
         warnings.warn(
-            f"protected files will not be recognised later: {where}{one_line(error)}",
+            f"written files will not be refused as input later: {where}{one_line(error)}",
             stacklevel=2,
         )
 

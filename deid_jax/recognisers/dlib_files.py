@@ -2,8 +2,9 @@
 
 dlib writes a network from its input on. An integer is a byte, whose low four bits are the
 number of little-endian bytes that follow and whose highest bit is the sign; a text is its
-length and its letters. Each layer writes a tag and what it holds; of layers with weights that
-begins with a tensor: version 2, four sizes, and raw little-endian float32.
+length and its letters. Each layer is a tag and its content. The content of layers with weights
+begins with a tensor, after two integers for `fc`: version 2, four sizes, and raw little-endian
+float32.
 """
 
 import io

@@ -1,8 +1,8 @@
 """Reads the weights of ONNX files, without the packages that run such files.
 
-ONNX is a Protocol Buffer: each field is a key, number · 8 + type, and a value. Types that occur
-are 0, a base-128 number, least significant seven bits first; 1 and 5, eight and four bytes; and
-2, a number of bytes and the bytes. Source: github.com/onnx/onnx, `onnx.proto`.
+ONNX is a Protocol Buffer: each field is a key, number · 8 + wire type, and a value. Wire types
+that occur: 0, a varint; 1 and 5, eight and four bytes; 2, a length and that many bytes. Source:
+github.com/onnx/onnx, `onnx.proto`.
 """
 
 import math
@@ -59,30 +59,30 @@ def _array(tensor: list[tuple[int, int | memoryview]]) -> NumpyArray:
 def _only(tensor: list[tuple[int, int | memoryview]], wanted: tuple[int, ...]) -> memoryview:
     (value,) = (value for number, value in tensor if number in wanted)
     if isinstance(value, int):
-        raise ValueError(f"field {wanted} is a number")
+        raise ValueError(f"field {wanted} is a varint")
     return value
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message, (number, value); four and eight bytes are left out."""
+    """The fields of a message, (number, value); fixed-width fields are skipped."""
     place = 0
     while place < len(message):
-        key, place = _number(message, place)
+        key, place = _varint(message, place)
         number, kind = divmod(key, 8)
         if kind == 0:
-            value, place = _number(message, place)
+            value, place = _varint(message, place)
             yield number, value
             continue
-        size, place = (_FIXED[kind], place) if kind in _FIXED else _number(message, place)
+        size, place = (_FIXED[kind], place) if kind in _FIXED else _varint(message, place)
         if kind not in (1, 2, 5) or place + size > len(message):
-            raise ValueError(f"no ONNX: field {number} of type {kind} at byte {place}")
+            raise ValueError(f"no ONNX: field {number} of wire type {kind} at byte {place}")
         if kind == 2:
             yield number, message[place : place + size]
         place += size
 
 
-def _number(message: memoryview, place: int) -> tuple[int, int]:
-    """The base-128 number that begins at a byte, and the byte after it."""
+def _varint(message: memoryview, place: int) -> tuple[int, int]:
+    """The varint that begins at a byte, and the byte after it."""
     value = shift = 0
     while True:
         byte = message[place]

@@ -26,7 +26,7 @@ from deid_jax.photos.file_records import (
 )
 from deid_jax.photos.manifest import outputs_of, sha256_of, sha256_of_file
 from deid_jax.photos.protector import ProtectedPhoto, Protector
-from deid_jax.photos.verifiers import EmbeddingError, comparable_of, probes
+from deid_jax.photos.verifiers import EmbeddingError, comparable_of, fingerprint_images
 from deid_jax.photos.written_files import ProtectedError, is_remembered, remember
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.runs import write_whole
@@ -173,5 +173,6 @@ def _digest(embedder: Embedder) -> str:
     for leaf in jax.tree.leaves(embedder.variables):
         digest.update(np.asarray(leaf).tobytes())
     # A user-supplied function has no weights, so it is identified by its embeddings.
-    digest.update(comparable_of(embedder, probes(embedder.alignment)).tobytes())
+    images = fingerprint_images(embedder.alignment)
+    digest.update(comparable_of(embedder, images).tobytes())
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from deid_jax.photos.verdicts import views
 from deid_jax.photos.verifiers import (
     FaceCrops,
     Verifier,
-    is_in_gallery,
+    all_match_gallery,
     largest_similarities,
     own_crops,
 )
@@ -50,7 +50,7 @@ class FollowedFace:
         self.references = [
             verifier.references(mean) for verifier, mean in zip(verifiers, means, strict=True)
         ]
-        self.in_gallery = is_in_gallery(verifiers, means)
+        self.in_gallery = all_match_gallery(verifiers, means)
         self._fitted = np.array([verifier.is_surrogate for verifier in verifiers])
         self.number = number
         self.level = self.began = 0
@@ -260,6 +260,6 @@ class VideoJudge:
 
 
 def _psnr(before: NumpyArray, after: NumpyArray, face: Face) -> float:
-    """PSNR in dB over the face's area."""
+    """PSNR of the face in dB, see `Canvas.error`."""
     error = Canvas.around(face, before).error(before, after)
     return -10 * math.log10(error) if error > 0 else 100.0

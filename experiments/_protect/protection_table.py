@@ -85,7 +85,7 @@ def _verdict_lines(
 
     fooling = (bool(one.faces) and all(map(fools_fitted, one.faces)) for one in records)
     yield (
-        f"Fool every surrogate (at {protector.strength.psnrs[-1]:g} dB{encoding}): "
+        f"Fool every surrogate (budget: {protector.strength.psnrs[-1]:g} dB{encoding}): "
         f"{counts(sum(map(fools_fitted, faces)), sum(fooling))}"
     )
     if all(one.is_surrogate for one in protector.verifiers):
@@ -97,15 +97,15 @@ def _verdict_lines(
     if empty:
         yield (
             f"No face was detected in {empty} of the boxes given by --faces or --boxes: their "
-            "verdicts mean nothing. Boxes are of the upright photo, as viewers show it."
+            "verdicts mean little. Boxes are of the upright photo, as viewers show it."
         )
     others = [printable(one.file) for one in records if _is_other_person(one)]
     if others:
         more = f" and {len(others) - _NAMED} more" * (len(others) > _NAMED)
         yield (
-            "Not every recogniser matches a face with the gallery in "
-            f"{', '.join(others[:_NAMED])}{more}: it shows somebody else, or was protected "
-            "before. If so, give the original."
+            f"In {', '.join(others[:_NAMED])}{more}, no face is matched with the gallery by "
+            "every recogniser. Such files may show somebody else, or have been protected "
+            "before; in the second case, give the originals."
         )
 
 

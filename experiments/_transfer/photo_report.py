@@ -14,9 +14,10 @@ from experiments._transfer.transfer_report import far_text, markdown_table
 _WHO = """\
 Somebody publishes whole photos that are protected as by `experiments.protect`: the attack is
 fitted on surrogates ("fitted on"), the perturbation is added to the photo's own pixels, and the
-file is written in its own format. Judges never steer the attack; those that are also surrogates
-are marked *. A stranger takes the written file, detects and aligns the face with a recogniser
-of their own, and compares its embedding with those of unprotected photos:
+file is written in its own format. Recognisers that judge photos protected against themselves
+are marked *; all other judges never steer the attack. A stranger takes the written file,
+detects the face in it (here always with CenterFace), cuts the crop of their own recogniser, and
+compares its embedding with those of unprotected photos:
 
 - others: each other photo of the person. Rates are over pairs.
 - self: the same photo. Few people have it.
@@ -170,6 +171,6 @@ def _survival_table(rows: Sequence[PhotoRow], kinds: Sequence[str]) -> str:
 def _survivor(row: PhotoRow) -> str:
     parts = []
     for compared in (OTHERS, SELF):
-        kept = percent(row.judged[compared].kept, 0)
-        parts.append(f"{_short(row, compared)} ({kept})")
+        survival = percent(row.judged[compared].survival, 0)
+        parts.append(f"{_short(row, compared)} ({survival})")
     return " / ".join(parts)

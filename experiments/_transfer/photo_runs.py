@@ -15,7 +15,7 @@ from deid_jax.photos import Detector, Face, Protector, Strength, Verifier, parse
 from deid_jax.photos.alignment import crop_matrix, scale_of
 from deid_jax.photos.named_faces import face_again, named_faces
 from deid_jax.photos.photo_processing import PHOTO_PROCESSING
-from deid_jax.photos.strangers import COMPARED, Comparisons, JudgedPhotos, Stranger
+from deid_jax.photos.strangers import COMPARED, Comparisons, Stranger, StrangerRates
 from deid_jax.photos.verifiers import THRESHOLDS, comparable_of, crops_of, thresholds_of
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transfer.transfer_tables import Cell
@@ -70,7 +70,7 @@ class WholePhotos:
     """Clean photos in which the person's face was found, and its embeddings.
 
     Attributes:
-      to_protect: numbers of those that are to be protected; the others are the gallery.
+      to_protect: indices of those that are to be protected; the others are the gallery.
       labels: int[N], the photos' persons.
       embeddings: by recogniser, comparable ones, float64[N, D].
       not_found: names of the photos in which the person's face was not found.
@@ -99,7 +99,7 @@ class PhotoRow:
     psnr_mean: float | None
     num_photos: int
     lost: float
-    judged: dict[str, JudgedPhotos]
+    judged: dict[str, StrangerRates]
 
     def columns(self) -> dict[str, Cell]:
         """The line's entries; None is an empty one."""
@@ -114,9 +114,9 @@ class PhotoRow:
             "num_photos": self.num_photos,
             "lost": self.lost,
         }
-        for name, (rate, kept) in self.judged.items():
+        for name, (rate, survival) in self.judged.items():
             found |= {name: rate.share, f"{name}_low": rate.low, f"{name}_high": rate.high}
-            found |= {f"{name}_count": rate.number, f"{name}_kept": kept}
+            found |= {f"{name}_count": rate.num_comparisons, f"{name}_survival": survival}
         return found
 
 
@@ -159,7 +159,8 @@ def read_photos(
     to_protect = [n for n, (i, _) in enumerate(known) if listed[i].part == "photos"]
     if not to_protect:
         raise InputError(
-            f"photos {sources['photos']}: no face in them matches its person's other photos"
+            f"photos {sources['photos']}: in none of them could the person's face be "
+            "identified: it is chosen by its similarity to the person's other photos"
         )
     photos = [CleanPhoto(listed[i].name, listed[i].path, faces[i][place]) for i, place in known]
     embeddings = {
@@ -213,7 +214,7 @@ class PhotoEvaluation:
         """All recognisers, by name, with the clean photos and thresholds.
 
         Raises:
-          InputError: too few impostor pairs for the first false accept rate.
+          InputError: too few impostor pairs are accepted at the first false accept rate.
         """
         found = {}
         for name, one in self.embedders.items():
@@ -249,15 +250,15 @@ class PhotoEvaluation:
         """Judges the clean photos, then those of every run, which `keep` takes."""
         tables = PhotoTables([], [], {name: self.strangers[name] for name in self.plan.judges})
         runs = [PhotoRun(), *self.plan.runs()]
-        numbers = self.whole.to_protect
+        indices = self.whole.to_protect
         for place, run in enumerate(runs):
             seen: _Seen = {}
             psnrs = []
             protector = self._protector(run) if run.fit else None
-            for count, number in enumerate(numbers):
+            for count, index in enumerate(indices):
                 text = f"{'+'.join(run.fit)} {run.psnr:g} dB" if run.fit else "unprotected"
-                update(place * len(numbers) + count, len(runs) * len(numbers), text)
-                photo = self.whole.photos[number]
+                update(place * len(indices) + count, len(runs) * len(indices), text)
+                photo = self.whole.photos[index]
                 shown = parse_photo(photo.path.read_bytes(), photo.name)
                 pixels = shown.pixels
                 if protector is not None:
@@ -266,7 +267,7 @@ class PhotoEvaluation:
                     psnrs.append(done.faces[0].psnr)
                     if keep is not None:
                         keep(run, photo.name, done.data)
-                self._compare(seen, number, pixels)
+                self._compare(seen, index, pixels)
             self._enter(tables, run, seen, psnrs)
         return tables
 
@@ -277,9 +278,9 @@ class PhotoEvaluation:
             self.verifiers(run.fit), jax.random.key(self.plan.seed), strength=strength
         )
 
-    def _compare(self, seen: _Seen, number: int, pixels: NumpyArray) -> None:
+    def _compare(self, seen: _Seen, index: int, pixels: NumpyArray) -> None:
         """Adds every judge's comparisons of a photo after every kind of processing."""
-        face = self.whole.photos[number].face
+        face = self.whole.photos[index].face
         for kind in self.plan.processing:
             processed = PHOTO_PROCESSING[kind](pixels, scale_of(crop_matrix(face)))
             again = face_again(face, processed.matrix, self.detector(processed.pixels))
@@ -289,21 +290,21 @@ class PhotoEvaluation:
                     (embedding,) = _face_embeddings(
                         self.embedders[name], processed.pixels, [again]
                     )
-                    own = self.strangers[name].compare(embedding, number)
+                    own = self.strangers[name].compare(embedding, index)
                 seen.setdefault((kind, name), []).append(own)
 
     def _enter(
         self, tables: PhotoTables, run: PhotoRun, seen: _Seen, psnrs: Sequence[float]
     ) -> None:
         """Adds the lines of a run."""
-        numbers = self.whole.to_protect
+        indices = self.whole.to_protect
         for (kind, name), found in seen.items():
             stranger = tables.strangers[name]
             for far in self.plan.fars:
                 if far in stranger.left_out:
                     continue
                 judged = {
-                    one: stranger.judge(one, far, numbers, found, seen["none", name])
+                    one: stranger.judge(one, far, indices, found, seen["none", name])
                     for one in COMPARED
                 }
                 tables.rows.append(
@@ -313,35 +314,35 @@ class PhotoEvaluation:
                         processing=kind,
                         far=far,
                         psnr_mean=float(np.mean(psnrs)) if psnrs else None,
-                        num_photos=len(numbers),
+                        num_photos=len(indices),
                         lost=found.count(None) / len(found),
                         judged=judged,
                     )
                 )
-            for place, number in enumerate(numbers):
+            for place, index in enumerate(indices):
                 tables.photos.append(
                     {
                         "fit": "+".join(run.fit),
                         "test": name,
                         "psnr": run.psnr,
                         "transformation": kind,
-                        "photo": self.whole.photos[number].name,
+                        "photo": self.whole.photos[index].name,
                         "psnr_photo": psnrs[place] if psnrs else None,
-                        **self._one(stranger, number, found[place]),
+                        **self._one(stranger, index, found[place]),
                     }
                 )
 
     def _one(
-        self, stranger: Stranger, number: int, found: Comparisons | None
+        self, stranger: Stranger, index: int, found: Comparisons | None
     ) -> dict[str, Cell]:
-        """The entries of one photo: mean similarities, and shares below the first threshold."""
-        far, label = self.plan.fars[0], self.whole.labels[number]
+        """The entries of one photo: mean similarities, and shares of non-matches."""
+        far, label = self.plan.fars[0], self.whole.labels[index]
         cells: dict[str, Cell] = {"found": found is not None}
         for compared in COMPARED:
             values = np.zeros(0) if found is None else found[compared]
             thresholds = stranger.thresholds[far, compared]
             unmatched = thresholds.unmatched(values, np.full(len(values), label))
             cells[compared] = float(values.mean()) if len(values) else None
-            cells[f"{compared}_hidden"] = float(unmatched.mean()) if len(values) else None
+            cells[f"{compared}_unmatched"] = float(unmatched.mean()) if len(values) else None
             cells[f"{compared}_threshold"] = float(thresholds.values[0][label])
         return cells

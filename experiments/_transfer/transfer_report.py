@@ -40,8 +40,8 @@ miss some unchanged photos, too: the rows "unprotected" say how many, and only w
 them is the work of the perturbation.
 
 The photos here are crops, aligned once and judged as they were attacked. That is an upper
-bound: strangers detect and align faces in whole photos themselves (--photos), and may have
-more photos.
+bound: strangers detect faces in whole photos and cut crops by themselves (--photos), and may
+have more photos.
 
 These are measurements on the recognisers and the people of these photos. Other recognisers,
 larger ones above all, later ones, and other photos of the same person give other figures. Where

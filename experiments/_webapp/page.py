@@ -218,7 +218,7 @@ def _results() -> _Results:
                 before, after, difference = (_preview(*one) for one in _PREVIEWS.items())
             verdict = gr.HTML(elem_id="verdict")
         downloads = gr.File(
-            label="Protected files, without the photos' metadata",
+            label="Written files, without the photos' metadata",
             file_count="multiple",
             interactive=False,
             elem_id="downloads",

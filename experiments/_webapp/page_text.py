@@ -15,9 +15,9 @@ ABOUT = (
     "Only a judge, a recogniser that the attack is not fitted on, shows whether a face is "
     "protected. Other recognisers may still match it, and people who know you will recognise "
     "you.",
-    "Faces that it does not find, such as very small ones, are left unchanged. So is all "
-    "else that reveals who is in a photo: clothes, places, the file's name, copies that others "
-    "have.",
+    "Faces that it does not find, such as very small ones, are left unchanged. Everything else "
+    "that may reveal who is in a photo is unchanged as well: clothes, places, the file's name, "
+    "copies that others have.",
 )
 
 
@@ -54,7 +54,7 @@ def verifiers_html(verifiers: Sequence[Verifier]) -> str:
 
 
 def verdict_html(outcome: UploadOutcome) -> str:
-    """A table of faces and recognisers; empty if there is no protected file."""
+    """A table of faces and recognisers; empty if there is no written file."""
     rows = []
     for number, face in enumerate(outcome.faces, 1):
         for place, verdict in enumerate(face.verdicts):
@@ -120,8 +120,8 @@ def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
     heads = []
     if PROTECTED in found or UNJUDGED not in found:
         heads.append(
-            f"{found.count(PROTECTED)} {of_all} protected: no recogniser still matches a face "
-            "found, not even a judge."
+            f"{found.count(PROTECTED)} {of_all} protected: no surrogate and no judge matches a "
+            "face that was found."
         )
     if UNJUDGED in found:
         heads.append(

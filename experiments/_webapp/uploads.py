@@ -1,4 +1,4 @@
-"""Uploads to the page of `experiments.webapp`: protected file, previews, messages.
+"""Uploads to the page of `experiments.webapp`: written file, previews, messages.
 
 Previews are uint8[H, W, 3], RGB, with at most `PREVIEW` pixels on the longest side. The
 amplified perturbation shows every k-th pixel of the photo, because averaging would understate
@@ -42,7 +42,7 @@ class UploadOutcome:
     """The outcome of one upload.
 
     Attributes:
-      message: why there is no protected file; None if there is one.
+      message: why there is no written file; None if there is one.
       previews: files that show before, after and the amplified perturbation, for the whole
         photo and for each face.
     """
@@ -73,7 +73,7 @@ def refusal(paths: Sequence[str | Path]) -> str | None:
 def outcome_of(
     path: str | Path, strength: str, protector: Protector, folder: Path
 ) -> UploadOutcome:
-    """Protects one upload, and writes the protected file and previews into a new folder.
+    """Protects one upload, and writes the file and previews into a new folder.
 
     `strength`, a key of `STRENGTHS`, replaces the protector's.
     """
@@ -195,13 +195,12 @@ def summary_line(outcome: UploadOutcome) -> str:
     faces = "1 face" if number == 1 else f"{number} faces"
     if outcome.status == PROTECTED:
         return (
-            f"{outcome.name}: protected. {faces} found, not matched by any recogniser, not "
-            "even a judge."
+            f"{outcome.name}: protected. {faces} found, matched by no surrogate and no judge."
         )
     if outcome.status == UNJUDGED:
         return (
-            f"{outcome.name}: unjudged. {faces} found, not matched by any surrogate; there was "
-            "no judge."
+            f"{outcome.name}: unjudged. {faces} found, matched by no surrogate; there was no "
+            "judge."
         )
     matched = sum(face.status == NOT_PROTECTED for face in outcome.faces)
     still = "a recogniser"

@@ -53,7 +53,7 @@ def test_judge_who_is_never_fooled_is_reported(photo, tmp_path, capsys):
     (record,) = records_of(output).values()
     assert record["status"] == "not protected"
     assert record["reason"] == ("fools every surrogate, but a judge still matches a face")
-    assert "Fool every surrogate (at 40 dB): 1 of 1 face, 1 of 1 file." in out
+    assert "Fool every surrogate (budget: 40 dB): 1 of 1 face, 1 of 1 file." in out
     assert "every judge as well): 0 of 1 face, 0 of 1 file." in out
     (face,) = record["faces"]
     assert face["strength_db"] == 40.0 and 40 <= face["psnr"] < 40.3
@@ -297,7 +297,7 @@ def test_faces_that_not_every_recogniser_finds_in_the_gallery_are_named(
     assert run(detected(photo, tmp_path / "out", *more)) == (judge != "none")
     assert records_of(tmp_path / "out")["a.png"]["faces"][0]["in_gallery"] is agreed
     text = " ".join(capsys.readouterr().out.split())
-    assert ("matches a face with the gallery in a.png" in text) is not agreed
+    assert ("In a.png, no face is matched with the gallery" in text) is not agreed
 
 
 def test_gallery_is_what_the_person_is_kept_apart_from(photo, tmp_path, detector, capsys):

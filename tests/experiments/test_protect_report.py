@@ -61,7 +61,7 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     assert "good" not in out and "same" not in out
     text = " ".join(out.split())
     for said in (
-        "Fool every surrogate (at 38 dB): 40 of 40 faces, 40 of 41 files.",
+        "Fool every surrogate (budget: 38 dB): 40 of 40 faces, 40 of 41 files.",
         "Protected (fool every judge as well): 40 of 40 faces, 40 of 41 files.",
     ):
         assert said in text
@@ -71,7 +71,7 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
     text = " ".join(out.split())
-    assert "Fool every surrogate (at 38 dB): " in text
+    assert "Fool every surrogate (budget: 38 dB): " in text
     assert "There was no judge: --judge adds recognisers that only judge." in text
 
 
@@ -102,10 +102,10 @@ def test_fitted_and_judges_are_counted_apart(capsys, tmp_path):
     print_protection(records, protector(verifier(), verifier(SECOND, 0.25, False)), tmp_path)
     out = capsys.readouterr().out
     text = " ".join(out.split())
-    assert "every surrogate (at 38 dB): 43 of 43 faces, 43 of 43 files." in text
+    assert "every surrogate (budget: 38 dB): 43 of 43 faces, 43 of 43 files." in text
     assert "every judge as well): 41 of 43 faces, 41 of 43 files." in text
     assert "No face was detected in 1 of the boxes given by --faces or --boxes" in text
-    assert "matches a face with the gallery in b.png: it shows somebody else" in text
+    assert "In b.png, no face is matched with the gallery by every recogniser." in text
     assert "unjudged, no face detected" in text
     assert "b.png" in text and "c.png" in text and "a.png" not in text
     # Somebody else beside the person is not reported.
@@ -125,5 +125,5 @@ def test_frames_without_a_face_are_told_of(capsys, tmp_path):
     print_protection([record], protector(), tmp_path)
     text = " ".join(capsys.readouterr().out.split())
     assert "a.mp4: faces were found in 7 of 40 frames; the others are unchanged." in text
-    assert "(at 38 dB, for videos before encoding)" in text
+    assert "(budget: 38 dB, for videos before encoding)" in text
     assert "Not chosen by --faces, and left as is: 2 other faces." in text

@@ -141,7 +141,9 @@ def test_table_agrees_with_kept_files(sources, workplace, capsys, detector, ligh
                 assert float(line[compared]) == pytest.approx(np.mean(values), abs=1e-4)
                 limit = float(line[f"{compared}_threshold"])
                 assert min(abs(value - limit) for value in values) > 1e-5
-                unmatched[compared] += [value < limit for value in values]
+                flags = [value < limit for value in values]
+                assert float(line[f"{compared}_unmatched"]) == np.mean(flags)
+                unmatched[compared] += flags
         (row,) = chosen(rows, fit=ONE, test=test, transformation="none")
         for compared, flags in unmatched.items():
             assert float(row[compared]) == pytest.approx(np.mean(flags))

@@ -326,8 +326,8 @@ KNOWN, JUDGE_KNOWN = verdict(0.6), verdict(0.6, "two", fitted=False)
 @pytest.mark.parametrize(
     ("faces", "status", "kind", "text"),
     [
-        ([[FITTED, JUDGE]], PROTECTED, "right", "protected. 1 face found, not matched by any"),
-        ([[FITTED], [FITTED]], UNJUDGED, "open", "by any surrogate; there was no judge."),
+        ([[FITTED, JUDGE]], PROTECTED, "right", "matched by no surrogate and no judge."),
+        ([[FITTED], [FITTED]], UNJUDGED, "open", "by no surrogate; there was no judge."),
         (
             [[FITTED, JUDGE], [FITTED, JUDGE_KNOWN]],
             NOT_PROTECTED,
@@ -358,7 +358,7 @@ def test_totals_tell_judged_and_unjudged_apart():
         for name, verdicts in (("a", (FITTED, JUDGE)), ("b", (FITTED,)), ("c", (KNOWN,)))
     }
     gone = UploadOutcome("d", "No face was found in d.")
-    judged = "1 of {} photos protected: no recogniser still matches a face found"
+    judged = "1 of {} photos protected: no surrogate and no judge matches a face"
     unjudged = "1 of {} photos unjudged: the faces found fool every surrogate"
     for names, heads, kind in (
         ("ab", [judged, unjudged], "open"),

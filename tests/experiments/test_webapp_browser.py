@@ -195,7 +195,7 @@ def test_upload_protect_compare_download(server, new_tab, astronaut, tmp_path):
     tab.page.check("#strength input[value=strong]")
     (said,) = tab.protect(("at home.jpg", content))
     assert said == (
-        "at home.jpg: unjudged. 1 face found, not matched by any surrogate; there was no judge."
+        "at home.jpg: unjudged. 1 face found, matched by no surrogate; there was no judge."
     )
 
     before, after, difference = map(tab.pixels, ("before", "after", "difference"))

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 
 from deid_jax.recognisers import weights
 from deid_jax.types import NumpyArray
+from experiments._common.terminal import counted
 
 SAME_PERSON = 0.6  # Faces are one person's if their descriptors are nearer than this,
 SAME_FACE = 0.3  # and boxes are one face's if their intersection over union is larger.
@@ -35,12 +36,12 @@ class LibraryFace(NamedTuple):
 NamedFaces: TypeAlias = dict[str, LibraryFace | None]
 
 
-class Missed(NamedTuple):
-    """Which pairs of faces are taken for two persons', and how many photos show no face."""
+class NonMatches(NamedTuple):
+    """Which pairs of faces do not match, bool[n], and in how many photos no face is found."""
 
     others: NumpyArray  # Of photos and the person's other photos.
-    same: NumpyArray  # Of photos and the same clean photos.
-    faceless: int
+    self_: NumpyArray  # Of photos and the same clean photos.
+    lost: int
 
 
 @functools.cache
@@ -83,35 +84,36 @@ def faces_below(folder: Path, clean: NamedFaces) -> NamedFaces:
     return found
 
 
-def missed_of(photos: NamedFaces, clean: NamedFaces, gallery: NamedFaces) -> Missed:
-    """Compares photos with the clean ones, of which some have their names, and the gallery."""
+def non_matches(photos: NamedFaces, clean: NamedFaces, gallery: NamedFaces) -> NonMatches:
+    """Compares photos with the clean photos of the same names and with the gallery."""
     known = [*clean.items(), *gallery.items()]
-    others, same = list[bool](), list[bool]()
+    others, self_ = list[bool](), list[bool]()
     for (name, face), (other, seen) in itertools.product(photos.items(), known):
         if face and seen and Path(other).parent == Path(name).parent:
             distance = np.linalg.norm(face.descriptor - seen.descriptor)
-            (same if seen is clean[name] else others).append(bool(distance >= SAME_PERSON))
-    return Missed(np.array(others), np.array(same), list(photos.values()).count(None))
+            (self_ if seen is clean[name] else others).append(bool(distance >= SAME_PERSON))
+    return NonMatches(np.array(others), np.array(self_), list(photos.values()).count(None))
 
 
-def judge_folders(clean: Path, gallery: Path, protected: Path) -> tuple[Missed, Missed]:
-    """What is missed of the clean photos of which there are protected ones, and of these."""
+def judge_folders(clean: Path, gallery: Path, protected: Path) -> tuple[NonMatches, NonMatches]:
+    """Non-matches of the protected photos' clean originals, and of the protected photos."""
     before, known = (faces_below(folder, {}) for folder in (clean, gallery))
     after = faces_below(protected, before)
-    same = {name: before[name] for name in after}
-    return missed_of(same, before, known), missed_of(after, before, known)
+    originals = {name: before[name] for name in after}
+    return non_matches(originals, before, known), non_matches(after, before, known)
 
 
 def main() -> None:
-    """Prints what the library misses of clean photos and of protected ones."""
+    """Prints the library's non-matches of clean photos and of protected ones."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     for name in ("clean", "gallery", "protected"):
         parser.add_argument(name, type=Path, metavar=name.upper())
     found = judge_folders(**vars(parser.parse_args()))
-    for text, (others, same, faceless) in zip(("clean", "protected"), found, strict=True):
+    for text, (others, self_, lost) in zip(("clean", "protected"), found, strict=True):
         print(
-            f"{text}: missed are {others.mean():.1%} of {len(others)} pairs with other photos, "
-            f"{same.mean():.1%} of {len(same)} with the same clean photo; {faceless} faceless"
+            f"{text}, non-matches: {others.mean():.1%} of {len(others)} pairs with other "
+            f"photos, {self_.mean():.1%} of {len(self_)} with the same clean photo; "
+            f"{counted(lost, 'photo')} without a face"
         )
 
 

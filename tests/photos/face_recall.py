@@ -3,7 +3,7 @@
     python -m tests.photos.face_recall FOLDER [--below=photos/] [--detector=centerface]
 
 FOLDER holds photos and landmarks.csv (file, x1, y1, ... x5, y5 of one face each). Each photo is
-also turned, reduced, and put into a group with nine others. Times are medians of five.
+also rotated, reduced, and put into a group with nine others. Times are medians of five.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from deid_jax.photos.faces import Detector, overlap, read_faces
 from deid_jax.types import NumpyArray
 
 FACELESS = ("coffee", "chelsea", "rocket", "hubble_deep_field")
-DEGREES = {"as they are": 0, "turned by 90°": 90, "by 180°": 180, "by 30°": 30}
+DEGREES = {"as they are": 0, "rotated by 90°": 90, "by 180°": 180, "by 30°": 30}
 FACE_SIZES = {"faces of 24 pixels": 24, "of 40 pixels": 40, "of 60 pixels": 60}
 KINDS = (*DEGREES, *FACE_SIZES)
 PROFILE = "the tenth most in profile"
 GROUP = "groups of ten"
-_EYES_PER_FACE = 2.2  # A face's width, in distances of the eyes.
-_FOUND = 0.35  # The largest mean error of the landmarks, in distances of the eyes.
+_EYES_PER_FACE = 2.2  # A face's width, in eye distances.
+_FOUND = 0.35  # The largest mean error of the landmarks, in eye distances.
 _CELL = 256
 
 
@@ -41,14 +41,14 @@ class Photo(NamedTuple):
 
 
 class Recall(NamedTuple):
-    """Mean errors of the landmarks, float[F], in distances of the eyes, inf if not found.
+    """Mean errors of the landmarks, float[F], in eye distances, inf if not found.
 
-    `others` counts the other boxes, `doubled` the pairs of boxes of one face.
+    `duplicates` counts the pairs of boxes of one face.
     """
 
     errors: NumpyArray
-    others: int
-    doubled: int
+    false_positives: int
+    duplicates: int
 
     @property
     def found(self) -> NumpyArray:
@@ -66,7 +66,7 @@ def read_photos(folder: Path, below: str = "") -> Iterator[Photo]:
 
 
 def eye_distances(landmarks: NumpyArray) -> NumpyArray:
-    """Distances of the eyes, float64[F]."""
+    """Eye distances, float64[F]."""
     return np.linalg.norm(landmarks[:, 1] - landmarks[:, 0], axis=1)
 
 
@@ -77,8 +77,8 @@ def resized(photo: Photo, scale: float) -> Photo:
     return Photo(np.array(image), (photo.landmarks + 0.5) * scale - 0.5)
 
 
-def turned(photo: Photo, degrees: float) -> Photo:
-    """The photo turned counterclockwise, on a canvas that holds it."""
+def rotated(photo: Photo, degrees: float) -> Photo:
+    """The photo rotated counterclockwise, enlarged to hold it."""
     image = Image.fromarray(photo.pixels)
     whole = image.rotate(degrees, Image.Resampling.BICUBIC, expand=True)
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
@@ -88,9 +88,9 @@ def turned(photo: Photo, degrees: float) -> Photo:
 
 
 def changed(photo: Photo, kind: str) -> Photo:
-    """The photo, turned or reduced."""
+    """The photo, rotated or reduced."""
     if kind in DEGREES:
-        return turned(photo, DEGREES[kind])
+        return rotated(photo, DEGREES[kind])
     return resized(
         photo, FACE_SIZES[kind] / (_EYES_PER_FACE * eye_distances(photo.landmarks)[0])
     )
@@ -124,17 +124,17 @@ def profiles(photos: list[Photo]) -> list[Photo]:
 def measure(detect: Detector, photos: list[Photo]) -> Recall:
     """Compares the faces found with those that the photos are said to have."""
     errors = list[float]()
-    others = doubled = 0
+    false_positives = duplicates = 0
     for photo in photos:
         faces = detect(photo.pixels)
         apart = eye_distances(photo.landmarks)
         points = np.array([face.landmarks for face in faces]).reshape(-1, 1, 5, 2)
         away = np.linalg.norm(points - photo.landmarks, axis=-1).mean(-1) / apart
         errors += list(away.min(axis=0, initial=np.inf))
-        others += int((away.min(axis=1, initial=np.inf) >= _FOUND).sum())
+        false_positives += int((away.min(axis=1, initial=np.inf) >= _FOUND).sum())
         pairs = itertools.combinations([face.box for face in faces], 2)
-        doubled += sum(overlap(one, other) >= 0.5 for one, other in pairs)
-    return Recall(np.array(errors), others, doubled)
+        duplicates += sum(overlap(one, other) >= 0.5 for one, other in pairs)
+    return Recall(np.array(errors), false_positives, duplicates)
 
 
 def seconds(detect: Detector, photo: Photo, megapixels: float) -> float:
@@ -152,7 +152,7 @@ def _line(text: str, recall: Recall, num_photos: int) -> str:
     error = recall.errors[recall.found].mean()
     return (
         f"| {text} | {recall.found.sum()} of {len(recall.found)} | {error:.1%} | "
-        f"{recall.others / num_photos:.2f} |"
+        f"{recall.false_positives / num_photos:.2f} |"
     )
 
 
@@ -166,7 +166,8 @@ def main() -> None:
     detect = load_detector(given.detector)
     photos = list(read_photos(given.folder, given.below))
     print(
-        "| photos | faces found | landmarks' error | other boxes a photo |\n|---|---|---|---|"
+        "| photos | faces found | landmarks' error | false positives per photo |\n"
+        "|---|---|---|---|"
     )
     for kind in KINDS:
         print(_line(kind, measure(detect, [changed(p, kind) for p in photos]), len(photos)))
@@ -174,11 +175,11 @@ def main() -> None:
     print(_line(PROFILE, measure(detect, aside), len(aside)))
     groups = [grouped(photos[n : n + 10]) for n in range(0, len(photos), 10)]
     print(_line(GROUP, measure(detect, groups), len(groups)))
-    boxes = 0
+    false_positives = 0
     for name in FACELESS:
         pixels = getattr(skimage.data, name)()
-        boxes += len(detect(pixels))
-    print(f"\nBoxes in {len(FACELESS)} pictures without a face: {boxes}")
+        false_positives += len(detect(pixels))
+    print(f"\nFalse positives in {len(FACELESS)} photos without a face: {false_positives}")
     for megapixels in (0.5, 1, 12, 24):
         print(f"{megapixels} megapixels: {seconds(detect, photos[0], megapixels):.2f} s")
 

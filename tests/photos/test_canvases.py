@@ -33,7 +33,9 @@ def test_small_face_is_shown_and_changed_in_its_own_pixels(photo):
     canvas = Canvas.around(face, photo)
     assert canvas.ratio == 1
     rows, columns = (slice(first, first + SIZE) for first in (canvas.top, canvas.left))
-    np.testing.assert_array_equal(canvas.shown(photo), photo[rows, columns] / np.float32(255))
+    np.testing.assert_array_equal(
+        canvas.cut_from(photo), photo[rows, columns] / np.float32(255)
+    )
     perturbation = np.random.default_rng(1).normal(size=(SIZE, SIZE, 3)).astype(np.float32)
     inside, spread = canvas.spread(perturbation)
     assert inside == (rows, columns)
@@ -47,7 +49,7 @@ def test_large_face_keeps_its_place(photo, degrees):
     face = placed(100, (300, 260), degrees)
     canvas = Canvas.around(face, photo)
     assert canvas.ratio > 1
-    shown = canvas.shown(photo)
+    shown = canvas.cut_from(photo)
     for point, there in zip(face.landmarks, canvas.landmarks, strict=True):
         values = [
             [ndimage.map_coordinates(plane, place[::-1, None], order=1)[0] for plane in planes]

@@ -52,17 +52,17 @@ def judged(wild_photos, library, protector, tmp_path_factory):
     return library.judge_folders(clean, gallery, protected)
 
 
-def test_the_library_knows_clean_photos(judged):
+def test_the_library_matches_clean_photos(judged):
     clean, _ = judged
-    assert clean.faceless == 0
-    assert len(clean.same) == NUM_PERSONS and not clean.same.any()
+    assert clean.lost == 0
+    assert len(clean.self_) == NUM_PERSONS and not clean.self_.any()
     assert len(clean.others) > 5 * NUM_PERSONS
     assert clean.others.mean() <= 0.1
 
 
-def test_it_misses_most_of_what_was_protected_from_others(judged):
+def test_it_does_not_match_most_of_what_was_protected_from_others(judged):
     """Measured: 75 % of pairs and 6 of 12 photos; rounding elsewhere may change some."""
     _, protected = judged
-    assert protected.faceless <= 1
+    assert protected.lost <= 1
     assert protected.others.mean() >= 0.55
-    assert protected.same.mean() >= 0.25
+    assert protected.self_.mean() >= 0.25

@@ -114,7 +114,7 @@ def test_objective_has_the_gradient_of_a_float64_model(monkeypatch):
     canvases = dataclasses.replace(
         Canvases.of(verifiers, PIXELS, places, grey=False), grey=np.array([True, False])
     )
-    shown = np.stack([canvas.shown(PIXELS) for canvas in places]).astype(float)
+    shown = np.stack([canvas.cut_from(PIXELS) for canvas in places]).astype(float)
     weights = np.stack([canvas.weights() for canvas in places]).astype(float)
 
     def losses(images):
@@ -164,12 +164,12 @@ def test_what_a_surrogate_is_taken_to_see_is_what_it_sees(width, alignment):
     canvases = Canvases.of(surrogates, pixels, places, grey=False)
     perturbation = ndimage.gaussian_filter(random.normal(size=(SIZE, SIZE, 3)), (8, 8, 0))
     perturbation *= np.float32(0.1 / perturbation.std())
-    shown = canvases.shown(canvases.images + perturbation[None])
+    shown = canvases.perturbed(canvases.images + perturbation[None])
     before, expected = (
         cut(images, canvases.maps[0], alignment.height, alignment.width)[0]
         for images in (canvases.images, shown)
     )
-    colours = canvases.shown(canvases.images + perturbation[None]) - canvases.images
+    colours = canvases.perturbed(canvases.images + perturbation[None]) - canvases.images
     inside, own = canvas.spread(np.float32(colours[0]))
     changed = pixels.astype(np.float64)
     changed[inside] += 255 * own

@@ -1,4 +1,4 @@
-"""Faces of any size and turn, found with CenterFace."""
+"""Faces of any size and rotation, found with CenterFace."""
 
 import importlib.util
 import itertools
@@ -16,7 +16,7 @@ from tests.photos.face_recall import (
     measure,
     read_photos,
     resized,
-    turned,
+    rotated,
 )
 
 # Eileen Collins' pupils in skimage.data.astronaut(), by eye.
@@ -45,9 +45,9 @@ def half_of(astronaut):
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 180, 225, 270])
-def test_the_persons_left_and_right_are_found_at_any_turn(search, astronaut, degrees):
+def test_the_persons_left_and_right_are_found_at_any_rotation(search, astronaut, degrees):
     part = astronaut[:360, 50:410]
-    pixels, (eyes,) = turned(Photo(part, EYES[None] - np.array([50, 0])), degrees)
+    pixels, (eyes,) = rotated(Photo(part, EYES[None] - np.array([50, 0])), degrees)
     before = pixels.copy()
     (face,) = search(pixels)
     np.testing.assert_allclose(face.landmarks[:2], eyes, atol=0.1 * APART)
@@ -95,7 +95,7 @@ def test_nobody_is_found_where_nobody_is(search, name):
     assert search(found if found.ndim == 3 else np.repeat(found[..., None], 3, 2)) == []
 
 
-def test_the_smallest_of_pictures_and_noise(search):
+def test_the_smallest_photos_and_noise(search):
     noise = np.random.default_rng(0).integers(0, 256, (250, 200, 3), dtype=np.uint8)
     blank = [np.full((*shape, 3), 90, np.uint8) for shape in ((1, 1), (1, 250), (23, 5))]
     for pixels in (noise, *blank):
@@ -128,7 +128,7 @@ def test_missing_package_is_told_in_one_line(monkeypatch):
 # The least share of the named faces that must be found.
 RECALL = {
     "as they are": 1.0,
-    "turned by 90°": 0.98,
+    "rotated by 90°": 0.98,
     "by 180°": 0.95,
     "by 30°": 0.98,
     "faces of 24 pixels": 0.97,
@@ -146,4 +146,4 @@ def test_named_faces_are_found(search, named, kind):
     recall = measure(search, [changed(photo, kind) for photo in named])
     assert recall.found.mean() >= RECALL[kind]
     assert recall.errors[recall.found].mean() < 0.1
-    assert recall.doubled == 0
+    assert recall.duplicates == 0

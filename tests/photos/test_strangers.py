@@ -136,6 +136,6 @@ def test_rates_are_over_pairs_and_lost_faces_in_none(stranger):
     after = [seen(0, 0, 1, 1, 0), None, seen(10, 1, 0, 0, 0)]
     judged = stranger.judge(OTHERS, FAR, photos, after, before)
     assert judged.rate.share == 5 / 8
-    assert judged.rate.number == 8
-    assert judged.kept == pytest.approx(4 / 6)
-    assert stranger.judge(OTHERS, FAR, photos, [None] * 3, before).kept is None
+    assert judged.rate.num_comparisons == 8
+    assert judged.survival == pytest.approx(4 / 6)
+    assert stranger.judge(OTHERS, FAR, photos, [None] * 3, before).survival is None

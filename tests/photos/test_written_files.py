@@ -44,7 +44,7 @@ def test_what_was_written_is_remembered(index):
 
 def test_index_that_cannot_be_written_is_reported(index, tmp_path, monkeypatch):
     index.parent.write_bytes(b"no folder")
-    with pytest.warns(UserWarning, match="will not be recognised later: .*cache"):
+    with pytest.warns(UserWarning, match="will not be refused as input later: .*cache"):
         remember(sha256_of(b"a"))
     assert not is_remembered(sha256_of(b"a"))
 
@@ -64,7 +64,7 @@ def test_mark_is_all_that_is_added(kind, keep):
     assert not photo.is_marked
     plain, written = (
         files.encode_photo(one, photo.pixels, keep_metadata=keep)
-        for one in (photo, files.to_be_marked(photo))
+        for one in (photo, photo.with_mark())
     )
     assert parse(written).is_marked and not parse(plain).is_marked
     np.testing.assert_array_equal(parse(written).pixels, parse(plain).pixels)
@@ -83,7 +83,7 @@ def _exif(content):
 
 
 def test_mark_stands_beside_other_notes():
-    photo = files.to_be_marked(parse(talkative_jpeg(picture(), quality=95)))
+    photo = parse(talkative_jpeg(picture(), quality=95)).with_mark()
     silent = files.encode_photo(photo, photo.pixels)
     notes = [inside for _, inside in notes_of_jpeg(silent)]
     assert sum(b"faces are protected" in note for note in notes) == 1
@@ -93,6 +93,6 @@ def test_mark_stands_beside_other_notes():
 
 
 def test_bmp_holds_no_mark():
-    photo = files.to_be_marked(parse(encoded(picture(), "BMP")))
+    photo = parse(encoded(picture(), "BMP")).with_mark()
     written = files.encode_photo(photo, photo.pixels)
     assert not parse(written).is_marked

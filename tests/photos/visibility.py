@@ -2,8 +2,8 @@
 
     python -m tests.photos.visibility CLEAN PROTECTED
 
-compares photos of the same names below two folders, on the square of 3.2 distances of the eyes
-around the largest face, and prints means and the mean of the worst tenth.
+compares photos of the same names below two folders, on the square of 3.2 eye distances around
+the largest face, and prints means and the mean of the worst tenth.
 """
 
 import io
