@@ -79,6 +79,7 @@ def test_a_small_face_in_a_panorama(search, astronaut):
     np.testing.assert_allclose(face.landmarks[:2] - [1350, 230], eyes, atol=0.1 * APART)
 
 
+@pytest.mark.slow
 def test_a_small_face_at_the_end_of_a_strip(search, astronaut):
     """Halved, 50.5 pixels become 50, and the height is exact."""
     part = Photo(astronaut[:240, 100:340], EYES[None] - np.array([100, 0]))
