@@ -88,11 +88,11 @@ class FaceReport:
 
 @dataclasses.dataclass(frozen=True)
 class TrackReport:
-    """One face of a protected video, with the frames, from 0, in which it was perturbed.
+    """One face of a protected video, with the frames, from 0, in which it was judged.
 
     Attributes:
       box: where it is in its first frame.
-      score: mean confidence of its detections, see `Face`.
+      score: median confidence of its detections, see `Track.score`.
       strength_db: the PSNR of its strongest perturbation, before encoding.
       psnr: lowest PSNR of the face in a frame, see `Canvas.error`.
       in_gallery: as in `FaceReport`.

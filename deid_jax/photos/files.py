@@ -239,7 +239,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
     return Photo(
         pixels=pixels,
         alpha=alpha,
-        grey=one_channel or _is_grey(pixels),
+        grey=one_channel or is_grey(pixels),
         one_channel=one_channel,
         format=kind,
         lossless=lossless,
@@ -278,7 +278,7 @@ def _image(photo: Photo, pixels: NumpyArray) -> Image.Image:
     return colour
 
 
-def _is_grey(pixels: NumpyArray) -> bool:
+def is_grey(pixels: NumpyArray) -> bool:
     """Whether channels differ by at most one level, as they do in lossy grey files."""
     for top in range(0, len(pixels), _ROWS):
         rows = pixels[top : top + _ROWS]

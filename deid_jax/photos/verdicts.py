@@ -58,7 +58,7 @@ def judge(
       detector: detects faces again; None: all crops are cut by the original landmarks.
     """
     crops = [
-        _all_crops(verifiers, pixels, own)
+        crops_to_judge(verifiers, pixels, own)
         for own in views(faces, detector(pixels) if detector is not None else ())
     ]
     return [
@@ -67,7 +67,7 @@ def judge(
     ]
 
 
-def _all_crops(
+def crops_to_judge(
     verifiers: Sequence[Verifier], pixels: NumpyArray, aligned: Sequence[Face]
 ) -> list[NumpyArray]:
     """The crops of a face for each recogniser: float32[n, h, w, 3]."""

@@ -12,8 +12,9 @@ from deid_jax.photos import face_attack
 from deid_jax.photos.canvases import Canvas
 from deid_jax.photos.face_attack import Canvases
 from deid_jax.photos.faces import Detector, Face
+from deid_jax.photos.files import is_grey
 from deid_jax.photos.protector import Protector
-from deid_jax.photos.verdicts import views
+from deid_jax.photos.verdicts import crops_to_judge, views
 from deid_jax.photos.verifiers import (
     FaceCrops,
     Verifier,
@@ -72,16 +73,27 @@ class FollowedFace:
         return bool((self.fooled[self._fitted] < self.num_frames).any())
 
     def covers(self, number: int) -> bool:
-        """Whether the face is in a frame."""
-        return self.track.first <= number <= self.track.last and number not in self.idle
+        """Whether the face may be in a frame."""
+        return self.track.first <= number <= self.track.last
 
-    def judged(self, number: int, seen: NumpyArray, thresholds: NumpyArray) -> None:
-        """Adds a frame's verdict: the largest similarity for each recogniser."""
+    def judged(
+        self, number: int, seen: NumpyArray, thresholds: NumpyArray, psnr: float
+    ) -> bool:
+        """Adds a frame's verdict: the largest similarity for each recogniser, and the PSNR.
+
+        Returns False for an idle frame in which nobody matches: the face is not there.
+        """
+        fooled = seen < thresholds
+        if number in self.idle and fooled.all():
+            return False
         self.first = number if self.first < 0 else self.first
         self.last = number
         self.num_frames += 1
-        self.fooled += seen < thresholds
+        self.fooled += fooled
         self.similarities = np.maximum(self.similarities, seen)
+        self.lowest_psnr = min(self.lowest_psnr, psnr)
+        self.sum_psnr += psnr
+        return True
 
 
 class VideoAttack:
@@ -109,7 +121,11 @@ class VideoAttack:
             one.begin()
 
     def may_improve(self) -> bool:
-        """Whether a face that did not begin at the cap is still matched."""
+        """Whether a face that did not begin at the cap is still matched.
+
+        At the cap a round could only add steps, which hardly change similarities in the encoded
+        file and take several times as long.
+        """
         cap = len(self._strength.psnrs) - 1
         return any(one.matched and one.began < cap for one in self._followed)
 
@@ -129,7 +145,7 @@ class VideoAttack:
             return None
         own = [own[place] for place in kept]
         places = [Canvas.around(one.track.at(number), pixels) for one in own]
-        grey = _is_grey(pixels)
+        grey = is_grey(pixels)
         canvases = Canvases.of(self._protector.surrogates, pixels, places, grey=grey)
         few = min(NEXT_STEPS, self._strength.num_steps)
         most = self._strength.num_steps
@@ -209,53 +225,53 @@ class VideoAttack:
                 one.perturbation = perturbation
 
 
-def _is_grey(pixels: NumpyArray) -> bool:
-    red, green, blue = np.moveaxis(pixels, 2, 0)
-    return bool(np.array_equal(red, green) and np.array_equal(red, blue))
-
-
 @dataclasses.dataclass
 class VideoJudge:
     """Judges every face of every frame of the written video.
 
-    It judges the crop that was perturbed and, in every n-th frame, also the crop of the box
-    that the detector finds in the written video. The larger similarity counts. The faces store
-    their verdicts.
+    It judges the crop that was perturbed and, in every n-th frame, in which the detector looks
+    for faces in the written video, all crops by which photos are judged. The largest similarity
+    counts. The faces store their verdicts. Where no surrogate matched a face, so that it was
+    not perturbed, the frame counts if any recogniser matches it.
     """
 
     verifiers: Sequence[Verifier]
     detector: Detector
     followed: Sequence[FollowedFace]
     every: int
-    num_face_frames: int = 0
-    # Faces waiting to be embedded: the face, its frame, its crops.
-    waiting: list[tuple[FollowedFace, int, FaceCrops]] = dataclasses.field(default_factory=list)
+    # The frames with a face.
+    face_frames: set[int] = dataclasses.field(default_factory=set)
+    # Faces waiting to be embedded: the face, its frame, its PSNR, its crops.
+    waiting: list[tuple[FollowedFace, int, float, FaceCrops]] = dataclasses.field(
+        default_factory=list
+    )
 
     def see(self, number: int, before: NumpyArray, after: NumpyArray) -> None:
         """Adds a frame, uint8[H, W, 3], of the source and of the written video."""
         own = [one for one in self.followed if one.covers(number)]
         if not own:
             return
-        self.num_face_frames += 1
-        found = self.detector(after) if number % self.every == 0 else []
-        places = views([one.track.at(number) for one in own], found)
-        for one, aligned in zip(own, places, strict=True):
+        faces = [one.track.at(number) for one in own]
+        looks = number % self.every == 0
+        found = self.detector(after) if looks else []
+        cut = crops_to_judge if looks else own_crops
+        for one, aligned in zip(own, views(faces, found), strict=True):
             psnr = _psnr(before, after, aligned[0])
-            one.lowest_psnr = min(one.lowest_psnr, psnr)
-            one.sum_psnr += psnr
-            self.waiting.append((one, number, own_crops(self.verifiers, after, aligned)))
-        if sum(len(crops[0]) for _, _, crops in self.waiting) >= _BATCH:
+            crops = cut(self.verifiers, after, aligned)
+            self.waiting.append((one, number, psnr, crops))
+        if sum(len(crops[0]) for *_, crops in self.waiting) >= _BATCH:
             self.finish()
 
     def finish(self) -> None:
         """Judges the frames that are still waiting."""
         if not self.waiting:
             return
-        faces, numbers, crops = zip(*self.waiting, strict=True)
+        faces, numbers, psnrs, crops = zip(*self.waiting, strict=True)
         thresholds = np.array([verifier.threshold for verifier in self.verifiers])
         found = largest_similarities(self.verifiers, [one.references for one in faces], crops)
-        for one, number, seen in zip(faces, numbers, found, strict=True):
-            one.judged(number, seen, thresholds)
+        for one, number, psnr, seen in zip(faces, numbers, psnrs, found, strict=True):
+            if one.judged(number, seen, thresholds, psnr):
+                self.face_frames.add(number)
         self.waiting.clear()
 
 

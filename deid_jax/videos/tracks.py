@@ -10,6 +10,7 @@ detection, since the face may have appeared or disappeared between detections.
 
 import bisect
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -37,7 +38,6 @@ class Track(Generic[T]):
         self.frames: list[int] = []
         self.faces: list[Face] = []
         self.features: list[T] = []
-        self._pointed = True
         self._reach = 0
         self._end = math.inf
 
@@ -45,11 +45,22 @@ class Track(Generic[T]):
         """Adds a detection, later than those before."""
         self.frames.append(number)
         self.faces.append(face)
-        self._pointed = self._pointed and face.landmarks is not None
 
     def extend(self, reach: int, num_frames: int) -> None:
-        """Extends it `reach` frames beyond both ends, within the video."""
+        """Ends it `reach` frames beyond the outer detections, but within the video.
+
+        Missing landmarks are interpolated from the detections that have them.
+        """
         self._reach, self._end = reach, num_frames
+        self.faces = _with_landmarks(self.frames, self.faces)
+
+    @property
+    def score(self) -> float:
+        """The detector's median confidence, above 0 only if most of the detections are.
+
+        In a given box it may have found no face, see `faces.face_within`.
+        """
+        return statistics.median_low(face.score for face in self.faces)
 
     @property
     def first(self) -> int:
@@ -104,9 +115,9 @@ class Track(Generic[T]):
         return (rows[1] + (1 - share) * rows[0] + share * rows[2]) / 2
 
     def _row(self, place: int) -> NumpyArray:
-        """The box, and the landmarks if every detection has them."""
+        """The box, and the landmarks if there are any."""
         face = self.faces[place]
-        if not self._pointed:
+        if face.landmarks is None:
             return np.array(face.box, float)
         return np.concatenate([face.box, np.ravel(np.asarray(face.landmarks, float))])
 
@@ -161,6 +172,25 @@ class Tracker(Generic[T]):
         for track in found:
             track.extend(self._every - 1, num_frames)
         return sorted(found, key=lambda track: (track.frames[0], track.faces[0].box))
+
+
+def _with_landmarks(frames: Sequence[int], faces: Sequence[Face]) -> list[Face]:
+    """The faces, all with landmarks if any has them: within the box, linear in time."""
+    known = [
+        (frame, np.ravel((face.landmarks - face.box[:2]) / face.box[2:]))
+        for frame, face in zip(frames, faces, strict=True)
+        if face.landmarks is not None
+    ]
+    if not known:
+        return list(faces)
+    numbers, shares = zip(*known, strict=True)
+    found = np.stack([np.interp(frames, numbers, column) for column in np.transpose(shares)])
+    return [
+        face._replace(landmarks=face.box[:2] + own.reshape(5, 2) * face.box[2:])
+        if face.landmarks is None
+        else face
+        for face, own in zip(faces, found.T, strict=True)
+    ]
 
 
 def _closeness(one: Sequence[float], other: Sequence[float]) -> float:

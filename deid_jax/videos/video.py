@@ -4,8 +4,8 @@ The file is never held in memory as a whole. It is read several times: to find a
 to perturb and write them, and to judge the written file. A track's first frame gets the
 attack's full number of steps. Later frames need only a few, because they start from the
 previous frame's perturbation, which is defined on the canvas and so moves with the face. If a
-surrogate's similarity is not below its threshold by a margin, more steps follow, and then more
-strength, from that frame on.
+surrogate's similarity is not below its threshold by a margin, more steps follow, and then, if
+there are several strengths, the next ones from that frame on.
 """
 
 import dataclasses
@@ -42,7 +42,8 @@ NUM_REFERENCES = 8
 # The encoder's constant rate factor.
 QUALITY = 16
 # Margins below the surrogates' thresholds before encoding. If one still matches a face in the
-# written file, the next round uses the next margin.
+# written file and the face began below the largest of several strengths, the next round uses
+# the next margin. A single strength is spent wholly in the only round.
 MARGINS = (0.08, 0.2, 0.35)
 
 # (the stage, frames done, frames in all) -> nothing.
@@ -158,7 +159,7 @@ class VideoJob:
             judge.see(number, before.pixels, after.pixels)
             self.progress("judge", number + 1, num_frames)
         judge.finish()
-        return judge.num_face_frames
+        return len(judge.face_frames)
 
     def _pairs(self, written: Path) -> Iterator[tuple[TimedFrame, TimedFrame]]:
         """Pairs of frames of the source and the written file, whose times must be equal."""
@@ -179,14 +180,13 @@ class VideoJob:
                 strict=True,
             )
         )
-        score = float(np.mean([face.score for face in one.track.faces]))
         return TrackReport(
             box=one.track.at(one.first).box,
-            score=score,
+            score=one.track.score,
             first_frame=one.first,
             last_frame=one.last,
             num_frames=one.num_frames,
-            status=status_of(verdicts, score),
+            status=status_of(verdicts, one.track.score),
             strength_db=self.protector.strength.psnrs[one.level],
             psnr=one.lowest_psnr,
             mean_psnr=one.sum_psnr / one.num_frames,

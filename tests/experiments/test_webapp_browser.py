@@ -264,7 +264,7 @@ def test_what_is_no_photo_or_too_large_is_said(server, new_tab, astronaut, tmp_p
     tab.expect("#before").not_to_be_visible()
     tab.page.click("#choice input")
     tab.page.get_by_role("option", name="3: a.png").click()
-    tab.expect("#said").to_contain_text("a.png: 1 face found")
+    tab.expect("#said").to_contain_text("a.png: unjudged. 1 face found")
     np.testing.assert_array_equal(tab.pixels("before"), astronaut)
     assert list(tab.downloads()) == ["a.png"]
 
@@ -298,7 +298,7 @@ def test_two_tabs_do_not_see_each_other(server, new_tab, astronaut):
         tab.start()
     for name, tab in tabs.items():
         (said,) = tab.ended()
-        assert said.startswith(f"{name}: 1 face found, not matched by the recognisers that it")
+        assert said.startswith(f"{name}: unjudged. 1 face found, matched by no surrogate")
     contents = []
     for name, tab in tabs.items():
         (other,) = photos.keys() - {name}

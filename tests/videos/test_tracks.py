@@ -248,6 +248,37 @@ def test_trembling_is_smoothed_one_two_one(seed):
     assert spread < 0.6
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_missing_landmarks_are_interpolated(seed):
+    """Within boxes that move and grow; beyond the ends their places in the box stay."""
+    generator = np.random.default_rng(seed)
+    box = line(generator.uniform(80, 120, 2), generator.uniform(-1.5, 1.5, 2), 40, 0.2)
+    frames = [0, 5, 10, 15, 20, 25]
+    rows = [np.concatenate([box(n), landmarks_in(box(n)).ravel()]) for n in frames]
+    track = made(frames, rows, [n not in (0, 10, 15, 25) for n in frames])
+    assert_follows(track, box, range(30), pointed=True)
+    # Landmarks that move in a box that stays: linear in between.
+    still = (10.0, 10.0, 40.0, 40.0)
+    rows = [np.concatenate([still, landmarks_in(box(n)).ravel()]) for n in frames]
+    track = made(frames, rows, [n not in (5, 10) for n in frames])
+    for number in range(26):
+        np.testing.assert_allclose(track.at(number).landmarks, landmarks_in(box(number)))
+    lone = made([3], rows[:1], [False]).at(3)
+    assert lone.landmarks is None and lone.box == still
+
+
+@pytest.mark.parametrize(
+    ("scores", "score"),
+    [((0, 0, 5), 0), ((0, 5), 0), ((0, 5, 7), 5), ((4, 0, 6, 8, 0), 4), ((7,), 7), ((0,), 0)],
+)
+def test_scores_of_tracks(scores, score):
+    """Above 0 only if more than half of the detections are; in the middle otherwise."""
+    track = Track()
+    for number, one in enumerate(scores):
+        track.add(number, Face((0.0, 0.0, 9.0, 9.0), None, one))
+    assert track.score == score
+
+
 def test_boxes_never_vanish_where_a_face_shrinks_fast():
     """Beyond the ends it goes on as it went, but for boxes that would be none."""
     sizes = np.array([[0.0, 0.0, size, size] for size in (43.0, 23.0, 3.0)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deid_jax.errors import InputError
-from deid_jax.photos import Strength, face_attack
+from deid_jax.photos import Face, Strength, face_attack
 from deid_jax.videos import VideoReport, video
 from deid_jax.videos.video import EVERY
 from tests.experiments.protect_helpers import (
@@ -31,6 +31,7 @@ from tests.videos.video_helpers import (
     boxes,
     embedding,
     film,
+    number_of,
     packets,
     planes,
     psnrs_of,
@@ -38,6 +39,7 @@ from tests.videos.video_helpers import (
     run,
     span,
     still,
+    vectors_of,
     way,
 )
 
@@ -89,7 +91,7 @@ def test_report_is_what_the_two_files_show(source, tmp_path):
             known = np.mean(looks, axis=0)
             known = known / np.linalg.norm(known)
             likeness[seed] = np.array(
-                [embedding(after[n], way(n), seed) @ known for n in range(NUMBER)]
+                [(vectors_of(after[n], n, way(n), seed) @ known).max() for n in range(NUMBER)]
             )
         (track,) = report.faces
         assert span(track) == (0, NUMBER - 1, NUMBER)
@@ -198,16 +200,18 @@ def assert_known(report, fitted):
     assert last.similarity == pytest.approx(1)
 
 
-def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended):
+@pytest.mark.parametrize("psnrs", [(42.0, 40.0, 38.0), (38.0,)])
+def test_one_who_is_never_fooled_is_tried_to_the_cap(source, tmp_path, pretended, psnrs):
     """In each frame first with more steps, then with more strength."""
-    report = run(source, tmp_path / "out.mp4", verifier(NEVER))
+    report = run(source, tmp_path / "out.mp4", verifier(NEVER), strength=Strength(psnrs, STEPS))
     assert_known(report, True)
     assert len(rgb(tmp_path / "out.mp4")) == NUMBER
     kinds = [(psnr, steps, before is not None) for psnr, steps, before, _ in pretended]
-    first = [(42.0, STEPS, False), (40.0, STEPS, True), (38.0, STEPS, True)]
+    first = [(psnr, STEPS, place > 0) for place, psnr in enumerate(psnrs)]
     further = [(38.0, NEXT, True), (38.0, STEPS, True)] * (NUMBER - 1)
-    # The next round begins where this one ended.
-    assert kinds == [*first, *further, (38.0, STEPS, False), *further]
+    # The next round begins where this one ended; one at the cap is the last.
+    again = [(38.0, STEPS, False), *further] if len(psnrs) > 1 else []
+    assert kinds == [*first, *further, *again]
     assert report.faces[0].strength_db == 38.0
 
 
@@ -254,7 +258,7 @@ def test_cut_to_another_face_in_the_same_place(tmp_path, tried):
         known = np.sum([embedding(before[n], still(0), 1) for n in looks], axis=0)
         known = known / np.linalg.norm(known)
         own = range(track.first_frame, track.last_frame + 1)
-        highest = max(embedding(after[n], still(0), 1) @ known for n in own)
+        highest = max((vectors_of(after[n], n, still(0), 1) @ known).max() for n in own)
         assert track.verdicts[0].similarity == pytest.approx(highest, abs=2e-3)
 
 
@@ -264,6 +268,21 @@ def test_video_without_a_face_is_not_written(source, tmp_path):
     assert report == VideoReport(False, WIDTH, HEIGHT, NUMBER)
     assert report.status == "not protected"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hits", "status"), [(2, "unjudged"), (3, "protected")])
+def test_given_box_counts_as_judged_if_most_samples_show_a_face(source, tmp_path, hits, status):
+    """Of four samples; where none is found, the score is 0."""
+
+    def detector(pixels):
+        number = number_of(pixels)
+        return [Face(tuple(map(float, way(number))), None, 9.0 * (number < hits * EVERY))]
+
+    given = verifier(threshold=0.99), verifier(SECOND, 0.999, False)
+    report = run(source, tmp_path / "out.mp4", *given, detector=detector)
+    assert report.status == status
+    assert report.faces[0].score == (9 if status == "protected" else 0)
 
 
 # --- What goes wrong ---
