@@ -179,7 +179,8 @@ def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
     return Protector(
         verifiers,
         jax.random.key(settings.seed),
-        detector=None if settings.aligned else choice.detector,
+        # Given boxes are judged by new detections, too, as strangers judge.
+        detector=None if settings.aligned else choice.detector or choice.landmarker,
         strength=Strength.of(settings.strength, settings.num_steps, least=settings.least),
         keep_metadata=settings.keep_metadata,
         mark=settings.mark,

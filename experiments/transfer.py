@@ -33,6 +33,7 @@ from deid_jax.metrics import SSIM_WINDOW, verification
 from deid_jax.models import MODELS
 from deid_jax.photos import load_detector
 from deid_jax.photos.detectors import DEFAULT
+from deid_jax.photos.verifiers import check_networks
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from deid_jax.runs import DESCRIPTION, RunFolder, describe
 from deid_jax.transfer import (
@@ -48,7 +49,13 @@ from deid_jax.transforms.processing import PROCESSING
 from experiments._common import cli, loading, terminal
 from experiments._common.lists import read_names
 from experiments._transfer.photo_report import photo_markdown, show_photos
-from experiments._transfer.photo_runs import PhotoEvaluation, PhotoRow, PhotoRun, read_photos
+from experiments._transfer.photo_runs import (
+    PhotoEvaluation,
+    PhotoPlan,
+    PhotoRow,
+    PhotoRun,
+    read_photos,
+)
 from experiments._transfer.transfer_report import TransferReport, markdown, show
 from experiments._transfer.transfer_settings import TransferSettings, photo_plan_of, plan_of
 
@@ -82,6 +89,7 @@ def run(settings: TransferSettings) -> list[TransferRow] | list[PhotoRow]:
     embedders = {
         name: loading.load_in_frame(text, settings.image_size) for name, text in written.items()
     }
+    _check_judges(plan, embedders)
     images = np.stack([dataset.read(place) for place in range(len(dataset))])
     dataset = dataclasses.replace(dataset, read=images.__getitem__)
     lists = _lists(settings, dataset)
@@ -113,13 +121,10 @@ def run(settings: TransferSettings) -> list[TransferRow] | list[PhotoRow]:
 
 
 def _on_photos(settings: TransferSettings, photos: Path) -> list[PhotoRow]:
-    plan, written = photo_plan_of(settings)
     folder = RunFolder(Path(settings.output_dir), _CONTENTS)
     folder.check()
-    embedders = {
-        name: loading.load_embedder_with_bar(text, settings.image_size)
-        for name, text in written.items()
-    }
+    plan, embedders = photo_plan_of(settings)
+    _check_judges(plan, embedders)
     detector = load_detector(DEFAULT)
     sources = {"photos": photos, "gallery": Path(str(settings.gallery))}
     with terminal.progress_bar("faces") as update:
@@ -153,6 +158,13 @@ def _lists(settings: TransferSettings, dataset: FaceDataset) -> pair_lists.Lists
         num_pairs=settings.num_pairs,
         groups=groups,
     )
+
+
+def _check_judges(plan: TransferPlan | PhotoPlan, embedders: dict[str, Embedder]) -> None:
+    """Refuses judges that count as held out but are surrogates by another name."""
+    for fit in plan.fits:
+        held_out = [embedders[name] for name in plan.judges if name not in fit]
+        check_networks([embedders[name] for name in fit], held_out)
 
 
 def _check(

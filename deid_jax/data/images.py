@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from deid_jax.errors import InputError, one_line
 from deid_jax.types import NumpyArray
@@ -33,7 +33,8 @@ CELEBA_LANDMARKS = np.array(
 _CELEBA_BOX = (25, 62, 153, 190)
 # Maps the centres of its pixels to those of the template's.
 _TEMPLATE_SIZE = 112
-# What Pillow calls XMP.
+# What Pillow calls EXIF's orientation, and XMP.
+_ORIENTATION = ExifTags.Base.Orientation
 _XMP = ("xmp", "XML:com.adobe.xmp")
 CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
 
@@ -81,10 +82,17 @@ def read_exif(image: Image.Image) -> Image.Exif:
         image.load()  # Its XMP may follow its pixels.
     xmp = {name: image.info.pop(name) for name in _XMP if name in image.info}
     try:
-        return image.getexif()
+        found = image.getexif()
     finally:
         for name, value in xmp.items():
             image.info[name] = value
+    # Of a JPEG with EXIF but no density Pillow has read both when it opened the file.
+    if _ORIENTATION in found and "exif" in image.info:
+        own = Image.Exif()
+        own.load(image.info["exif"])
+        if _ORIENTATION not in own:
+            del found[_ORIENTATION]
+    return found
 
 
 def _is_empty(path_or_bytes: Path | str | bytes) -> bool:

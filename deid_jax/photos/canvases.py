@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
+from deid_jax.errors import InputError
 from deid_jax.models.templates import ARCFACE
 from deid_jax.photos.alignment import fit_similarity, inverse_of, landmarks_of
 from deid_jax.photos.faces import Face
@@ -25,6 +26,9 @@ Span: TypeAlias = "slice[int, int, None]"
 _PERTURBED_BOX = (-6.0, -6.0, 118.0, 127.0)
 # Width of the border in which a perturbation fades to zero, in pixels of ArcFace's crop.
 _TAPER = 8.0
+# Pixels of the photo that may be perturbed must be more than these along an axis, so that there
+# are some within the border.
+_LEAST = 2.0
 _BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -52,13 +56,15 @@ class Canvas(NamedTuple):
         """The smallest canvas in a photo, uint8[H, W, 3], with all pixels that may change.
 
         Raises:
-          InputError: the face's landmarks coincide.
+          InputError: the face's landmarks coincide, or lie within about a pixel.
         """
         landmarks = landmarks_of(face)
         left, top, right, bottom = _PERTURBED_BOX
         ends = np.array([[left, top], [right, top], [left, bottom], [right, bottom]])
         back = inverse_of(fit_similarity(landmarks, ARCFACE.points))
         corners = ends @ back[:, :2].T + back[:, 2]
+        if np.ptp(corners, axis=0).max() < _LEAST:
+            raise InputError(f"a face must be larger than {_LEAST:g} pixels: give it in pixels")
         length = max(SIZE, math.ceil(np.ptp(corners, axis=0).max()) + 4)
         middle = (corners.min(0) + corners.max(0)) / 2
         first = np.rint(middle - (length - 1) / 2).astype(int)

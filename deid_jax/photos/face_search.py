@@ -80,7 +80,7 @@ class _Detections(NamedTuple):
     def take(self, which: NumpyArray) -> "_Detections":
         return _Detections(*(values[which] for values in self))
 
-    def moved(self, offset: NumpyArray, ratio: float) -> "_Detections":
+    def moved(self, offset: NumpyArray, ratio: NumpyArray) -> "_Detections":
         """From pixels of a tile, at an offset and `ratio` per photo pixel, to the photo's."""
         centres, landmarks = (
             (values + offset + 0.5) / ratio - 0.5 for values in (self.centres, self.landmarks)
@@ -156,7 +156,8 @@ class FaceSearch:
     def _candidates(self, pixels: NumpyArray, scale: float) -> _Detections:
         """The candidates at one scale."""
         reduced = _reduced_by(pixels, scale)
-        ratio = reduced.shape[1] / pixels.shape[1]
+        # Each side is rounded by itself.
+        ratio = np.array(reduced.shape[1::-1]) / pixels.shape[1::-1]
         found = []
         for row, height in _tiles(reduced.shape[0]):
             for column, width in _tiles(reduced.shape[1]):

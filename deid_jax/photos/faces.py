@@ -20,6 +20,9 @@ _SEARCH_MARGIN, _SAME = 0.5, 0.2
 # The smallest share of a given box that must lie in the photo; a box far larger than the photo
 # would need too much memory.
 _WITHIN = 0.25
+# The least width and height of a box, and extent of landmarks, which is half as large, in
+# pixels: smaller ones are shares of the photo by mistake.
+_LEAST_SIDE, _LEAST_EXTENT = 2.0, 1.0
 
 
 class Face(NamedTuple):
@@ -213,6 +216,10 @@ def _face(row: dict[str, str], where: str) -> Face:
             f"{where}: landmarks must be left and right eye, nose, left and right corner of "
             "the mouth, left as seen in the photo"
         )
+    if np.ptp(landmarks, axis=0).max() < _LEAST_EXTENT:
+        raise InputError(
+            f"{where}: landmarks are in pixels, and these lie within {_LEAST_EXTENT:g}"
+        )
     if not box:
         return Face(_around(landmarks), landmarks)
     return Face(_checked(box, where), landmarks)
@@ -238,9 +245,10 @@ def _numbers(texts: Sequence[str], where: str) -> list[float]:
 
 def _checked(numbers: Sequence[float], where: str) -> Box:
     left, top, width, height = numbers
-    if width <= 0 or height <= 0:
+    if min(width, height) < _LEAST_SIDE:
         raise InputError(
-            f"{where}: a box must be wider and higher than 0, got {width}x{height}"
+            f"{where}: boxes are in pixels, {_LEAST_SIDE:g} or more wide and high, got "
+            f"{width:g}x{height:g}"
         )
     return left, top, width, height
 

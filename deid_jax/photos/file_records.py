@@ -173,8 +173,10 @@ class FileRecord:
       file: its name below the input folder.
       status: one of the five above, the worst of its faces'.
       reason: why it is not protected; None if it is.
-      output: its name below the output folder; None if nothing was written.
-      source_sha256: of its content; empty if it could not be read.
+      output: its name below the output folder; None if nothing was written. Of a file that was
+        refused or could not be read this time it is an earlier run's.
+      source_sha256: of its content; empty if that does not decide the outcome, or cannot be
+        read.
       settings: digest of everything but the file itself that determines the output.
     """
 

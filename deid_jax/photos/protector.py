@@ -285,12 +285,13 @@ class _Encoder:
 
         Encoding and overlapping faces add errors of their own, so the perturbations are
         rescaled, at most `_CORRECTIONS` times, until nearly all of each budget is spent. No
-        face is below its PSNR if that achieves it; otherwise the last try is written.
+        face is below its PSNR if a try achieves that; otherwise the try that exceeds a budget
+        by the smallest factor is returned.
         """
         photo = self._photo
         allowed = 10 ** (-psnrs / 10)
         own = np.maximum(allowed - self._losses, allowed / 4)
-        kept = None
+        best, least = b"", math.inf
         for _ in range(_CORRECTIONS):
             budgets = -10 * np.log10(own)
             faces = zip(self.canvases, perturbations, strict=True)
@@ -301,12 +302,12 @@ class _Encoder:
             del pixels  # Photos are large.
             shown = files.parse_photo(data, "the protected photo").pixels
             spent = self.errors(shown) / allowed
-            if np.all(spent <= 1):
-                kept = data
-                if np.all(spent >= _LEAST_SPENT):
-                    return data, shown
+            most = max(float(spent.max()), 1.0)
+            if most <= least:
+                best, least = data, most
+            if most == 1 and np.all(spent >= _LEAST_SPENT):
+                return data, shown
             change = np.maximum(spent, 0.1)  # Nothing may be spent, by the tiniest faces.
             own = own * np.where(spent > 1, 0.99 * change**-1.5, change**-0.7)
         del shown
-        data = kept or data
-        return data, files.parse_photo(data, "the protected photo").pixels
+        return best, files.parse_photo(best, "the protected photo").pixels

@@ -277,7 +277,7 @@ def load_verifiers(
                 f"({error})"
             ) from error
         embedders.append(embedder)
-    _check_networks(embedders[:fitted], embedders[fitted:])
+    check_networks(embedders[:fitted], embedders[fitted:])
     return tuple(
         Verifier(embedder, own, number < fitted)
         for number, (embedder, own) in enumerate(
@@ -286,7 +286,7 @@ def load_verifiers(
     )
 
 
-def _check_networks(surrogates: Sequence[Embedder], judges: Sequence[Embedder]) -> None:
+def check_networks(surrogates: Sequence[Embedder], judges: Sequence[Embedder]) -> None:
     """Refuses invalid embeddings, and judges that are surrogates by another name."""
     fitted: dict[bytes, str] = {}
     for number, one in enumerate((*surrogates, *judges)):

@@ -50,10 +50,10 @@ def in_frame(embedder: Embedder, frame: Alignment) -> Embedder:
 def resample(images: jax.Array, rows: ArrayLike, columns: ArrayLike) -> jax.Array:
     """R x Cᵀ of every channel: float32[B, h, w, K] of images [B, H, W, K].
 
-    The matrices are [h, H] and [w, W], or [B, h, H] and [B, w, W].
+    R is [h, H] and C [w, W].
     """
-    lines = jnp.einsum("...ij,...jwc->...iwc", rows, images)
-    return jnp.einsum("...ij,...hjc->...hic", columns, lines)
+    lines = jnp.einsum("ij,bjwc->biwc", rows, images)
+    return jnp.einsum("ij,bhjc->bhic", columns, lines)
 
 
 @functools.cache

@@ -1,13 +1,12 @@
 """Attacks on embeddings, fitted on one or several surrogates.
 
 The objective dodges a person's gallery on every surrogate at once, optionally in expectation
-over random transformations. `SurrogateAttack.perturb` gives float32 images, for use inside
-larger programs; `perturb_on_grid` is a compiled program that gives 8-bit images.
+over random transformations. `perturb_on_grid` is a compiled program that gives 8-bit images.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectati
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS, compose
-from deid_jax.types import AttackResult, Model, NumpyArray, Objective, PyTree, Variables
+from deid_jax.types import Model, NumpyArray, Objective, PyTree, Variables
 
 
 @jax.tree_util.register_dataclass
@@ -89,21 +88,16 @@ class SurrogateAttack:
     over_samples: Reduction = "mean"
 
     def goal(self, surrogates: Surrogates) -> Objective:
-        """Dodges all surrogates, without transformations; always reached if there are none.
-
-        Its images are those of `SurrogateAttack.perturb`, or what each surrogate sees of them.
-        """
+        """Dodges all surrogates, without transformations; always reached if there are none."""
         goals = [
-            dodge(functools.partial(_embed, model, variables, place), gallery, limit, distance)
-            for place, (model, variables, gallery, limit, distance) in enumerate(
-                zip(
-                    surrogates.models,
-                    surrogates.variables,
-                    surrogates.galleries,
-                    surrogates.thresholds,
-                    surrogates.distances,
-                    strict=True,
-                )
+            dodge(functools.partial(model.apply, variables), gallery, limit, distance)
+            for model, variables, gallery, limit, distance in zip(
+                surrogates.models,
+                surrogates.variables,
+                surrogates.galleries,
+                surrogates.thresholds,
+                surrogates.distances,
+                strict=True,
             )
         ]
         return ensemble(goals, self.reduction) if goals else _always_reached
@@ -114,35 +108,7 @@ class SurrogateAttack:
         if not self.foreseen:
             return goal
         transformation = compose(*(TRANSFORMATIONS[name] for name in self.foreseen))
-
-        def each(images: PyTree, key: jax.Array) -> PyTree:
-            return jax.tree.map(lambda own: transformation(own, key), images)
-
-        return expectation(goal, each, self.num_samples, self.over_samples)
-
-    def perturb(
-        self,
-        surrogates: Surrogates,
-        images: jax.Array,
-        config: PyTree,
-        key: jax.Array,
-        *,
-        view: Callable[[jax.Array], PyTree] = lambda images: images,
-        initial: jax.Array | None = None,
-    ) -> AttackResult:
-        """Runs the attack on float32[B, H, W, 3] in [0, 1], with key[B]; for use inside `jit`.
-
-        `view` maps perturbed images to what surrogates see: to images for all of them, or to a
-        tuple with images for each, such as its own crops out of the photo. It is
-        differentiable. The first iterate is `initial`, or the
-        images.
-        """
-        fitted = self.fitted(surrogates)
-
-        def seen(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return fitted(view(images), key)
-
-        return METHODS[self.method].function(seen, images, config, key, initial=initial)
+        return expectation(goal, transformation, self.num_samples, self.over_samples)
 
 
 @functools.partial(jax.jit, static_argnames="attack")
@@ -169,7 +135,7 @@ def perturb_on_grid(
     attack_key, finish_key = fold_in_all(key, 0), fold_in_all(key, 1)
     method = METHODS[attack.method]
     config = method.with_quantize(config, psnr is None)
-    result = attack.perturb(surrogates, clean, config, attack_key)
+    result = method.function(attack.fitted(surrogates), clean, config, attack_key)
     if psnr is None and not method.bounds_pixels:
         result = finish_on_grid(goal, clean, result, key=finish_key)
         return to_uint8(result.images), result.success
@@ -181,12 +147,6 @@ def perturb_on_grid(
         size = l2_of_psnr(psnr, clean[0].size)
         perturbed = at_budget(clean, result.images, size, dither_key=dither_key)
     return to_uint8(perturbed), goal(perturbed, finish_key)[1]
-
-
-def _embed(model: Model, variables: Variables, place: int, images: PyTree) -> jax.Array:
-    """The embeddings of what one surrogate sees."""
-    own: jax.Array = images[place] if isinstance(images, tuple) else images
-    return model.apply(variables, own)
 
 
 def _within_levels(

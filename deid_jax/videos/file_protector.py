@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from deid_jax.errors import InputError, TransientError
-from deid_jax.photos import files
+from deid_jax.photos import face_attack, files
 from deid_jax.photos.detectors import DEFAULT
 from deid_jax.photos.faces import Face, FaceChoice, FaceError
 from deid_jax.photos.file_records import (
@@ -51,7 +51,9 @@ class FileProtector:
         """A digest of the command's settings and all else but the file that determines it."""
         verifiers = self.protector.verifiers
         parts = [json.dumps(settings, sort_keys=True)]
-        parts += [_digest(verifier.embedder) for verifier in verifiers]
+        parts += [f"{one.threshold!r} {_digest(one.embedder)}" for one in verifiers]
+        # Their defaults differ between versions.
+        parts += [repr(self.protector.strength), repr(face_attack.ATTACK)]
         galleries = (one.gallery for one in verifiers if one.gallery is not None)
         parts += [sha256_of(gallery.tobytes()) for gallery in galleries]
         if self.choice.listed is not None:
@@ -86,9 +88,9 @@ class FileProtector:
                 status = NO_FACE
             elif isinstance(error, EmbeddingError | ProtectedError):
                 status = NOT_PROTECTED
-            # Without a digest the file is tried again.
-            digest = "" if isinstance(error, TransientError) else digest
-            return FileRecord(name, status, str(error), source_sha256=digest)
+            # Without a digest the file is tried again: not its content alone is the cause.
+            passes = isinstance(error, TransientError | ProtectedError)
+            return FileRecord(name, status, str(error), source_sha256="" if passes else digest)
 
     @functools.cached_property
     def _outputs(self) -> set[str]:
@@ -116,6 +118,8 @@ class FileProtector:
             return FileRecord(name, NO_FACE, _NO_FACE, source_sha256=digest)
         try:
             done = self.protector.protect_photo(photo, faces, name)
+        except TransientError:
+            raise
         except InputError as error:  # A recogniser is blind, or the file cannot be encoded.
             return FileRecord(name, NOT_PROTECTED, str(error), source_sha256=digest)
         write_whole(self.output / name, done.data)

@@ -47,6 +47,7 @@ def photo_markdown(tables: PhotoTables, evaluation: PhotoEvaluation) -> str:
         "every rate, `per_photo.csv` every photo.",
         "No face of the person was found in these photos, which count in no rate: "
         f"{', '.join(whole.not_found) or 'none'}.",
+        f"Left out: {'; '.join(whole.left_out) or 'none'}.",
         "## Threat model",
         _WHO.strip(),
         "## Thresholds",
@@ -93,6 +94,8 @@ def show_photos(tables: PhotoTables, evaluation: PhotoEvaluation) -> None:
         cells = [f"{_short(r, OTHERS)} / {_short(r, SELF)}{_fitted(r)}" for r in rows]
         table.add_row(fit, _budget(run), f"{100 * rows[0].lost:.0f}", *cells)
     console.print(table)
+    for text in whole.left_out:
+        console.print(f"left out: {text}", soft_wrap=True)
     for name in whole.not_found:
         console.print(f"no face of the person found: {name}", soft_wrap=True)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from deid_jax.photos.verifiers import THRESHOLDS, comparable_of, crops_of, thres
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transfer.transfer_tables import Cell
 from deid_jax.types import NumpyArray
+from deid_jax.videos import content
 
 # (kind of processing, judge) -> each photo's comparisons, None where no face is detected.
 _Seen = dict[tuple[str, str], list[Comparisons | None]]
@@ -74,6 +74,7 @@ class WholePhotos:
       labels: int[N], the photos' persons.
       embeddings: by recogniser, comparable ones, float64[N, D].
       not_found: names of the photos in which the person's face was not found.
+      left_out: names of other files, and why each is left out.
     """
 
     photos: list[CleanPhoto]
@@ -81,6 +82,7 @@ class WholePhotos:
     labels: NumpyArray
     embeddings: dict[str, NumpyArray]
     not_found: list[str]
+    left_out: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,20 +139,30 @@ def read_photos(
     """Finds each person's face in `photos/<person>/*` and `gallery/<person>/*`.
 
     Raises:
-      InputError: a folder holds no photos, a file cannot be read or is there twice, or no face
-        is a person's.
+      InputError: a folder holds no photos, a file of `photos` is there twice, or no face is a
+        person's.
     """
-    listed = [own for part, folder in sources.items() for own in _listed(part, folder)]
+    given = [own for part, folder in sources.items() for own in _listed(part, folder)]
+    listed: list[_Listed] = []
+    left_out: list[str] = []
     faces, found = [], []
-    contents: dict[str, Path] = {}
-    for number, own in enumerate(listed):
-        done(number, len(listed), "finding faces")
-        data = own.path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        if digest in contents:  # "Others" would hold the photo itself.
-            raise InputError(f"{own.path} has the same content as {contents[digest]}")
-        contents[digest] = own.path
-        pixels = parse_photo(data, own.name).pixels
+    contents: dict[str, _Listed] = {}
+    for number, own in enumerate(given):
+        done(number, len(given), "finding faces")
+        data, digest = content(sources[own.part], own.name)
+        try:
+            pixels = _pixels(data, own.name)
+        except InputError as error:
+            left_out.append(f"{own.part}/{error}")
+            continue
+        first = contents.setdefault(digest, own)
+        if first is not own:
+            text = f"{own.path} has the same content as {first.path}"
+            if first.part != "gallery":  # "Others" would hold the photo itself.
+                raise InputError(text)
+            left_out.append(text)
+            continue
+        listed.append(own)
         faces.append(detector(pixels))
         found.append([_face_embeddings(one, pixels, faces[-1]) for one in embedders.values()])
     labels = np.unique([person_of(own.name) for own in listed], return_inverse=True)[1]
@@ -161,6 +173,7 @@ def read_photos(
         raise InputError(
             f"photos {sources['photos']}: in none of them could the person's face be "
             "identified: it is chosen by its similarity to the person's other photos"
+            + "".join(f"; left out: {one}" for one in left_out[:1])
         )
     photos = [CleanPhoto(listed[i].name, listed[i].path, faces[i][place]) for i, place in known]
     embeddings = {
@@ -169,7 +182,7 @@ def read_photos(
     }
     missing = [f"{listed[i].part}/{listed[i].name}" for i, n in enumerate(chosen) if n is None]
     persons = np.unique([person_of(own.name) for own in photos], return_inverse=True)[1]
-    return WholePhotos(photos, to_protect, persons, embeddings, missing)
+    return WholePhotos(photos, to_protect, persons, embeddings, missing, left_out)
 
 
 class _Listed(NamedTuple):
@@ -189,6 +202,13 @@ def _listed(part: str, folder: Path) -> list[_Listed]:
     if not found:
         raise InputError(f"{part} {folder} must hold photos as <person>/<name>")
     return found
+
+
+def _pixels(data: bytes | InputError | None, name: str) -> NumpyArray:
+    """The pixels of a photo, by `videos.content` of its file."""
+    if isinstance(data, bytes):
+        return parse_photo(data, name).pixels
+    raise data or InputError(f"{name} is a video")
 
 
 def _face_embeddings(

@@ -14,7 +14,7 @@ from deid_jax.models import MODELS
 from deid_jax.photos import Strength
 from deid_jax.photos.photo_processing import PHOTO_PROCESSING
 from deid_jax.photos.verifiers import DEFAULTS, default_embedders
-from deid_jax.recognisers.embedders import name_of, split_list
+from deid_jax.recognisers.embedders import Embedder, name_of, split_list
 from deid_jax.transfer import TransferPlan
 from deid_jax.transfer.plan import OFFERED
 from deid_jax.transforms.processing import PROCESSING
@@ -192,11 +192,12 @@ def _kinds(text: str, known: Iterable[str]) -> tuple[str, ...]:
     return read_names("processing", f"none,{kinds}", known)
 
 
-def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]]:
-    """`plan_of` for whole photos.
+def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, Embedder]]:
+    """`plan_of` for whole photos, and the recognisers by name.
 
     Raises:
-      InputError: see `plan_of`; a setting that does not apply to photos, or no gallery.
+      InputError: see `plan_of`; a setting that does not apply to photos, or no gallery; a
+        recogniser cannot be loaded.
     """
     if settings.gallery is None:
         raise InputError("--photos needs a --gallery of other photos of the same persons")
@@ -212,16 +213,16 @@ def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]
     if settings.test is not None:
         groups = [_named(group, written) for group in split_list(settings.test, ",")]
         judges = tuple(dict.fromkeys(name for group in groups for name in group))
+    embedders: dict[str, Embedder] = {}
     if not written:
-        judges = tuple(
-            one.name for one in default_embedders(loading.load_embedder_with_bar, [])
-        )
-        written = {name: name for name in judges}
+        found = default_embedders(loading.load_embedder_with_bar, [])
+        embedders = {one.name: one for one in found}
+        judges = tuple(embedders)
     if not fits:
         fits = [tuple(one for one in judges if one != name) for name in judges]
         if len(judges) < 2:
             raise InputError(f"leave-one-out needs two recognisers or more, got {judges[0]}")
-    return PhotoPlan(
+    plan = PhotoPlan(
         fits=tuple(dict.fromkeys(fits)),
         judges=judges,
         psnrs=_numbers("psnr", settings.psnr or _PHOTO_PSNR, 200),
@@ -229,7 +230,10 @@ def photo_plan_of(settings: TransferSettings) -> tuple[PhotoPlan, dict[str, str]
         fars=_numbers("far", settings.far, 1),
         num_steps=_steps(settings, _PHOTO_STEPS),
         seed=settings.seed,
-    ), written
+    )
+    for name, text in written.items():
+        embedders[name] = loading.load_embedder_with_bar(text, settings.image_size)
+    return plan, embedders
 
 
 def _steps(settings: TransferSettings, default: int) -> int:

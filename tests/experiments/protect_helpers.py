@@ -22,6 +22,7 @@ from experiments import protect
 CELLS, WIDTH = 4, 12
 OWN = "tests.experiments.protect_helpers"
 ONE, TWO, CONSTANT = f"{OWN}:one", f"{OWN}:two", f"{OWN}:constant"
+ONE_AGAIN = f"{OWN}:one_again"
 BOX = (20, 15, 60, 60)
 FACES = "--faces=" + ":".join(map(str, BOX))
 
@@ -47,6 +48,16 @@ def one(images):
 def two(images):
     """The second one's."""
     return _embed(images, 2)
+
+
+def three(images):
+    """The third one's."""
+    return _embed(images, 3)
+
+
+def one_again(images):
+    """The first one's, by another name."""
+    return one(images)
 
 
 def constant(images):
@@ -76,7 +87,7 @@ def embedder(function):
     return Embedder(function.__name__, FunctionModule(function), {})
 
 
-FIRST, SECOND, NEVER, BLIND = map(embedder, (one, two, constant, zero))
+FIRST, SECOND, THIRD, NEVER, BLIND = map(embedder, (one, two, three, constant, zero))
 KEY = jax.random.key(0)
 QUICK = Strength((42.0, 40.0, 38.0), 2)
 

@@ -255,6 +255,26 @@ def test_face_that_the_detector_finds(tmp_path):
     assert not np.any(changed & ~may_change(changed.shape, reach_of(crop_matrix(found))))
 
 
+@pytest.mark.parametrize("flag", ["faces", "boxes"])
+def test_given_boxes_are_judged_by_what_is_detected_in_the_written_file(
+    photo, tmp_path, monkeypatch, flag
+):
+    looked_at = []
+
+    def detector(pixels):
+        looked_at.append(pixels)
+        return []
+
+    monkeypatch.setattr(protect, "load_detector", lambda name: detector)
+    given = "--faces=" + ":".join(map(str, LARGER))
+    if flag == "boxes":
+        row = ",".join(map(str, LARGER))
+        (tmp_path / "b.csv").write_text(f"file,left,top,width,height\na.png,{row}\n")
+        given = f"--boxes={tmp_path}/b.csv"
+    run(detected(photo, tmp_path / "out", given))
+    np.testing.assert_array_equal(looked_at[-1], shown(tmp_path / "out/a.png"))
+
+
 def test_box_without_a_face_is_reported_and_not_called_protected(
     photo, tmp_path, monkeypatch, capsys
 ):

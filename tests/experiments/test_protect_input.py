@@ -38,7 +38,11 @@ NO_YUNET = "detector file none.onnx does not exist"
         (["--threshold=2"], f"threshold of {ONE} must be a cosine > -1 and < 1, got 2"),
         (["--strength=most"], "value should be one of <light|medium|strong>"),
         (["--faces=1:2:3"], "faces must be largest, all or LEFT:TOP:WIDTH:HEIGHT, …"),
-        (["--faces=1:2:0:4"], "a box must be wider and higher than 0, got 0"),
+        (["--faces=1:2:0:4"], "boxes are in pixels, 2 or more wide and high, got 0x4"),
+        (
+            ["--faces=0.3:0.2:0.25:0.3"],
+            "boxes are in pixels, 2 or more wide and high, got 0.25",
+        ),
         (["--faces=1:2:nan:4"], "faces"),
         (["--boxes=none.csv", "--faces=all"], "boxes file none.csv cannot be read"),
         (["--aligned"], "faces by boxes, boxes and aligned exclude each other"),

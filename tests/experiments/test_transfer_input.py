@@ -110,6 +110,11 @@ def _bad(message, *given):
         _bad("mobilefacenet is given twice", "--fit=mobilefacenet:x,mobilefacenet:y"),
         _bad("recognisers must be named, got ''", f"--fit={ONE},"),
         _bad("recognisers must be named", f"--test={ONE}++{TWO}"),
+        _bad(
+            f"judge {OTHERS}:one_again is the same network as the fitted {OTHERS}:one",
+            f"--fit={OTHERS}:one",
+            f"--test={OTHERS}:one_again",
+        ),
         _bad("methods must be of apfgvm", "--methods=mifgvm,magic"),
         _bad("processing must be of none, jpeg95", "--processing=jpeg74"),
         _bad("transformations must be of resize_pad_flip", "--transformations=flip+none"),

@@ -2,17 +2,32 @@
 
 import itertools
 import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deid_jax.errors import InputError
 from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Face
+from deid_jax.photos.verifiers import DEFAULTS
 from experiments import transfer
+from experiments._common import loading
+from experiments._transfer.photo_runs import read_photos
 from tests.experiments.conftest import assert_refused
-from tests.experiments.protect_helpers import ONE, TWO, embedding, picture
+from tests.experiments.protect_helpers import (
+    FIRST,
+    ONE,
+    ONE_AGAIN,
+    SECOND,
+    THIRD,
+    TWO,
+    embedding,
+    picture,
+)
 from tests.experiments.transfer_helpers import chosen, rows_of, tables_of, unit
+from tests.helpers import refused
 
 FAR = 0.3
 SEEDS = {ONE: 1, TWO: 2}
@@ -173,6 +188,9 @@ def _bad(message, *given):
         _bad("processing must be of none, jpeg75", "--processing=noise"),
         _bad("num_steps must be an integer >= 1", "--num_steps=0"),
         _bad("far 0.01 accepts only 3 impostor pairs", "--far=0.01"),
+        _bad(
+            f"judge {ONE_AGAIN} is the same network as the fitted {ONE}", f"--test={ONE_AGAIN}"
+        ),
         _bad("recognisers must be named", f"--fit={ONE},"),
     ],
 )
@@ -185,6 +203,56 @@ def test_a_photo_is_not_in_its_own_gallery(sources, workplace, capsys, detector)
     given = _given(sources, f"--gallery={sources}/photos")
     message = "photos/p0/0.jpg has the same content as "
     assert_refused(transfer.main, given, message, workplace, capsys)
+
+
+def test_what_cannot_be_read_and_copies_in_the_gallery_are_left_out(sources, tmp_path):
+    folders = {part: tmp_path / part for part in ("photos", "gallery")}
+    for part, folder in folders.items():
+        shutil.copytree(sources / part, folder)
+
+    def read():
+        return read_photos(folders, faces_of, {"one": FIRST}, lambda *_: None)
+
+    whole = read()
+    assert whole.left_out == []
+    for part in ("photos", "gallery"):
+        (folders[part] / "p0/z.jpg").write_bytes(b"")
+    (folders["gallery"] / "p1/z.jpg").symlink_to("2.jpg")
+    (folders["gallery"] / "p1/z.mp4").write_bytes(b"film")
+    again = read()
+    assert again.left_out == [
+        "photos/p0/z.jpg is an empty file",
+        "gallery/p0/z.jpg is an empty file",
+        f"{tmp_path}/gallery/p1/z.jpg has the same content as {tmp_path}/gallery/p1/2.jpg",
+        "gallery/p1/z.mp4 is a video",
+    ]
+    assert (again.photos, again.not_found) == (whole.photos, whole.not_found)
+    np.testing.assert_array_equal(again.embeddings["one"], whole.embeddings["one"])
+    for path in folders["photos"].glob("*/?.jpg"):
+        path.write_bytes(b"")
+    with refused("left out: photos/p0/0.jpg is an empty file"):
+        read()
+
+
+def test_default_recognisers_are_loaded_once(sources, workplace, monkeypatch, detector):
+    networks, loaded = dict(zip(DEFAULTS, (FIRST, SECOND, THIRD), strict=True)), []
+
+    def load(text, size):
+        loaded.append(text)
+        return networks[text]._replace(name=text)
+
+    def read(folders, detector, embedders, done):
+        assert tuple(embedders) == DEFAULTS
+        raise InputError("enough")
+
+    monkeypatch.setattr(loading, "load_embedder_with_bar", load)
+    monkeypatch.setattr(transfer, "read_photos", read)
+    settings = transfer.TransferSettings(
+        photos=f"{sources}/photos", gallery=f"{sources}/gallery"
+    )
+    with refused("enough"):
+        transfer.run(settings)
+    assert tuple(loaded) == DEFAULTS
 
 
 def test_photos_and_gallery_need_each_other(pictures, workplace, capsys):

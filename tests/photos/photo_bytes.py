@@ -183,10 +183,19 @@ def talkative_jpeg(pixels, orientation=6, **options):
     return b"".join((plain[:2], *segments, plain[2:], SMALL, b"ftypmp4 video of Ann"))
 
 
-def turned_by_xmp(kind):
-    """(file, pixels): XMP alone has an orientation; in a PNG it follows the pixels."""
+def turned_by_xmp(kind, make=None):
+    """(file, pixels): XMP alone has an orientation; in a PNG it follows the pixels.
+
+    With a make the file has EXIF as well, but no density, nor does EXIF have one.
+    """
     pixels, target = picture(), io.BytesIO()
-    options = {"tiffinfo": {700: XMP}} if kind == "TIFF" else {"xmp": XMP}
+    tags = {} if make is None else {0x010F: make}
+    options = {"xmp": XMP}
+    if kind == "TIFF":
+        options = {"tiffinfo": {700: XMP} | tags}
+    elif tags:
+        options["exif"] = Image.Exif()
+        options["exif"].update(tags)
     Image.fromarray(pixels).save(target, kind, **options)
     content = target.getvalue()
     if kind == "PNG":

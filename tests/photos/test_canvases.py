@@ -10,6 +10,7 @@ from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.canvases import SIZE, Canvas
 from deid_jax.photos.faces import Face
 from tests.experiments.protect_helpers import psnr_of
+from tests.helpers import refused
 
 
 def placed(eye_distance, middle, degrees=0.0):
@@ -42,6 +43,17 @@ def test_small_face_is_shown_and_changed_in_its_own_pixels(photo):
     np.testing.assert_array_equal(spread, perturbation)
     there = canvas.landmarks + np.array([canvas.left, canvas.top])
     np.testing.assert_allclose(there, face.landmarks)
+
+
+def test_the_smallest_faces_have_an_area_wherever_they_lie(photo):
+    """Of smaller ones the pixels that may change could all lie between the photo's."""
+    for middle in np.random.default_rng(0).uniform(200, 300, (50, 2)):
+        canvas = Canvas.around(Face((*(middle - 1), 2.0, 2.0)), photo)
+        assert canvas.error(photo, 255 - photo) > 0
+        assert canvas.area() > 1
+    for small in (0.5, 1e-3):
+        with refused("a face must be larger than 2 pixels"):
+            Canvas.around(Face((250.0, 250.0, small, small)), photo)
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 30])

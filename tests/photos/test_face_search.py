@@ -79,6 +79,17 @@ def test_a_small_face_in_a_panorama(search, astronaut):
     np.testing.assert_allclose(face.landmarks[:2] - [1350, 230], eyes, atol=0.1 * APART)
 
 
+@pytest.mark.slow
+def test_a_small_face_at_the_end_of_a_strip(search, astronaut):
+    """Halved, 50.5 pixels become 50, and the height is exact."""
+    part = Photo(astronaut[:240, 100:340], EYES[None] - np.array([100, 0]))
+    head, (eyes,) = resized(part, 14 / APART)
+    pixels = np.full((4001, 101, 3), 90, np.uint8)
+    pixels[3890 : 3890 + len(head), : head.shape[1]] = head
+    (face,) = search(pixels)
+    np.testing.assert_allclose(face.landmarks[:2] - [0, 3890], eyes, atol=2)
+
+
 def test_each_of_several_faces_is_found_once_the_largest_first(search, astronaut):
     pixels = np.full((500, 512, 3), 200, np.uint8)
     pixels[200:, 200:] = astronaut[:300, 50:362]

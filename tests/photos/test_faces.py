@@ -184,8 +184,8 @@ def test_told_faces_that_lie_beside_the_photo_are_refused(told):
 def test_faces_are_told_in_words():
     assert faces.parse_faces("largest") == "largest"
     assert faces.parse_faces("all") == "all"
-    wanted = [Face((1.0, -2.0, 3.5, 4.0), None, 1.0), Face((0.0, 0.0, 10.0, 0.5))]
-    assert faces.parse_faces("1:-2:3.5:4,0:0:1e1:.5") == wanted
+    wanted = [Face((1.0, -2.0, 3.5, 4.0), None, 1.0), Face((0.0, 0.0, 10.0, 2.5))]
+    assert faces.parse_faces("1:-2:3.5:4,0:0:1e1:2.5") == wanted
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_faces_are_told_in_words():
         ("1:2::4", "faces: must be numbers, got '1,2,,4'"),
         ("1:2:nan:4", "faces: must be finite numbers"),
         ("-inf:2:3:4", "faces: must be finite numbers"),
-        ("1:2:3:0", "faces: a box must be wider and higher than 0, got 3.0x0.0"),
-        ("9:9:9:9,1:2:-3:4", "faces: a box must be wider and higher than 0, got -3.0x4.0"),
+        ("1:2:3:0", "faces: boxes are in pixels, 2 or more wide and high, got 3x0"),
+        ("9:9:9:9,1:2:-3:4", "faces: boxes are in pixels, 2 or more wide and high, got -3x4"),
     ],
 )
 def test_other_words_are_refused(text, message):

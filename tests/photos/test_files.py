@@ -64,10 +64,11 @@ def test_orientation_is_applied_once(kind, orientation):
         np.testing.assert_array_equal(decode(written), shown)
 
 
+@pytest.mark.parametrize("make", [None, "ACME"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_orientation_of_xmp_is_ignored(kind):
+def test_orientation_of_xmp_is_ignored(kind, make):
     """As viewers and OpenCV do."""
-    content, pixels = turned_by_xmp(kind)
+    content, pixels = turned_by_xmp(kind, make)
     photo = parse(content)
     assert photo.pixels.shape == pixels.shape == decode_image(content, "a").shape
     written = files.encode_photo(photo, photo.pixels, keep_metadata=True)

@@ -29,6 +29,7 @@ from tests.experiments.protect_helpers import (
     views_of,
 )
 from tests.photos.bad_files import encoded
+from tests.photos.photo_bytes import decode
 
 LEFT, RIGHT = Face((12.0, 10.0, 50.0, 50.0)), Face((98.0, 20.0, 40.0, 40.0))
 
@@ -52,7 +53,7 @@ def psnr_of(before, after, face):
 
 
 def test_the_smallest_face_keeps_its_budget(wide):
-    done = protect(wide, [Face((12.0, 10.0, 0.2, 0.2))], verifier())
+    done = protect(wide, [Face((12.0, 10.0, 2.0, 2.0))], verifier())
     assert done.faces[0].psnr >= done.faces[0].strength_db
 
 
@@ -192,6 +193,34 @@ def test_quality_is_the_photos_own_unless_encoding_takes_too_much(contrast):
     done = protect(found, [face], verifier(NEVER))
     assert done.quality == 90 if enough else done.quality > 90
     assert enough is (contrast < 8)
+
+
+def test_of_tries_that_all_cost_too_much_the_least_is_returned(monkeypatch):
+    """60 dB are less than JPEG costs at any quality; the last try is not the best."""
+    photo = parsed(picture(3, size=(120, 110)), "JPEG", quality=90)
+    encoder = protecting._Encoder(photo, [LEFT], 60.0)
+    perturbation = np.random.default_rng(0).normal(0, 0.02, (192, 192, 3)).astype(np.float32)
+    tries, encode = [], files.encode_photo
+
+    def spied(*given, **options):
+        tries.append(encode(*given, **options))
+        return tries[-1]
+
+    monkeypatch.setattr(files, "encode_photo", spied)
+    data, pixels = encoder.encode([perturbation], np.array([60.0]), False)
+    psnrs = [psnr_of(photo.pixels, decode(one), LEFT) for one in tries]
+    assert 60 > max(psnrs) > psnrs[-1]
+    assert data == tries[int(np.argmax(psnrs))]
+    np.testing.assert_array_equal(pixels, decode(data))
+
+
+def test_a_judge_does_not_steer(wide):
+    """One that is never fooled leaves the first budget that fools the surrogate."""
+    alone = protect(wide, [LEFT], verifier())
+    judged = protect(wide, [LEFT], verifier(), verifier(NEVER, is_surrogate=False))
+    assert judged.data == alone.data
+    assert judged.faces[0].strength_db == alone.faces[0].strength_db > 38
+    assert (alone.status, judged.status) == ("unjudged", "not protected")
 
 
 def test_grey_in_three_channels_stays_grey():

@@ -12,7 +12,7 @@ from deid_jax.photos.verifiers import (
     load_verifiers,
     thresholds_of,
 )
-from tests.experiments.protect_helpers import FIRST, SECOND
+from tests.experiments.protect_helpers import FIRST, SECOND, THIRD
 from tests.helpers import refused
 
 COSINE = FIRST._replace(name="one")
@@ -70,6 +70,28 @@ def test_unavailable_defaults_are_named_in_one_line(capsys):
     assert only.embedder.name == DEFAULTS[0] and only.is_surrogate
     (line,) = capsys.readouterr().err.splitlines()
     assert all(name in line for name in DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("available", "roles"),
+    [
+        (DEFAULTS, (True, True, False)),
+        (DEFAULTS[:2], (True, True)),
+        (DEFAULTS[1:], (True, True)),
+        (DEFAULTS[2:], (True,)),
+    ],
+)
+def test_of_the_defaults_the_last_judges_if_all_are_there(available, roles):
+    networks = dict(zip(DEFAULTS, (FIRST, SECOND, THIRD), strict=True))
+
+    def load(text, size):
+        if text not in available:
+            raise InputError(f"cannot download {text}")
+        return networks[text]._replace(name=text)
+
+    found = load_verifiers(None, None, None, load)
+    assert tuple(one.embedder.name for one in found) == available
+    assert tuple(one.is_surrogate for one in found) == roles
 
 
 def test_a_list_is_never_shortened_and_a_judge_is_not_fitted():
