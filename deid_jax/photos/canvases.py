@@ -29,6 +29,9 @@ _TAPER = 8.0
 # Pixels of the photo that may be perturbed must be more than these along an axis, so that there
 # are some within the border.
 _LEAST = 2.0
+# Landmarks that do not look like a face's can fit a crop of any size: the canvas is at most as
+# many times as large as the photo.
+_MOST = 8.0
 _BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -56,16 +59,19 @@ class Canvas(NamedTuple):
         """The smallest canvas in a photo, uint8[H, W, 3], with all pixels that may change.
 
         Raises:
-          InputError: the face's landmarks coincide, or lie within about a pixel.
+          InputError: the face's landmarks lie within about a pixel, or are no face's.
         """
         landmarks = landmarks_of(face)
         left, top, right, bottom = _PERTURBED_BOX
         ends = np.array([[left, top], [right, top], [left, bottom], [right, bottom]])
         back = inverse_of(fit_similarity(landmarks, ARCFACE.points))
         corners = ends @ back[:, :2].T + back[:, 2]
-        if np.ptp(corners, axis=0).max() < _LEAST:
+        extent = np.ptp(corners, axis=0).max()
+        if extent < _LEAST:
             raise InputError(f"a face must be larger than {_LEAST:g} pixels: give it in pixels")
-        length = max(SIZE, math.ceil(np.ptp(corners, axis=0).max()) + 4)
+        if extent > _MOST * max(pixels.shape):
+            raise InputError("a face's landmarks must be eyes, nose and corners of the mouth")
+        length = max(SIZE, math.ceil(extent) + 4)
         middle = (corners.min(0) + corners.max(0)) / 2
         first = np.rint(middle - (length - 1) / 2).astype(int)
         points = (landmarks - first + 0.5) * (SIZE / length) - 0.5

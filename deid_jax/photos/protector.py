@@ -74,7 +74,7 @@ class Strength:
         falling = all(more > less for more, less in itertools.pairwise(self.psnrs))
         if not self.psnrs or not falling or not all(map(math.isfinite, self.psnrs)):
             raise InputError(f"psnrs must be numbers, each below the last, got {self.psnrs}")
-        count("num_steps", self.num_steps, least=1)
+        count("num_steps", self.num_steps, least=1, most=10**6)
 
 
 class ProtectedPhoto(NamedTuple):

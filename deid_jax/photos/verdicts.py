@@ -27,8 +27,9 @@ _MISALIGNED = (
     (0.0, 0.92, 0.0, 0.0),
     (0.0, 1.0, 0.08, 0.08),
 )
-# Boxes with a larger intersection over union belong to the same face.
-_SAME = 0.3
+# Boxes with a larger intersection over union belong to the same face. Given boxes may cover
+# only part of one, and a neighbour's crop among a face's can only make its verdict stricter.
+_SAME = 0.1
 
 
 def views(faces: Sequence[Face], found: Sequence[Face]) -> list[list[Face]]:

@@ -26,8 +26,8 @@ from deid_jax.types import NumpyArray
 # are cosines; dlib's is a distance (at 0.6, which its users set, the rates are 0.3 and 4 %).
 THRESHOLDS = {
     "dlib_resnet": 0.631,
-    "mobilefacenet_ms1m": 0.296,
-    "mobilefacenet_casia": 0.291,
+    "mobilefacenet_ms1m": 0.291,
+    "mobilefacenet_casia": 0.288,
 }
 # The recognisers if the user names none. The first one comes with the packages that photos
 # need; the others are downloaded once.
@@ -204,20 +204,21 @@ def thresholds_of(text: str | None, embedders: Sequence[Embedder]) -> list[float
       InputError: a bad or missing value, an unknown name, or a single value for both kinds.
     """
     given: dict[str, str] = {}
+    names = [one.name for one in embedders]
     if text is not None and "=" not in text:
         if len({one.distance for one in embedders}) > 1:
             raise InputError(
                 f"threshold must be NAME=VALUE,… if some recognisers compare by cosine and "
                 f"others by distance, got {text}"
             )
-        given = {one.name: text for one in embedders}
+        given = dict.fromkeys(names, text)
     elif text is not None:
         for part in text.split(","):
             name, _, value = part.strip().rpartition("=")
-            if name in given or name not in [one.name for one in embedders]:
-                raise InputError(
-                    f"threshold is given twice, or for an unknown recogniser: {part}"
-                )
+            if name in given:
+                raise InputError(f"threshold of {name} is given twice")
+            if name not in names:
+                raise InputError(f"threshold is for {', '.join(names)}, got {part}")
             given[name] = value
     found = []
     for one in embedders:
@@ -320,8 +321,8 @@ def default_embedders(
     if missing:
         *_, cause = missing.values()
         print(
-            f"using only {', '.join(one.name for one in found)}; not available: "
-            f"{', '.join(missing)} ({cause})",
+            f"using only {', '.join(one.name for one in found)}, and no judge: "
+            f"{' and '.join(missing)} cannot be loaded ({cause})",
             file=sys.stderr,
         )
     return found

@@ -128,7 +128,7 @@ def fetch(
     One that comes with a package is only looked up. A file in the cache is used without network
     access. A damaged one is downloaded again, unless its SHA-256 comes from the user: then this
     is an error, and the file stays. Source, licence and citation are shown on standard error
-    before a download.
+    after a download.
 
     `sha256` is that of the file, needed if the table has none; `progress` is called while bytes
     are received.
@@ -156,12 +156,12 @@ def fetch(
                 "correct --sha256, or delete the file to download it again"
             )
         print(f"{path} is damaged and downloaded again", file=sys.stderr)
+    _download(row.url, path, expected, progress)
     print(
         f"{name}: {row.what}\nfrom {row.url}\nlicence: {row.licence}\n"
         f"please cite: {row.citation}",
         file=sys.stderr,
     )
-    _download(row.url, path, expected, progress)
     return path
 
 

@@ -89,7 +89,7 @@ class FileProtector:
             elif isinstance(error, EmbeddingError | ProtectedError):
                 status = NOT_PROTECTED
             # Without a digest the file is tried again: not its content alone is the cause.
-            passes = isinstance(error, TransientError | ProtectedError)
+            passes = isinstance(error, TransientError | ProtectedError | FaceError)
             return FileRecord(name, status, str(error), source_sha256="" if passes else digest)
 
     @functools.cached_property

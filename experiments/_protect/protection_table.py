@@ -10,6 +10,7 @@ from rich.table import Table
 from deid_jax.photos import FaceReport, FileRecord, Protector
 from deid_jax.photos.file_records import (
     NO_FACE,
+    NOT_PROTECTED,
     PROTECTED,
     UNJUDGED,
     TrackReport,
@@ -89,10 +90,15 @@ def _verdict_lines(
         f"{counts(sum(map(fools_fitted, faces)), sum(fooling))}"
     )
     if all(one.is_surrogate for one in protector.verifiers):
-        yield "There was no judge: --judge adds recognisers that only judge."
+        yield "There was no judge: --judge=NAME:FILE adds recognisers that only judge."
     else:
         good = [sum(one.status == PROTECTED for one in kind) for kind in (faces, records)]
         yield f"Protected (fool every judge as well): {counts(*good)}"
+    if any(one.status == NOT_PROTECTED for one in faces):
+        yield (
+            "Faces that are not protected are still recognised: do not publish them as they "
+            "are, or try a higher --strength."
+        )
     empty = sum(face.score == 0 for face in faces)
     if empty:
         yield (

@@ -197,7 +197,7 @@ def _listed(part: str, folder: Path) -> list[_Listed]:
     found = [
         _Listed(part, path, f"{path.parent.name}/{path.name}")
         for path in sorted(folder.glob("*/*"))
-        if path.is_file() and not path.name.startswith(".")
+        if path.is_file() and not path.name.startswith(".") and path.parent.name[0] != "."
     ]
     if not found:
         raise InputError(f"{part} {folder} must hold photos as <person>/<name>")

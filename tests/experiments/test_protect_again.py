@@ -12,6 +12,7 @@ from deid_jax.photos.written_files import remember
 from deid_jax.transforms.alignments import Misalignment
 from deid_jax.videos import FileProtector
 from tests.experiments.protect_helpers import (
+    FACES,
     SECOND,
     arguments,
     hashes,
@@ -129,6 +130,18 @@ def test_refusal_leaves_the_earlier_output_and_is_not_resumed(
     (tmp_path / "in/a.png").write_bytes(b"no photo any more")
     assert run(given) == 1
     assert not (tmp_path / "out/a.png").exists()
+
+
+def test_boxes_beside_the_photos_cost_no_finished_file(tmp_path):
+    write_photos(tmp_path / "in", len(NAMES))
+    given = arguments(tmp_path / "in", tmp_path / "out")
+    assert run(given) == 0
+    before = places(tmp_path / "out")
+    wrong = [one.replace(FACES, "--faces=5000:5000:20:20") for one in given]
+    assert run(wrong) == 1
+    assert {
+        name: place for name, place in places(tmp_path / "out").items() if name in NAMES
+    } == {name: before[name] for name in NAMES}
 
 
 def test_digest_holds_all_that_decides_the_written_bytes(tmp_path, monkeypatch):

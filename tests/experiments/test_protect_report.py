@@ -66,13 +66,15 @@ def test_of_many_photos_only_failures_are_shown(capsys, tmp_path):
     ):
         assert said in text
     assert "2: two, judge; match: similarity ≥ 0.25" in text
-    assert "There was no judge" not in text
+    assert "There was no judge" not in text and "do not publish" not in text
+    records[2] = photo("seen.png", dataclasses.replace(FACE, status="not protected"))
     print_protection(records[1:], protector(), tmp_path)
     out = capsys.readouterr().out
     assert "good1.png" in out and "∞" in out and "41.9" in out and "3x4 at 1,2" in out
     text = " ".join(out.split())
     assert "Fool every surrogate (budget: 38 dB): " in text
-    assert "There was no judge: --judge adds recognisers that only judge." in text
+    assert "There was no judge: --judge=NAME:FILE adds recognisers that only judge." in text
+    assert "are still recognised: do not publish them as they are" in text
 
 
 def test_without_a_face_nothing_is_said_of_recognisers(capsys, tmp_path):

@@ -56,6 +56,15 @@ def test_the_smallest_faces_have_an_area_wherever_they_lie(photo):
             Canvas.around(Face((250.0, 250.0, small, small)), photo)
 
 
+@pytest.mark.parametrize("reach", [13.46983784, 13.489])
+def test_landmarks_of_no_face_are_refused(photo, reach):
+    """With a mouth that is mirrored and wide they fit a crop of any size."""
+    mouth = [[100 + reach, 151], [100 - reach, 151]]
+    points = np.array([[90, 150], [110, 150], [100, 150.5], *mouth])
+    with refused("a face's landmarks must be eyes, nose and corners of the mouth"):
+        Canvas.around(Face((80.0, 140.0, 40.0, 20.0), points), photo)
+
+
 @pytest.mark.parametrize("degrees", [0, 90, 180, 30])
 def test_large_face_keeps_its_place(photo, degrees):
     face = placed(100, (300, 260), degrees)

@@ -4,7 +4,7 @@ import pytest
 
 from deid_jax.errors import InputError
 from deid_jax.photos.faces import Face
-from deid_jax.photos.verdicts import judge
+from deid_jax.photos.verdicts import judge, views
 from deid_jax.photos.verifiers import Verifier, comparable_of, crops_of, gallery_of
 from tests.experiments import protect_helpers
 from tests.experiments.protect_helpers import embedder
@@ -90,6 +90,11 @@ def test_boxes_found_anew_count_where_they_are_more_like(pixels):
     assert verdict(Face((100.0, 12.0, 50.0, 50.0))) == old
     own = comparable_of(MEAN, crops_of(shifted, [LEFT])).item(0)
     assert own <= verdict(Face((2.0, 12.0, 50.0, 50.0))) < old
+
+
+def test_a_box_over_part_of_a_face_is_judged_where_the_face_is_found():
+    part, whole = Face((10.0, 12.0, 25.0, 25.0)), Face((10.0, 12.0, 50.0, 50.0))
+    assert views([part, RIGHT], [whole, RIGHT]) == [[part, whole], [RIGHT, RIGHT]]
 
 
 def test_photos_count_where_the_face_is_their_persons():

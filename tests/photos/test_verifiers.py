@@ -38,9 +38,9 @@ def test_thresholds_are_similarities(text, embedders, expected):
     "text, embedders, message",
     [
         ("0.6", [COSINE, DLIBS], "NAME=VALUE,… if some recognisers compare by cosine"),
-        ("two=0.3", [COSINE], "given twice, or for an unknown recogniser: two=0.3"),
-        ("one=0.3,one=0.4", [COSINE], "given twice, or for an unknown recogniser: one=0.4"),
-        ("one=0.3,0.4", [COSINE], "given twice, or for an unknown recogniser: 0.4"),
+        ("two=0.3", [COSINE], "threshold is for one, got two=0.3"),
+        ("one=0.3,one=0.4", [COSINE], "threshold of one is given twice"),
+        ("one=0.3,0.4", [COSINE], "threshold is for one, got 0.4"),
         ("far=-0.6", [DISTANCE], "threshold of far must be a distance > 0, got -0.6"),
         ("one=nan", [COSINE], "threshold of one must be a cosine > -1 and < 1, got nan"),
         ("one=a", [COSINE], "must be a cosine > -1 and < 1, got a"),
