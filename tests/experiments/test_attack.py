@@ -267,7 +267,11 @@ BAD_FLAGS = [
     _bad("seed must be an integer >= 0, got -1", "--seed=-1"),
     _bad("--method=magic", "--method=magic"),
     _bad("--epsilon=0.1 does not apply to --method=pfgvm, which takes", "--epsilon=0.1"),
-    _bad("--penalty_weight=1.0 means", "--penalty_weight=1", "--method=ifgsm"),
+    _bad(
+        "--penalty_weight=1.0 does not apply to --method=ifgsm",
+        "--penalty_weight=1",
+        "--method=ifgsm",
+    ),
     _bad("--target=none does not apply to --method=blur", "--target=none", "--method=blur"),
     _bad("--init=image does not apply to --method=mask", "--init=image", "--method=mask"),
     _bad("--data_dir=", "--dataset=synthetic"),

@@ -85,6 +85,7 @@ def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
         assert one[allowed].mean() > 0.3 and not one[~allowed].any()
 
 
+@pytest.mark.slow
 def test_grey_videos_stay_grey(tmp_path, monkeypatch):
     frames = [face_frame(number, [(1, way(number))]) for number in range(NUMBER)]
     grey = [np.repeat(one.mean(2, keepdims=True).astype(np.uint8), 3, 2) for one in frames]
