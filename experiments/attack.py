@@ -83,7 +83,7 @@ class AttackSettings(MethodSettings, ShardSettings):
         self.check_shards()
         self.check_methods([self.method])
         if self.evolution and self.method not in ATTACKS:
-            raise InputError(f"--evolution means nothing to --method={self.method}: no steps")
+            raise InputError(f"--evolution does not apply to --method={self.method}: no steps")
 
     @property
     def path(self) -> Path:

@@ -1,17 +1,19 @@
 """Protects the faces in photos and videos against face recognisers.
 
     python -m experiments.protect --input=PHOTOS --output=PROTECTED
-        --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
 Finds the faces, adds a perturbation that people hardly see, and writes each file under the same
 name below --output. The written files are then decoded and judged by recognisers, videos frame
 by frame. `manifest.jsonl` in the output folder records the outcome of every file. Metadata
 (place, time, camera, thumbnails) is left out, and originals are never changed. To resume an
 interrupted run, repeat the command. Hidden files (names that begin with a dot) are skipped.
+Files that were protected before, here or by the page, are refused: give the originals.
 
-The exit status is 0 if faces were found in every file and every chosen face (--faces) is
-protected. It is 1 if no face was found in some file, a file is not a photo or video, or a
-recogniser still matches a face.
+The exit status is 0 if every file has a chosen face, found or given (--faces, --boxes), and no
+recogniser still matches one. A face is "protected" if it also fools one or more judges,
+recognisers that the attack is not fitted on; otherwise it is "unjudged". The status is 1 if a
+file has no chosen face, is not a photo or video or was refused, or a recogniser still matches a
+face.
 """
 
 import dataclasses
@@ -27,11 +29,18 @@ from jax.sharding import Mesh
 from deid_jax.devices import device_threads, sharding
 from deid_jax.devices.processes import Group
 from deid_jax.errors import InputError
-from deid_jax.photos import STRENGTHS, FaceChoice, FileRecord, Manifest, Protector, Strength
-from deid_jax.photos import detectors as face_detectors
+from deid_jax.photos import (
+    STRENGTHS,
+    FaceChoice,
+    FileRecord,
+    Manifest,
+    Protector,
+    Strength,
+    load_detector,
+)
 from deid_jax.photos.alignment import aligned_face
 from deid_jax.photos.faces import parse_faces, read_faces
-from deid_jax.photos.file_records import PROTECTED
+from deid_jax.photos.file_records import PROTECTED, UNJUDGED
 from deid_jax.photos.manifest import NAME, sha256_of
 from deid_jax.videos import FileProtector, content, folders, listed, with_gallery
 from experiments._common import cli, process_settings, terminal
@@ -48,16 +57,21 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     output: str = setting("", "Required: folder to write into, not within the input folder.")
     gallery: str | None = setting(
         None,
-        "Folder of other photos of one person, the largest face in each. Faces of this person "
-        "are moved away from these photos, too, not only from themselves.",
+        "Folder of other photos of one person, of which the largest face counts. This person's "
+        "faces are moved away from these photos, too. The report lists the files in which no "
+        "face is matched with the gallery by every recogniser: they may show somebody else, or "
+        "have been protected before.",
     )
     faces: str = setting(
-        "all", "Which faces: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels."
+        "all",
+        "Which faces to protect: all, largest, or LEFT:TOP:WIDTH:HEIGHT, … in pixels of the "
+        "upright photo, as viewers show it.",
     )
     boxes: str | None = setting(
         None,
-        "CSV file of faces instead of a detector: file, left, top, width, height, or landmarks "
-        "x1, y1, … x5, y5 (eyes, nose, corners of the mouth).",
+        "CSV file of the faces: columns file, left, top, width, height, or landmarks "
+        "x1, y1, … x5, y5 (eyes, nose, corners of the mouth), in pixels of the upright photo, "
+        "as viewers show it.",
     )
     aligned: bool = setting(
         False,
@@ -66,11 +80,15 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
     )
     strength: str = setting(
         "medium",
-        "How visible the perturbation may be; PSNR of the face in dB from the first try to the "
-        "cap: "
-        + "; ".join(f"{name} {', '.join(map(str, p))}" for name, p in STRENGTHS.items())
+        "How visible the perturbation is; PSNR of the face in dB: "
+        + ", ".join(f"{name} {psnr:g}" for name, psnr in STRENGTHS.items())
         + ".",
         choices=tuple(STRENGTHS),
+    )
+    least: bool = setting(
+        False,
+        "Stop at the least perturbation that fools the surrogates by a margin. Other "
+        "recognisers are then fooled less often.",
     )
     keep_metadata: bool = setting(
         False,
@@ -88,14 +106,18 @@ class ProtectSettings(ProtectorSettings, process_settings.ModelParallelSettings)
         known = None if self.boxes is None else read_faces(self.boxes)
         if sum(given) > 1:
             raise InputError("faces by boxes, boxes and aligned exclude each other: give one")
-        # Where the faces are given, only a gallery of whole photos is searched.
-        searches = not any(given) or (self.gallery is not None and not self.aligned)
+        boxes = list((known or {}).values()) + ([] if isinstance(which, str) else [which])
+        pointed = all(face.landmarks is not None for faces in boxes for face in faces)
+        # Where all landmarks are known, only a gallery of whole photos is searched.
+        searches = not self.aligned and (not boxes or not pointed or self.gallery is not None)
         if self.detector != ProtectorSettings.detector and not searches:
-            raise InputError(f"--detector={self.detector} means nothing: the faces are given")
+            raise InputError(f"--detector={self.detector} does not apply: the faces are given")
         if self.aligned:
             return FaceChoice(which, detector=aligned_face)
-        detector = None if any(given) else face_detectors.load_detector(self.detector)
-        return FaceChoice(which, known, detector)
+        if not any(given):
+            return FaceChoice(which, detector=load_detector(self.detector))
+        landmarker = None if pointed else load_detector(self.detector)
+        return FaceChoice(which, known, landmarker=landmarker)
 
     def deciding(self) -> dict[str, object]:
         """The settings that determine the output."""
@@ -119,7 +141,8 @@ def run(settings: ProtectSettings) -> list[FileRecord]:
         work, records = _protect(settings, group)
         if group.is_first:
             print_protection(records, work.protector, work.output)
-        short = group.agree(sum(record.status != PROTECTED for record in records))
+        good = (PROTECTED, UNJUDGED)
+        short = group.agree(sum(record.status not in good for record in records))
         total = group.agree(len(records))
     if short:
         raise cli.ShortfallError(
@@ -151,14 +174,16 @@ def _protect(settings: ProtectSettings, group: Group) -> tuple[FileProtector, li
 def _protector(settings: ProtectSettings, choice: FaceChoice) -> Protector:
     verifiers = settings.verifiers()
     if settings.gallery is not None:
-        detector = choice.detector or face_detectors.load_detector(settings.detector)
+        detector = choice.detector or load_detector(settings.detector)
         verifiers = with_gallery(verifiers, Path(settings.gallery), detector)
     return Protector(
         verifiers,
         jax.random.key(settings.seed),
-        detector=None if settings.aligned else choice.detector,
-        strength=Strength(STRENGTHS[settings.strength], settings.num_steps),
+        # Given boxes are judged by new detections, too, as strangers judge.
+        detector=None if settings.aligned else choice.detector or choice.landmarker,
+        strength=Strength.of(settings.strength, settings.num_steps, least=settings.least),
         keep_metadata=settings.keep_metadata,
+        mark=settings.mark,
     )
 
 

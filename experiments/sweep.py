@@ -101,7 +101,7 @@ class SweepSettings(MethodSettings, ShardSettings):
             if not any(name in METHODS[method].settings() for method in methods):
                 known = dict.fromkeys(own for m in methods for own in METHODS[m].settings())
                 raise InputError(
-                    f"--sweep={name} means nothing to --method={self.method}, which takes "
+                    f"--sweep={name} does not apply to --method={self.method}, which takes "
                     + ", ".join(known)
                 )
         grids = {}

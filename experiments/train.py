@@ -127,14 +127,13 @@ def _pretrained(settings: TrainSettings) -> Pretrained | None:
     given = settings.pretrained
     if settings.sha256 is not None and given not in weights.WEIGHTS:
         raise InputError(
-            f"--sha256={settings.sha256} means nothing without a --pretrained of "
-            f"{', '.join(_PRETRAINED)}"
+            f"--sha256={settings.sha256} needs a --pretrained of {', '.join(_PRETRAINED)}"
         )
     if given is None:
         return None
     if settings.model != _PRETRAINED_MODEL:
         raise InputError(
-            f"--pretrained={given} means nothing to --model={settings.model}: VGG-Face's "
+            f"--pretrained={given} does not apply to --model={settings.model}: VGG-Face's "
             f"weights are {_PRETRAINED_MODEL}'s"
         )
     if given not in weights.WEIGHTS:

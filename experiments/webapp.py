@@ -1,11 +1,11 @@
 """Serves a web page on your own machine that protects faces in photos.
 
     python -m experiments.webapp
-        --recogniser=mobilefacenet_ms1m:A.npz,mobilefacenet_casia:B.npz
 
 Open the printed address, drop photos onto the page, compare before and after, read the
-recognisers' verdicts, and download the protected files. They keep their names, carry no
-metadata, and are the same as those of `experiments.protect`.
+recognisers' verdicts, and download the written files. They keep their names, carry none of
+the photos' metadata, and are the same as those of `experiments.protect`. Photos that were
+protected before are refused.
 
 Only this machine can reach the page (it listens on 127.0.0.1), and the page loads nothing from
 the internet. Uploads and results are kept in a temporary folder, which is deleted when you stop
@@ -114,6 +114,7 @@ def protector_of(settings: WebappSettings) -> Protector:
         jax.random.key(settings.seed),
         detector=load_detector(settings.detector),
         strength=Strength(num_steps=settings.num_steps),
+        mark=settings.mark,
     )
 
 

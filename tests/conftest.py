@@ -1,5 +1,6 @@
 """Shared strictness: no rank promotion, no slow unmarked test, no skip where CI forbids it."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _OWN_CACHE = "DEID_JAX_TEST_CACHE" not in os.environ
 if _OWN_CACHE:
     os.environ["DEID_JAX_TEST_CACHE"] = tempfile.mkdtemp(prefix="deid_jax_tests_")
+# Nor do they see or touch the user's own files.
+os.environ["DEID_JAX_CACHE"] = f"{os.environ['DEID_JAX_TEST_CACHE']}/files"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["DEID_JAX_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 jax.config.update("jax_compilation_cache_dir", os.environ["DEID_JAX_TEST_CACHE"])
@@ -25,7 +28,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# CI sets it: there every peer and all data are at hand, so that a skip means a broken set-up.
+# CI sets it: there every peer and all data are available, so that a skip means a broken set-up.
 NO_SKIPS = os.environ.get("DEID_JAX_TEST_NO_SKIPS") == "1"
 
 
@@ -50,11 +53,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module")
 def light_attack():
     """Faces are attacked with transformations that compile fast."""
-    from deid_jax.photos import crop_attack
-    from deid_jax.transfer import SurrogateAttack
+    from deid_jax.photos import face_attack
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crop_attack, "ATTACK", SurrogateAttack(foreseen=("noise", "flip")))
+        light = dataclasses.replace(face_attack.ATTACK, processing="noise")
+        patch.setattr(face_attack, "ATTACK", light)
         yield
 
 
@@ -119,6 +122,12 @@ def real_faces() -> Path:
 def real_photos() -> Path:
     """celeba_photos/*.jpg, whole photos."""
     return _real("celeba_photos")
+
+
+@pytest.fixture(scope="session")
+def wild_photos() -> Path:
+    """celeba_wild/photos/<person>/*.jpg, whole photos; landmarks.csv beside `photos`."""
+    return _real("celeba_wild")
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,16 @@ from deid_jax.data import DATASETS
 from deid_jax.data.images import CROPS
 from deid_jax.evaluation import TARGETS
 from deid_jax.models import MODELS
-from deid_jax.photos import detectors
-from deid_jax.photos.alignment import crop_matrix
-from deid_jax.photos.verifiers import THRESHOLDS, crops_of, directions
+from deid_jax.photos.face_search import load_search
+from deid_jax.photos.file_records import PROTECTED, status_of
+from deid_jax.photos.verdicts import judge
+from deid_jax.photos.verifiers import (
+    DEFAULTS,
+    THRESHOLDS,
+    Verifier,
+    face_embeddings,
+    thresholds_of,
+)
 from deid_jax.recognisers.embedders import load_embedder
 from experiments import (
     aggregate,
@@ -118,23 +125,28 @@ def test_the_first_pictures_are_what_they_are_said_to_be():
 
 @pytest.mark.slow
 def test_the_astronaut_is_protected_as_it_says(recogniser_files):
-    """By the recognisers themselves, in the place where the cascade finds the face."""
+    """By the worst view of each recogniser."""
     before, after = (
         np.asarray(Image.open(PICTURES / name))
         for name in ("astronaut.jpg", "protected/astronaut.jpg")
     )
-    (face,) = detectors.cascade(before)
-    matrices = [crop_matrix(face)]
-    found = []
-    for name, file in recogniser_files.items():
-        embedder = load_embedder(f"{name}:{file}", image_size=112)
-        one, other = (directions(embedder, crops_of(p, matrices)) for p in (before, after))
-        found.append(float(one[0] @ other[0]))
-        assert found[-1] < THRESHOLDS[name]
-    said = re.search(r"similarity is ([\d.]+) and ([\d.]+), below", README)
-    np.testing.assert_allclose(found, [float(number) for number in said.groups()], atol=0.02)
-    for threshold in THRESHOLDS.values():
-        assert str(threshold) in README
+    search = load_search()
+    faces = search(before)
+    files = {name: f"{name}:{file}" for name, file in recogniser_files.items()}
+    *_, judging = DEFAULTS
+    embedders = [load_embedder(files.get(name, name), image_size=112) for name in DEFAULTS]
+    pairs = zip(embedders, thresholds_of(None, embedders), strict=True)
+    verifiers = [
+        Verifier(embedder, threshold, embedder.name != judging) for embedder, threshold in pairs
+    ]
+    (own,) = face_embeddings(verifiers, before, faces)
+    references = [[one.references(sign) for one, sign in zip(verifiers, own, strict=True)]]
+    (verdicts,) = judge(after, faces, references, verifiers, search)
+    assert status_of(verdicts, faces[0].score) == PROTECTED
+    told = re.findall(r"([\d.]+), (?:threshold )?([\d.]+)\)", README)
+    found = [abs(verdict.similarity) for verdict in verdicts]
+    np.testing.assert_allclose(found, [float(one) for one, _ in told], atol=0.02)
+    assert [float(threshold) for _, threshold in told] == list(THRESHOLDS.values())
 
 
 def test_example_is_python_and_uses_public_names():

@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deid_jax.arrays import projected, unit
+from deid_jax.arrays import per_image, projected, unit
 from deid_jax.attacks.loop import Iterate, Rule, finished_by, iterate
 from deid_jax.attacks.methods import MethodConfig, NumSteps, Setting, steps
 from deid_jax.types import AttackResult, Objective
@@ -23,7 +23,7 @@ class MIFGVMConfig(MethodConfig):
     """Settings of `mifgvm`.
 
     Attributes:
-      epsilon: ε ≥ 0, the largest ‖x̂ − x‖₂.
+      epsilon: ε ≥ 0, the largest ‖x̂ − x‖₂; float32[B] if traced: one per image.
       momentum: μ ≥ 0, the decay factor of the running gradient.
       reach: the total length of all steps in units of ε, ≥ 0: each step has length
         reach · ε / num_steps.
@@ -53,14 +53,14 @@ def mifgvm(
     """
 
     def rule(images: jax.Array, start: jax.Array, num_steps: int | jax.Array) -> Rule:
-        alpha = config.reach * config.epsilon / jnp.maximum(num_steps, 1)
+        size = jnp.broadcast_to(jnp.asarray(config.epsilon, images.dtype), len(images))
+        alpha = per_image(config.reach * size / jnp.maximum(num_steps, 1))
 
         def step(
             here: Iterate, direction: jax.Array, number: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             direction = config.momentum * direction + unit(here.gradient)
             change = here.images - alpha.astype(images.dtype) * unit(direction) - images
-            size = jnp.full(len(images), config.epsilon, change.dtype)
             return jnp.clip(images + projected(change, size), 0, 1), direction
 
         return Rule(step, finished_by(objective), jnp.zeros_like(start))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from deid_jax.errors import InputError, one_line
 from deid_jax.types import NumpyArray
@@ -26,9 +26,16 @@ THUMBNAIL_SIZE = 24
 FILTER = Image.Resampling.LANCZOS
 
 CELEBA_SIZE = (178, 218)
+# Eyes, nose and corners of the mouth in its aligned images.
+CELEBA_LANDMARKS = np.array(
+    [[69.0, 111.5], [108.0, 111.5], [88.0, 134.0], [72.0, 152.5], [105.5, 152.5]]
+)
 _CELEBA_BOX = (25, 62, 153, 190)
 # Maps the centres of its pixels to those of the template's.
 _TEMPLATE_SIZE = 112
+# What Pillow calls EXIF's orientation, and XMP.
+_ORIENTATION = ExifTags.Base.Orientation
+_XMP = ("xmp", "XML:com.adobe.xmp")
 CELEBA_TO_TEMPLATE = np.array([[0.94596, 0.00183, -27.934], [-0.00183, 0.94596, -53.182]])
 
 
@@ -51,6 +58,7 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
     try:
         with Image.open(source, formats=FORMATS) as image:
             _check_size(image, name)
+            read_exif(image)
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except InputError:
         raise
@@ -63,6 +71,28 @@ def decode_image(path_or_bytes: Path | str | bytes, name: str) -> NumpyArray:
         raise InputError(f"{name} is {empty}") from error
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions
         raise InputError(f"{name} cannot be read: {one_line(error)}") from error
+
+
+def read_exif(image: Image.Image) -> Image.Exif:
+    """The EXIF in the file of an image that is not loaded yet; Pillow keeps it.
+
+    Without an orientation there, Pillow would apply XMP's, which viewers ignore.
+    """
+    if image.format == "PNG":
+        image.load()  # Its XMP may follow its pixels.
+    xmp = {name: image.info.pop(name) for name in _XMP if name in image.info}
+    try:
+        found = image.getexif()
+    finally:
+        for name, value in xmp.items():
+            image.info[name] = value
+    # Of a JPEG with EXIF but no density Pillow has read both when it opened the file.
+    if _ORIENTATION in found and "exif" in image.info:
+        own = Image.Exif()
+        own.load(image.info["exif"])
+        if _ORIENTATION not in own:
+            del found[_ORIENTATION]
+    return found
 
 
 def _is_empty(path_or_bytes: Path | str | bytes) -> bool:

@@ -176,7 +176,7 @@ def over_batch(
     )
 
 
-class _DevicesAtHand:
+class _ThreadDevices:
     """The devices of one of several threads, and the weights placed on them."""
 
     def __init__(self, devices: Sequence[jax.Device]):
@@ -197,15 +197,15 @@ _thread = threading.local()
 @contextlib.contextmanager
 def working_on(devices: Sequence[jax.Device]) -> Iterator[None]:
     """Makes this thread compute on its own devices, over which dense layers are divided."""
-    _thread.at_hand = _DevicesAtHand(devices)
+    _thread.devices = _ThreadDevices(devices)
     try:
         with jax.default_device(devices[0]):
             yield
     finally:
-        del _thread.at_hand
+        del _thread.devices
 
 
-def placed_at_hand(variables: PyTree) -> PyTree:
+def placed_on_devices(variables: PyTree) -> PyTree:
     """Places weights on this thread's devices; outside `working_on`, on the default one."""
-    at_hand: _DevicesAtHand | None = getattr(_thread, "at_hand", None)
-    return jax.device_put(variables) if at_hand is None else at_hand.placed(variables)
+    devices: _ThreadDevices | None = getattr(_thread, "devices", None)
+    return jax.device_put(variables) if devices is None else devices.placed(variables)

@@ -10,7 +10,7 @@ decides the resamples; `InputError` is raised for other values.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -149,20 +149,37 @@ def bootstrap_groups(
     if names.shape != array.shape:
         raise InputError(f"groups must be [{len(array)}] as values, got {[*names.shape]}")
     check_confidence(confidence)
-    checks.count("seed", seed)
-    checks.count("resamples", resamples, least=1)
     _, places, sizes = np.unique(names, return_inverse=True, return_counts=True)
     sums, n = np.bincount(places, weights=array), len(sizes)
+    means = [
+        sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+        for drawn in group_draws(n, seed=seed, resamples=resamples)
+    ]
     if n == 1:
         return math.nan, math.nan
+    return percentiles(np.concatenate(means), confidence)
+
+
+def group_draws(
+    num_groups: int, *, seed: int = 0, resamples: int = GROUP_RESAMPLES
+) -> Iterator[NumpyArray]:
+    """The groups that each resample draws, int[B, G] for B resamples at a time, of G groups.
+
+    Raises:
+      InputError: see the module.
+    """
+    checks.count("seed", seed)
+    checks.count("resamples", resamples, least=1)
     generator = np.random.default_rng(seed)
-    batch = max(1, _VALUES_PER_BATCH // n)
-    means = []
+    batch = max(1, _VALUES_PER_BATCH // num_groups)
     for first in range(0, resamples, batch):
-        drawn = generator.integers(n, size=(min(batch, resamples - first), n))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        yield generator.integers(num_groups, size=(min(batch, resamples - first), num_groups))
+
+
+def percentiles(values: NumpyArray, confidence: float = 0.95) -> Interval:
+    """The interval that leaves (1 − confidence)/2 of resampled values, [R], on either side."""
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 

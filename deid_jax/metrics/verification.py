@@ -1,16 +1,20 @@
 """Face verification: similarity scores, thresholds at a false accept rate, and ranks.
 
-Embeddings are [N, D], of any scale; everything is computed in float64 NumPy on the host.
-A score is a cosine in [-1, 1]. An image matches a person if its score s with the person's
-gallery is at least the threshold, s ≥ t, and is protected if s < t. Persons are columns, and
-the label of an image is the column of the person that it shows.
+Embeddings are [N, D]; everything is computed in float64 NumPy on the host. A score is a
+similarity: the larger, the more alike. For most recognisers it is a cosine; for those that
+compare raw embeddings by their Euclidean distance, it is minus that distance (`Distance`). An
+image matches a person if its score s with the person's gallery is at least the threshold,
+s ≥ t, and is protected if s < t. Persons are columns, and the label of an image is the column
+of the person that it shows.
 """
 
+import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from deid_jax.errors import InputError
 from deid_jax.types import NumpyArray
@@ -33,11 +37,24 @@ class SameDifferent(NamedTuple):
     auc: float
 
 
-def normalise(embeddings: NumpyArray) -> NDArray[np.float64]:
-    """Divides each embedding x by ‖x‖₂: float64[N, D].
+class Distance(enum.Enum):
+    """How a recogniser scores two embeddings: by their cosine, or by −‖a − b‖."""
+
+    COSINE = "cosine"
+    EUCLIDEAN = "euclidean"
+
+    def as_similarity(self, value: float) -> float:
+        """The similarity that a cosine or a distance, as users state thresholds, stands for."""
+        return value if self is Distance.COSINE else -value
+
+
+def comparable(
+    embeddings: NumpyArray, distance: Distance = Distance.COSINE
+) -> NDArray[np.float64]:
+    """Embeddings as they are compared, float64[N, D]: x / ‖x‖₂ for cosines, else unchanged.
 
     Raises:
-      InputError: not [N, D], not finite, or an embedding of length 0.
+      InputError: not [N, D], not finite, or an embedding of length 0 that has no cosine.
     """
     values = np.asarray(embeddings, dtype=np.float64)
     if values.ndim != 2 or not values.size:
@@ -45,66 +62,84 @@ def normalise(embeddings: NumpyArray) -> NDArray[np.float64]:
     if not np.all(np.isfinite(values)):
         bad = np.argmin(np.isfinite(values).all(axis=1))
         raise InputError(f"embeddings must be finite, but number {bad} is not")
+    if distance is Distance.EUCLIDEAN:
+        return values
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
     if not np.all(lengths > 0):
         raise InputError(f"embeddings must not be 0, but number {np.argmin(lengths)} is")
     return values / lengths
 
 
-def cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
-    """⟨aᵢ, bⱼ⟩ / (‖aᵢ‖ ‖bⱼ‖), float64[N, M] in [-1, 1], of a [N, D] and b [M, D].
+def similarities(
+    a: NumpyArray, b: NumpyArray, distance: Distance = Distance.COSINE
+) -> NDArray[np.float64]:
+    """⟨aᵢ, bⱼ⟩ / (‖aᵢ‖ ‖bⱼ‖) in [-1, 1], or −‖aᵢ − bⱼ‖: float64[N, M] of [N, D] and [M, D].
 
     Raises:
-      InputError: an embedding that `normalise` refuses.
+      InputError: an embedding that `comparable` refuses.
     """
-    first, second = normalise(a), normalise(b)
+    first, second = comparable(a, distance), comparable(b, distance)
+    if distance is Distance.EUCLIDEAN:
+        return -cdist(first, second)
     return np.clip(first @ second.T, -1, 1)
 
 
-def row_cosines(a: NumpyArray, b: NumpyArray) -> NDArray[np.float64]:
-    """⟨aᵢ, bᵢ⟩ / (‖aᵢ‖ ‖bᵢ‖), float64[N] in [-1, 1], of a [N, D] and b [N, D].
+def row_similarities(
+    a: NumpyArray, b: NumpyArray, distance: Distance = Distance.COSINE
+) -> NDArray[np.float64]:
+    """`similarities` of the pairs (aᵢ, bᵢ): float64[N] of a [N, D] and b [N, D].
 
     Raises:
-      InputError: an embedding that `normalise` refuses.
+      InputError: an embedding that `comparable` refuses.
     """
-    first, second = normalise(a), normalise(b)
+    first, second = comparable(a, distance), comparable(b, distance)
+    if distance is Distance.EUCLIDEAN:
+        return -np.linalg.norm(first - second, axis=1)
     return np.clip(np.sum(first * second, axis=1), -1, 1)
 
 
-def centroids(embeddings: NumpyArray, members: Sequence[NumpyArray]) -> NDArray[np.float64]:
-    """Centroids cₚ = mₚ / ‖mₚ‖₂, with mₚ the mean of person p's normalised embeddings.
+def centroids(
+    embeddings: NumpyArray,
+    members: Sequence[NumpyArray],
+    distance: Distance = Distance.COSINE,
+) -> NDArray[np.float64]:
+    """Means mₚ of person p's comparable embeddings; for cosines their direction mₚ / ‖mₚ‖₂.
 
     float64[P, D] of [N, D]; `members` are the positions of each person's embeddings.
 
     Raises:
-      InputError: a person without embeddings, an embedding that `normalise` refuses, or
-        embeddings that cancel (‖mₚ‖ < 1e-9).
+      InputError: a person without embeddings, an embedding that `comparable` refuses, or
+        embeddings that cancel (‖mₚ‖ < 1e-9) and are compared by cosines.
     """
-    units = normalise(embeddings)
+    rows = comparable(embeddings, distance)
     for person, positions in enumerate(members):
         if not len(positions):
             raise InputError(f"members must be one or more a person, person {person} has none")
-    return _directions(np.stack([units[positions].mean(axis=0) for positions in members]))
+    means = np.stack([rows[positions].mean(axis=0) for positions in members])
+    return _comparable_means(means, distance)
 
 
-def leave_one_out_centroids(embeddings: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
+def leave_one_out_centroids(
+    embeddings: NumpyArray, labels: NumpyArray, distance: Distance = Distance.COSINE
+) -> NDArray[np.float64]:
     """For every image, the centroid of the *other* images of the same person.
 
-    cᵢ = mᵢ / ‖mᵢ‖₂, mᵢ the mean of eⱼ / ‖eⱼ‖₂ over j ≠ i with the label of i: float64[N, D] of
-    embeddings [N, D] and labels int[N]. The cosines `row_cosines(embeddings, result)` show
-    whether protected images of a person still match each other.
+    It is that of `centroids`: float64[N, D] of embeddings [N, D] and labels int[N]. Its
+    `row_similarities` with the embeddings show whether protected images of a person still match
+    each other.
 
     Raises:
       InputError: a person with one image, or what `centroids` refuses.
     """
-    units = normalise(embeddings)
+    rows = comparable(embeddings, distance)
     _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if np.min(counts) < 2:
         alone = np.argmax(counts[inverse] < 2)
         raise InputError(f"labels must each have two photos or more, number {alone} is alone")
-    sums = np.zeros((len(counts), units.shape[1]))
-    np.add.at(sums, inverse, units)
-    return _directions((sums[inverse] - units) / (counts[inverse, None] - 1))
+    sums = np.zeros((len(counts), rows.shape[1]))
+    np.add.at(sums, inverse, rows)
+    means = (sums[inverse] - rows) / (counts[inverse, None] - 1)
+    return _comparable_means(means, distance)
 
 
 def genuine_scores(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.float64]:
@@ -117,13 +152,16 @@ def impostor_scores(scores: NumpyArray, labels: NumpyArray) -> NDArray[np.float6
     return scores[np.arange(scores.shape[1]) != labels[:, None]]
 
 
-def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
+def threshold_at_far(
+    impostor_scores: NumpyArray, far: float, counts: NumpyArray | None = None
+) -> float:
     """The smallest threshold whose false accept rate is at most `far`.
 
     min {t ∈ float64: #{s ≥ t} / n ≤ far}. With k the largest integer such that k/n ≤ far, this
     is the float64 just above the (k + 1)-th highest score. Impostors tied at that score are all
     rejected, so the actual rate may be lower than `far` but never higher. n far must be at
-    least 1, since fewer scores cannot distinguish it from 0.
+    least 1, since fewer scores cannot distinguish it from 0. `counts`, int[n], are the scores'
+    multiplicities, 1 by default.
 
     Raises:
       InputError: `far` out of range, too few scores for it, or one that is not finite.
@@ -131,19 +169,25 @@ def threshold_at_far(impostor_scores: NumpyArray, far: float) -> float:
     scores = _row("impostor_scores", impostor_scores)
     if not 0 < far < 1:
         raise InputError(f"far must be a number > 0 and < 1, got {far}")
-    n = len(scores)
+    n = len(scores) if counts is None else int(np.sum(counts))
     allowed = int(n * far)  # n far may be rounded up or down: 100 * 0.29 < 29
-    allowed += ((allowed + 1) / n <= far) - (allowed / n > far)
+    if n:
+        allowed += ((allowed + 1) / n <= far) - (allowed / n > far)
     if allowed < 1:
         raise InputError(f"far {far:g} needs {1 / far:.0f} impostor scores or more, got {n}")
-    highest_rejected = np.partition(scores, n - 1 - allowed)[n - 1 - allowed]
+    if counts is None:
+        highest_rejected = np.partition(scores, n - 1 - allowed)[n - 1 - allowed]
+    else:
+        order = np.argsort(scores, kind="stable")  # Fast where they are sorted already.
+        below = np.cumsum(counts[order])
+        highest_rejected = scores[order[np.searchsorted(below, n - 1 - allowed, "right")]]
     return float(np.nextafter(highest_rejected, np.inf))
 
 
 def far_thresholds(
     scores: NumpyArray, labels: NumpyArray, fars: Sequence[float]
 ) -> dict[float, float]:
-    """Maps each far to its threshold, from `cosines` [N, P] of clean probes with the galleries.
+    """Maps each far to its threshold, from `similarities` [N, P] of clean probes and galleries.
 
     The probes' own persons, int[N], are left out.
 
@@ -204,8 +248,10 @@ def _row(name: str, value: NumpyArray) -> NDArray[np.float64]:
     return array
 
 
-def _directions(means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of unit vectors, normalised; refuses those that have no direction."""
+def _comparable_means(means: NDArray[np.float64], distance: Distance) -> NDArray[np.float64]:
+    """Means of comparable embeddings; refuses those of unit vectors that have no direction."""
+    if distance is Distance.EUCLIDEAN:
+        return means
     lengths = np.linalg.norm(means, axis=1, keepdims=True)
     if np.min(lengths) < _NO_DIRECTION:
         raise InputError(

@@ -9,22 +9,20 @@ on Mobile Devices", CCBR 2018. Bottlenecks: Sandler et al.: "MobileNetV2", CVPR 
 """
 
 import functools
-import zipfile
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from deid_jax.errors import InputError, one_line
-from deid_jax.models import depthwise
+from deid_jax.errors import InputError
+from deid_jax.metrics.verification import Distance
+from deid_jax.models.folded_layers import FoldedLayer
+from deid_jax.models.published import check_arrays
+from deid_jax.models.templates import ARCFACE, ARCFACE_NARROW, Alignment
 from deid_jax.types import NumpyArray, Variables
 
 VARIANTS = ("ms1m", "casia")
@@ -79,8 +77,15 @@ class MobileFaceNet(nn.Module):
         and embeddings stay float32.
     """
 
+    distance: ClassVar[Distance] = Distance.COSINE
+
     variant: str = "ms1m"
     dtype: DTypeLike | None = None
+
+    @property
+    def alignment(self) -> Alignment:
+        """The crops of its training."""
+        return ARCFACE_NARROW if self.variant == "casia" else ARCFACE
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -94,7 +99,7 @@ class MobileFaceNet(nn.Module):
           InputError: the variant is unknown, or the images have another shape.
         """
         del train
-        layer = functools.partial(_Layer, dtype=self.dtype)
+        layer = functools.partial(FoldedLayer, dtype=self.dtype)
         prelu = self.variant == "casia"
         main, stem = ("prelu", "prelu") if prelu else ("relu6", "relu")
         x = _normalised(images, self.variant)
@@ -117,49 +122,6 @@ class MobileFaceNet(nn.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-class _Layer(nn.Module):
-    """A convolution with bias and activation: "relu", "relu6", "prelu" or None.
-
-    The kind is "stem", "depthwise" ('same' padding), "whole" (depthwise, no padding) or
-    "pointwise"; the kernel's shape is [3, 3, 3, K], [h, w, C], [h, w, C] or [C, K].
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    activation: str | None
-    stride: int = 1
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps float[B, H, W, C] to float[B, H', W', K]."""
-        features = self.shape[-1]
-
-        def parameter(name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
-            value = self.param(name, init, shape)
-            return value if self.dtype is None else value.astype(self.dtype)
-
-        kernel = parameter("kernel", nn.initializers.he_normal(), self.shape)
-        bias = parameter("bias", nn.initializers.zeros, (features,))
-        if self.kind == "pointwise":
-            x = jnp.einsum("bhwc,ck->bhwk", x, kernel)
-        elif self.kind == "stem":
-            x = _stem(x, kernel)
-        else:
-            pads = ((1, 1), (1, 1)) if self.kind == "depthwise" else ((0, 0), (0, 0))
-            x = depthwise.convolve_depthwise(x, kernel, stride=self.stride, padding=pads)
-        x = x + bias.reshape(1, 1, 1, -1)
-        if self.activation == "relu":
-            return nn.relu(x)
-        if self.activation == "relu6":
-            # As in PyTorch, the gradient is zero at exactly 0 and 6.
-            return jnp.where((x > 0) & (x < 6), x, lax.stop_gradient(jnp.clip(x, 0, 6)))
-        if self.activation == "prelu":
-            slope = parameter("slope", nn.initializers.constant(0.25), (features,))
-            return jnp.where(x > 0, x, slope.reshape(1, 1, 1, -1) * x)
-        return x
-
-
 def _normalised(images: jax.Array, variant: str) -> jax.Array:
     """The pixels, normalised as in the variant's training."""
     if variant not in VARIANTS:
@@ -177,54 +139,6 @@ def _normalised(images: jax.Array, variant: str) -> jax.Array:
     mean = jnp.array([0.485, 0.456, 0.406], images.dtype).reshape(1, 1, 1, 3)
     deviation = jnp.array([0.229, 0.224, 0.225], images.dtype).reshape(1, 1, 1, 3)
     return (images - mean) / deviation
-
-
-def _stem(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3×3 convolution of stride 2, padded by one pixel, for even height and width."""
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(
-            images,
-            kernel,
-            (2, 2),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-    return _patches(images) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-@jax.custom_vjp
-def _patches(images: jax.Array) -> jax.Array:
-    """The 3×3 patches at even positions as channels: float[B, H / 2, W / 2, 27]."""
-    padded = jnp.pad(images, ((0, 0), (1, 0), (1, 0), (0, 0)))
-    lines = jnp.concatenate(
-        [padded[:, :, 0:-1:2], padded[:, :, 1::2], padded[:, :, 2::2]], axis=-1
-    )
-    return jnp.concatenate([lines[:, 0:-1:2], lines[:, 1::2], lines[:, 2::2]], axis=-1)
-
-
-def _patches_forward(images: jax.Array) -> tuple[jax.Array, None]:
-    return _patches(images), None
-
-
-def _patches_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """The gradient that each patch passes to its pixels, rows first.
-
-    With one pixel of padding, pixel 2q is the middle of patch q; 2q + 1 is the last of patch
-    q and the first of patch q + 1.
-    """
-    for axis in (1, 2):
-        first, middle, last = jnp.split(gradient, 3, axis=-1)
-        following = [(0, 0)] * 4
-        following[axis] = (0, 1)
-        moved = lax.slice_in_dim(jnp.pad(first, following), 1, 1 + first.shape[axis], axis=axis)
-        both = jnp.stack([middle, last + moved], axis=axis + 1)
-        shape = list(middle.shape)
-        shape[axis] *= 2
-        gradient = both.reshape(shape)
-    return (gradient,)
-
-
-_patches.defvjp(_patches_forward, _patches_backward)
 
 
 class _Source(NamedTuple):
@@ -311,17 +225,8 @@ def convert(arrays: Mapping[str, NumpyArray]) -> tuple[MobileFaceNet, Variables]
     """
     names = {name for name in arrays if not name.endswith("num_batches_tracked")}
     variant = max(VARIANTS, key=lambda v: len(names & array_shapes(v).keys()))
-    shapes = array_shapes(variant)
-    for name, shape in shapes.items():
-        if name not in names:
-            raise InputError(f"weights of MobileFaceNet ({variant}) lack the array {name}")
-        array = np.asarray(arrays[name])
-        if array.shape != shape:
-            raise InputError(f"array {name} must have shape {shape}, got {array.shape}")
-        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
-            raise InputError(f"array {name} must hold finite floats, got dtype {array.dtype}")
-    for name in sorted(names - shapes.keys()):
-        raise InputError(f"array {name} does not belong to MobileFaceNet ({variant})")
+    own = {name: arrays[name] for name in names}
+    check_arrays(f"MobileFaceNet ({variant})", own, array_shapes(variant))
     params = {name: _folded(arrays, source) for name, source in _SOURCES[variant].items()}
     return MobileFaceNet(variant), {"params": params}
 
@@ -346,27 +251,3 @@ def _folded(arrays: Mapping[str, NumpyArray], source: _Source) -> dict[str, Nump
     if source.slope:
         folded["slope"] = get(source.slope)
     return {name: np.asarray(value, np.float32) for name, value in folded.items()}
-
-
-# What zipfile and NumPy raise on files that are damaged or of another kind.
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-def load(path: str | Path) -> tuple[MobileFaceNet, Variables]:
-    """`convert` of the arrays in an .npz file.
-
-    Raises:
-      InputError: the file does not exist or is damaged, or `convert` refuses its arrays.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"weights {path} are no file")
-    try:
-        with zipfile.ZipFile(path) as file:
-            file.testzip()  # raises here; an error in NumPy's own reading would leak the file
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except _UNREADABLE as error:
-        raise InputError(
-            f"weights {path} are no readable .npz file: {one_line(error)}"
-        ) from error
-    return convert(arrays)

@@ -1,10 +1,10 @@
 """Objectives on embeddings: away from a person's gallery, towards another's, or both.
 
-Embedders map images to embeddings float[B, D]; two images match if the cosine of their
-embeddings is at least a threshold τ. Like `objectives.margin`, the losses here are margins,
-below zero exactly where the goal is reached, so that least-distortion attacks can find the
-boundary. A gallery is float32[B, D], one unit vector per image: the `verification.centroids` of
-several photos of a person.
+Embedders map images to embeddings float[B, D]; two images match if the similarity of their
+embeddings, a cosine or minus a distance, is at least a threshold τ. Like `objectives.margin`,
+the losses here are margins, below zero exactly where the goal is reached, so that
+least-distortion attacks can find the boundary. A gallery is float32[B, D], one row per image:
+the `verification.centroids` of several photos of a person, which are unit vectors for cosines.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,34 +17,51 @@ from jax.typing import ArrayLike
 from deid_jax.arrays import fold_in_all
 from deid_jax.checks import count
 from deid_jax.errors import InputError
+from deid_jax.metrics.verification import Distance
 from deid_jax.types import Objective
 
 EmbedFn = Callable[[jax.Array], jax.Array]
 # (images float32[B, H, W, C] in [0, 1], key[B]) -> images of the same shape and range.
 Transformation = Callable[[jax.Array, jax.Array], jax.Array]
 Reduction = Literal["mean", "max", "smooth"]
-# The temperature s of "smooth", as a cosine: of two losses that differ by s, the higher one
+# The temperature s of "smooth", as a similarity: of two losses that differ by s, the higher one
 # weighs e times as much.
 _SOFTNESS = 0.1
 
 
-def cosine(embeddings: jax.Array, gallery: ArrayLike) -> jax.Array:
-    """⟨e, c⟩/‖e‖ of float[B, D] and unit vectors float[B, D]: float[B]; 0 where e is zero."""
-    squares = jnp.sum(jnp.square(embeddings), axis=-1)
-    size = jnp.sqrt(jnp.where(squares > 0, squares, 1))
-    return jnp.sum(embeddings * gallery, axis=-1) / size
+def similarity(
+    embeddings: jax.Array, gallery: ArrayLike, distance: Distance = Distance.COSINE
+) -> jax.Array:
+    """⟨e, c⟩/‖e‖ with unit vectors c, 0 where e is zero; or −‖e − c‖: float[...] of [..., D].
+
+    Gradients are finite everywhere, and 0 where the distance is 0.
+    """
+    if distance is Distance.EUCLIDEAN:
+        return -_length(embeddings - gallery)
+    size = _length(embeddings)
+    return jnp.sum(embeddings * gallery, axis=-1) / jnp.where(size > 0, size, 1)
 
 
-def dodge(embed_fn: EmbedFn, gallery: ArrayLike, threshold: ArrayLike) -> Objective:
-    """l(x̂) = cos(f(x̂), c) − τ: moves away from the person; success is l < 0.
+def _length(rows: jax.Array) -> jax.Array:
+    squares = jnp.sum(jnp.square(rows), axis=-1)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
-    f maps float32[B, H, W, C] in [0, 1] to float32[B, D]; c, float32[B, D], are unit vectors of
-    each image's own person; τ is one or [B]. The objective ignores its key.
+
+def dodge(
+    embed_fn: EmbedFn,
+    gallery: ArrayLike,
+    threshold: ArrayLike,
+    distance: Distance = Distance.COSINE,
+) -> Objective:
+    """l(x̂) = s(f(x̂), c) − τ: moves away from the person; success is l < 0.
+
+    f maps float32[B, H, W, C] in [0, 1] to float32[B, D]; s is the `similarity`; c,
+    float32[B, D], is each image's own person; τ is one or [B]. The objective ignores its key.
     """
 
     def objective(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         del key
-        loss = cosine(embed_fn(images), gallery) - threshold
+        loss = similarity(embed_fn(images), gallery, distance) - threshold
         return loss, loss < 0
 
     return objective

@@ -14,6 +14,16 @@ from deid_jax.types import NumpyArray
 
 Box = tuple[float, float, float, float]
 
+# The margin in which a face is searched for around a user-supplied box, relative to its longer
+# side, and the least intersection over union of box and face: users draw boxes of any size.
+_SEARCH_MARGIN, _SAME = 0.5, 0.2
+# The smallest share of a given box that must lie in the photo; a box far larger than the photo
+# would need too much memory.
+_WITHIN = 0.25
+# The least width and height of a box, and extent of landmarks, which is half as large, in
+# pixels: smaller ones are shares of the photo by mistake.
+_LEAST_SIDE, _LEAST_EXTENT = 2.0, 1.0
+
 
 class Face(NamedTuple):
     """A face in a photo, in pixels of the upright photo.
@@ -21,8 +31,10 @@ class Face(NamedTuple):
     Attributes:
       box: left, top, width, height.
       landmarks: float64[5, 2], x and y of the left and right eye, the nose, and the left and
-        right corner of the mouth, as seen in the image; None if only the box is known.
-      score: the detector's own measure of confidence; 1 if the user gave the face.
+        right corner of the mouth, as seen when the face is upright; None if only the box is
+        known.
+      score: the detector's confidence; of user-supplied faces 1 without a detector, and 0 if it
+        detects no face there.
     """
 
     box: Box
@@ -50,11 +62,13 @@ class FaceChoice:
       which: `all` or `largest`, or boxes that are the same in every photo.
       listed: file name -> faces; None if `which` or the detector decides.
       detector: finds the faces; None if the user gives them.
+      landmarker: finds the landmarks of faces that the user gives as boxes only.
     """
 
     which: str | list[Face]
     listed: Mapping[str, list[Face]] | None = None
     detector: Detector | None = None
+    landmarker: Detector | None = None
 
     def faces(self, name: str, pixels: NumpyArray) -> tuple[list[Face], int]:
         """The faces of a photo, uint8[H, W, 3], to protect, and the number of others.
@@ -62,7 +76,8 @@ class FaceChoice:
         The name is a path below the input folder; a list may give the file name alone.
 
         Raises:
-          FaceError: a box lies outside the photo, or the photo is not an aligned crop.
+          FaceError: most of a box or of the landmarks given lies outside the photo, or
+            the photo is not an aligned crop.
         """
         found = self._candidates(name, pixels)
         chosen = list(found)
@@ -83,9 +98,16 @@ class FaceChoice:
             found = self.which
         whole = (0.0, 0.0, float(pixels.shape[1]), float(pixels.shape[0]))
         for face in found:
-            if not shared_area(face.box, whole) > 0:
+            if not _is_within(face.box, whole):
                 raise FaceError(f"{name}: a face's box lies beside the photo, {face.box}")
-        return found
+            if face.landmarks is not None and not _is_within(_around(face.landmarks), whole):
+                raise FaceError(f"{name}: a face's landmarks lie beside the photo, {face.box}")
+        if self.landmarker is None:
+            return found
+        return [
+            face_within(self.landmarker, pixels, face.box) if face.landmarks is None else face
+            for face in found
+        ]
 
 
 def by_size(faces: Iterable[Face]) -> list[Face]:
@@ -100,10 +122,47 @@ def shared_area(one: Sequence[float], other: Sequence[float]) -> float:
     return max(width, 0.0) * max(height, 0.0)
 
 
+def _is_within(box: Box, whole: Box) -> bool:
+    """Whether enough of a box is in the photo."""
+    return shared_area(box, whole) >= _WITHIN * box[2] * box[3]
+
+
+def _around(landmarks: NumpyArray) -> Box:
+    """The box of twice the extent of landmarks."""
+    low, size = landmarks.min(0), np.ptp(landmarks, axis=0)
+    (left, top), (width, height) = (low - size / 2).tolist(), (2 * size).tolist()
+    return left, top, width, height
+
+
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes (left, top, width, height)."""
     shared = shared_area(one, other)
     return shared / (one[2] * one[3] + other[2] * other[3] - shared)
+
+
+def face_within(detector: Detector, pixels: NumpyArray, box: Box) -> Face:
+    """The face that is detected in a user-supplied box; the box itself is kept.
+
+    Only the box and a margin around it are searched. If no face is detected, the landmarks are
+    None and the score is 0.
+    """
+    left, top, width, height = box
+    margin = _SEARCH_MARGIN * max(width, height)
+    rows, columns = (
+        slice(max(math.floor(start - margin), 0), max(math.ceil(start + size + margin), 0))
+        for start, size in ((top, height), (left, width))
+    )
+    offset = np.array([columns.start, rows.start])
+    seen = detector(np.ascontiguousarray(pixels[rows, columns]))
+    places = [
+        (face.box[0] + offset[0], face.box[1] + offset[1], *face.box[2:]) for face in seen
+    ]
+    shares = [overlap(place, box) for place in places]
+    if max(shares, default=0) < _SAME:
+        return Face(box, None, 0.0)
+    face = seen[int(np.argmax(shares))]
+    landmarks = None if face.landmarks is None else face.landmarks + offset
+    return Face(box, landmarks, face.score)
 
 
 _BOX = ("left", "top", "width", "height")
@@ -157,10 +216,12 @@ def _face(row: dict[str, str], where: str) -> Face:
             f"{where}: landmarks must be left and right eye, nose, left and right corner of "
             "the mouth, left as seen in the photo"
         )
+    if np.ptp(landmarks, axis=0).max() < _LEAST_EXTENT:
+        raise InputError(
+            f"{where}: landmarks are in pixels, and these lie within {_LEAST_EXTENT:g}"
+        )
     if not box:
-        low, size = landmarks.min(0), np.ptp(landmarks, axis=0)
-        box = [*(low - size / 2).tolist(), *(2 * size).tolist()]
-        return Face((box[0], box[1], box[2], box[3]), landmarks)
+        return Face(_around(landmarks), landmarks)
     return Face(_checked(box, where), landmarks)
 
 
@@ -184,9 +245,10 @@ def _numbers(texts: Sequence[str], where: str) -> list[float]:
 
 def _checked(numbers: Sequence[float], where: str) -> Box:
     left, top, width, height = numbers
-    if width <= 0 or height <= 0:
+    if min(width, height) < _LEAST_SIDE:
         raise InputError(
-            f"{where}: a box must be wider and higher than 0, got {width}x{height}"
+            f"{where}: boxes are in pixels, {_LEAST_SIDE:g} or more wide and high, got "
+            f"{width:g}x{height:g}"
         )
     return left, top, width, height
 

@@ -7,6 +7,7 @@ to the digits that their fields declare.
 import dataclasses
 import json
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from deid_jax.photos.faces import Box
@@ -15,16 +16,21 @@ from deid_jax.types import Json
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-PROTECTED, NOT_PROTECTED = "protected", "not protected"
+# Of faces and files. A face is protected if no recogniser matches it and one or more of them
+# are judges. Without a judge it is unjudged: it is only known to fool the surrogates. A box in
+# which no face is detected is at best unjudged: verdicts on it mean little.
+PROTECTED, UNJUDGED, NOT_PROTECTED = "protected", "unjudged", "not protected"
+# Of files alone.
 NO_FACE, UNREADABLE = "no face found", "unreadable"
 
 
 _DIGITS = {
     "box": 2,
+    "score": 4,
     "psnr": 3,
     "mean_psnr": 3,
     "ssim": 5,
-    "cosine": 5,
+    "similarity": 5,
     "margin": 5,
     "fooled_frames": 5,
 }
@@ -34,13 +40,14 @@ _DIGITS = {
 class FaceVerdict:
     """The verdict of one recogniser on a protected face.
 
-    `fitted` means that it is a surrogate; the cosine is the largest similarity to the person's
-    reference embeddings, and fools it if the margin, threshold − cosine, is above 0.
+    `fitted` means that it is a surrogate. The similarity, a cosine or minus a distance, is the
+    largest to the person's reference embeddings. The recogniser is fooled if the margin,
+    threshold − similarity, is above 0.
     """
 
     recogniser: str
     fitted: bool
-    cosine: float
+    similarity: float
     threshold: float
     margin: float
     fooled: bool
@@ -58,41 +65,83 @@ class TrackVerdict(FaceVerdict):
 
 @dataclasses.dataclass(frozen=True)
 class FaceReport:
-    """One face of a protected photo; protected if every recogniser is fooled.
+    """One face of a protected photo.
 
     Attributes:
+      status: by the verdicts, see `status_of`.
+      score: the detector's confidence, see `Face`; 0 if it detects no face in a given box.
       strength_db: the budget of the last try, as PSNR.
-      psnr: of the pixels that the perturbation may touch, in the decoded file.
+      psnr: PSNR of the face in the decoded file, see `Canvas.error`.
       ssim: mean SSIM of its crop.
+      in_gallery: whether the original matches the gallery, see `verifiers.all_match_gallery`.
     """
 
     box: Box
-    protected: bool
+    score: float
+    status: str
     strength_db: float
     psnr: float
     ssim: float
     verdicts: tuple[FaceVerdict, ...]
+    in_gallery: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class TrackReport:
-    """One face of a protected video, with the frames, from 0, in which it was perturbed.
+    """One face of a protected video, with the frames, from 0, in which it was judged.
 
     Attributes:
       box: where it is in its first frame.
+      score: median confidence of its detections, see `Track.score`.
       strength_db: the PSNR of its strongest perturbation, before encoding.
-      psnr: lowest PSNR of a frame, over the pixels that the perturbation may touch.
+      psnr: lowest PSNR of the face in a frame, see `Canvas.error`.
+      in_gallery: as in `FaceReport`.
     """
 
     box: Box
+    score: float
     first_frame: int
     last_frame: int
     num_frames: int
-    protected: bool
+    status: str
     strength_db: float
     psnr: float
     mean_psnr: float
     verdicts: tuple[TrackVerdict, ...]
+    in_gallery: bool | None = None
+
+
+def status_of(verdicts: Sequence[FaceVerdict], score: float) -> str:
+    """`PROTECTED`, `UNJUDGED` or `NOT_PROTECTED`, by the verdicts on one face and its score."""
+    if not all(verdict.fooled for verdict in verdicts):
+        return NOT_PROTECTED
+    judged = score > 0 and not all(verdict.fitted for verdict in verdicts)
+    return PROTECTED if judged else UNJUDGED
+
+
+def worst_of(statuses: Iterable[str]) -> str:
+    """The worst status of faces; without any, `NOT_PROTECTED`."""
+    order = (NOT_PROTECTED, UNJUDGED, PROTECTED)
+    return min(statuses, key=order.index, default=NOT_PROTECTED)
+
+
+def fools_fitted(face: FaceReport | TrackReport) -> bool:
+    """Whether a face fools every surrogate."""
+    return all(verdict.fooled for verdict in face.verdicts if verdict.fitted)
+
+
+def reason_of(faces: Sequence[FaceReport | TrackReport]) -> str | None:
+    """Why a file with these faces is not protected; None if it is."""
+    status = worst_of(face.status for face in faces)
+    if status == PROTECTED:
+        return None
+    if status == NOT_PROTECTED and all(map(fools_fitted, faces)):
+        return "fools every surrogate, but a judge still matches a face"
+    if status == NOT_PROTECTED:
+        return "a surrogate still matches a face"
+    if not all(face.score > 0 for face in faces):
+        return "no face was detected in a given box: boxes are in pixels of the upright photo"
+    return "fools every surrogate; there was no judge"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +171,12 @@ class FileRecord:
 
     Attributes:
       file: its name below the input folder.
-      status: one of the four above.
+      status: one of the five above, the worst of its faces'.
       reason: why it is not protected; None if it is.
-      output: its name below the output folder; None if nothing was written.
-      source_sha256: of its content; empty if it could not be read.
+      output: its name below the output folder; None if nothing was written. Of a file that was
+        refused or could not be read this time it is an earlier run's.
+      source_sha256: of its content; empty if that does not decide the outcome, or cannot be
+        read.
       settings: digest of everything but the file itself that determines the output.
     """
 

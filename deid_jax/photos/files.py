@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from deid_jax.data.images import read_exif
 from deid_jax.errors import InputError, TransientError, one_line
 from deid_jax.photos import metadata
 from deid_jax.photos.metadata import SaveArguments
@@ -42,7 +43,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 _WEBP_QUALITY = 95
 # Number of rows converted at a time, so that Pillow's copies stay small.
 _ROWS = 256
-# Common formats that `FORMATS` lacks.
+# Common formats that are not supported.
 _OTHERS = {
     "a GIF": rb"GIF8",
     "a HEIC": rb"....ftyp(hei|hev|mif1|msf1)",
@@ -72,6 +73,7 @@ class Photo:
       saving: further arguments of Pillow's `save`, always given.
       metadata: arguments of `save` that are given only if metadata is kept.
       tables: the quantisation tables of a JPEG of quality 90 or more, otherwise None.
+      is_marked: whether it says that it is protected, see `with_mark`.
     """
 
     pixels: NumpyArray
@@ -85,6 +87,18 @@ class Photo:
     saving: SaveArguments
     metadata: SaveArguments
     tables: tuple[tuple[int, ...], ...] | None = None
+    is_marked: bool = False
+
+    def with_mark(self) -> "Photo":
+        """The photo with `metadata.MARK`, so that its written file says that it is protected.
+
+        EXIF's Software says it; a BMP, which has no EXIF, cannot.
+        """
+        return dataclasses.replace(
+            self,
+            saving=metadata.with_mark(self.saving),
+            metadata=metadata.with_mark(self.metadata),
+        )
 
 
 def parse_photo(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Photo:
@@ -138,7 +152,7 @@ def encode_photo(
       photo: the photo whose size, format, transparency, colour profile and greyness are kept.
       pixels: uint8[H, W, 3]; equal channels for a photo of one channel.
       keep_metadata: see `metadata.kept_on_request`.
-      quality: for JPEG and WebP, 1 to 100; None keeps the photo's own.
+      quality: of JPEG, which is then 4:4:4, and WebP; None keeps the photo's own settings.
 
     Raises:
       InputError: Pillow cannot encode it.
@@ -146,10 +160,13 @@ def encode_photo(
     arguments: SaveArguments = dict(photo.saving)
     if photo.icc_profile is not None:
         arguments["icc_profile"] = photo.icc_profile
-    if photo.tables is not None and quality in (None, photo.quality):
-        arguments["qtables"] = photo.tables
-    elif not photo.lossless:
+    if not photo.lossless:
         arguments["quality"] = photo.quality if quality is None else quality
+    if photo.tables is not None and photo.quality == arguments["quality"]:
+        arguments["qtables"] = photo.tables
+        del arguments["quality"]
+    if quality is not None and photo.format == "JPEG":
+        arguments["subsampling"] = metadata.FINEST_CHROMA
     if keep_metadata:
         arguments |= photo.metadata
     target = io.BytesIO()
@@ -191,7 +208,9 @@ def _check(image: Image.Image, data: bytes, name: str, max_pixels: int) -> None:
 def _photo(image: Image.Image, data: bytes) -> Photo:
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     # Pillow rotates a TIFF when it loads it, and drops the orientation.
-    before = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else 1
+    exif = read_exif(image)
+    before = exif.get(_ORIENTATION, 1) if kind == "TIFF" else 1
+    marks = metadata.is_marked(exif)
     image.load()
     if kind == "PNG" and image.mode == "L" and "transparency" in image.info:
         # Pillow scales grey levels of 2 and 4 bits to 8 bits, but not the transparent level.
@@ -220,7 +239,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
     return Photo(
         pixels=pixels,
         alpha=alpha,
-        grey=one_channel or _is_grey(pixels),
+        grey=one_channel or is_grey(pixels),
         one_channel=one_channel,
         format=kind,
         lossless=lossless,
@@ -229,6 +248,7 @@ def _photo(image: Image.Image, data: bytes) -> Photo:
         saving=saving,
         metadata=on_request,
         tables=tables,
+        is_marked=marks,
     )
 
 
@@ -258,7 +278,7 @@ def _image(photo: Photo, pixels: NumpyArray) -> Image.Image:
     return colour
 
 
-def _is_grey(pixels: NumpyArray) -> bool:
+def is_grey(pixels: NumpyArray) -> bool:
     """Whether channels differ by at most one level, as they do in lossy grey files."""
     for top in range(0, len(pixels), _ROWS):
         rows = pixels[top : top + _ROWS]

@@ -110,13 +110,19 @@ class Manifest:
         """Appends a record durably, and returns it with the settings.
 
         If nothing was written for the file this time, the output of an earlier run is removed,
-        because it would be mistaken for the file's protected copy.
+        because it would be mistaken for the file's protected copy. If the file was refused or
+        could not be read (its digest is empty), it stays, and so does its name in the record:
+        it may be the only one.
         """
         record = dataclasses.replace(record, settings=self._settings)
         with self._turn:
             before = self._records.get(record.file)
             if record.output is None and before is not None and self._stands(before):
-                (self._folder / record.file).unlink()
+                if record.source_sha256:
+                    (self._folder / record.file).unlink()
+                else:
+                    kept = before.output, before.output_sha256
+                    record = dataclasses.replace(record, output=kept[0], output_sha256=kept[1])
             self._records[record.file] = record
             with self._own.open("a", encoding="utf-8") as file:
                 file.write(write_record(record))
@@ -145,6 +151,16 @@ class Manifest:
     def _write(self) -> None:
         lines = [write_record(self._records[name]) for name in sorted(self._records)]
         write_whole(self._path, "".join(lines).encode())
+
+
+def outputs_of(folder: Path) -> set[str]:
+    """SHA-256 of every file that a folder's manifest, if there is one, records as written."""
+    try:
+        lines = (folder / NAME).read_text("utf-8", errors="replace").split("\n")
+    except OSError:
+        return set()
+    records = filter(None, map(read_record, lines))
+    return {one.output_sha256 for one in records if one.output_sha256 is not None}
 
 
 def sha256_of(data: bytes) -> str:

@@ -20,7 +20,9 @@ from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin
 SaveArguments: TypeAlias = dict[str, object]
 # A coarser JPEG would remove so small a perturbation.
 LEAST_QUALITY = 90
-_FINEST_CHROMA = 0
+FINEST_CHROMA = 0
+# Written into EXIF's Software on request.
+MARK = "deid_jax: faces are protected"
 _HALF_WIDTH_CHROMA = 1
 
 _ORIENTATION = 0x0112
@@ -98,6 +100,21 @@ def kept_on_request(image: Image.Image, data: bytes, size: tuple[int, int]) -> S
     return kept
 
 
+def with_mark(arguments: SaveArguments) -> SaveArguments:
+    """The arguments with `MARK` in their EXIF, in place of the software named there."""
+    exif = Image.Exif()
+    known = arguments.get("exif")
+    if isinstance(known, bytes):
+        exif.load(known)
+    exif[ExifTags.Base.Software] = MARK
+    return arguments | {"exif": exif.tobytes()}
+
+
+def is_marked(exif: Image.Exif) -> bool:
+    """Whether EXIF holds `MARK`."""
+    return str(exif.get(ExifTags.Base.Software, "")).startswith(MARK)
+
+
 def is_lossless_webp(data: bytes) -> bool:
     """Whether a WebP's first frame is lossless (VP8L)."""
     stream = io.BytesIO(data)
@@ -120,7 +137,7 @@ def subsampling(image: Image.Image, sideways: bool) -> int:
     """Pillow's number for the chroma subsampling; the finest if there is none."""
     found = JpegImagePlugin.get_sampling(image)
     if found < 0 or (sideways and found == _HALF_WIDTH_CHROMA):
-        return _FINEST_CHROMA
+        return FINEST_CHROMA
     return found
 
 

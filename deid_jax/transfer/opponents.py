@@ -15,24 +15,26 @@ import optax
 from numpy.typing import NDArray
 
 from deid_jax.checks import count, finite_non_negative
-from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.devices.sharding import placed_on_devices
 from deid_jax.errors import InputError
 from deid_jax.metrics import verification
+from deid_jax.metrics.verification import Distance
+from deid_jax.objectives.embeddings import similarity
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from deid_jax.transfer.judges import GALLERY, GalleryJudge, JudgedImages
 from deid_jax.types import Model, NumpyArray, Variables
 
-# Logits are cosines with the persons' directions, times ArcFace's scale.
+# Logits are similarities with the persons' centroids, times ArcFace's scale.
 _SCALE = 30.0
-# The network's weights, and the persons' directions.
+# The network's weights, and the persons' centroids.
 _State: TypeAlias = tuple[Variables, jax.Array]
 
 
 def averaged(judge: GalleryJudge, judged: JudgedImages, size: int) -> JudgedImages | None:
     """Judges averages: an opponent averages embeddings of several images of one person.
 
-    Each probe is the mean direction of `size` consecutive images of one person; a remainder is
-    left out.
+    Each probe is the centroid of `size` consecutive images of one person; a remainder is left
+    out.
 
     Returns:
       The averages, judged only against the gallery and without ranks; None if no person has
@@ -50,8 +52,9 @@ def averaged(judge: GalleryJudge, judged: JudgedImages, size: int) -> JudgedImag
             persons.append(label)
     if not groups:
         return None
-    means, labels = verification.centroids(judged.outputs, groups), np.array(persons)
-    similarities = verification.cosines(means, judge.galleries)
+    distance, labels = judge.embedder.distance, np.array(persons)
+    means = verification.centroids(judged.outputs, groups, distance)
+    similarities = verification.similarities(means, judge.galleries, distance)
     scores = {GALLERY: verification.genuine_scores(similarities, labels)}
     return judge.by_scores(means, labels, scores)
 
@@ -60,20 +63,21 @@ def fine_tune(
     embedder: Embedder,
     images: NDArray[np.uint8],
     labels: NumpyArray,
-    directions: NumpyArray,
+    galleries: NumpyArray,
     *,
     epochs: int = 5,
     batch_size: int = 32,
     learning_rate: float = 3e-4,
     seed: int = 0,
 ) -> Embedder:
-    """Fine-tunes all weights to classify persons: cross-entropy of 30 cos(f(x), w_p), by Adam.
+    """Fine-tunes all weights to classify persons: cross-entropy of 30 s(f(x), w_p), by Adam.
 
-    Deng, Guo, Xue, Zafeiriou: "ArcFace", CVPR 2019, without a margin. The directions w_p are
-    trained as well and then dropped; the result is an embedder, as before.
+    s is the recogniser's similarity. Deng, Guo, Xue, Zafeiriou: "ArcFace", CVPR 2019, without a
+    margin. The centroids w_p are trained as well and then dropped; the result is an embedder,
+    as before.
 
-    Images are uint8[N, H, W, 3] of persons int[N], 0 to P − 1; `directions`, float[P, D], are
-    initial values of w_p: centroids of clean galleries. The seed decides order and mirroring in
+    Images are uint8[N, H, W, 3] of persons int[N], 0 to P − 1; `galleries`, float[P, D], are
+    initial values of w_p: centroids of clean images. The seed decides order and mirroring in
     each epoch, which leaves out a remainder of the batch size.
 
     Raises:
@@ -89,7 +93,7 @@ def fine_tune(
     if not len(images):
         raise InputError("images must be one or more, got none")
     batch_size = min(batch_size, len(images))
-    state: _State = placed_at_hand(embedder.variables), jnp.asarray(directions, jnp.float32)
+    state: _State = placed_on_devices(embedder.variables), jnp.asarray(galleries, jnp.float32)
     moments = optax.adam(learning_rate).init(state)
     generator = np.random.default_rng([seed, 3])
     for _ in range(epochs):
@@ -101,31 +105,36 @@ def fine_tune(
                 mirrored[:, None, None, None], images[chosen][:, :, ::-1], images[chosen]
             )
             state, moments = _step(
-                state, moments, batch, labels[chosen], embedder.module, learning_rate
+                state,
+                moments,
+                batch,
+                labels[chosen],
+                embedder.module,
+                embedder.distance,
+                learning_rate,
             )
-    return Embedder(f"{embedder.name} (fine-tuned)", embedder.module, state[0])
+    return embedder._replace(name=f"{embedder.name} (fine-tuned)", variables=state[0])
 
 
-@functools.partial(jax.jit, static_argnames=("module", "learning_rate"))
+@functools.partial(jax.jit, static_argnames=("module", "distance", "learning_rate"))
 def _step(
     state: _State,
     moments: optax.OptState,
     images: jax.Array,
     labels: jax.Array,
     module: Model,
+    distance: Distance,
     learning_rate: float,
 ) -> tuple[_State, optax.OptState]:
     def loss(state: _State) -> jax.Array:
-        variables, directions = state
+        variables, galleries = state
         embeddings = module.apply(variables, images.astype(jnp.float32) / 255)
-        cosines = _unit(embeddings) @ _unit(directions).T
-        losses = optax.softmax_cross_entropy_with_integer_labels(_SCALE * cosines, labels)
+        if distance is Distance.COSINE:
+            galleries = galleries / jnp.linalg.norm(galleries, axis=-1, keepdims=True)
+        found = similarity(embeddings[:, None], galleries[None], distance)
+        losses = optax.softmax_cross_entropy_with_integer_labels(_SCALE * found, labels)
         return losses.mean()
 
     gradient = jax.grad(loss)(state)
     updates, moments = optax.adam(learning_rate).update(gradient, moments, state)
     return optax.apply_updates(state, updates), moments
-
-
-def _unit(rows: jax.Array) -> jax.Array:
-    return rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)

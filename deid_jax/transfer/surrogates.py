@@ -1,13 +1,12 @@
 """Attacks on embeddings, fitted on one or several surrogates.
 
 The objective dodges a person's gallery on every surrogate at once, optionally in expectation
-over random transformations. `SurrogateAttack.perturb` gives float32 images, for use inside
-larger programs; `perturb_on_grid` is a compiled program that gives 8-bit images.
+over random transformations. `perturb_on_grid` is a compiled program that gives 8-bit images.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,13 @@ from deid_jax.arrays import fold_in_all
 from deid_jax.attacks import METHODS
 from deid_jax.attacks.budgets import at_budget, l2_of_psnr
 from deid_jax.attacks.quantizing import finish_on_grid
-from deid_jax.devices.sharding import placed_at_hand
+from deid_jax.devices.sharding import placed_on_devices
+from deid_jax.metrics.verification import Distance
 from deid_jax.objectives.embeddings import Reduction, dodge, ensemble, expectation
 from deid_jax.pixels import LEVELS, on_grid, to_uint8
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.transforms.random_transforms import TRANSFORMATIONS, compose
-from deid_jax.types import AttackResult, Model, NumpyArray, Objective, PyTree, Variables
+from deid_jax.types import Model, NumpyArray, Objective, PyTree, Variables
 
 
 @jax.tree_util.register_dataclass
@@ -33,14 +33,16 @@ class Surrogates:
 
     Attributes:
       models: the networks; static.
+      distances: how each compares embeddings; static.
       variables: their weights.
-      galleries: float32[B, D] for each, unit vectors of each image's person.
+      galleries: float32[B, D] for each, the centroid of each image's person.
       thresholds: float32[] or [B] for each: a person is dodged if the similarity is below.
 
     Galleries and thresholds stay on the host until a program uses them.
     """
 
     models: tuple[Model, ...] = dataclasses.field(metadata={"static": True})
+    distances: tuple[Distance, ...] = dataclasses.field(metadata={"static": True})
     variables: tuple[Variables, ...]
     galleries: tuple[NDArray[np.float32], ...]
     thresholds: tuple[NDArray[np.float32], ...]
@@ -55,7 +57,8 @@ class Surrogates:
         """Makes surrogates from embedders and puts their weights on the current device."""
         return cls(
             models=tuple(embedder.module for embedder in embedders),
-            variables=tuple(placed_at_hand(embedder.variables) for embedder in embedders),
+            distances=tuple(embedder.distance for embedder in embedders),
+            variables=tuple(placed_on_devices(embedder.variables) for embedder in embedders),
             galleries=tuple(np.asarray(gallery, np.float32) for gallery in galleries),
             thresholds=tuple(np.asarray(one, np.float32) for one in thresholds),
         )
@@ -87,12 +90,13 @@ class SurrogateAttack:
     def goal(self, surrogates: Surrogates) -> Objective:
         """Dodges all surrogates, without transformations; always reached if there are none."""
         goals = [
-            dodge(functools.partial(model.apply, variables), gallery, threshold)
-            for model, variables, gallery, threshold in zip(
+            dodge(functools.partial(model.apply, variables), gallery, limit, distance)
+            for model, variables, gallery, limit, distance in zip(
                 surrogates.models,
                 surrogates.variables,
                 surrogates.galleries,
                 surrogates.thresholds,
+                surrogates.distances,
                 strict=True,
             )
         ]
@@ -105,29 +109,6 @@ class SurrogateAttack:
             return goal
         transformation = compose(*(TRANSFORMATIONS[name] for name in self.foreseen))
         return expectation(goal, transformation, self.num_samples, self.over_samples)
-
-    def perturb(
-        self,
-        surrogates: Surrogates,
-        images: jax.Array,
-        config: PyTree,
-        key: jax.Array,
-        *,
-        view: Callable[[jax.Array], jax.Array] = lambda images: images,
-        initial: jax.Array | None = None,
-    ) -> AttackResult:
-        """Runs the attack on float32[B, H, W, 3] in [0, 1], with key[B]; for use inside `jit`.
-
-        `view` maps perturbed images to what surrogates see, such as a crop after a round trip
-        through the photo's pixels; it is differentiable. The first iterate is `initial`, or the
-        images.
-        """
-        fitted = self.fitted(surrogates)
-
-        def seen(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return fitted(view(images), key)
-
-        return METHODS[self.method].function(seen, images, config, key, initial=initial)
 
 
 @functools.partial(jax.jit, static_argnames="attack")
@@ -154,7 +135,7 @@ def perturb_on_grid(
     attack_key, finish_key = fold_in_all(key, 0), fold_in_all(key, 1)
     method = METHODS[attack.method]
     config = method.with_quantize(config, psnr is None)
-    result = attack.perturb(surrogates, clean, config, attack_key)
+    result = method.function(attack.fitted(surrogates), clean, config, attack_key)
     if psnr is None and not method.bounds_pixels:
         result = finish_on_grid(goal, clean, result, key=finish_key)
         return to_uint8(result.images), result.success

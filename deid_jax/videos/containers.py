@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from deid_jax.data.images import MAX_PIXELS
 from deid_jax.errors import InputError, TransientError, one_line
+from deid_jax.photos.metadata import MARK
 from deid_jax.types import NumpyArray
 from deid_jax.videos.frames import (
     FrameChange,
@@ -45,6 +46,7 @@ _ENCODERS = {"h264": _X264, "hevc": _X265, "vp8": _VP9, "vp9": _VP9, "av1": _VP9
 _OWN = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska"}
 # The number of threads is fixed, so that the bytes do not depend on the number of cores.
 _THREADS = 2
+_COMMENT = "comment"
 # Seconds by which a complete file may be shorter than its header says.
 _SLACK = 0.5
 
@@ -57,11 +59,15 @@ class TimedFrame(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """Size of upright frames, and their number by the header (0 if not given)."""
+    """Size of upright frames, their number by the header (0 if not given), and any mark.
+
+    The mark, `metadata.MARK`, is a comment.
+    """
 
     width: int
     height: int
     num_frames: int
+    is_marked: bool
 
 
 @contextlib.contextmanager
@@ -115,10 +121,10 @@ def look(path: Path) -> VideoInfo:
     Raises:
       InputError: the file is missing, damaged or not a video, or has several video streams.
     """
-    with _opened(path) as (_, stream):
-        count = stream.frames
+    with _opened(path) as (container, stream):
+        count, is_marked = stream.frames, MARK in container.metadata.values()
     height, width = shown(_first_frame(path)).shape[:2]
-    return VideoInfo(width, height, count)
+    return VideoInfo(width, height, count, is_marked)
 
 
 def read_frames(path: Path) -> Iterator[TimedFrame]:
@@ -193,11 +199,13 @@ def rewrite(
     suffix: str,
     quality: int,
     keep_metadata: bool = False,
+    mark: bool = False,
 ) -> None:
     """Writes a video again with new pixels; the suffix, a key of `FORMATS`, is the container's.
 
     H.264, H.265 and VP9 keep their codec; VP8 and AV1 become VP9, all others H.264. Quality is
-    the encoder's constant rate factor; 0 is the best. Subtitles count as metadata.
+    the encoder's constant rate factor; 0 is the best. Subtitles count as metadata. A mark
+    takes the comment's place.
 
     Raises:
       InputError: the source cannot be read, or the container cannot hold its streams.
@@ -214,8 +222,8 @@ def rewrite(
             container_options=_options(container, stream, suffix, keep_metadata),
         ) as out,
     ):
-        if keep_metadata:
-            out.metadata.update(container.metadata)
+        notes = container.metadata if keep_metadata else {}
+        out.metadata.update(notes | ({_COMMENT: MARK} if mark else {}))
         copies: dict[int, Stream] = {}
         try:
             for other in container.streams:

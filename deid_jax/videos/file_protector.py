@@ -1,6 +1,7 @@
 """Protects the photos and videos of a folder, and records the outcome of each file."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -11,20 +12,22 @@ import jax
 import numpy as np
 
 from deid_jax.errors import InputError, TransientError
-from deid_jax.photos import files
+from deid_jax.photos import face_attack, files
+from deid_jax.photos.detectors import DEFAULT
 from deid_jax.photos.faces import Face, FaceChoice, FaceError
 from deid_jax.photos.file_records import (
     NO_FACE,
     NOT_PROTECTED,
-    PROTECTED,
     UNREADABLE,
     FileRecord,
     PhotoFigures,
     VideoFigures,
+    reason_of,
 )
-from deid_jax.photos.manifest import sha256_of, sha256_of_file
+from deid_jax.photos.manifest import outputs_of, sha256_of, sha256_of_file
 from deid_jax.photos.protector import ProtectedPhoto, Protector
-from deid_jax.photos.verifiers import BlindError, directions, probes
+from deid_jax.photos.verifiers import EmbeddingError, comparable_of, fingerprint_images
+from deid_jax.photos.written_files import ProtectedError, is_remembered, remember
 from deid_jax.recognisers.embedders import Embedder
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
@@ -48,12 +51,15 @@ class FileProtector:
         """A digest of the command's settings and all else but the file that determines it."""
         verifiers = self.protector.verifiers
         parts = [json.dumps(settings, sort_keys=True)]
-        parts += [_digest(verifier.embedder) for verifier in verifiers]
+        parts += [f"{one.threshold!r} {_digest(one.embedder)}" for one in verifiers]
+        # Their defaults differ between versions.
+        parts += [repr(self.protector.strength), repr(face_attack.ATTACK)]
         galleries = (one.gallery for one in verifiers if one.gallery is not None)
         parts += [sha256_of(gallery.tobytes()) for gallery in galleries]
         if self.choice.listed is not None:
             parts.append(repr(sorted(self.choice.listed.items())))
-        elif self.protector.detector is not None and settings["detector"] != "cascade":
+        looks = self.protector.detector is not None or self.choice.landmarker is not None
+        if looks and settings["detector"] != DEFAULT:
             parts.append(sha256_of(Path(str(settings["detector"])).read_bytes()))
         return sha256_of("\n".join(parts).encode())[:16]
 
@@ -67,10 +73,12 @@ class FileProtector:
         """
         if isinstance(content, InputError):
             return FileRecord(name, UNREADABLE, str(content), source_sha256=digest)
-        hindrance = self._hindrance(name)
-        if hindrance is not None:
-            return FileRecord(name, NOT_PROTECTED, f"nothing was written: {hindrance}")
+        obstacle = self._obstacle(name)
+        if obstacle is not None:
+            return FileRecord(name, NOT_PROTECTED, f"nothing was written: {obstacle}")
         try:
+            if digest in self._outputs or is_remembered(digest):
+                raise ProtectedError(name)
             if content is None:
                 return self._video(name, digest, say)
             return self._photo(name, content, digest)
@@ -78,13 +86,18 @@ class FileProtector:
             status = UNREADABLE
             if isinstance(error, FaceError):
                 status = NO_FACE
-            elif isinstance(error, BlindError):
+            elif isinstance(error, EmbeddingError | ProtectedError):
                 status = NOT_PROTECTED
-            # Without a digest the file is tried again.
-            digest = "" if isinstance(error, TransientError) else digest
-            return FileRecord(name, status, str(error), source_sha256=digest)
+            # Without a digest the file is tried again: not its content alone is the cause.
+            passes = isinstance(error, TransientError | ProtectedError | FaceError)
+            return FileRecord(name, status, str(error), source_sha256="" if passes else digest)
 
-    def _hindrance(self, name: str) -> str | None:
+    @functools.cached_property
+    def _outputs(self) -> set[str]:
+        """SHA-256 of what an earlier run wrote into the input folder."""
+        return outputs_of(self.source if self.source.is_dir() else self.source.parent)
+
+    def _obstacle(self, name: str) -> str | None:
         """Why an output cannot be written (its path is taken or leads elsewhere), or None."""
         target = self.output / name
         place, whole = (Path(os.path.realpath(one)) for one in (target.parent, self.output))
@@ -98,11 +111,15 @@ class FileProtector:
 
     def _photo(self, name: str, content: bytes, digest: str) -> FileRecord:
         photo = files.parse_photo(content, name)
+        if photo.is_marked:
+            raise ProtectedError(name)
         faces, left = self.choice.faces(name, photo.pixels)
         if not faces:
             return FileRecord(name, NO_FACE, _NO_FACE, source_sha256=digest)
         try:
             done = self.protector.protect_photo(photo, faces, name)
+        except TransientError:
+            raise
         except InputError as error:  # A recogniser is blind, or the file cannot be encoded.
             return FileRecord(name, NOT_PROTECTED, str(error), source_sha256=digest)
         write_whole(self.output / name, done.data)
@@ -140,13 +157,16 @@ class FileProtector:
         done: ProtectedPhoto | VideoReport,
         figures: PhotoFigures | VideoFigures,
     ) -> FileRecord:
+        written = sha256_of_file(self.output / name)
+        if written != digest:
+            remember(written)
         return FileRecord(
             file=name,
-            status=PROTECTED if done.protected else NOT_PROTECTED,
-            reason=None if done.protected else "a recogniser still knows a face",
+            status=done.status,
+            reason=reason_of(done.faces),
             output=name,
             source_sha256=digest,
-            output_sha256=sha256_of_file(self.output / name),
+            output_sha256=written,
             faces=done.faces,
             figures=figures,
         )
@@ -157,5 +177,6 @@ def _digest(embedder: Embedder) -> str:
     for leaf in jax.tree.leaves(embedder.variables):
         digest.update(np.asarray(leaf).tobytes())
     # A user-supplied function has no weights, so it is identified by its embeddings.
-    digest.update(directions(embedder, probes()).tobytes())
+    images = fingerprint_images(embedder.alignment)
+    digest.update(comparable_of(embedder, images).tobytes())
     return digest.hexdigest()

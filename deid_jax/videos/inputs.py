@@ -140,4 +140,4 @@ def with_gallery(
         if not faces:
             raise InputError(f"gallery {folder}: no face was found in {name}")
         photos.append((pixels, faces[0]))
-    return tuple(replace(one, gallery=gallery_of(one.embedder, photos)) for one in verifiers)
+    return tuple(replace(one, gallery=gallery_of(one, photos)) for one in verifiers)

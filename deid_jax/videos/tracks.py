@@ -10,6 +10,7 @@ detection, since the face may have appeared or disappeared between detections.
 
 import bisect
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -25,7 +26,7 @@ _NEAR, _WIDER = 1.0, 1.4
 # Consecutive detections that may miss a face before its track ends.
 _PATIENCE = 2
 
-# What a caller remembers of each detection, such as embeddings.
+# A caller's features of a detection, such as embeddings.
 T = TypeVar("T")
 
 
@@ -33,11 +34,10 @@ class Track(Generic[T]):
     """One face through the frames."""
 
     def __init__(self) -> None:
-        # The detections and their frames, increasing, and what is remembered of the first ones.
+        # The detections and their frames, increasing, and features of the first ones.
         self.frames: list[int] = []
         self.faces: list[Face] = []
-        self.signs: list[T] = []
-        self._pointed = True
+        self.features: list[T] = []
         self._reach = 0
         self._end = math.inf
 
@@ -45,11 +45,22 @@ class Track(Generic[T]):
         """Adds a detection, later than those before."""
         self.frames.append(number)
         self.faces.append(face)
-        self._pointed = self._pointed and face.landmarks is not None
 
     def extend(self, reach: int, num_frames: int) -> None:
-        """Extends it `reach` frames beyond both ends, within the video."""
+        """Ends it `reach` frames beyond the outer detections, but within the video.
+
+        Missing landmarks are interpolated from the detections that have them.
+        """
         self._reach, self._end = reach, num_frames
+        self.faces = _with_landmarks(self.frames, self.faces)
+
+    @property
+    def score(self) -> float:
+        """The detector's median confidence, above 0 only if most of the detections are.
+
+        In a given box it may have found no face, see `faces.face_within`.
+        """
+        return statistics.median_low(face.score for face in self.faces)
 
     @property
     def first(self) -> int:
@@ -104,9 +115,9 @@ class Track(Generic[T]):
         return (rows[1] + (1 - share) * rows[0] + share * rows[2]) / 2
 
     def _row(self, place: int) -> NumpyArray:
-        """The box, and the landmarks if every detection has them."""
+        """The box, and the landmarks if there are any."""
         face = self.faces[place]
-        if not self._pointed:
+        if face.landmarks is None:
             return np.array(face.box, float)
         return np.concatenate([face.box, np.ravel(np.asarray(face.landmarks, float))])
 
@@ -116,18 +127,18 @@ class Tracker(Generic[T]):
 
     Args:
       every: frames between detections, ≥ 1.
-      alike: (signs of a track, sign of a face) -> whether they may be one person.
-      num_signs: how many signs of a track are kept.
+      alike: (features of a track, features of a face) -> whether they may be one person.
+      num_kept: of how many detections a track keeps the features.
     """
 
-    def __init__(self, every: int, alike: Callable[[list[T], T], bool], num_signs: int = 1):
+    def __init__(self, every: int, alike: Callable[[list[T], T], bool], num_kept: int = 1):
         self._every = every
         self._alike = alike
-        self._num_signs = num_signs
+        self._num_kept = num_kept
         self._open: list[Track[T]] = []
         self._closed: list[Track[T]] = []
 
-    def see(self, number: int, faces: Sequence[Face], signs: Sequence[T]) -> list[Track[T]]:
+    def see(self, number: int, faces: Sequence[Face], features: Sequence[T]) -> list[Track[T]]:
         """Assigns each face detected in a frame, later than before, to a track."""
         patience = (_PATIENCE + 1) * self._every
         self._closed += [one for one in self._open if number - one.frames[-1] > patience]
@@ -142,7 +153,7 @@ class Tracker(Generic[T]):
         for closeness, old, new in pairs:
             if closeness == 0 or old in used or new in given:
                 continue
-            if self._alike(self._open[old].signs, signs[new]):
+            if self._alike(self._open[old].features, features[new]):
                 given[new] = self._open[old]
                 used.add(old)
         for new, face in enumerate(faces):
@@ -151,8 +162,8 @@ class Tracker(Generic[T]):
                 self._open.append(given[new])
             track = given[new]
             track.add(number, face)
-            if len(track.signs) < self._num_signs:
-                track.signs.append(signs[new])
+            if len(track.features) < self._num_kept:
+                track.features.append(features[new])
         return [given[new] for new in range(len(faces))]
 
     def tracks(self, num_frames: int) -> list[Track[T]]:
@@ -161,6 +172,25 @@ class Tracker(Generic[T]):
         for track in found:
             track.extend(self._every - 1, num_frames)
         return sorted(found, key=lambda track: (track.frames[0], track.faces[0].box))
+
+
+def _with_landmarks(frames: Sequence[int], faces: Sequence[Face]) -> list[Face]:
+    """The faces, all with landmarks if any has them: within the box, linear in time."""
+    known = [
+        (frame, np.ravel((face.landmarks - face.box[:2]) / face.box[2:]))
+        for frame, face in zip(frames, faces, strict=True)
+        if face.landmarks is not None
+    ]
+    if not known:
+        return list(faces)
+    numbers, shares = zip(*known, strict=True)
+    found = np.stack([np.interp(frames, numbers, column) for column in np.transpose(shares)])
+    return [
+        face._replace(landmarks=face.box[:2] + own.reshape(5, 2) * face.box[2:])
+        if face.landmarks is None
+        else face
+        for face, own in zip(faces, found.T, strict=True)
+    ]
 
 
 def _closeness(one: Sequence[float], other: Sequence[float]) -> float:

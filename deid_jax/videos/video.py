@@ -3,9 +3,9 @@
 The file is never held in memory as a whole. It is read several times: to find and track faces,
 to perturb and write them, and to judge the written file. A track's first frame gets the
 attack's full number of steps. Later frames need only a few, because they start from the
-previous frame's perturbation, which is defined in the crop and so moves with the face. If a
-surrogate's similarity is not below its threshold by a margin, more steps follow, and then more
-strength, from that frame on.
+previous frame's perturbation, which is defined on the canvas and so moves with the face. If a
+surrogate's similarity is not below its threshold by a margin, more steps follow, and then, if
+there are several strengths, the next ones from that frame on.
 """
 
 import dataclasses
@@ -18,16 +18,21 @@ from pathlib import Path
 import numpy as np
 
 from deid_jax.errors import InputError
-from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Detector
-from deid_jax.photos.file_records import TrackReport, TrackVerdict
+from deid_jax.photos.file_records import (
+    TrackReport,
+    TrackVerdict,
+    status_of,
+    worst_of,
+)
 from deid_jax.photos.protector import Protector
 from deid_jax.photos.verdicts import verdict_of
-from deid_jax.photos.verifiers import Verifier, crops_of, mean_direction, signs_of
+from deid_jax.photos.verifiers import Verifier, face_embeddings
+from deid_jax.photos.written_files import ProtectedError
 from deid_jax.runs import UNFINISHED
 from deid_jax.types import NumpyArray
 from deid_jax.videos.containers import FORMATS, TimedFrame, look, read_frames, rewrite
-from deid_jax.videos.followed_faces import FollowedFace, Signs, VideoAttack, VideoJudge
+from deid_jax.videos.followed_faces import FaceEmbeddings, FollowedFace, VideoAttack, VideoJudge
 from deid_jax.videos.tracks import Tracker
 
 # Frames between detections.
@@ -36,8 +41,9 @@ EVERY = 5
 NUM_REFERENCES = 8
 # The encoder's constant rate factor.
 QUALITY = 16
-# Margins below the surrogates' thresholds before encoding. If a face is still matched in the
-# written file, the next round uses the next margin.
+# Margins below the surrogates' thresholds before encoding. If one still matches a face in the
+# written file and the face began below the largest of several strengths, the next round uses
+# the next margin. A single strength is spent wholly in the only round.
 MARGINS = (0.08, 0.2, 0.35)
 
 # (the stage, frames done, frames in all) -> nothing.
@@ -59,9 +65,9 @@ class VideoReport:
     faces: tuple[TrackReport, ...] = ()
 
     @property
-    def protected(self) -> bool:
-        """Whether there is a face, and all faces fool every recogniser in every frame."""
-        return bool(self.faces) and all(face.protected for face in self.faces)
+    def status(self) -> str:
+        """The worst status of a face, in every frame."""
+        return worst_of(face.status for face in self.faces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +86,20 @@ class VideoJob:
     progress: VideoProgress = lambda stage, done, total: None
 
     def run(self) -> VideoReport:
-        """Perturbs the faces until no recogniser matches them, and judges the written file.
+        """Perturbs the faces so that no surrogate matches them, and judges the written file.
 
         The file is written whole or not at all. It is also written if a recogniser still
         matches a face, which the report then says. If no face is found, nothing is written.
 
         Raises:
-          InputError: bad arguments, or the source cannot be read or written again.
+          InputError: bad arguments, or the source cannot be read or written again, or is
+            marked as protected.
         """
         if self.target.suffix.lower() not in FORMATS:
             raise InputError(f"video {self.target} must end in one of {', '.join(FORMATS)}")
         info = look(self.source)
+        if info.is_marked:
+            raise ProtectedError(self.name)
         followed, num_frames = self._find(info.num_frames)
         size = (info.width, info.height, num_frames)
         if not followed:
@@ -122,11 +131,7 @@ class VideoJob:
         for number, frame in enumerate(read_frames(self.source)):
             if number % EVERY == 0:
                 faces = self.detector(frame.pixels)
-                signs: list[Signs] = []
-                if faces:
-                    crops = crops_of(frame.pixels, [crop_matrix(face) for face in faces])
-                    signs = signs_of(verifiers, crops)
-                tracker.see(number, faces, signs)
+                tracker.see(number, faces, face_embeddings(verifiers, frame.pixels, faces))
             self.progress("find", number + 1, max(num_frames, number + 1))
         tracks = enumerate(tracker.tracks(number + 1))
         return [FollowedFace(track, verifiers, place) for place, track in tracks], number + 1
@@ -144,6 +149,7 @@ class VideoJob:
             suffix=self.target.suffix.lower(),
             quality=QUALITY,
             keep_metadata=self.protector.keep_metadata,
+            mark=self.protector.mark,
         )
 
     def _judge(self, followed: Sequence[FollowedFace], written: Path, num_frames: int) -> int:
@@ -153,7 +159,7 @@ class VideoJob:
             judge.see(number, before.pixels, after.pixels)
             self.progress("judge", number + 1, num_frames)
         judge.finish()
-        return judge.num_face_frames
+        return len(judge.face_frames)
 
     def _pairs(self, written: Path) -> Iterator[tuple[TimedFrame, TimedFrame]]:
         """Pairs of frames of the source and the written file, whose times must be equal."""
@@ -166,34 +172,40 @@ class VideoJob:
 
     def _report(self, one: FollowedFace) -> TrackReport:
         verdicts = tuple(
-            TrackVerdict(**vars(verdict_of(verifier, cosine)), fooled_frames=share)
-            for verifier, cosine, share in zip(
+            TrackVerdict(**vars(verdict_of(verifier, similarity)), fooled_frames=share)
+            for verifier, similarity, share in zip(
                 self.protector.verifiers,
-                one.cosines.tolist(),
+                one.similarities.tolist(),
                 (one.fooled / one.num_frames).tolist(),
                 strict=True,
             )
         )
         return TrackReport(
             box=one.track.at(one.first).box,
+            score=one.track.score,
             first_frame=one.first,
             last_frame=one.last,
             num_frames=one.num_frames,
-            protected=all(verdict.fooled for verdict in verdicts),
+            status=status_of(verdicts, one.track.score),
             strength_db=self.protector.strength.psnrs[one.level],
             psnr=one.lowest_psnr,
             mean_psnr=one.sum_psnr / one.num_frames,
             verdicts=verdicts,
+            in_gallery=one.in_gallery,
         )
 
 
-def _alike(verifiers: Sequence[Verifier]) -> Callable[[Sequence[Signs], Signs], bool]:
-    """A function that says whether every recogniser matches a face with a track."""
+def _alike(
+    verifiers: Sequence[Verifier],
+) -> Callable[[Sequence[FaceEmbeddings], FaceEmbeddings], bool]:
+    """A function that says whether every surrogate matches a face with a track."""
 
-    def alike(known: Sequence[Signs], new: Signs) -> bool:
+    def alike(known: Sequence[FaceEmbeddings], new: FaceEmbeddings) -> bool:
         return all(
-            direction @ mean_direction(np.stack(own)) >= verifier.threshold
-            for verifier, direction, *own in zip(verifiers, new, *known, strict=True)
+            verifier.similarities(seen[None], verifier.mean_of(np.stack(own))[None]).item()
+            >= verifier.threshold
+            for verifier, seen, *own in zip(verifiers, new, *known, strict=True)
+            if verifier.is_surrogate
         )
 
     return alike

@@ -50,7 +50,7 @@ class ImageSettings:
             for name in ("data_dir", "crop", "skip_unreadable"):
                 value = getattr(self, name)
                 if value:
-                    raise InputError(f"--{name}={value} means nothing to --dataset=synthetic")
+                    raise InputError(f"--{name}={value} does not apply to --dataset=synthetic")
         return DataOptions(
             image_size=self.image_size,
             split=split,
@@ -111,10 +111,7 @@ class EvaluationSettings(DataSettings):
         """Refuses values out of range."""
         self.options(self.split)
         if self.recogniser is None and self.recogniser_output is not None:
-            raise InputError(
-                f"--recogniser_output={self.recogniser_output} means nothing without "
-                "--recogniser"
-            )
+            raise InputError(f"--recogniser_output={self.recogniser_output} needs --recogniser")
         if self.recogniser is not None and self.checkpoint is not None:
             raise InputError("recogniser and checkpoint exclude each other: give one of them")
         # Structural similarity needs images at least as large as its window.

@@ -15,6 +15,7 @@ from deid_jax import recognisers
 from deid_jax.data import FaceDataset, load_dataset
 from deid_jax.data.images import quiet_pillow
 from deid_jax.devices.processes import ALONE, Group
+from deid_jax.models.templates import ARCFACE
 from deid_jax.recognisers import (
     EpochRecord,
     Recogniser,
@@ -24,6 +25,7 @@ from deid_jax.recognisers import (
     storage,
     weights,
 )
+from deid_jax.recognisers.cutting import in_frame
 from deid_jax.recognisers.embedders import Embedder, load_embedder
 from deid_jax.recognisers.gallery_classifier import OUTPUTS, from_embedder
 from deid_jax.recognisers.vggface_files import Pretrained
@@ -104,7 +106,7 @@ def _train_default(
 def _user_supplied(
     settings: EvaluationSettings, recogniser: str, faces: FaceDataset, model_parallel: int
 ) -> Recogniser:
-    embedder = load_embedder_with_bar(recogniser, settings.image_size)
+    embedder = load_in_frame(recogniser, settings.image_size)
     train, test = (
         faces
         if settings.split == split
@@ -149,6 +151,11 @@ def fit_with_bar(
             group=group,
             model_parallel=model_parallel,
         )
+
+
+def load_in_frame(text: str, image_size: int) -> Embedder:
+    """A recogniser that cuts its own crops out of square images, aligned as ArcFace's."""
+    return in_frame(load_embedder_with_bar(text, image_size), ARCFACE.scaled(image_size))
 
 
 def load_embedder_with_bar(text: str, image_size: int) -> Embedder:

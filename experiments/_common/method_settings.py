@@ -102,12 +102,12 @@ class MethodSettings(EvaluationSettings):
             for flag in ("target", "init", "precision"):
                 value = getattr(self, flag)
                 if value is not None:
-                    raise InputError(f"--{flag}={value} means nothing to {asked}")
+                    raise InputError(f"--{flag}={value} does not apply to {asked}")
         known = dict.fromkeys(own for name in methods for own in METHODS[name].settings())
         for flag, value in self.method_settings.items():
             if flag not in known:
                 raise InputError(
-                    f"--{flag}={value} means nothing to {asked}, which takes "
+                    f"--{flag}={value} does not apply to {asked}, which takes "
                     + ", ".join(f"--{own}" for own in known)
                 )
 

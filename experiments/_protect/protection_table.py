@@ -1,6 +1,6 @@
 """The table and totals that `experiments.protect` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -12,41 +12,37 @@ from deid_jax.photos.file_records import (
     NO_FACE,
     NOT_PROTECTED,
     PROTECTED,
+    UNJUDGED,
     TrackReport,
     VideoFigures,
+    fools_fitted,
 )
 from deid_jax.photos.files import printable
 from deid_jax.photos.manifest import NAME
 from experiments._common.terminal import counted
 
 _SHOWN = 40
-_ENCODING = ", of videos before encoding"
+# The most files that a line names.
+_NAMED = 5
+_ENCODING = ", for videos before encoding"
 
 
 def print_protection(records: Sequence[FileRecord], protector: Protector, output: Path) -> None:
-    """Prints the totals and every face, or only the failures if there are many files."""
+    """Prints the totals and every face; of many files, only those that need attention."""
     console = Console(highlight=False, markup=False)
-    failed = [record for record in records if record.status != PROTECTED]
+    flagged = [record for record in records if _needs_attention(record)]
     verifiers = protector.verifiers
     for number, one in enumerate(verifiers, 1):
-        unseen = "" if one.is_surrogate else ", not known to the attack"
+        role = "surrogate" if one.is_surrogate else "judge"
         console.print(
-            f"{number}: {one.embedder.name}{unseen}; matches faces from a similarity of "
-            f"{one.threshold:g} on",
-            soft_wrap=True,
+            f"{number}: {one.embedder.name}, {role}; match: {one.rule}", soft_wrap=True
         )
-    shown = records if len(records) <= _SHOWN else failed[:_SHOWN]
+    shown = records if len(records) <= _SHOWN else flagged[:_SHOWN]
     if shown:
         console.print(_table(shown, len(verifiers)))
-    faces = [face for record in records for face in record.faces]
     videos = [r for r in records if isinstance(r.figures, VideoFigures)]
-    if faces:
-        num_protected = sum(face.protected for face in faces)
-        console.print(
-            f"Protected against these recognisers (cap: {protector.strength.psnrs[-1]:g} dB"
-            f"{_ENCODING * bool(videos)}): {num_protected} of {counted(len(faces), 'face')}, "
-            f"{len(records) - len(failed)} of {counted(len(records), 'file')}."
-        )
+    for line in _verdict_lines(records, protector, _ENCODING * bool(videos)):
+        console.print(line, soft_wrap=True)
     blank = sum(record.status == NO_FACE for record in records)
     if blank:
         console.print(f"{NO_FACE} in {counted(blank, 'file')}".capitalize() + ".")
@@ -61,12 +57,62 @@ def print_protection(records: Sequence[FileRecord], protector: Protector, output
     left = sum(record.figures.faces_left for record in records if record.figures is not None)
     if left:
         console.print(f"Not chosen by --faces, and left as is: {counted(left, 'other face')}.")
-    if faces and all(one.is_surrogate for one in verifiers):
-        console.print(
-            "The attack knew all of these recognisers; unseen ones were not tested. --judge "
-            "adds some."
-        )
     console.print(f"Files and {NAME}: {output}")
+
+
+def _needs_attention(record: FileRecord) -> bool:
+    """Whether the user should look at a file."""
+    empty = any(face.score == 0 for face in record.faces)
+    return empty or _is_other_person(record) or record.status not in (PROTECTED, UNJUDGED)
+
+
+def _is_other_person(record: FileRecord) -> bool:
+    """Whether there is a gallery, and no face in the file is of its person."""
+    found = [face.in_gallery for face in record.faces]
+    return False in found and True not in found
+
+
+def _verdict_lines(
+    records: Sequence[FileRecord], protector: Protector, encoding: str
+) -> Iterator[str]:
+    """Lines on what surrogates and judges say of all faces, and on what is doubtful."""
+    faces = [face for record in records for face in record.faces]
+    if not faces:
+        return
+
+    def counts(good_faces: int, good_files: int) -> str:
+        of_faces, of_files = counted(len(faces), "face"), counted(len(records), "file")
+        return f"{good_faces} of {of_faces}, {good_files} of {of_files}."
+
+    fooling = (bool(one.faces) and all(map(fools_fitted, one.faces)) for one in records)
+    yield (
+        f"Fool every surrogate (budget: {protector.strength.psnrs[-1]:g} dB{encoding}): "
+        f"{counts(sum(map(fools_fitted, faces)), sum(fooling))}"
+    )
+    if all(one.is_surrogate for one in protector.verifiers):
+        yield "There was no judge: --judge=NAME:FILE adds recognisers that only judge."
+    else:
+        good = [sum(one.status == PROTECTED for one in kind) for kind in (faces, records)]
+        yield f"Protected (fool every judge as well): {counts(*good)}"
+    if any(one.status == NOT_PROTECTED for one in faces):
+        yield (
+            "Faces that are not protected are still recognised: do not publish them as they "
+            "are, or try a higher --strength."
+        )
+    empty = sum(face.score == 0 for face in faces)
+    if empty:
+        yield (
+            f"No face was detected in {empty} of the boxes given by --faces or --boxes: their "
+            "verdicts mean little. Boxes are of the upright photo, as viewers show it."
+        )
+    others = [printable(one.file) for one in records if _is_other_person(one)]
+    if others:
+        more = f" and {len(others) - _NAMED} more" * (len(others) > _NAMED)
+        yield (
+            f"In {', '.join(others[:_NAMED])}{more}, no face is matched with the gallery by "
+            "every recogniser. Such files may show somebody else, or have been protected "
+            "before; in the second case, give the originals."
+        )
 
 
 def _table(records: Sequence[FileRecord], num_verifiers: int) -> Table:
@@ -94,6 +140,7 @@ def _cells(face: FaceReport | TrackReport) -> list[str]:
         place += f", frames {face.first_frame} to {face.last_frame}"
     else:
         ssim = f"{face.ssim:.3f}"
-    similarities = [f"{verdict.cosine:.2f}" for verdict in face.verdicts]
+    similarities = [f"{verdict.similarity:.2f}" for verdict in face.verdicts]
     psnr = f"{face.psnr:.1f}".replace("inf", "∞")
-    return [place, psnr, ssim, *similarities, PROTECTED if face.protected else NOT_PROTECTED]
+    empty = ", no face detected" * (face.score == 0)
+    return [place, psnr, ssim, *similarities, face.status + empty]

@@ -39,6 +39,10 @@ photos does not know the stranger's threshold, and guesses it from the probes al
 miss some unchanged photos, too: the rows "unprotected" say how many, and only what lies above
 them is the work of the perturbation.
 
+The photos here are crops, aligned once and judged as they were attacked. That is an upper
+bound: strangers detect faces in whole photos and cut crops by themselves (--photos), and may
+have more photos.
+
 These are measurements on the recognisers and the people of these photos. Other recognisers,
 larger ones above all, later ones, and other photos of the same person give other figures. Where
 nine of ten photos are protected, the tenth still tells who it is. What is published stays
@@ -61,20 +65,20 @@ def markdown(report: TransferReport) -> str:
     """The content of `transfer.md`."""
     plan, rows = report.evaluation.plan, report.tables.rows
     parts = [
-        "# How protection carries over to other recognisers",
+        "# How protection transfers to other recognisers",
         _what(report),
-        "## Against whom",
+        "## Threat model",
         _WHO.strip(),
         "## The recognisers on clean photos",
         _clean_table(report),
     ]
     for far in plan.fars:
-        title = f"## Protected, at FAR {_rate(far)}"
+        title = f"## Protected, at FAR {far_text(far)}"
         parts += [title, _runs_by(_unprocessed(rows, far), plan.judges, _with_interval)]
     far = plan.fars[0]
     compared = _unprocessed(rows, far, OTHERS)
     parts += [
-        f"## Compared with other protected photos, at FAR {_rate(far)}",
+        f"## Compared with other protected photos, at FAR {far_text(far)}",
         "The stranger has no clean photo, only other protected ones of the same person, and "
         "asks whether they show one person. The threshold is the one of clean photos.",
         _runs_by(compared, plan.judges, _with_interval)
@@ -85,7 +89,7 @@ def markdown(report: TransferReport) -> str:
         f"the {len(report.dataset.persons)} persons whom the stranger knows.",
         _runs_by(_unprocessed(rows, far), plan.judges, _ranks),
         *_classified(report),
-        f"## What survives, at FAR {_rate(far)}",
+        f"## What survives, at FAR {far_text(far)}",
         "Protected after the photo was processed. In brackets, for attacks: of the photos that "
         "were protected unprocessed, how many still are. Processing hides photos by itself, "
         'too: the rows "unprotected" tell how many unchanged photos are missed after it.',
@@ -128,7 +132,7 @@ def show(rows: Sequence[TransferRow], plan: TransferPlan) -> None:
     names = list(dict.fromkeys([*plan.judges, *(name for fit in plan.fits for name in fit)]))
     numbers = {name: str(number) for number, name in enumerate(names, 1)}
     console = Console(highlight=False, markup=False)
-    console.print(f"Protected at FAR {_rate(far)}, in % of photos (* fitted on)")
+    console.print(f"Protected at FAR {far_text(far)}, in % of photos (* fitted on)")
     for name, number in numbers.items():
         console.print(f"  recogniser {number}: {name}", soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -168,7 +172,7 @@ def _by_run(rows: Iterable[TransferRow]) -> dict[TransferRun, list[TransferRow]]
     return groups
 
 
-def _rate(far: float) -> str:
+def far_text(far: float) -> str:
     """A false accept rate as text: 1 %, 0.1 %."""
     return f"{100 * far:g} %"
 
@@ -190,7 +194,8 @@ def _ranks(row: TransferRow) -> str:
     return f"{percent(row.rates.rank1)}{_mark(row)} ({percent(row.rates.rank5)})"
 
 
-def _lines(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in body])
 
@@ -199,7 +204,7 @@ def _clean_table(report: TransferReport) -> str:
     """A table of the recognisers' accuracy, and the share of clean images that they miss."""
     plan = report.evaluation.plan
     head = ["recogniser", "same/different accuracy", "AUC", "ranked first"]
-    for far in map(_rate, plan.fars):
+    for far in map(far_text, plan.fars):
         head += [f"threshold at FAR {far}", f"unchanged photos missed at FAR {far}"]
     clean = [row for row in report.tables.rows if row.run.method == "none"]
     body = []
@@ -212,7 +217,7 @@ def _clean_table(report: TransferReport) -> str:
         for row in own:
             cells += [f"{row.rates.threshold:.3f}", percent(row.rates.protected)]
         body.append(cells)
-    return _lines(head, body)
+    return markdown_table(head, body)
 
 
 _HEAD = ("method", "foresees", "fitted on", "budget")
@@ -252,7 +257,7 @@ def _runs_by(
     for run, own in _by_run(rows).items():
         by_judge = {row.judge: cell(row) for row in own}
         body.append([*_named(run), *(by_judge[name] for name in judges)])
-    return _lines([*_HEAD, *judges], body)
+    return markdown_table([*_HEAD, *judges], body)
 
 
 def _survival(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> list[str]:
@@ -270,7 +275,10 @@ def _survival(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> li
                 kept = f" ({kept})" if run.method in ATTACKS else ""
                 cells.append(percent(rates.protected) + kept)
             body.append([*_named(run), *cells])
-        tables += [f"### Judged by {judge}", _lines([*_HEAD, "unprocessed", *kinds], body)]
+        tables += [
+            f"### Judged by {judge}",
+            markdown_table([*_HEAD, "unprocessed", *kinds], body),
+        ]
     return tables or ["Not measured: no processing was asked for."]
 
 
@@ -290,7 +298,7 @@ def _adaptive(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> li
         shares += [percent(row.rates.unprotected), str(row.rates.num_images)]
         body.append([*_named(row.run), row.judge, row.opponent, *shares])
     parts = [
-        f"## Opponents who adapt, at FAR {_rate(far)}",
+        f"## Opponents who adapt, at FAR {far_text(far)}",
         'What they miss of the same photos unchanged ("unprotected") is not the work of the '
         "perturbation.",
     ]
@@ -311,7 +319,7 @@ def _adaptive(rows: Sequence[TransferRow], plan: TransferPlan, far: float) -> li
         )
     head = [*_HEAD, "recogniser", "opponent", "protected before", "protected"]
     head += ["unprotected", "photos"]
-    return [*parts, _lines(head, body)] if body else parts
+    return [*parts, markdown_table(head, body)] if body else parts
 
 
 def _distortion(rows: Sequence[TransferRow]) -> str:
@@ -324,7 +332,7 @@ def _distortion(rows: Sequence[TransferRow]) -> str:
         mean = "∞" if sizes.psnr_mean is None else f"{sizes.psnr_mean:.2f}"
         cells = [f"{sizes.l2:.3f}", mean, f"{sizes.psnr_min:.2f}", f"{sizes.ssim:.4f}"]
         body.append([*_named(run), *cells])
-    return _lines([*_HEAD, "mean L2", "mean PSNR", "lowest PSNR", "mean SSIM"], body)
+    return markdown_table([*_HEAD, "mean L2", "mean PSNR", "lowest PSNR", "mean SSIM"], body)
 
 
 def _least(report: TransferReport) -> list[str]:
@@ -347,9 +355,9 @@ def _least(report: TransferReport) -> list[str]:
     head = [*_HEAD, "recogniser", "protected"]
     head += [f"and at ≥ {psnr:g} dB" for psnr in plan.psnrs]
     return [
-        f"### Least perturbations: protected and within a budget, at FAR {_rate(far)}",
+        f"### Least perturbations: protected and within a budget, at FAR {far_text(far)}",
         "A mean PSNR hides the photos that are perturbed more. These are, for "
         "least-perturbation attacks without a budget, the shares of photos that are both "
         "protected and at no less than a PSNR (* fitted on).",
-        _lines(head, body),
+        markdown_table(head, body),
     ]

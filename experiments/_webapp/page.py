@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from deid_jax.errors import InputError
 from deid_jax.photos import STRENGTHS, Protector
+from deid_jax.photos.file_records import NOT_PROTECTED
 from experiments._webapp.page_text import (
     ABOUT,
     overview_html,
@@ -42,6 +43,7 @@ _CSS = """
   background: var(--block-background-fill);
   border-left: 4px solid var(--border-color-primary); }
 .said.right { border-left-color: #0f8a5f; }
+.said.open { border-left-color: #b7950b; }
 .said.wrong { border-left-color: #c2410c; }
 .bar { height: 0.5em; border-radius: 0.25em; background: var(--border-color-primary); }
 .bar div { height: 100%; border-radius: 0.25em; background: var(--color-accent); }
@@ -216,7 +218,7 @@ def _results() -> _Results:
                 before, after, difference = (_preview(*one) for one in _PREVIEWS.items())
             verdict = gr.HTML(elem_id="verdict")
         downloads = gr.File(
-            label="Protected files, without metadata",
+            label="Written files, without the photos' metadata",
             file_count="multiple",
             interactive=False,
             elem_id="downloads",
@@ -295,7 +297,7 @@ def worked(
     """Protects uploads; before the first and after each: the status (HTML), the outcomes."""
     refused = refusal(paths)
     if refused is not None:
-        yield said(refused, False), []
+        yield said(refused, NOT_PROTECTED), []
         return
     done: list[UploadOutcome] = []
     for path in paths:

@@ -5,15 +5,18 @@ import math
 from collections.abc import Sequence
 
 from deid_jax.photos import STRENGTHS, Verifier
+from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, UNJUDGED, worst_of
 from experiments._webapp.uploads import UploadOutcome, summary_line
 
 # What the page does, what it cannot do, and what it does not change.
 ABOUT = (
-    "It finds faces and changes their pixels, so little that people hardly see it, until the "
-    "recognisers named below no longer match the face with the one in the original photo.",
-    "It says nothing about other recognisers, and people who know you still recognise you.",
-    "Faces that it does not find stay as they are (it misses turned, tilted and small ones). "
-    "So does everything else that tells who is in a photo: clothes, places, the file's name, "
+    "It finds faces and perturbs their pixels, hardly visibly, so that the recognisers named "
+    "below no longer match the face with the one in the original photo.",
+    "Only a judge, a recogniser that the attack is not fitted on, shows whether a face is "
+    "protected. Other recognisers may still match it, and people who know you will recognise "
+    "you.",
+    "Faces that it does not find, such as very small ones, are left unchanged. Everything else "
+    "that may reveal who is in a photo is unchanged as well: clothes, places, the file's name, "
     "copies that others have.",
 )
 
@@ -25,36 +28,33 @@ def rms_levels(psnr: float) -> float:
 
 def strength_label(name: str) -> str:
     """The label that explains a strength."""
-    first, *_, last = STRENGTHS[name]
-    return (
-        f"{name}: {rms_levels(first):.1f} levels of 255, if need be up to "
-        f"{rms_levels(last):.1f} (PSNR {first:g} to {last:g} dB)"
-    )
+    psnr = STRENGTHS[name]
+    return f"{name}: {rms_levels(psnr):.1f} levels of 255 (PSNR {psnr:g} dB)"
 
 
 def verifiers_html(verifiers: Sequence[Verifier]) -> str:
-    """The list of recognisers that judge."""
+    """The list of recognisers."""
     items = "".join(
         f"<li><b>{html.escape(one.embedder.name)}</b>: "
         + (
-            "fooled on purpose"
+            "surrogate, which the attack is fitted on"
             if one.is_surrogate
-            else "judges only, the attack does not know it"
+            else "judge, which the attack is not fitted on"
         )
-        + f"; matches faces from a similarity of {one.threshold:g} on</li>"
+        + f"; match: {one.rule}</li>"
         for one in verifiers
     )
-    unseen = ""
+    no_judge = ""
     if all(one.is_surrogate for one in verifiers):
-        unseen = (
-            "<p>The attack knows all of them. Recognisers that it does not know are not tested "
-            "here (<code>--judge</code> adds some).</p>"
+        no_judge = (
+            "<p>The attack is fitted on all of them, so no photo can be called protected "
+            "(<code>--judge</code> adds judges).</p>"
         )
-    return f"<p>Recognisers that are asked:</p><ul>{items}</ul>{unseen}"
+    return f"<p>Recognisers:</p><ul>{items}</ul>{no_judge}"
 
 
 def verdict_html(outcome: UploadOutcome) -> str:
-    """A table of faces and recognisers; empty if there is no protected file."""
+    """A table of faces and recognisers; empty if there is no written file."""
     rows = []
     for number, face in enumerate(outcome.faces, 1):
         for place, verdict in enumerate(face.verdicts):
@@ -65,11 +65,11 @@ def verdict_html(outcome: UploadOutcome) -> str:
             if place == 0:
                 span = f'rowspan="{len(face.verdicts)}"'
                 first = f"<td {span}>{number}</td><td {span}>{_change(face.psnr)}</td>"
-            unseen = "" if verdict.fitted else " (not known to the attack)"
+            role = "" if verdict.fitted else " (judge)"
             rows.append(
-                f'<tr>{first}<td class="name">{html.escape(verdict.recogniser)}{unseen}</td>'
+                f'<tr>{first}<td class="name">{html.escape(verdict.recogniser)}{role}</td>'
                 f'<td class="{kind}">{says}</td>'
-                f"<td>{verdict.cosine:.3f} {sign} {verdict.threshold:g}</td></tr>"
+                f"<td>{verdict.similarity:.3f} {sign} {verdict.threshold:g}</td></tr>"
             )
     if not rows:
         return ""
@@ -79,8 +79,8 @@ def verdict_html(outcome: UploadOutcome) -> str:
         f'<div class="wide"><table class="verdicts"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="small">Perturbation: root mean square, in levels of 255. Fooled: the '
-        "similarity of the face in the file to the one in the photo is below the recogniser's "
-        "threshold.</p>"
+        "similarity of the face in the file to the one in the original is below the "
+        "recogniser's threshold.</p>"
     )
 
 
@@ -92,13 +92,16 @@ def _change(psnr: float) -> str:
 
 def summary_html(outcome: UploadOutcome) -> str:
     """The coloured summary line of a photo."""
-    return said(summary_line(outcome), outcome.protected)
+    return said(summary_line(outcome), outcome.status)
 
 
-def said(text: str, right: bool | None = None) -> str:
-    """A message of success, failure or (None) neither, with its text escaped."""
-    kind = {True: " right", False: " wrong", None: ""}[right]
-    return f'<p class="said{kind}">{html.escape(text)}</p>'
+# What the page's style calls them.
+_KINDS = {PROTECTED: " right", UNJUDGED: " open", NOT_PROTECTED: " wrong", None: ""}
+
+
+def said(text: str, status: str | None = None) -> str:
+    """A message in the colour of a status, or of none, with its text escaped."""
+    return f'<p class="said{_KINDS[status]}">{html.escape(text)}</p>'
 
 
 def progress_html(done: int, total: int, name: str) -> str:
@@ -109,10 +112,21 @@ def progress_html(done: int, total: int, name: str) -> str:
 
 
 def overview_html(outcomes: Sequence[UploadOutcome]) -> str:
-    """The totals of several photos, and a line about each that is not protected."""
+    """The totals of several photos, and a line for each that is not protected."""
     if len(outcomes) == 1:
         return summary_html(outcomes[0])
-    wrong = [summary_html(outcome) for outcome in outcomes if not outcome.protected]
-    number = len(outcomes) - len(wrong)
-    head = f"{number} of {len(outcomes)} photos: all faces found fool all recognisers asked."
-    return "".join([said(head, not wrong), *wrong])
+    found = [outcome.status for outcome in outcomes]
+    of_all = f"of {len(outcomes)} photos"
+    heads = []
+    if PROTECTED in found or UNJUDGED not in found:
+        heads.append(
+            f"{found.count(PROTECTED)} {of_all} protected: no surrogate and no judge matches a "
+            "face that was found."
+        )
+    if UNJUDGED in found:
+        heads.append(
+            f"{found.count(UNJUDGED)} {of_all} unjudged: the faces found fool every surrogate, "
+            "and there was no judge."
+        )
+    wrong = [summary_html(one) for one in outcomes if one.status == NOT_PROTECTED]
+    return "".join([said(" ".join(heads), worst_of(found)), *wrong])

@@ -1,4 +1,4 @@
-"""Uploads to the page of `experiments.webapp`: protected file, previews, messages.
+"""Uploads to the page of `experiments.webapp`: written file, previews, messages.
 
 Previews are uint8[H, W, 3], RGB, with at most `PREVIEW` pixels on the longest side. The
 amplified perturbation shows every k-th pixel of the photo, because averaging would understate
@@ -15,8 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from deid_jax.errors import InputError, one_line
-from deid_jax.photos import STRENGTHS, FaceReport, ProtectedPhoto, Protector, Strength, files
-from deid_jax.photos.alignment import Span
+from deid_jax.photos import FaceReport, ProtectedPhoto, Protector, Strength, files
+from deid_jax.photos.canvases import Span
+from deid_jax.photos.file_records import (
+    NOT_PROTECTED,
+    PROTECTED,
+    UNJUDGED,
+    fools_fitted,
+    worst_of,
+)
+from deid_jax.photos.manifest import sha256_of
+from deid_jax.photos.written_files import ProtectedError, is_remembered, remember
 from deid_jax.runs import write_whole
 from deid_jax.types import NumpyArray
 
@@ -33,7 +42,7 @@ class UploadOutcome:
     """The outcome of one upload.
 
     Attributes:
-      message: why there is no protected file; None if there is one.
+      message: why there is no written file; None if there is one.
       previews: files that show before, after and the amplified perturbation, for the whole
         photo and for each face.
     """
@@ -45,9 +54,11 @@ class UploadOutcome:
     faces: tuple[FaceReport, ...] = ()
 
     @property
-    def protected(self) -> bool:
-        """Whether no recogniser matches any face any more."""
-        return self.message is None and all(face.protected for face in self.faces)
+    def status(self) -> str:
+        """The worst status of a face; `NOT_PROTECTED` without a file."""
+        if self.message is not None:
+            return NOT_PROTECTED
+        return worst_of(face.status for face in self.faces)
 
 
 def refusal(paths: Sequence[str | Path]) -> str | None:
@@ -62,12 +73,12 @@ def refusal(paths: Sequence[str | Path]) -> str | None:
 def outcome_of(
     path: str | Path, strength: str, protector: Protector, folder: Path
 ) -> UploadOutcome:
-    """Protects one upload, and writes the protected file and previews into a new folder.
+    """Protects one upload, and writes the file and previews into a new folder.
 
     `strength`, a key of `STRENGTHS`, replaces the protector's.
     """
     name = Path(path).name
-    chosen = Strength(STRENGTHS[strength], protector.strength.num_steps)
+    chosen = Strength.of(strength, protector.strength.num_steps)
     protector = dataclasses.replace(protector, strength=chosen)
     try:
         try:
@@ -75,12 +86,17 @@ def outcome_of(
         except OSError as error:
             raise InputError(f"{name} cannot be read: {one_line(error)}") from error
         photo = files.parse_photo(content, name, max_pixels=MAX_PIXELS)
+        if photo.is_marked or is_remembered(sha256_of(content)):
+            raise ProtectedError(name)
         assert protector.detector is not None
         faces = protector.detector(photo.pixels)
         if not faces:
             raise InputError(f"No face was found in {name}: there is nothing to download")
         done = protector.protect_photo(photo, faces, name)
-        return _outcome(name, photo.pixels, done, folder)
+        outcome = _outcome(name, photo.pixels, done, folder)
+        if done.data != content:
+            remember(sha256_of(done.data))
+        return outcome
     except InputError as error:
         return UploadOutcome(name, f"{error}.")
     except OSError as error:
@@ -175,14 +191,24 @@ def summary_line(outcome: UploadOutcome) -> str:
     """One line about a photo."""
     if outcome.message is not None:
         return outcome.message
-    matched = sum(not face.protected for face in outcome.faces)
     number = len(outcome.faces)
     faces = "1 face" if number == 1 else f"{number} faces"
-    if not matched:
-        return f"{outcome.name}: {faces} found, not matched by any recogniser asked."
+    if outcome.status == PROTECTED:
+        return (
+            f"{outcome.name}: protected. {faces} found, matched by no surrogate and no judge."
+        )
+    if outcome.status == UNJUDGED:
+        return (
+            f"{outcome.name}: unjudged. {faces} found, matched by no surrogate; there was no "
+            "judge."
+        )
+    matched = sum(face.status == NOT_PROTECTED for face in outcome.faces)
+    still = "a recogniser"
+    if all(map(fools_fitted, outcome.faces)):
+        still = "a judge"
     return (
-        f"{outcome.name}: not protected. {faces} found, of which a recogniser still matches "
-        f"{matched} at the strongest perturbation allowed."
+        f"{outcome.name}: not protected. {faces} found, of which {still} still matches "
+        f"{matched}."
     )
 
 

@@ -124,6 +124,17 @@ def test_stays_in_the_ball_wherever_it_starts(epsilon):
         assert np.all(lengths <= epsilon * (1 + 1e-5)) and np.all(lengths >= 0.3 * epsilon)
 
 
+def test_each_image_may_have_its_own_budget():
+    problem = twisted()
+    images = np.float32(problem.images)
+    sizes = np.float32(np.linspace(0.1, 2, len(images)))
+    attack = jax.jit(functools.partial(mifgvm, problem.objective))
+    together = attack(images, MIFGVMConfig(epsilon=jnp.asarray(sizes), num_steps=5), KEY)
+    for place, size in enumerate(sizes.tolist()):
+        alone = attack(images, MIFGVMConfig(epsilon=size, num_steps=5), KEY)
+        np.testing.assert_allclose(together.images[place], alone.images[place], atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_no_scale_of_the_loss_matters(scale):
     problem = twisted()

@@ -337,13 +337,13 @@ def test_faces_are_compared_on_devices_of_ones_own():
     variables = jax.device_get(randomised(Embedding(), SIZE))
     embedder = Embedder("small", Embedding(), variables)
     expected = embedder.embed(photos)
-    usual = sharding.placed_at_hand(variables)["params"]["fc1"]["kernel"]
+    usual = sharding.placed_on_devices(variables)["params"]["fc1"]["kernel"]
     assert usual.devices() == {jax.devices()[0]}
     depth = SIZE * SIZE * 3
     for count, devices in ((1, mesh_of(8).devices[5]), (2, mesh_of(8, 2).devices[3])):
         with sharding.working_on(devices):
-            placed = sharding.placed_at_hand(variables)
-            assert sharding.placed_at_hand(variables) is placed
+            placed = sharding.placed_on_devices(variables)
+            assert sharding.placed_on_devices(variables) is placed
             kernel = placed["params"]["fc1"]["kernel"]
             assert set(kernel.devices()) == set(devices)
             assert shapes_held([kernel]) == {(depth, 6 // count)}

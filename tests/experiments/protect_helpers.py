@@ -1,6 +1,8 @@
 """Shared by tests of protection: recognisers, photos, a quick command."""
 
 import hashlib
+import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -10,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from deid_jax.photos import Protector, Strength, Verifier
-from deid_jax.photos.alignment import support
+from deid_jax.photos import Face, Protector, Strength, Verifier
+from deid_jax.photos.alignment import aligned_crop, landmarks_of
+from deid_jax.photos.canvases import Canvas
 from deid_jax.photos.verifiers import crops_of
 from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect
@@ -19,6 +22,7 @@ from experiments import protect
 CELLS, WIDTH = 4, 12
 OWN = "tests.experiments.protect_helpers"
 ONE, TWO, CONSTANT = f"{OWN}:one", f"{OWN}:two", f"{OWN}:constant"
+ONE_AGAIN = f"{OWN}:one_again"
 BOX = (20, 15, 60, 60)
 FACES = "--faces=" + ":".join(map(str, BOX))
 
@@ -44,6 +48,16 @@ def one(images):
 def two(images):
     """The second one's."""
     return _embed(images, 2)
+
+
+def three(images):
+    """The third one's."""
+    return _embed(images, 3)
+
+
+def one_again(images):
+    """The first one's, by another name."""
+    return one(images)
 
 
 def constant(images):
@@ -73,7 +87,7 @@ def embedder(function):
     return Embedder(function.__name__, FunctionModule(function), {})
 
 
-FIRST, SECOND, NEVER, BLIND = map(embedder, (one, two, constant, zero))
+FIRST, SECOND, THIRD, NEVER, BLIND = map(embedder, (one, two, three, constant, zero))
 KEY = jax.random.key(0)
 QUICK = Strength((42.0, 40.0, 38.0), 2)
 
@@ -112,7 +126,7 @@ def arguments(source, output, *more, recogniser=ONE):
         f"--output={output}",
         f"--recogniser={recogniser}",
         "--threshold=0.9",
-        "--num_steps=2",
+        "--num_steps=8",
         FACES,
         *more,
     ]
@@ -163,8 +177,8 @@ def state(folder):
     }
 
 
-# Where a crop's square lies around a box, from the template of ArcFace and the shares of a box
-# that alignment.py states.
+# ArcFace's template, and which pixels of its crop may change, as canvases.py states: from left
+# and top to right and bottom.
 TEMPLATE = np.array(
     [
         [38.2946, 51.6963],
@@ -174,23 +188,30 @@ TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
+TOUCHED = np.array([[-6, -6], [118, 127]])
 
 
-def square(box=BOX):
+def reach(box=BOX):
     """(left, top, right, bottom) of what may change for a box, in pixels."""
-    left, top, width, _ = box
+    left, top, width, height = box
     middle = TEMPLATE.mean(0)
     spread = np.sqrt(((TEMPLATE - middle) ** 2).sum(1).mean())
-    scale = 0.242 * width / spread
-    centre = np.array([left + 0.5 * width, top + 0.576 * box[3]])
-    low, high = centre + (-0.5 - middle) * scale, centre + (111.5 - middle) * scale
-    return (*low, *high)
+    # The shares of a box that alignment.py states.
+    centre = np.array([left + 0.5 * width, top + 0.576 * height])
+    return (centre + (TOUCHED - middle) * 0.242 * width / spread).ravel()
 
 
-def may_change(shape, *squares, block=1, margin=0):
-    """bool[H, W]: pixels in the squares, or in blocks that reach into one, and a margin."""
+def reach_of(matrix):
+    """(left, top, right, bottom) around what may change for a face with this similarity."""
+    corners = np.array(list(itertools.product(*TOUCHED.T))) - matrix[:, 2]
+    corners = corners @ np.linalg.inv(matrix[:, :2]).T
+    return (*corners.min(0), *corners.max(0))
+
+
+def may_change(shape, *rectangles, block=1, margin=0):
+    """bool[H, W]: pixels in the rectangles, or in blocks that reach into one, and a margin."""
     allowed = np.zeros(shape, bool)
-    for left, top, right, bottom in squares:
+    for left, top, right, bottom in rectangles:
         first_x, first_y = (max(int(np.floor(n)), 0) // block * block for n in (left, top))
         past_x, past_y = (int(np.ceil(n)) // block * block + block for n in (right, bottom))
         allowed[
@@ -209,31 +230,72 @@ def shown(path):
         return np.atleast_3d(np.asarray(upright).astype(np.uint8))
 
 
-def embedding(pixels, matrix, seed=1):
-    """A recogniser's unit vector of a face, in NumPy's float64."""
-    crop = np.rint(255 * crops_of(pixels, [matrix])[0]).astype(np.float64) / 255
-    means = crop.reshape(4, 28, 4, 28, 3).mean((1, 3))
+def _unit_vector(crop, seed):
+    """A recogniser's unit vector of a crop, in NumPy's float64."""
+    whole = np.rint(255 * crop).astype(np.float64) / 255
+    means = whole.reshape(4, 28, 4, 28, 3).mean((1, 3))
     vector = (means - means.mean((0, 1))).ravel() @ weights(seed)
     return vector / np.linalg.norm(vector)
 
 
-def cosine_of(before, after, matrix):
-    """How like the face is to itself for the first recogniser."""
-    return embedding(before, matrix) @ embedding(after, matrix)
+def embedding(pixels, matrix, seed=1):
+    """A recogniser's unit vector of a face, in NumPy's float64."""
+    return _unit_vector(aligned_crop(pixels, matrix), seed)
+
+
+# How verdicts.py turns, scales and shifts landmarks: degrees, factor, shift in eye distances.
+_VIEWS = ((4, 1, 0), (-4, 1, 0), (0, 1.1, 0), (0, 0.92, 0), (0, 1, 0.08))
+
+
+def views_of(pixels, face, *found):
+    """The crops by which a face is judged: its own, a found one's, and what others may see."""
+    from skimage.transform import SimilarityTransform
+
+    last = (face, *found)[-1]
+    points, middle = landmarks_of(last), landmarks_of(last).mean(0)
+    eyes = np.linalg.norm(points[1] - points[0])
+    others = []
+    for degrees, factor, shift in _VIEWS:
+        turn = SimilarityTransform(rotation=np.deg2rad(degrees), scale=factor)
+        others.append(Face(last.box, turn(points - middle) + middle + shift * eyes))
+    part, corner = Canvas.around(last, pixels).part(pixels)
+    compressed = io.BytesIO()
+    Image.fromarray(part).save(compressed, "JPEG", quality=75)
+    with Image.open(compressed) as image:
+        again = crops_of(np.asarray(image), [Face(last.box, points - corner)])
+    return np.concatenate([crops_of(pixels, [face, *found, *others]), again])
+
+
+def seen(pixels, face, seed=1):
+    """Unit vectors of all views of a face, float64[n, WIDTH]; a verdict is on the worst."""
+    return np.stack([_unit_vector(crop, seed) for crop in views_of(pixels, face)])
 
 
 def psnr_of(before, after, matrix):
-    """Of the pixels that a face's change may touch, in dB."""
-    ys, xs, inside = support(matrix, before.shape[:2])
-    errors = (before[ys, xs].astype(np.float64) - after[ys, xs])[inside]
-    return 10 * np.log10(255**2 / np.mean(errors**2))
+    """Of all that changed where a face may change, over the area of its crop, in dB.
+
+    Of a face that reaches over the photo's border, the area is the crop's share within.
+    """
+    left, top, right, bottom = reach_of(matrix)
+    x, y = np.meshgrid(np.arange(np.floor(left), right), np.arange(np.floor(top), bottom))
+    places = np.stack([x, y], axis=-1) @ matrix[:, :2].T + matrix[:, 2]
+    # It fades within eight pixels of the crop.
+    depth = np.minimum(places - TOUCHED[0], TOUCHED[1] - places).clip(0, 8) / 8
+    weights = np.prod((1 - np.cos(np.pi * depth)) / 2, axis=-1)
+    height, width = before.shape[:2]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    area = 112**2 / np.linalg.det(matrix[:, :2]) * weights[inside].sum() / weights.sum()
+    inside &= weights > 0
+    rows, columns = y[inside].astype(int), x[inside].astype(int)
+    errors = before[rows, columns].astype(np.float64) - after[rows, columns]
+    return -10 * np.log10(np.sum((errors / 255) ** 2) / (3 * area))
 
 
 def ssim_of(before, after, matrix):
     """Of a face's crops, by scikit-image."""
     from skimage.metrics import structural_similarity
 
-    crops = (crops_of(pixels, [matrix])[0].astype(np.float64) for pixels in (before, after))
+    crops = (aligned_crop(pixels, matrix).astype(np.float64) for pixels in (before, after))
     return structural_similarity(
         *crops,
         gaussian_weights=True,

@@ -266,10 +266,14 @@ BAD_FLAGS = [
     _bad("image_size must be at most 1024, got 9999", "--image_size=9999"),
     _bad("seed must be an integer >= 0, got -1", "--seed=-1"),
     _bad("--method=magic", "--method=magic"),
-    _bad("--epsilon=0.1 means nothing to --method=pfgvm, which takes", "--epsilon=0.1"),
-    _bad("--penalty_weight=1.0 means", "--penalty_weight=1", "--method=ifgsm"),
-    _bad("--target=none means nothing to --method=blur", "--target=none", "--method=blur"),
-    _bad("--init=image means nothing to --method=mask", "--init=image", "--method=mask"),
+    _bad("--epsilon=0.1 does not apply to --method=pfgvm, which takes", "--epsilon=0.1"),
+    _bad(
+        "--penalty_weight=1.0 does not apply to --method=ifgsm",
+        "--penalty_weight=1",
+        "--method=ifgsm",
+    ),
+    _bad("--target=none does not apply to --method=blur", "--target=none", "--method=blur"),
+    _bad("--init=image does not apply to --method=mask", "--init=image", "--method=mask"),
     _bad("--data_dir=", "--dataset=synthetic"),
     _bad("--data_dir is empty", "--data_dir="),
     _bad("data_dir nowhere does not exist", "--data_dir=nowhere"),
@@ -299,7 +303,7 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
 @pytest.mark.parametrize("flag", ["--crop=none", "--skip_unreadable"])
 def test_flags_that_the_synthetic_set_ignores_are_refused(workplace, capsys, flag):
     assert attack.main([flag]) == 2
-    assert "means nothing to --dataset=synthetic" in capsys.readouterr().err
+    assert "does not apply to --dataset=synthetic" in capsys.readouterr().err
     assert not list(workplace.iterdir())
 
 
@@ -340,7 +344,7 @@ def test_checkpoint_of_other_persons_is_refused(arguments, faces, workplace, cap
 def test_bad_input_as_a_process(arguments, workplace):
     status, out, err = finish(process("attack", *arguments, "--epsilon=0.1", cwd=workplace))
     assert (status, out) == (2, "")
-    assert err.startswith("error: --epsilon=0.1 means nothing to --method=pfgvm")
+    assert err.startswith("error: --epsilon=0.1 does not apply to --method=pfgvm")
     assert err.count("\n") == 1
     assert not list(workplace.iterdir())
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from deid_jax.evaluation.batch_loop import BatchLoop
 from deid_jax.models import mobilefacenet
-from deid_jax.photos import crop_attack
+from deid_jax.photos import face_attack
 from deid_jax.recognisers import checkpoints
 from deid_jax.recognisers.embedders import Embedder
+from deid_jax.recognisers.weight_files import read_weights
 from experiments import attack, protect, sweep, train
 from tests.devices.test_sharding import assert_near, on_eight_devices, shapes_held
 from tests.experiments.conftest import COMMON, finish, listing, process, write_faces
@@ -163,7 +164,7 @@ def test_trainings_come_to_the_same_on_more_numbers_of_devices(place):
 @pytest.mark.slow
 def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp_path):
     """Not when it is loaded, asked what it sees, told from others, nor when it is fooled."""
-    _, variables = mobilefacenet.load(recogniser_files["mobilefacenet_ms1m"])
+    _, variables = mobilefacenet.convert(read_weights(recogniser_files["mobilefacenet_ms1m"]))
     kernels = [leaf.shape for leaf in jax.tree.leaves(variables) if leaf.ndim == 2]
     depth, width = max(kernels, key=np.prod)
     held = []
@@ -186,7 +187,7 @@ def test_no_device_holds_a_recogniser_whole(binary, recogniser_files, place, tmp
         given += ["--max_images=4", f"--output_dir={tmp_path / 'out'}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Embedder, "embed", note(Embedder.embed))
-        patch.setattr(crop_attack, "find_perturbation", note(crop_attack.find_perturbation))
+        patch.setattr(face_attack, "find_perturbation", note(face_attack.find_perturbation))
         patch.setattr(BatchLoop, "_collect", note(BatchLoop._collect))
         assert binary.main(given) in (0, 1)
     assert len(held) > 1

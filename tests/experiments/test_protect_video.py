@@ -9,7 +9,7 @@ from PIL import Image
 
 from deid_jax.errors import InputError, TransientError
 from deid_jax.photos import Face
-from deid_jax.photos.verifiers import BlindError
+from deid_jax.photos.verifiers import EmbeddingError
 from deid_jax.runs import UNFINISHED
 from deid_jax.videos import VideoJob
 from experiments import protect
@@ -21,9 +21,9 @@ from tests.experiments.protect_helpers import (
     may_change,
     picture,
     places,
+    reach,
     records_of,
     run,
-    square,
 )
 from tests.videos.video_helpers import assert_same_times_and_sound, rgb, sound_alone, write
 
@@ -92,7 +92,7 @@ def test_videos_lie_beside_photos(mixed):
     assert sorted(hashes(output)) == sorted(name.encode() for name in ("a.png", *VIDEOS, NAME))
     for name in ("a.png", *VIDEOS):
         record = found[name]
-        assert (record["status"], record["reason"]) == ("protected", None)
+        assert record["status"] == "unjudged"
         assert record["output"] == name
         assert record["output_sha256"] == hashes(output)[name.encode()]
         assert record["source_sha256"] == hashes(source)[name.encode()]
@@ -116,7 +116,7 @@ def test_what_a_video_keeps(mixed, name):
     assert_same_times_and_sound(output / name, source / name)
     before, after = rgb(source / name).astype(int), rgb(output / name).astype(int)
     assert before.shape == after.shape == (NUMBER, *SIZE[::-1], 3)
-    allowed = may_change(SIZE[::-1], square(), block=2, margin=2)
+    allowed = may_change(SIZE[::-1], reach(), block=2, margin=2)
     errors = np.square(after - before).mean((0, 3))
     assert errors[allowed].mean() > 2 * errors[~allowed].mean()
     assert errors[~allowed].mean() < 4
@@ -179,12 +179,10 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
     source, output = single
     larger, smaller = (50.0, 16.0, 40.0, 40.0), (8.0, 40.0, 24.0, 24.0)
 
-    def cascade(pixels):
-        # Only on the film: the command asks it once whether it is there.
-        wide = pixels.shape[1] == SIZE[0]
-        return [Face(larger, None, 9.0), Face(smaller, None, 8.0)] if wide else []
+    def detector(pixels):
+        return [Face(larger, None, 9.0), Face(smaller, None, 8.0)]
 
-    monkeypatch.setattr(protect.face_detectors, "cascade", cascade)
+    monkeypatch.setattr(protect, "load_detector", lambda name: detector)
     assert run(detected(source, output, f"--faces={which}")) in (0, 1)
     (record,) = records_of(output).values()
     boxes = [tuple(face["box"]) for face in record["faces"]]
@@ -194,7 +192,7 @@ def test_faces_that_are_found_and_those_that_are_left(single, monkeypatch, which
 
 def test_video_without_a_face_is_listed_and_not_written(single, monkeypatch, capsys):
     source, output = single
-    monkeypatch.setattr(protect.face_detectors, "cascade", lambda pixels: [])
+    monkeypatch.setattr(protect, "load_detector", lambda name: lambda pixels: [])
     assert run(detected(source, output)) == 1
     assert list(hashes(output)) == [NAME.encode()]
     (record,) = records_of(output).values()
@@ -246,7 +244,7 @@ def test_progress_tells_what_is_done_to_a_video(single, bar):
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (BlindError("recogniser a: embeddings must be finite and not 0"), "not protected"),
+        (EmbeddingError("recogniser a: embeddings must be finite and not 0"), "not protected"),
         (TransientError("videos need PyAV"), "unreadable"),
         (InputError("video b.mp4 is cut off"), "unreadable"),
     ],

@@ -36,7 +36,7 @@ def test_every_number_of_processes_is_run_in_turn(arguments, workplace, capsys):
         (["--repeats=0"], "repeats must be an integer >= 1, got 0"),
         (["--cores_per_process=0"], "cores_per_process must be an integer >= 1"),
         (["--processes=1000"], "1000 processes of 1 cores are more than the"),
-        (["--epsilon=0.1"], "--epsilon=0.1 means nothing to --method=pfgvm"),
+        (["--epsilon=0.1"], "--epsilon=0.1 does not apply to --method=pfgvm"),
         (["--checkpoint=nowhere"], "checkpoint nowhere does not exist"),
     ],
 )

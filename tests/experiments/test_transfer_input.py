@@ -110,6 +110,11 @@ def _bad(message, *given):
         _bad("mobilefacenet is given twice", "--fit=mobilefacenet:x,mobilefacenet:y"),
         _bad("recognisers must be named, got ''", f"--fit={ONE},"),
         _bad("recognisers must be named", f"--test={ONE}++{TWO}"),
+        _bad(
+            f"judge {OTHERS}:one_again is the same network as the fitted {OTHERS}:one",
+            f"--fit={OTHERS}:one",
+            f"--test={OTHERS}:one_again",
+        ),
         _bad("methods must be of apfgvm", "--methods=mifgvm,magic"),
         _bad("processing must be of none, jpeg95", "--processing=jpeg74"),
         _bad("transformations must be of resize_pad_flip", "--transformations=flip+none"),
@@ -135,7 +140,7 @@ def _bad(message, *given):
         _bad("two persons or more", "--data_dir=alone"),
         _bad("data_dir nowhere does not exist", "--data_dir=nowhere"),
         _bad("crop=arcface needs images of 178x218", "--crop=arcface"),
-        _bad("means nothing to --dataset=synthetic", "--dataset=synthetic"),
+        _bad("does not apply to --dataset=synthetic", "--dataset=synthetic"),
         _bad("protocol nowhere.json cannot be read", "--protocol=nowhere.json"),
         _bad("protocol file cannot be read: it is no JSON file", "--protocol=file"),
         _bad("output_dir file is a file", "--output_dir=file"),
@@ -157,7 +162,7 @@ def test_bad_input_ends_in_one_line_before_any_attack(
 def test_help_tells_what_budgets_and_rates_are(capsys):
     assert transfer.main(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("ifgsm, mifgsm, pgd", "apfgvm, ddn, fmn, cw", "the lowest PSNR of any photo"):
+    for words in ("ifgsm, mifgsm, pgd", "apfgvm, ddn, fmn, cw", "the lowest PSNR of any image"):
         assert words in text
 
 

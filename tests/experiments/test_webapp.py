@@ -7,11 +7,14 @@ import re
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from deid_jax.photos import Face, FaceReport, FaceVerdict, Verifier
+from deid_jax.photos.file_records import NOT_PROTECTED, PROTECTED, UNJUDGED, status_of
+from deid_jax.recognisers.embedders import Embedder, FunctionModule
 from experiments import protect, webapp
 from experiments._webapp.page import worked
 from experiments._webapp.page_text import (
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("light_attack")
 @pytest.fixture(scope="module")
 def studio(light_attack):
     """Of a quick recogniser, and a detector that finds one face in all but small photos."""
-    settings = webapp.WebappSettings(recogniser=ONE, threshold=0.9, num_steps=2)
+    settings = webapp.WebappSettings(recogniser=ONE, threshold="0.9", num_steps=8)
     return dataclasses.replace(
         webapp.protector_of(settings),
         detector=lambda pixels: [FACE] if min(pixels.shape[:2]) >= 90 else [],
@@ -52,8 +55,8 @@ def studio(light_attack):
 
 
 def report(*verdicts, psnr=40.0, box=BOX):
-    protected = all(one.fooled for one in verdicts)
-    return FaceReport(tuple(map(float, box)), protected, 40.0, psnr, 0.99, verdicts)
+    status = status_of(verdicts, 0.9)
+    return FaceReport(tuple(map(float, box)), 0.9, status, 40.0, psnr, 0.99, verdicts)
 
 
 def verdict(cosine, name="one", *, fitted=True):
@@ -93,14 +96,14 @@ def test_an_upload_becomes_the_file_that_protect_writes(studio, tmp_path):
     photo(source / "a.png")
     Image.fromarray(picture(1)).save(source / "b.jpg", quality=95)
     Image.fromarray(picture(0)).save(source / "c.webp", lossless=True)
-    arguments = ["--recogniser=" + ONE, "--threshold=0.9", "--num_steps=2", FACES]
+    arguments = ["--recogniser=" + ONE, "--threshold=0.9", "--num_steps=8", FACES]
     protect.main([f"--input={source}", f"--output={other}", *arguments, "--strength=light"])
     for path in sorted(source.iterdir()):
         outcome = outcome_of(path, "light", studio, tmp_path)
         assert outcome.name == outcome.output.name == path.name
         assert outcome.output.read_bytes() == (other / path.name).read_bytes()
         assert outcome.output.read_bytes() != path.read_bytes()
-        assert outcome.protected
+        assert outcome.status == UNJUDGED
 
 
 def talking_png(pixels):
@@ -126,6 +129,19 @@ def test_the_file_holds_no_metadata(name, make, studio, tmp_path):
     for shown in [path for view in outcome.previews for path in view]:
         with Image.open(shown) as image:
             assert image.info == {}
+
+
+def test_what_was_protected_is_refused(studio, tmp_path, monkeypatch):
+    """What the page itself wrote, and what is marked."""
+    message = "a.png is protected already, and protecting it again may undo that: give the "
+    made = outcome_of(photo(tmp_path / "a.png", 21), "medium", studio, tmp_path)
+    again = outcome_of(made.output, "medium", studio, tmp_path)
+    assert (again.output, again.message) == (None, f"{message}original.")
+    marking = dataclasses.replace(studio, mark=True)
+    made = outcome_of(photo(tmp_path / "a.png", 22), "medium", marking, tmp_path)
+    monkeypatch.setenv("DEID_JAX_CACHE", str(tmp_path / "none"))
+    again = outcome_of(made.output, "medium", studio, tmp_path)
+    assert (again.output, again.message) == (None, f"{message}original.")
 
 
 def test_pictures_show_the_file(studio, tmp_path):
@@ -233,13 +249,9 @@ def test_each_file_is_accounted_for(studio, tmp_path):
 
 
 def test_a_recogniser_that_sees_nothing_is_said_and_the_rest_is_done(studio, tmp_path):
-    class Blind:
-        name = "blind"
-
-        def embed(self, images):
-            return np.zeros((len(images), 4), np.float32)
-
-    blind = dataclasses.replace(studio, verifiers=(Verifier(Blind(), 0.5, True),))
+    module = FunctionModule(lambda images: jnp.zeros((len(images), 4)))
+    verifier = Verifier(Embedder("blind", module, {}), 0.5, True)
+    blind = dataclasses.replace(studio, verifiers=(verifier,))
     outcome = outcome_of(photo(tmp_path / "a.png"), "medium", blind, tmp_path)
     assert outcome.output is None
     assert "blind" in outcome.message
@@ -275,7 +287,7 @@ def test_names_are_shown_as_they_are():
     face = report(verdict(0.6, EVIL))
     wrong = UploadOutcome(EVIL, f"{EVIL} is damaged.")
     done = UploadOutcome(EVIL, None, Path("x"), (), (face,))
-    embedder = type("Named", (), {"name": EVIL})()
+    embedder = Embedder(EVIL, None, None)
     shown = [
         overview_html([wrong]),
         overview_html([wrong, done]),
@@ -291,7 +303,7 @@ def test_names_are_shown_as_they_are():
         assert not any(name.startswith("on") for _, own in seen.tags for name in own)
 
 
-def test_verdicts_are_told_per_face_and_recogniser():
+def test_verdicts_are_shown_per_face_and_recogniser():
     faces = (
         report(verdict(0.123, "first"), verdict(0.5, "second", fitted=False)),
         report(verdict(-0.2, "first"), verdict(0.499, "second", fitted=False), psnr=np.inf),
@@ -300,15 +312,69 @@ def test_verdicts_are_told_per_face_and_recogniser():
     rows = re.findall("<tr>(.*?)</tr>", verdict_html(outcome))[1:]
     assert [parsed(row).text for row in rows] == [
         "12.6(40.0 dB)firstfooled0.123 < 0.5",
-        "second (not known to the attack)not fooled0.500 ≥ 0.5",
+        "second (judge)not fooled0.500 ≥ 0.5",
         "2nonefirstfooled-0.200 < 0.5",
-        "second (not known to the attack)fooled0.499 < 0.5",
+        "second (judge)fooled0.499 < 0.5",
     ]
-    assert not outcome.protected
-    text = parsed(overview_html([outcome])).text
-    assert text.startswith("a.png: not protected. 2 faces found")
-    assert "still matches 1" in text
     assert verdict_html(UploadOutcome("a.png", "No face.")) == ""
+
+
+FITTED, JUDGE = verdict(0.1), verdict(0.1, "two", fitted=False)
+KNOWN, JUDGE_KNOWN = verdict(0.6), verdict(0.6, "two", fitted=False)
+
+
+@pytest.mark.parametrize(
+    ("faces", "status", "kind", "text"),
+    [
+        ([[FITTED, JUDGE]], PROTECTED, "right", "matched by no surrogate and no judge."),
+        ([[FITTED], [FITTED]], UNJUDGED, "open", "by no surrogate; there was no judge."),
+        (
+            [[FITTED, JUDGE], [FITTED, JUDGE_KNOWN]],
+            NOT_PROTECTED,
+            "wrong",
+            "not protected. 2 faces found, of which a judge still matches 1.",
+        ),
+        (
+            [[KNOWN, JUDGE], [KNOWN, JUDGE_KNOWN], [FITTED, JUDGE]],
+            NOT_PROTECTED,
+            "wrong",
+            "not protected. 3 faces found, of which a recogniser still matches 2.",
+        ),
+        ([], NOT_PROTECTED, "wrong", "not protected. 0 faces found"),
+    ],
+)
+def test_only_judges_make_a_photo_protected(faces, status, kind, text):
+    reports = tuple(report(*own) for own in faces)
+    outcome = UploadOutcome("a.png", None, Path("a.png"), (), reports)
+    assert outcome.status == status
+    ((tag, attributes),) = parsed(overview_html([outcome])).tags
+    assert (tag, attributes["class"]) == ("p", f"said {kind}")
+    assert text in parsed(overview_html([outcome])).text
+
+
+def test_totals_tell_judged_and_unjudged_apart():
+    made = {
+        name: UploadOutcome(name, None, Path(name), (), (report(*verdicts),))
+        for name, verdicts in (("a", (FITTED, JUDGE)), ("b", (FITTED,)), ("c", (KNOWN,)))
+    }
+    gone = UploadOutcome("d", "No face was found in d.")
+    judged = "1 of {} photos protected: no surrogate and no judge matches a face"
+    unjudged = "1 of {} photos unjudged: the faces found fool every surrogate"
+    for names, heads, kind in (
+        ("ab", [judged, unjudged], "open"),
+        ("ac", [judged], "wrong"),
+        ("bc", [unjudged], "wrong"),
+        ("abc", [judged, unjudged], "wrong"),
+    ):
+        shown = parsed(overview_html([made[name] for name in names]))
+        assert shown.tags[0][1]["class"] == f"said {kind}"
+        assert shown.text.startswith(heads[0].format(len(names)))
+        assert [head.format(len(names)) in shown.text for head in (judged, unjudged)] == [
+            head in heads for head in (judged, unjudged)
+        ]
+        assert ("c: not protected" in shown.text) is ("c" in names)
+    text = parsed(overview_html([gone, gone])).text
+    assert text.startswith("0 of 2 photos protected") and text.count("No face was found") == 2
 
 
 def test_words_on_strengths_and_recognisers():
@@ -316,15 +382,17 @@ def test_words_on_strengths_and_recognisers():
     after = before + 3 * np.random.default_rng(0).choice([-1.0, 1.0], 10000)
     psnr = -10 * np.log10(np.mean((after - before) ** 2) / 255**2)
     np.testing.assert_allclose(rms_levels(psnr), 3, rtol=1e-12)
-    assert strength_label("medium").startswith("medium: 2.0 levels of 255")
-    assert "PSNR 42 to 38 dB" in strength_label("medium")
-    known = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, threshold=0.9))
+    assert strength_label("medium").startswith("medium: 2.6 levels of 255")
+    assert "PSNR 40 dB" in strength_label("medium")
+    known = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, threshold="0.9"))
     assert "--judge" in verifiers_html(known.verifiers)
-    both = webapp.protector_of(webapp.WebappSettings(recogniser=ONE, judge=TWO, threshold=0.9))
+    both = webapp.protector_of(
+        webapp.WebappSettings(recogniser=ONE, judge=TWO, threshold="0.9")
+    )
     text = parsed(verifiers_html(both.verifiers)).text
     assert "--judge" not in text
-    assert f"{ONE}: fooled on purpose" in text
-    assert f"{TWO}: judges only" in text
+    assert f"{ONE}: surrogate" in text
+    assert f"{TWO}: judge" in text
 
 
 def test_what_was_made_is_forgotten(studio, tmp_path):

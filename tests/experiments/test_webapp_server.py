@@ -29,14 +29,14 @@ from tests.experiments.protect_helpers import ONE
         ({"num_steps": 0}, "num_steps"),
         ({"seed": -1}, "seed"),
         ({"detector": "missing.onnx"}, "missing.onnx|OpenCV"),
-        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": "1.5"}, "threshold"),
         ({"threshold": None}, "threshold"),
         ({"judge": ONE}, "twice"),
         ({"recogniser": "nobody"}, "nobody"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    given = {"recogniser": ONE, "threshold": 0.9} | settings
+    given = {"recogniser": ONE, "threshold": "0.9"} | settings
     with (
         pytest.raises(InputError, match=message),
         webapp.serve(webapp.WebappSettings(**given)),
@@ -65,7 +65,7 @@ def test_a_taken_port_is_one_clear_line(capsys):
 def test_without_gradio_it_is_said_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    settings = webapp.WebappSettings(recogniser=ONE, threshold=0.9, port=0)
+    settings = webapp.WebappSettings(recogniser=ONE, threshold="0.9", port=0)
     with pytest.raises(InputError, match=r"deid_jax\[webapp\]"), webapp.serve(settings):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -166,7 +166,7 @@ def connected(own, address):
 socket.getaddrinfo, socket.socket.connect = getaddrinfo, connected
 from experiments import webapp
 
-with webapp.serve(webapp.WebappSettings(recogniser={ONE!r}, threshold=0.9, port=0)):
+with webapp.serve(webapp.WebappSettings(recogniser={ONE!r}, threshold="0.9", port=0)):
     import gradio, huggingface_hub
     time.sleep(2)
     print(json.dumps([

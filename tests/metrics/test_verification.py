@@ -7,6 +7,7 @@ from scipy import stats
 
 from deid_jax.errors import InputError
 from deid_jax.metrics import verification
+from deid_jax.metrics.verification import Distance
 
 
 def draw(count, width=7, seed=0):
@@ -33,10 +34,10 @@ def mean_direction(vectors):
 
 def test_normalised_embeddings_keep_their_direction_and_lose_their_length():
     embeddings = draw(5)
-    units = verification.normalise(embeddings)
+    units = verification.comparable(embeddings)
     assert units.dtype == np.float64
     np.testing.assert_allclose(np.sum(units**2, axis=1), 1, rtol=1e-14)
-    np.testing.assert_allclose(verification.normalise(1e6 * embeddings), units, rtol=1e-12)
+    np.testing.assert_allclose(verification.comparable(1e6 * embeddings), units, rtol=1e-12)
     for embedding, unit in zip(embeddings, units, strict=True):
         assert cosine(embedding, unit) == pytest.approx(1, abs=1e-14)
 
@@ -44,25 +45,25 @@ def test_normalised_embeddings_keep_their_direction_and_lose_their_length():
 def test_what_an_accelerator_returns_is_taken():
     embeddings = draw(4).astype(np.float32)
     for given in (jnp.asarray(embeddings), jnp.asarray(embeddings, jnp.bfloat16)):
-        units = verification.normalise(given)
+        units = verification.comparable(given)
         assert units.dtype == np.float64
         expected = np.asarray(given, np.float64)
-        np.testing.assert_allclose(units, verification.normalise(expected), rtol=0)
+        np.testing.assert_allclose(units, verification.comparable(expected), rtol=0)
 
 
 def test_cosines_are_their_definition():
     a, b = draw(6, seed=1), draw(4, seed=2)
     expected = [[cosine(x, y) for y in b] for x in a]
-    np.testing.assert_allclose(verification.cosines(a, b), expected, atol=1e-14)
+    np.testing.assert_allclose(verification.similarities(a, b), expected, atol=1e-14)
     expected = [cosine(x, y) for x, y in zip(a[:4], b, strict=True)]
-    np.testing.assert_allclose(verification.row_cosines(a[:4], b), expected, atol=1e-14)
+    np.testing.assert_allclose(verification.row_similarities(a[:4], b), expected, atol=1e-14)
 
 
 def test_cosines_stay_within_one():
     embeddings = draw(400, width=3)
-    assert np.max(verification.cosines(embeddings, embeddings)) == 1
-    assert np.min(verification.cosines(embeddings, -embeddings)) == -1
-    assert np.max(verification.row_cosines(embeddings, 3 * embeddings)) <= 1
+    assert np.max(verification.similarities(embeddings, embeddings)) == 1
+    assert np.min(verification.similarities(embeddings, -embeddings)) == -1
+    assert np.max(verification.row_similarities(embeddings, 3 * embeddings)) <= 1
 
 
 MEMBERS = [[0, 3, 4], np.array([7]), [1, 2, 5, 6]]
@@ -229,10 +230,10 @@ TWO = [[1.0, 0.0], [0.0, 1.0]]
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda v: v.normalise([1.0]), r"embeddings must be \[N, D\], one or more"),
-        (lambda v: v.normalise(np.zeros((0, 3))), r"one or more, got shape \(0, 3\)"),
-        (lambda v: v.normalise([[1, 2], [0, 0]]), "must not be 0, but number 1 is"),
-        (lambda v: v.normalise([[1, 2], [np.nan, 0]]), "finite, but number 1 is not"),
+        (lambda v: v.comparable([1.0]), r"embeddings must be \[N, D\], one or more"),
+        (lambda v: v.comparable(np.zeros((0, 3))), r"one or more, got shape \(0, 3\)"),
+        (lambda v: v.comparable([[1, 2], [0, 0]]), "must not be 0, but number 1 is"),
+        (lambda v: v.comparable([[1, 2], [np.nan, 0]]), "finite, but number 1 is not"),
         (lambda v: v.centroids(TWO, [[0], []]), "one or more a person, person 1 has none"),
         (lambda v: v.centroids([[1, 2], [-3, -6]], [[0], [0, 1]]), "centroid 1 do"),
         (lambda v: v.leave_one_out_centroids(TWO, [0, 1]), "number 0 is alone"),
@@ -247,3 +248,31 @@ def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(verification)
     assert "\n" not in str(caught.value)
+
+
+def test_counted_scores_are_as_good_as_repeated_ones():
+    generator = np.random.default_rng(4)
+    scores = np.round(generator.normal(size=300), 1)
+    counts = generator.integers(0, 4, 300)
+    for far in (0.01, 0.1, 0.5):
+        repeated = verification.threshold_at_far(np.repeat(scores, counts), far)
+        assert verification.threshold_at_far(scores, far, counts) == repeated
+    with pytest.raises(InputError, match="needs 10 impostor scores or more, got 0"):
+        verification.threshold_at_far(scores, 0.1, 0 * counts)
+
+
+def test_distances_are_of_raw_embeddings_and_their_means():
+    """Similarity is minus the distance, so that the larger is the more alike."""
+    random = np.random.default_rng(4)
+    a, b = random.normal(size=(5, 3)), random.normal(size=(5, 3))
+    wanted = [[-math.dist(one, other) for other in b] for one in a]
+    found = verification.similarities(a, b, Distance.EUCLIDEAN)
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    rows = verification.row_similarities(a, b, Distance.EUCLIDEAN)
+    np.testing.assert_allclose(rows, np.diag(wanted), rtol=1e-12)
+    (mean,) = verification.centroids(a, [[0, 3]], Distance.EUCLIDEAN)
+    np.testing.assert_allclose(mean, (a[0] + a[3]) / 2, rtol=1e-12)
+    others = verification.leave_one_out_centroids(a, [0, 1, 0, 1, 0], Distance.EUCLIDEAN)
+    np.testing.assert_allclose(others[2], (a[0] + a[4]) / 2, rtol=1e-12)
+    nothing = verification.comparable([[0.0, 0.0]], Distance.EUCLIDEAN)
+    np.testing.assert_array_equal(nothing, [[0.0, 0.0]])

@@ -19,18 +19,19 @@ def _random(shape, seed=0):
     "size, padding",
     [(3, "SAME"), (5, "SAME"), (1, "VALID"), (3, "VALID"), (4, ((2, 1), (0, 3)))],
 )
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.slow
-def test_convolution_equals_xla_with_both_gradients(height, width, size, padding):
+def test_convolution_equals_xla_with_both_gradients(height, width, size, padding, stride):
     images = _random((2, height + 4, width + 4, 3))
     kernel = _random((size, size, 3, 4), seed=1)
     dimensions = ("NHWC", "HWIO", "NHWC")
 
     def ours(images, kernel):
-        return layers.conv_general_dilated(images, kernel, (1, 1), padding)
+        return layers.conv_general_dilated(images, kernel, (stride, stride), padding)
 
     def xla(images, kernel):
         return lax.conv_general_dilated(
-            images, kernel, (1, 1), padding, dimension_numbers=dimensions
+            images, kernel, (stride, stride), padding, dimension_numbers=dimensions
         )
 
     value, vjp = jax.vjp(ours, images, kernel)
@@ -44,7 +45,7 @@ def test_convolution_equals_xla_with_both_gradients(height, width, size, padding
 @pytest.mark.parametrize(
     "options",
     [
-        {"strides": (2, 2)},
+        {"strides": (3, 3)},
         {"kernel_dilation": (2, 2)},
         {"input_dilation": (2, 2), "padding": ((1, 1), (1, 1))},
         {"feature_group_count": 2},

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deid_jax.models import mobilefacenet
-from deid_jax.models.mobilefacenet import VARIANTS, MobileFaceNet, array_shapes, convert, load
+from deid_jax.models.mobilefacenet import VARIANTS, MobileFaceNet, array_shapes, convert
+from deid_jax.recognisers.weight_files import read_weights
 from tests.helpers import refused
 
 WIDTH = {"ms1m": 112, "casia": 96}
@@ -91,7 +92,7 @@ def test_random_weights_give_pytorchs_embeddings_and_gradients(variant, arrays):
 
 
 def test_published_weights_give_the_embeddings_stored_with_them(variant, published):
-    model, variables = load(published / f"mobilefacenet_{variant}.npz")
+    model, variables = convert(read_weights(published / f"mobilefacenet_{variant}.npz"))
     assert model.variant == variant
     with np.load(published / f"mobilefacenet_{variant}.expected.npz") as expected:
         images, embeddings = expected["images"], expected["embeddings"]
@@ -228,47 +229,6 @@ def test_wrong_arrays_are_named(variant, change, message):
     changed = {name: array for name, array in changed.items() if array is not None}
     with refused(message):
         convert(changed)
-
-
-def test_a_file_gives_what_its_arrays_give(tmp_path, arrays, network):
-    path = tmp_path / "weights.npz"
-    np.savez(path, **arrays)
-    model, variables = load(path)
-    assert model == network[0]
-    jax.tree.map(np.testing.assert_array_equal, variables, network[1])
-
-
-@pytest.mark.parametrize(
-    "damage", ["missing", "empty", "text", "cut", "flipped", "npy", "folder"]
-)
-def test_bad_files_end_in_one_line(tmp_path, damage):
-    path = tmp_path / "weights.npz"
-    np.savez_compressed(path, **random_arrays("casia"))
-    whole = path.read_bytes()
-    if damage == "npy":
-        with path.open("wb") as file:
-            np.save(file, np.zeros(3))
-    elif damage in ("missing", "folder"):
-        path.unlink()
-        if damage == "folder":
-            path.mkdir()
-    else:
-        middle = len(whole) // 2
-        flipped = whole[:middle] + bytes(64) + whole[middle + 64 :]
-        path.write_bytes(
-            {"empty": b"", "text": b"no weights", "cut": whole[:middle], "flipped": flipped}[
-                damage
-            ]
-        )
-    with refused(f"weights {path}"):
-        load(path)
-
-
-def test_pickles_are_never_opened(tmp_path):
-    path = tmp_path / "weights.npz"
-    np.savez(path, **{"conv1.0.weight": np.array([{}], object)})
-    with refused("no readable"):
-        load(path)
 
 
 def test_bottlenecks_are_the_papers():

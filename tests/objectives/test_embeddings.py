@@ -8,7 +8,8 @@ import pytest
 from deid_jax.arrays import fold_in_all
 from deid_jax.attacks.loop import differentiate
 from deid_jax.errors import InputError
-from deid_jax.objectives.embeddings import cosine, dodge, ensemble, expectation
+from deid_jax.metrics.verification import Distance
+from deid_jax.objectives.embeddings import dodge, ensemble, expectation, similarity
 from deid_jax.transforms.random_transforms import random_noise
 from tests.helpers import random_images
 
@@ -39,10 +40,10 @@ def test_cosine_equals_numpy_and_is_zero_without_direction():
     embeddings = np.float32(np.vstack([100 * RANDOM.normal(size=(3, 6)), np.zeros(6)]))
     expected = np.sum(embeddings[:3] * GALLERY[:3], axis=1, dtype=np.float64)
     expected /= np.linalg.norm(np.float64(embeddings[:3]), axis=1)
-    found = cosine(embeddings, jnp.float32(GALLERY))
+    found = similarity(embeddings, jnp.float32(GALLERY))
     np.testing.assert_allclose(found[:3], expected, atol=1e-6)
     assert found[3] == 0
-    gradient = jax.grad(lambda e: cosine(e, jnp.float32(GALLERY)).sum())(embeddings)
+    gradient = jax.grad(lambda e: similarity(e, jnp.float32(GALLERY)).sum())(embeddings)
     assert np.all(np.isfinite(gradient))
 
 
@@ -213,3 +214,19 @@ def test_expectation_of_a_batch_is_that_of_each_image_alone():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(InputError, match=message):
         make(dodge(_embed, jnp.float32(GALLERY), 0.1))
+
+
+def test_distance_is_dodged_by_its_closed_gradient_and_is_flat_at_zero():
+    """∂(τ' − ‖e − c‖)/∂e = −(e − c)/‖e − c‖; the threshold −0.6 is a distance of 0.6."""
+    own = jnp.float32([[3.0, 4.0, 0.0], [1.0, 2.0, 3.0]])
+    gallery = jnp.float32([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+
+    def loss(embeddings):
+        objective = dodge(lambda images: embeddings, gallery, -0.6, Distance.EUCLIDEAN)
+        found, success = objective(jnp.zeros((2, 1, 1, 3)), KEYS[:2])
+        return found.sum(), (found, success)
+
+    (_, (found, success)), gradient = jax.value_and_grad(loss, has_aux=True)(own)
+    np.testing.assert_allclose(found, [-5 + 0.6, 0.6], rtol=1e-6)
+    assert success.tolist() == [True, False]
+    np.testing.assert_allclose(gradient, [[-0.6, -0.8, 0], [0, 0, 0]], rtol=1e-6)

@@ -183,6 +183,28 @@ def talkative_jpeg(pixels, orientation=6, **options):
     return b"".join((plain[:2], *segments, plain[2:], SMALL, b"ftypmp4 video of Ann"))
 
 
+def turned_by_xmp(kind, make=None):
+    """(file, pixels): XMP alone has an orientation; in a PNG it follows the pixels.
+
+    With a make the file has EXIF as well, but no density, nor does EXIF have one.
+    """
+    pixels, target = picture(), io.BytesIO()
+    tags = {} if make is None else {0x010F: make}
+    options = {"xmp": XMP}
+    if kind == "TIFF":
+        options = {"tiffinfo": {700: XMP} | tags}
+    elif tags:
+        options["exif"] = Image.Exif()
+        options["exif"].update(tags)
+    Image.fromarray(pixels).save(target, kind, **options)
+    content = target.getvalue()
+    if kind == "PNG":
+        text = b"XML:com.adobe.xmp\0\0\0\0\0" + XMP
+        content = content[:-12] + chunk(b"iTXt", text) + content[-12:]
+    assert XMP in content
+    return content, pixels
+
+
 def talkative_png(**options):
     texts = PngImagePlugin.PngInfo()
     texts.add_text("Comment", "Comment-Bob")

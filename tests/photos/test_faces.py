@@ -1,178 +1,16 @@
-"""Faces found by detectors, told by files and by words."""
+"""Faces found by detectors, and given by files and flags."""
 
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
-import skimage.data
-from PIL import Image
 
 from deid_jax.errors import InputError
 from deid_jax.photos import detectors, faces
-from deid_jax.photos.alignment import crop_matrix
 from deid_jax.photos.faces import Face
 
-# Eileen Collins' pupils in skimage.data.astronaut(), by eye.
-EYES = np.array([[203.7, 101.2], [246.6, 103.4]])
-
-
-@pytest.fixture(scope="module")
-def astronaut():
-    found = skimage.data.astronaut()
-    assert found.shape == (512, 512, 3)
-    return found
-
-
-def resized(pixels, width, height):
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def holds(box, points):
-    left, top, width, height = box
-    low, high = np.array([left, top]), np.array([left + width, top + height])
-    return bool(np.all((points > low) & (points < high)))
-
-
-# --- The cascade ---
-
-
-@pytest.mark.parametrize("scale", [0.25, 1.0, 3.0])
-def test_cascade_finds_a_face_whatever_the_photos_size(astronaut, scale):
-    (face,) = detectors.cascade(resized(astronaut, *2 * [int(512 * scale)]))
-    box = np.array(face.box) / scale
-    assert holds(box, EYES)
-    assert 2 * 43 < box[2] == box[3] < 3 * 43  # in distances of the eyes
-    np.testing.assert_allclose(box[:2] + box[2:] / 2, EYES.mean(0) + np.array([0, 15]), atol=8)
-    assert face.landmarks is None and face.score >= 7
-
-
-def test_cascade_is_deterministic_and_leaves_the_photo_alone(astronaut):
-    before = astronaut.copy()
-    first = detectors.cascade(astronaut)
-    assert all(detectors.cascade(astronaut) == first for _ in range(5))
-    np.testing.assert_array_equal(astronaut, before)
-
-
-def test_larger_faces_come_first_and_small_ones_not_at_all(astronaut):
-    """A tenth of the shorter side is the least."""
-    pixels = np.full((700, 1200, 3), 200, np.uint8)
-    pixels[:400, :400] = resized(astronaut, 400, 400)
-    pixels[100:612, 400:912] = astronaut
-    large, small = detectors.cascade(pixels)
-    assert holds(large.box, EYES + np.array([400, 100]))
-    assert holds(small.box, EYES * 400 / 512)
-    pixels = np.full((1200, 1200, 3), 200, np.uint8)
-    pixels[:512, :512] = astronaut  # A face of 102 pixels.
-    assert detectors.cascade(pixels) == []
-    assert len(detectors.cascade(pixels[:900, :900])) == 1
-
-
-def test_cascade_finds_nothing_where_nobody_is():
-    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    blank = [np.full((200, 150, 3), value, np.uint8) for value in (0, 128, 255)]
-    others = [skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
-    for pixels in (noise, *blank, *others):
-        assert detectors.cascade(pixels) == []
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (10, 300), (300, 23), (23, 23), (24, 24), (1, 5000)])
-def test_cascade_takes_the_smallest_of_pictures(shape):
-    assert detectors.cascade(np.full((*shape, 3), 90, np.uint8)) == []
-
-
-def test_cascade_needs_scikit_image(astronaut, monkeypatch):
-    detectors._cascade.cache_clear()
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(InputError) as caught:
-        detectors.cascade(astronaut)
-    message = "finding faces needs scikit-image: pip install 'deid_jax[photos]'"
-    assert str(caught.value) == message
-
-
-@pytest.mark.slow
-def test_boxes_of_the_cascade_lie_about_landmarks_as_crops_take_it(real_photos):
-    """Of 24 photos it finds 20 faces; the other figures are those that alignment.py states."""
-    told, shares = faces.read_faces(real_photos / "landmarks.csv"), []
-    for name, (face,) in told.items():
-        points = face.landmarks
-        for found in detectors.cascade(np.array(Image.open(real_photos / name).convert("RGB"))):
-            if holds(found.box, points):
-                left, top, width, height = found.box
-                (x, y), spread = points.mean(0), np.sqrt(np.sum(np.var(points, axis=0)))
-                shares.append([(x - left) / width, (y - top) / height, spread / width])
-                # Landmarks' crop and the box's are nearly the same.
-                other = crop_matrix(face)[:, :2] @ np.linalg.inv(crop_matrix(found)[:, :2])
-                np.testing.assert_allclose(other, np.eye(2), atol=0.3)
-    assert len(told) == 24 and len(shares) == 20
-    np.testing.assert_allclose(np.mean(shares, axis=0), [0.500, 0.576, 0.242], atol=6e-4)
-    deviations = np.std(shares, axis=0, ddof=1)
-    np.testing.assert_allclose(deviations, [0.022, 0.021, 0.016], atol=6e-4)
-
-
-# --- Windows that agree ---
-
-
-@pytest.fixture
-def windows(monkeypatch):
-    """What the cascade finds is told: boxes; and what it was asked."""
-    told, asked = [], {}
-
-    def detect_multi_scale(**options):
-        asked.update(options)
-        return [
-            dict(zip(("c", "r", "width", "height"), window, strict=True)) for window in told
-        ]
-
-    fake = types.SimpleNamespace(detect_multi_scale=detect_multi_scale)
-    monkeypatch.setattr(detectors, "_cascade", lambda: fake)
-    return told, asked
-
-
-FULL = np.zeros((480, 640, 3), np.uint8)
-AT = (100, 80, 60, 60)
-
-
-@pytest.mark.parametrize(("count", "found"), [(0, 0), (6, 0), (7, 1), (30, 1)])
-def test_a_face_needs_seven_windows(windows, count, found):
-    told, asked = windows
-    told += [AT] * count
-    assert detectors.cascade(FULL) == [Face((100.0, 80.0, 60.0, 60.0), None, count)] * found
-    assert asked["img"].shape == (480, 640, 3)
-    assert (asked["min_size"], asked["max_size"]) == ((48, 48), (480, 480))
-
-
-def test_boxes_are_the_windows_mean_in_the_photos_pixels_in_any_order(windows):
-    told, asked = windows
-    generator = np.random.default_rng(0)
-    first = generator.integers(-3, 4, (9, 4)) + np.array([100, 80, 60, 60])
-    second = generator.integers(-3, 4, (11, 4)) + np.array([300, 200, 50, 50])
-    alone = np.array([[500, 20, 40, 40]] * 6)
-    pixels = np.zeros((960, 1280, 3), np.uint8)
-    for _ in range(4):
-        told[:] = generator.permutation(np.concatenate([first, second, alone])).tolist()
-        # The larger first, though fewer agree.
-        one, other = detectors.cascade(pixels)
-        assert asked["img"].shape == (480, 640, 3)
-        np.testing.assert_allclose(one.box, 2 * first.mean(0), rtol=1e-12)
-        np.testing.assert_allclose(other.box, 2 * second.mean(0), rtol=1e-12)
-        assert (one.score, other.score) == (9, 11)
-
-
-@pytest.mark.parametrize(("height", "found"), [(30, 1), (29, 0)])
-def test_windows_agree_from_half_of_their_union_on(windows, height, found):
-    told, _ = windows
-    told += [(0, 0, 60, 60)] * 4 + [(0, 0, 60, height)] * 3
-    assert len(detectors.cascade(FULL)) == found
-
-
-@pytest.mark.parametrize(("left", "found"), [(110, 1), (144, 1), (145, 2), (300, 2)])
-def test_parts_of_a_face_are_no_faces(windows, left, found):
-    """Windows of 30 pixels, more than half of which lies within the box or not."""
-    told, _ = windows
-    told += [AT] * 20 + [(left, 90, 30, 30)] * 8
-    assert [face.score for face in detectors.cascade(FULL)] == [20, 8][:found]
+# --- Boxes ---
 
 
 @pytest.mark.parametrize(
@@ -270,16 +108,74 @@ def test_files_that_are_no_yunet_are_refused_in_one_line(cv2, moment):
 
 
 @pytest.mark.parametrize("path", ["none.onnx", "."])
-def test_missing_models_are_refused(cv2, path):
+def test_missing_models_are_refused(monkeypatch, path):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # To install it would not help.
     with pytest.raises(InputError, match=rf"^detector file {path} does not exist\Z"):
         detectors.yunet(path)
 
 
-def test_yunet_needs_opencv(monkeypatch):
+def test_yunet_needs_opencv(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    message = r"^YuNet needs OpenCV: pip install 'deid_jax\[opencv\]'\Z"
+    (tmp_path / "yunet.onnx").write_bytes(b"model")
+    message = r"^YuNet needs OpenCV: pip install 'deid_jax\[opencv\]' \(import of cv2 halted"
     with pytest.raises(InputError, match=message):
-        detectors.yunet("yunet.onnx")
+        detectors.yunet(tmp_path / "yunet.onnx")
+
+
+# --- User-supplied boxes ---
+
+
+def face_in(seen, box=(40.0, 30.0, 20.0, 30.0)):
+    """What is made of a box, and what was shown of a photo that counts its pixels."""
+    pixels = np.zeros((100, 120, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(120), np.arange(100)[:, None]
+    shown = []
+
+    def detector(part):
+        shown.append(part)
+        return seen
+
+    return faces.face_within(detector, pixels, box), shown[0]
+
+
+def test_landmarks_are_found_within_a_given_box():
+    points = np.arange(10.0).reshape(5, 2)
+    # In the part that is shown, which begins at (25, 15).
+    near = Face((16.0, 14.0, 22.0, 28.0), points, 0.75)
+    beside = Face((0.0, 0.0, 20.0, 20.0), points + 50, 0.9)
+    found, shown = face_in([beside, near])
+    assert shown.shape == (60, 50, 3)
+    assert shown[0, 0].tolist() == [25, 15, 0]
+    assert (found.box, found.score) == ((40.0, 30.0, 20.0, 30.0), 0.75)
+    np.testing.assert_array_equal(found.landmarks, points + np.array([25, 15]))
+
+
+@pytest.mark.parametrize("seen", [[], [Face((0.0, 0.0, 20.0, 20.0), np.ones((5, 2)), 0.9)]])
+def test_a_given_box_in_which_no_face_is_detected_scores_0(seen):
+    found, _ = face_in(seen)
+    assert found == Face((40.0, 30.0, 20.0, 30.0), None, 0.0)
+
+
+def test_only_given_faces_without_landmarks_are_searched_for():
+    pointed = Face((1.0, 1.0, 5.0, 5.0), np.ones((5, 2)))
+    bare = Face((3.0, 1.0, 5.0, 5.0))
+    choice = faces.FaceChoice([pointed, bare], landmarker=lambda pixels: [])
+    found, _ = choice.faces("a.png", np.zeros((9, 9, 3), np.uint8))
+    assert found[0] is pointed and found[1] == bare._replace(score=0.0)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Face((-90.0, 0.0, 100.0, 9.0)),
+        Face((-1e5, -1e5, 3e5, 3e5)),
+        Face((2.0, 2.0, 5.0, 5.0), 20.0 + np.arange(10.0).reshape(5, 2)),
+    ],
+)
+def test_told_faces_that_lie_beside_the_photo_are_refused(told):
+    choice = faces.FaceChoice([told])
+    with pytest.raises(faces.FaceError, match=r"^a\.png: a face's \w+ lies? beside the photo"):
+        choice.faces("a.png", np.zeros((12, 12, 3), np.uint8))
 
 
 # --- Words ---
@@ -288,8 +184,8 @@ def test_yunet_needs_opencv(monkeypatch):
 def test_faces_are_told_in_words():
     assert faces.parse_faces("largest") == "largest"
     assert faces.parse_faces("all") == "all"
-    wanted = [Face((1.0, -2.0, 3.5, 4.0), None, 1.0), Face((0.0, 0.0, 10.0, 0.5))]
-    assert faces.parse_faces("1:-2:3.5:4,0:0:1e1:.5") == wanted
+    wanted = [Face((1.0, -2.0, 3.5, 4.0), None, 1.0), Face((0.0, 0.0, 10.0, 2.5))]
+    assert faces.parse_faces("1:-2:3.5:4,0:0:1e1:2.5") == wanted
 
 
 @pytest.mark.parametrize(
@@ -304,8 +200,8 @@ def test_faces_are_told_in_words():
         ("1:2::4", "faces: must be numbers, got '1,2,,4'"),
         ("1:2:nan:4", "faces: must be finite numbers"),
         ("-inf:2:3:4", "faces: must be finite numbers"),
-        ("1:2:3:0", "faces: a box must be wider and higher than 0, got 3.0x0.0"),
-        ("9:9:9:9,1:2:-3:4", "faces: a box must be wider and higher than 0, got -3.0x4.0"),
+        ("1:2:3:0", "faces: boxes are in pixels, 2 or more wide and high, got 3x0"),
+        ("9:9:9:9,1:2:-3:4", "faces: boxes are in pixels, 2 or more wide and high, got -3x4"),
     ],
 )
 def test_other_words_are_refused(text, message):

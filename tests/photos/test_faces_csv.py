@@ -1,4 +1,4 @@
-"""Faces told by a CSV file."""
+"""Faces given by a CSV file."""
 
 import re
 
@@ -39,10 +39,10 @@ def refusal(read, *lines):
 
 
 def test_boxes(read):
-    found = read(f"file,{BOX}", "a.jpg,1,-2.5,30,4e1", "deep/b c.png,0,0,.5,1")
+    found = read(f"file,{BOX}", "a.jpg,1,-2.5,30,4e1", "deep/b c.png,0,0,2.5,2")
     assert found == {
         "a.jpg": [Face((1.0, -2.5, 30.0, 40.0), None, 1.0)],
-        "deep/b c.png": [Face((0.0, 0.0, 0.5, 1.0), None, 1.0)],
+        "deep/b c.png": [Face((0.0, 0.0, 2.5, 2.0), None, 1.0)],
     }
 
 
@@ -99,8 +99,8 @@ def test_spreadsheets_marks_and_line_ends(read, ends):
         ("1,2,inf,4", "must be finite numbers"),
         ("1,nan,3,4", "must be finite numbers"),
         ("1,2,1e999,4", "must be finite numbers"),
-        ("1,2,0,4", "a box must be wider and higher than 0, got 0.0x4.0"),
-        ("1,2,3,-4", "a box must be wider and higher than 0, got 3.0x-4.0"),
+        ("1,2,0,4", "boxes are in pixels, 2 or more wide and high, got 0x4"),
+        ("1,2,3,-4", "boxes are in pixels, 2 or more wide and high, got 3x-4"),
     ],
 )
 def test_lines_that_are_no_boxes_are_named(read, values, message):
@@ -115,6 +115,14 @@ def test_some_columns_of_landmarks_are_not_enough(read):
     assert found == "boxes.csv, line 2: must have left,top,width,height or x1,y1,…,y5"
     (face,) = read(f"file,{short[0]},{BOX}", f"a,{short[1]},1,2,3,4")["a"]
     assert face == Face((1.0, 2.0, 3.0, 4.0))
+
+
+def test_shares_of_the_photo_are_no_pixels(read):
+    shares = ",".join(str(n / 100) for point in POINTS for n in point)
+    message = refusal(read, f"file,{NUMBERED}", f"a,{shares}")
+    assert message == "boxes.csv, line 2: landmarks are in pixels, and these lie within 1"
+    message = refusal(read, f"file,{BOX}", "a,.3,.2,.25,.3")
+    assert message.endswith("boxes are in pixels, 2 or more wide and high, got 0.25x0.3")
 
 
 def turned(angle, points):

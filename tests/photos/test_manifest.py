@@ -194,9 +194,11 @@ def test_the_others_add_to_files_of_their_own(tmp_path):
 
 BOX = (1.234, 2.0, 30.001, 4.0)
 VERDICT = ("one", True, 0.123456, 0.3, 0.176544, True)
-FACE = FaceReport(BOX, True, 40.0, math.inf, 0.987654321, (FaceVerdict(*VERDICT),))
+FACE = FaceReport(
+    BOX, 0.87654, "unjudged", 40.0, math.inf, 0.987654321, (FaceVerdict(*VERDICT),)
+)
 TRACK = TrackReport(
-    BOX, 0, 8, 9, True, 40.0, 39.98765, 41.1, (TrackVerdict(*VERDICT, 0.999999),)
+    BOX, 0.87654, 0, 8, 9, "unjudged", 40.0, 39.98765, 41.1, (TrackVerdict(*VERDICT, 0.999999),)
 )
 
 
@@ -206,31 +208,32 @@ TRACK = TrackReport(
         (
             FACE,
             PhotoFigures(1, 20, 30, None),
-            '{"box": [1.23, 2.0, 30.0, 4.0], "protected": true, "strength_db": 40.0, '
-            '"psnr": null, "ssim": 0.98765, "verdicts": [{"recogniser": "one", "fitted": true, '
-            '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}]}',
+            '{"box": [1.23, 2.0, 30.0, 4.0], "score": 0.8765, "status": "unjudged", '
+            '"strength_db": 40.0, "psnr": null, "ssim": 0.98765, "verdicts": '
+            '[{"recogniser": "one", "fitted": true, '
+            '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true}], '
+            '"in_gallery": null}',
             '"faces_left": 1, "height": 20, "width": 30, "quality": null',
         ),
         (
             TRACK,
             VideoFigures(0, 20, 30, 12, 9),
-            '{"box": [1.23, 2.0, 30.0, 4.0], "first_frame": 0, "last_frame": 8, '
-            '"num_frames": 9, "protected": true, "strength_db": 40.0, "psnr": 39.988, '
+            '{"box": [1.23, 2.0, 30.0, 4.0], "score": 0.8765, "first_frame": 0, '
+            '"last_frame": 8, "num_frames": 9, "status": "unjudged", "strength_db": 40.0, '
+            '"psnr": 39.988, '
             '"mean_psnr": 41.1, "verdicts": [{"recogniser": "one", "fitted": true, '
-            '"cosine": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
-            '"fooled_frames": 1.0}]}',
+            '"similarity": 0.12346, "threshold": 0.3, "margin": 0.17654, "fooled": true, '
+            '"fooled_frames": 1.0}], "in_gallery": null}',
             '"faces_left": 0, "height": 20, "width": 30, "num_frames": 12, '
             '"num_face_frames": 9',
         ),
     ],
 )
-def test_lines_are_byte_for_byte_what_earlier_versions_wrote(
-    face, figures, faces_json, figures_json
-):
-    whole = FileRecord("a", "protected", None, "a", "1", "2", (face,), figures, settings="s")
+def test_lines_are_byte_for_byte_these(face, figures, faces_json, figures_json):
+    whole = FileRecord("a", "unjudged", None, "a", "1", "2", (face,), figures, settings="s")
     line = write_record(whole)
     assert line == (
-        '{"file": "a", "status": "protected", "reason": null, "output": "a", '
+        '{"file": "a", "status": "unjudged", "reason": null, "output": "a", '
         f'"source_sha256": "1", "output_sha256": "2", "faces": [{faces_json}], '
         f'{figures_json}, "settings": "s"}}\n'
     )

@@ -34,7 +34,7 @@ def rule(monkeypatch):
 
 def batch():
     images = np.zeros((NUMBER, SIDE, SIDE, 3), np.uint8)
-    return ImageBatch(images, None, Surrogates((), (), (), ()), [0.3], None, None)
+    return ImageBatch(images, None, Surrogates((), (), (), (), ()), [0.3], None, None)
 
 
 def test_the_widest_margin_that_a_budget_allows_is_found(rule):

@@ -102,7 +102,7 @@ def test_galleries_and_own_photos_are_mean_directions(judge, faces):
     probe = rows[faces.lists.probes[:4]]
     expected = [[_cosine(row, gallery) for gallery in judge.galleries] for row in probe]
     np.testing.assert_allclose(
-        verification.cosines(probe, judge.galleries), expected, atol=1e-12
+        verification.similarities(probe, judge.galleries), expected, atol=1e-12
     )
 
 

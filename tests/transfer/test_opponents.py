@@ -33,7 +33,7 @@ def _named(embedder, images, labels, others):
     """The share of photos whose person's other photos are the likeliest."""
     members = [np.flatnonzero(labels == p) for p in range(PERSONS)]
     galleries = verification.centroids(embedder.embed(others), members)
-    scores = verification.cosines(embedder.embed(images), galleries)
+    scores = verification.similarities(embedder.embed(images), galleries)
     return np.mean(scores.argmax(axis=1) == labels)
 
 

@@ -249,7 +249,7 @@ def test_frames_that_change_their_size_are_refused(tmp_path):
 def test_frames_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     source = write(tmp_path / "in.mp4", frames(2))
     monkeypatch.setattr(containers, "MAX_PIXELS", SIZE[0] * SIZE[1])
-    assert containers.look(source) == (*SIZE, 2)
+    assert containers.look(source) == (*SIZE, 2, False)
     monkeypatch.setattr(containers, "MAX_PIXELS", SIZE[0] * SIZE[1] - 1)
     refused(source, "has frames of more than 7679 pixels")
 
@@ -360,4 +360,4 @@ def test_ticks_are_read_as_they_are(tmp_path):
         assert picture.pixels.dtype == np.uint8
         np.testing.assert_allclose(picture.pixels.astype(int), pixels, atol=12)
     info = containers.look(source)
-    assert info == (*SIZE, 20)
+    assert info == (*SIZE, 20, False)

@@ -57,6 +57,25 @@ def rewrite(source, target, change=lambda number, pixels: None, **options):
     return target
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_mark_is_seen_and_shows_nothing_else(suffix, keep, tmp_path):
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    notes = {"comment": "of Ann", "title": "Garden"}
+
+    def setup(out, video):
+        out.metadata.update(notes)
+
+    source = write(tmp_path / f"in{suffix}", frames(3), codec, setup=setup)
+    assert not containers.look(source).is_marked
+    plain = rewrite(source, tmp_path / f"plain{suffix}", keep_metadata=keep)
+    assert not containers.look(plain).is_marked
+    target = rewrite(source, tmp_path / f"out{suffix}", keep_metadata=keep, mark=True)
+    assert containers.look(target).is_marked
+    assert b"of Ann" not in target.read_bytes()
+    assert (b"Garden" in target.read_bytes()) is keep
+
+
 def assert_alike(target, source):
     errors = rgb(target).astype(int) - rgb(source)
     assert np.sqrt(np.mean(np.square(errors))) < 2.5

@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deid_jax.photos import Face, Strength, detectors
+from deid_jax.photos import Face, Strength, face_attack
+from deid_jax.photos.alignment import crop_matrix
+from deid_jax.photos.face_search import load_search
 from deid_jax.videos import video
 from deid_jax.videos.followed_faces import FollowedFace, VideoAttack, VideoJudge
 from deid_jax.videos.tracks import Track
 from tests.experiments.protect_helpers import (
+    FIRST,
     KEY,
     may_change,
     protector,
-    square,
+    reach,
+    reach_of,
+    seen,
     verifier,
 )
 from tests.videos.video_helpers import (
@@ -20,6 +25,7 @@ from tests.videos.video_helpers import (
     NUMBER,
     QUICK,
     SIZE,
+    STEPS,
     WIDTH,
     Told,
     boxes,
@@ -32,6 +38,7 @@ from tests.videos.video_helpers import (
     run,
     span,
     still,
+    vectors_of,
     way,
     write,
 )
@@ -51,13 +58,13 @@ def test_two_faces_of_which_one_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "QUALITY", 0)
     detector = Told(lambda number: [box for _, box in places(number)])
     report = run(source, tmp_path / "out.mp4", detector=detector)
-    assert report.protected and report.num_face_frames == NUMBER
+    assert report.status == "unjudged" and report.num_face_frames == NUMBER
     first, second = report.faces
     assert (first.box, second.box) == (left, right)
     assert span(first) == (0, 7, 8)
     assert span(second) == (0, 15, 16)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
-    own = [may_change((HEIGHT, WIDTH), square(box), block=2) for box in (left, right)]
+    own = [may_change((HEIGHT, WIDTH), reach(box), block=2) for box in (left, right)]
     assert not (own[0] & own[1]).any()
     changed = [[one[inside].any() for inside in own] for one in errors]
     assert changed == [[number < 8, True] for number in range(NUMBER)]
@@ -70,14 +77,15 @@ def test_looks_that_miss_the_face_leave_no_gap(source, tmp_path, monkeypatch):
     monkeypatch.setattr(video, "QUALITY", 0)
     detector = Told(lambda number: boxes(number) if number != 5 else [])
     report = run(source, tmp_path / "out.mp4", detector=detector)
-    assert report.protected
+    assert report.status == "unjudged"
     assert span(report.faces[0]) == (0, NUMBER - 1, NUMBER)
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for number, one in enumerate(errors):
-        allowed = may_change((HEIGHT, WIDTH), square(way(number)), block=2)
+        allowed = may_change((HEIGHT, WIDTH), reach(way(number)), block=2)
         assert one[allowed].mean() > 0.3 and not one[~allowed].any()
 
 
+@pytest.mark.slow
 def test_grey_videos_stay_grey(tmp_path, monkeypatch):
     frames = [face_frame(number, [(1, way(number))]) for number in range(NUMBER)]
     grey = [np.repeat(one.mean(2, keepdims=True).astype(np.uint8), 3, 2) for one in frames]
@@ -96,11 +104,11 @@ def test_turned_videos_are_changed_upright(tmp_path):
         tmp_path / "in.mp4", frames, setup=lambda out, one: one.set_display_matrix(matrix)
     )
     report = run(source, tmp_path / "out.mp4")
-    assert report.protected and (report.width, report.height) == (WIDTH, HEIGHT)
+    assert report.status == "unjudged" and (report.width, report.height) == (WIDTH, HEIGHT)
     upright = [np.rot90(rgb(path), -1, (1, 2)) for path in (source, tmp_path / "out.mp4")]
     errors = np.abs(upright[1].astype(int) - upright[0]).sum(3)
     for number, one in enumerate(errors):
-        allowed = may_change((HEIGHT, WIDTH), square(way(number)))
+        allowed = may_change((HEIGHT, WIDTH), reach(way(number)))
         assert one[allowed].mean() > 2 * one[~allowed].mean()
     psnrs = psnrs_of(*upright, [way(number) for number in range(NUMBER)])
     assert report.faces[0].psnr == pytest.approx(min(psnrs), abs=0.02)
@@ -108,7 +116,7 @@ def test_turned_videos_are_changed_upright(tmp_path):
 
 @pytest.mark.slow
 def test_face_that_a_detector_finds(tmp_path, monkeypatch):
-    """The astronaut of scikit-image comes nearer and goes by; the real cascade looks."""
+    """The astronaut of scikit-image comes nearer and goes by; the real detector looks."""
     from skimage import data
 
     whole, number, size = Image.fromarray(data.astronaut()), 18, (208, 176)
@@ -123,53 +131,97 @@ def test_face_that_a_detector_finds(tmp_path, monkeypatch):
     report = run(
         source,
         tmp_path / "out.mp4",
-        detector=detectors.cascade,
+        detector=load_search(),
         strength=Strength((40.0, 38.0), 4),
     )
     (track,) = report.faces
     assert span(track) == (0, number - 1, number)
     assert report.num_face_frames == report.num_frames == number
-    (found,) = detectors.cascade(data.astronaut())
+    (found,) = load_search()(data.astronaut())
     errors = planes(tmp_path / "out.mp4")[0] != planes(source)[0]
     for (left, top, width), error in zip(views, errors, strict=True):
         scale = size[0] / width
-        low_x, low_y, high_x, high_y = square(found.box)
+        low_x, low_y, high_x, high_y = reach_of(crop_matrix(found))
         place = (low_x - left, low_y - top, high_x - left, high_y - top)
         x, y, right, bottom = scale * np.array(place)
-        # The cascade's box trembles by a tenth of its width.
-        allowed = may_change(errors.shape[1:], (x, y, right, bottom), margin=14)
+        # Landmarks tremble.
+        allowed = may_change(errors.shape[1:], (x, y, right, bottom), margin=8)
         assert not error[~allowed].any()
         # Eileen Collins' eyes and mouth.
+        changed = []
         for across, down in ((206, 105), (243, 105), (226, 145)):
             column, row = round(scale * (across - left)), round(scale * (down - top))
-            assert error[row - 4 : row + 4, column - 4 : column + 4].mean() > 0.1
+            changed.append(error[row - 4 : row + 4, column - 4 : column + 4].mean())
+        assert np.mean(changed) > 0.1
 
 
 # --- Who judges ---
 
 
-def followed(box, looks, references, num_frames=1000, reach=0):
+def followed(box, looks, references, num_frames=1000, reach=0, verifiers=None):
     track = Track()
     for number in looks:
         track.add(number, Face(tuple(map(float, box))))
-    track.signs.append(references)
+    track.features.append(references)
     track.extend(reach, num_frames)
-    return FollowedFace(track, [verifier()] * len(references), 0)
+    return FollowedFace(track, verifiers or [verifier()] * len(references), 0)
 
 
-def test_frames_without_the_face_are_not_judged():
-    pixels = face_frame(0, [(1, still(0))])
-    one = followed(still(0), (5, 10), [embedding(pixels, still(0), 1)], reach=4)
-    one.idle.add(2)
-    judge = VideoJudge([verifier()], lambda pixels: [], [one], 5)
-    for number in range(20):
+def test_frames_that_only_a_judge_recognises_count_but_are_not_attacked():
+    """Those in which nobody recognises the face are left out."""
+    whole, absent = face_frame(0, [(1, still(0))]), face_frame(0)
+    faint = (0.75 * whole + 0.25 * face_frame(0, [(2, still(0))])).astype(np.uint8)
+    known = embedding(whole, still(0), 1)
+    cosine = embedding(faint, still(0), 1) @ known
+    assert embedding(absent, still(0), 1) @ known < cosine - 0.1 < cosine + 0.02 < 1
+    given = verifier(threshold=cosine + 0.01), verifier(FIRST, cosine - 0.01, False)
+    one = followed(still(0), (5, 10), [known, known], reach=4, verifiers=given)
+    frames = [faint if n in (3, 4) else whole if 5 <= n <= 10 else absent for n in range(20)]
+    attack = VideoAttack(protector(*given), KEY, [one])
+    outside = [n for n in range(20) if not 5 <= n <= 10]
+    assert all(attack.perturb(n, frames[n]) is None for n in outside)
+    judge = VideoJudge(given, lambda pixels: [], [one], 5)
+    for number, pixels in enumerate(frames):
         judge.see(number, pixels, pixels)
     judge.finish()
-    assert (one.first, one.last, one.num_frames) == (1, 14, 13)
-    assert judge.num_face_frames == 13
-    assert one.fooled.tolist() == [0] and one.cosines == pytest.approx([1.0], abs=1e-3)
+    assert (one.first, one.last, one.num_frames) == (3, 10, 8)
+    assert judge.face_frames == set(range(3, 11))
+    assert one.fooled.tolist() == [2, 0]
+    assert one.similarities == pytest.approx([1.0, 1.0], abs=1e-3)
     # Nothing was changed.
-    assert one.lowest_psnr == 100.0 and one.sum_psnr == 1300.0
+    assert one.lowest_psnr == 100.0 and one.sum_psnr == 800.0
+
+
+@pytest.mark.parametrize("crop", range(7))
+def test_frames_that_the_detector_sees_are_judged_by_the_crops_of_photos(crop):
+    """The others by the crop that was perturbed alone."""
+    pixels, face = face_frame(0, [(1, still(0))]), Face(tuple(map(float, still(0))))
+    vectors = seen(pixels, face)
+    assert len(vectors) == 7
+    cosines = vectors @ vectors[crop]
+    for number, wanted in ((5, 1.0), (6, cosines[0])):
+        one = followed(still(0), (5, 10), [vectors[crop]])
+        judge = VideoJudge([verifier()], lambda pixels: [face], [one], 5)
+        judge.see(number, pixels, pixels)
+        judge.finish()
+        assert one.similarities == pytest.approx([wanted], abs=1e-3)
+
+
+def test_channels_that_differ_by_one_level_are_grey(monkeypatch):
+    """As lossy codecs leave them, and as in photos: no channel is changed by itself."""
+    generator = np.random.default_rng(0)
+
+    def noise(verifiers, canvases, *given, **options):
+        return generator.normal(0, 0.01, canvases.images.shape).astype(np.float32)
+
+    monkeypatch.setattr(face_attack, "perturbations", noise)
+    grey = face_frame(0, [(1, still(0))]).mean(2, keepdims=True).astype(np.uint8)
+    for most in (1, 2):
+        pixels = grey + generator.integers(0, most + 1, (HEIGHT, WIDTH, 3), np.uint8)
+        one = followed(still(0), (0,), [embedding(pixels, still(0), 1)])
+        change = VideoAttack(protector(), KEY, [one]).perturb(0, pixels) - pixels
+        assert change.any()
+        assert np.any(np.ptp(change.view(np.int8), axis=2)) == (most == 2)
 
 
 def test_recognisers_are_left_behind_by_a_margin():
@@ -195,6 +247,32 @@ def test_recognisers_are_left_behind_by_a_margin():
     assert cosine < least - 0.05
 
 
+def test_face_that_is_matched_in_the_file_gets_more_strength_if_there_is_more(monkeypatch):
+    tried = []
+
+    def nothing(verifiers, canvases, *given, psnr, num_steps, **options):
+        tried.append((psnr, num_steps))
+        return np.zeros(canvases.images.shape, np.float32)
+
+    monkeypatch.setattr(face_attack, "perturbations", nothing)
+    pixels = face_frame(0, [(1, still(0))])
+    for psnrs in ((42.0,), (42.0, 40.0)):
+        one = followed(still(0), (0,), [embedding(pixels, still(0), 1)])
+        # The similarity is 1, below the threshold by the margin; in the file it is not.
+        given = protector(verifier(threshold=1.15), strength=Strength(psnrs, STEPS))
+        attack = VideoAttack(given, KEY, [one])
+        attack.begin(0.1)
+        attack.perturb(0, pixels)
+        assert not attack.may_improve()
+        one.judged(0, np.array([1.2]), np.array([1.15]), 40.0)
+        assert attack.may_improve() is (len(psnrs) > 1)
+    attack.begin(0.1, last=True)
+    attack.perturb(0, pixels)
+    one.judged(0, np.array([1.2]), np.array([1.15]), 40.0)
+    assert one.matched and not attack.may_improve()
+    assert tried == [(42.0, STEPS), (42.0, STEPS), (40.0, STEPS)]
+
+
 # --- What is known ---
 
 
@@ -218,7 +296,7 @@ def test_other_photos_of_a_person_count_too(source, tmp_path):
     ):
         report = run(source, tmp_path / "out.mp4", verifier(gallery=given))
         after = rgb(tmp_path / "out.mp4")
-        cosines = [(known @ embedding(after[n], way(n), 1)).max() for n in range(NUMBER)]
+        cosines = [(vectors_of(after[n], n, way(n), 1) @ known.T).max() for n in range(NUMBER)]
         (one,) = report.faces[0].verdicts
-        assert one.cosine == pytest.approx(max(cosines), abs=2e-3)
+        assert one.similarity == pytest.approx(max(cosines), abs=2e-3)
         assert one.fooled_frames == np.mean(np.array(cosines) < 0.9)

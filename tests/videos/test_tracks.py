@@ -24,9 +24,9 @@ def landmarks_in(box):
     return np.array(box[:2]) + shares * np.array(box[2:])
 
 
-def follow(places, looks, *, every, num_frames, pointed=False, alike=None, num_signs=1):
+def follow(places, looks, *, every, num_frames, pointed=False, alike=None, num_kept=1):
     """Tracks of what is found: frame -> [(sign, box)], and each look's tracks."""
-    tracker, given = Tracker(every, alike or anybody, num_signs), []
+    tracker, given = Tracker(every, alike or anybody, num_kept), []
     for number in looks:
         found = places(number)
         faces = [Face(box, landmarks_in(box) if pointed else None) for _, box in found]
@@ -126,9 +126,9 @@ def test_two_who_cross_keep_their_ways():
         order = "ab" if number % 10 else "ba"
         return [(name, ways[name](number)) for name in order]
 
-    tracks, _ = follow(places, range(0, 51, 5), every=5, num_frames=51, num_signs=11)
+    tracks, _ = follow(places, range(0, 51, 5), every=5, num_frames=51, num_kept=11)
     assert len(tracks) == 2
-    assert [set(track.signs) for track in tracks] == [{"a"}, {"b"}]
+    assert [set(track.features) for track in tracks] == [{"a"}, {"b"}]
     for track, name in zip(tracks, "ab", strict=True):
         assert_follows(track, ways[name], range(51))
 
@@ -141,11 +141,11 @@ def test_two_who_change_places_are_told_apart_by_their_looks():
         return [(left, (10.0, 10.0, 40.0, 40.0)), (right, (30.0, 12.0, 40.0, 40.0))]
 
     looks = range(0, 31, 5)
-    tracks, _ = follow(places, looks, every=5, num_frames=31, alike=by_name, num_signs=9)
-    assert [set(track.signs) for track in tracks] == [{"a"}, {"b"}]
+    tracks, _ = follow(places, looks, every=5, num_frames=31, alike=by_name, num_kept=9)
+    assert [set(track.features) for track in tracks] == [{"a"}, {"b"}]
     assert [len(track.frames) for track in tracks] == [7, 7]
-    tracks, _ = follow(places, looks, every=5, num_frames=31, num_signs=9)
-    assert [set(track.signs) for track in tracks] == [{"a", "b"}, {"a", "b"}]
+    tracks, _ = follow(places, looks, every=5, num_frames=31, num_kept=9)
+    assert [set(track.features) for track in tracks] == [{"a", "b"}, {"a", "b"}]
 
 
 def test_cut_begins_new_tracks():
@@ -155,13 +155,13 @@ def test_cut_begins_new_tracks():
         return [("a" if number < 20 or number >= 30 else "b", (10.0, 10.0, 40.0, 40.0))]
 
     tracks, given = follow(
-        places, range(0, 46, 5), every=5, num_frames=46, alike=by_name, num_signs=20
+        places, range(0, 46, 5), every=5, num_frames=46, alike=by_name, num_kept=20
     )
     assert [track.frames for track in tracks] == [
         [0, 5, 10, 15, 30, 35, 40, 45],
         [20, 25],
     ]
-    assert [track.signs for track in tracks] == [["a"] * 8, ["b"] * 2]
+    assert [track.features for track in tracks] == [["a"] * 8, ["b"] * 2]
     assert [own is tracks[0] for (own,) in given] == [True] * 4 + [False] * 2 + [True] * 4
 
 
@@ -175,8 +175,8 @@ def test_each_face_goes_to_the_track_that_it_overlaps_most():
         ]
         return [found[k] for k in np.random.default_rng(number).permutation(3)]
 
-    tracks, given = follow(places, range(0, 40, 5), every=5, num_frames=40, num_signs=8)
-    assert [set(track.signs) for track in tracks] == [{"a"}, {"b"}, {"c"}]
+    tracks, given = follow(places, range(0, 40, 5), every=5, num_frames=40, num_kept=8)
+    assert [set(track.features) for track in tracks] == [{"a"}, {"b"}, {"c"}]
     for number, own in zip(range(0, 40, 5), given, strict=True):
         names = [name for name, _ in places(number)]
         assert [tracks.index(track) for track in own] == ["abc".index(name) for name in names]
@@ -246,6 +246,37 @@ def test_trembling_is_smoothed_one_two_one(seed):
     # The variance of (1 : 2 : 1) / 4 of independent numbers is 3/8 of theirs.
     spread = np.square(wanted[1:-1] - [50, 60, 40, 44]).mean()
     assert spread < 0.6
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_missing_landmarks_are_interpolated(seed):
+    """Within boxes that move and grow; beyond the ends their places in the box stay."""
+    generator = np.random.default_rng(seed)
+    box = line(generator.uniform(80, 120, 2), generator.uniform(-1.5, 1.5, 2), 40, 0.2)
+    frames = [0, 5, 10, 15, 20, 25]
+    rows = [np.concatenate([box(n), landmarks_in(box(n)).ravel()]) for n in frames]
+    track = made(frames, rows, [n not in (0, 10, 15, 25) for n in frames])
+    assert_follows(track, box, range(30), pointed=True)
+    # Landmarks that move in a box that stays: linear in between.
+    still = (10.0, 10.0, 40.0, 40.0)
+    rows = [np.concatenate([still, landmarks_in(box(n)).ravel()]) for n in frames]
+    track = made(frames, rows, [n not in (5, 10) for n in frames])
+    for number in range(26):
+        np.testing.assert_allclose(track.at(number).landmarks, landmarks_in(box(number)))
+    lone = made([3], rows[:1], [False]).at(3)
+    assert lone.landmarks is None and lone.box == still
+
+
+@pytest.mark.parametrize(
+    ("scores", "score"),
+    [((0, 0, 5), 0), ((0, 5), 0), ((0, 5, 7), 5), ((4, 0, 6, 8, 0), 4), ((7,), 7), ((0,), 0)],
+)
+def test_scores_of_tracks(scores, score):
+    """Above 0 only if more than half of the detections are; in the middle otherwise."""
+    track = Track()
+    for number, one in enumerate(scores):
+        track.add(number, Face((0.0, 0.0, 9.0, 9.0), None, one))
+    assert track.score == score
 
 
 def test_boxes_never_vanish_where_a_face_shrinks_fast():
