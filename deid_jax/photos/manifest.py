@@ -110,9 +110,8 @@ class Manifest:
         """Appends a record durably, and returns it with the settings.
 
         If nothing was written for the file this time, the output of an earlier run is removed,
-        because it would be mistaken for the file's protected copy. If the file was refused or
-        could not be read (its digest is empty), it stays, and so does its name in the record:
-        it may be the only one.
+        because it would be mistaken for the file's protected copy. If the cause may pass (the
+        digest is empty), it stays, and so does its name in the record: it may be the only one.
         """
         record = dataclasses.replace(record, settings=self._settings)
         with self._turn:

@@ -88,7 +88,7 @@ class FileProtector:
                 status = NO_FACE
             elif isinstance(error, EmbeddingError | ProtectedError):
                 status = NOT_PROTECTED
-            # Without a digest the file is tried again: not its content alone is the cause.
+            # Without a digest the file is tried again: its content alone is not the cause.
             passes = isinstance(error, TransientError | ProtectedError | FaceError)
             return FileRecord(name, status, str(error), source_sha256="" if passes else digest)
 
